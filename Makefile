@@ -1,0 +1,34 @@
+# Two commands on a fresh machine with nothing but Python 3.11 to 3.13: `make demo`, `make test`.
+
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: demo test test-all check lock clean
+
+demo: .venv/ready
+	$(BIN)/vitfold demo
+
+test: check
+	$(BIN)/pytest
+
+test-all: check
+	$(BIN)/pytest -m ''
+
+check: .venv/ready
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+.venv/ready: requirements.lock pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.lock
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	touch $@
+
+# Versions for every supported Python and platform, from pyproject.toml.
+lock:
+	uv pip compile --universal --python-version 3.11 --no-annotate --no-header \
+		--all-extras --group dev pyproject.toml -o requirements.lock
+
+clean:
+	rm -rf .venv

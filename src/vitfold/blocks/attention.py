@@ -1,0 +1,90 @@
+"""Attention over a reduced sequence: the module's own code, with sizes as a bias and cues tapped."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from vitfold.cues import PROJECTIONS
+from vitfold.errors import UnsupportedModel
+from vitfold.blocks.standin import run
+from vitfold.blocks.taps import tap
+from vitfold.ledger import Ledger
+
+
+class Attend:
+    """How one block attends, once: what it was called with, and what it showed.
+
+    ledger: the tokens that it attends over.
+    given: the arguments that the block was called with, besides its tokens.
+    proportional: whether a token of size s counts s times.
+    cue: what its attention modules are to show; those of `k`, `q`, `v` and `x_attn` end up in
+        `shown`, one for each attention module of the block.
+    """
+
+    def __init__(
+        self, ledger: Ledger, given: Mapping[str, Any], proportional: bool, cue: str | None
+    ) -> None:
+        self.ledger = ledger
+        self.given = given
+        self.proportional = proportional
+        self.cue = cue
+        self.shown: list[Tensor] = []
+
+    def __call__(self, attention: nn.Module, x: Tensor, **arguments: Any) -> Tensor:
+        """Run an attention module on its normalized tokens."""
+        out = self.whole(attention, x, **arguments)
+        if self.cue == "x_attn":
+            self.shown.append(out)
+        return out
+
+    def whole(self, module: nn.Module, x: Tensor, **arguments: Any) -> Tensor:
+        """Run a module that attends and does more besides."""
+        parts = self._relative_position(module, x)
+        if self.cue in PROJECTIONS:
+            parts |= tap(module, self.cue, self.shown.append)
+        out = run(module, "forward", parts, x, **arguments) if parts else module(x, **arguments)
+        return out[0] if isinstance(out, tuple) else out
+
+    def bias(self, x: Tensor, given: str = "attn_mask") -> Tensor | None:
+        """What is added to the logits: the mask or bias that the block was given, and log sizes."""
+        if self.given.get("is_causal"):
+            raise UnsupportedModel("causal attention cannot be folded: call without is_causal")
+        return self.join(self.given.get(given), x)
+
+    def join(self, bias: Tensor | None, x: Tensor) -> Tensor | None:
+        """A bias over the original tokens, for the tokens of now, with their log sizes."""
+        bias = self.ledger.mask(bias, x.dtype)
+        size = self.ledger.log_size(x) if self.proportional else None
+        if bias is None or size is None:
+            return size if bias is None else bias
+        return bias + size
+
+    def rope(self) -> Tensor | None:
+        """The rotary table that the block was given, for the tokens of now."""
+        table = self.given.get("rope")
+        return None if table is None else self.ledger.positions(table)
+
+    def _relative_position(self, attention: Any, x: Tensor) -> dict[str, Any]:
+        """Parts in place of a bias that the module itself makes for the original tokens."""
+        if self.ledger.origin is None:
+            return {}
+        if getattr(attention, "relative_position_bias_table", None) is not None:
+            bias = self.ledger.mask(attention._get_rel_pos_bias(), x.dtype)
+            return {"_get_rel_pos_bias": lambda: bias}
+        if getattr(attention, "rel_pos", None) is not None:
+            return {"rel_pos": _Bias(self.join(attention.rel_pos.get_bias(), x))}
+        return {}
+
+
+class _Bias:
+    """A relative position bias that is already made, in the shape of timm's module for it."""
+
+    def __init__(self, bias: Tensor | None) -> None:
+        self.bias = bias
+
+    def get_bias(self) -> Tensor | None:
+        return self.bias
+
+    def __call__(self, logits: Tensor, shared_rel_pos: Tensor | None = None) -> Tensor:
+        return logits if self.bias is None else logits + self.bias

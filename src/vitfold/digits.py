@@ -1,0 +1,129 @@
+"""The embedded default model: a small vision transformer and the digits it reads.
+
+The pictures are the 8x8 handwritten digits bundled with scikit-learn, enlarged and put somewhere
+on a larger canvas, so that most of the tokens show background and can be merged away.
+"""
+
+from collections.abc import Mapping
+from functools import cache
+from importlib import import_module, resources
+from types import MappingProxyType
+from typing import Any, Final, Literal
+
+import safetensors.torch
+import torch
+import torch.nn.functional as F
+from timm.models import VisionTransformer
+from torch import Tensor
+
+ARCHITECTURE: Final[Mapping[str, Any]] = MappingProxyType(
+    {
+        "img_size": 56,
+        "patch_size": 4,
+        "in_chans": 1,
+        "num_classes": 10,
+        "global_pool": "token",
+        "embed_dim": 96,
+        "depth": 12,
+        "num_heads": 3,
+    }
+)
+"""The keyword arguments of timm's VisionTransformer."""
+
+MEAN: Final = 0.2
+STD: Final = 0.3
+"""Canvas brightness, from 0 to 1, is normalized as (brightness - MEAN) / STD."""
+
+_CANVAS: Final[int] = ARCHITECTURE["img_size"]
+_SMALLEST, _LARGEST = 28.0, 36.0  # side of the enlarged digit, in pixels
+_STEEPEST: Final = 0.2  # rotation either way, in radians
+_TEST_FRACTION: Final = 0.25
+_SPLIT_SEED: Final = 0
+
+# Fractional parts of index * step fill the unit square evenly (Roberts' R2 sequence, twice), and,
+# unlike a random generator, give the same places on every platform and PyTorch version.
+_STEPS: Final = (0.7548776662466927, 0.5698402909980532, 0.6180339887498949, 0.4142135623730951)
+
+
+def create_digits(pretrained: bool = True) -> VisionTransformer:
+    """Build the digits model in float32; ``pretrained`` loads the weights shipped with vitfold."""
+    model = VisionTransformer(**ARCHITECTURE)
+    if pretrained:
+        model.load_state_dict(_stored_weights())
+    return model.eval() if pretrained else model
+
+
+def load_split(split: Literal["train", "test"]) -> tuple[Tensor, Tensor]:
+    """Return normalized images, ``(n, 1, 56, 56)``, and labels, ``(n,)``.
+
+    The test split is the same at every call. The train split is drawn anew from PyTorch's global
+    generator: each call shows the same digits at other places, sizes and angles.
+    """
+    digits, labels, indices = _digits(split)
+    if split == "train":
+        return _render(digits, torch.rand(len(digits), 6)), labels
+    generator = torch.Generator().manual_seed(_SPLIT_SEED)
+    return _render(digits, _fixed_draws(indices), generator), labels
+
+
+def _stored_weights() -> dict[str, Tensor]:
+    stored = resources.files("vitfold").joinpath("assets", "digits.safetensors").read_bytes()
+    return {name: weight.float() for name, weight in safetensors.torch.load(stored).items()}
+
+
+@cache
+def _digits(split: Literal["train", "test"]) -> tuple[Tensor, Tensor, Tensor]:
+    """Return 8x8 digits with brightness from 0 to 1, their labels and their indices in the data."""
+    try:
+        datasets = import_module("sklearn.datasets")
+        selection = import_module("sklearn.model_selection")
+    except ImportError as error:
+        raise ImportError('the digits need scikit-learn: pip install "vitfold[demo]"') from error
+    bunch = datasets.load_digits()
+    parts = selection.train_test_split(
+        range(len(bunch.target)),
+        test_size=_TEST_FRACTION,
+        random_state=_SPLIT_SEED,
+        stratify=bunch.target,
+    )
+    indices = torch.tensor(parts[("train", "test").index(split)])
+    images = torch.from_numpy(bunch.images).float().unsqueeze(1) / 16
+    return images[indices], torch.from_numpy(bunch.target).long()[indices], indices
+
+
+def _fixed_draws(indices: Tensor) -> Tensor:
+    """Give each index an upright digit of middling size, at a place of its own."""
+    upright = torch.full((len(indices), 2), 0.5)
+    places = indices.double().unsqueeze(1) * torch.tensor(_STEPS, dtype=torch.double)
+    return torch.cat([upright, places.frac().float()], dim=1)
+
+
+def _render(digits: Tensor, draws: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    """Put each digit on its canvas and normalize.
+
+    ``draws`` holds, per digit, six numbers from 0 to 1: size, angle, column, row, and the slope
+    of the background along columns and rows.
+    """
+    theta = _affine(*draws[:, :4].unbind(dim=1))
+    grid = F.affine_grid(theta, [len(digits), 1, _CANVAS, _CANVAS], align_corners=False)
+    ink = F.grid_sample(digits, grid, align_corners=False)
+    canvas = ink + (1 - ink) * _background(draws[:, 4:], generator)
+    return (canvas - MEAN) / STD
+
+
+def _affine(size: Tensor, angle: Tensor, column: Tensor, row: Tensor) -> Tensor:
+    """Return the maps from canvas to digit coordinates, both from -1 to 1, as (n, 2, 3)."""
+    reach = (_SMALLEST + (_LARGEST - _SMALLEST) * size) / _CANVAS
+    turn = (2 * angle - 1) * _STEEPEST
+    rows = [turn.cos(), turn.sin(), -turn.sin(), turn.cos()]
+    rotation = torch.stack(rows, dim=1).view(-1, 2, 2) / reach.view(-1, 1, 1)
+    center = (2 * torch.stack([column, row], dim=1) - 1) * (1 - reach).unsqueeze(1)
+    return torch.cat([rotation, -rotation @ center.unsqueeze(2)], dim=2)
+
+
+def _background(slopes: Tensor, generator: torch.Generator | None) -> Tensor:
+    """Return a dim, noisy brightness ramp, so that no two background tokens are equal."""
+    ramp = torch.linspace(-1, 1, _CANVAS)
+    across, down = (0.1 * slopes - 0.05).view(-1, 1, 2, 1).unbind(dim=2)
+    noise = torch.rand(len(slopes), 1, _CANVAS, _CANVAS, generator=generator)
+    return 0.1 + across.unsqueeze(2) * ramp + down.unsqueeze(2) * ramp.unsqueeze(1) + 0.08 * noise

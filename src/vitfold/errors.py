@@ -1,0 +1,60 @@
+"""What can go wrong, by name.
+
+VitfoldError
+├── UnsupportedModel   a model that no family describes, or that is wrapped; says which class and why
+├── MethodError        an option of a method: unknown, out of range, contradictory, unreachable
+├── ShapeError         images that the model does not take
+├── FoldError          folding or unfolding at the wrong moment
+├── PlanError          a saved plan that cannot be read, or does not fit; names the field
+├── DataError          images, folders and result files that cannot be read or written
+└── MissingExtra       an optional dependency that is not installed; names the extra
+
+Every message is one line: the value, what was expected, what to do.
+"""
+
+import difflib
+from collections.abc import Iterable
+
+
+class VitfoldError(Exception):
+    """Base of all errors that vitfold raises on purpose."""
+
+
+class UnsupportedModel(VitfoldError):
+    """The model cannot be folded."""
+
+
+class MethodError(VitfoldError, ValueError):
+    """A method's option does not make sense."""
+
+
+class ShapeError(VitfoldError, ValueError):
+    """The images do not fit the model."""
+
+
+class FoldError(VitfoldError, RuntimeError):
+    """Folding or unfolding at the wrong moment."""
+
+
+class PlanError(VitfoldError, ValueError):
+    """A saved plan cannot be used."""
+
+
+class DataError(VitfoldError, ValueError):
+    """Data or files cannot be read or written."""
+
+
+class MissingExtra(VitfoldError, ImportError):
+    """An optional dependency is missing."""
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """`" (did you mean 'lgtm'?)"` when something known is close, else the list of what is known."""
+    names = sorted(known)
+    close = difflib.get_close_matches(word, names, n=1)
+    return f" (did you mean {close[0]!r}?)" if close else f" (known: {', '.join(names)})"
+
+
+def missing(package: str, extra: str) -> MissingExtra:
+    """The error for a dependency that an extra brings."""
+    return MissingExtra(f'{package} is not installed: pip install "vitfold[{extra}]"')

@@ -1,0 +1,233 @@
+"""Put a method on a model, and take it off again without a trace."""
+
+import contextlib
+import contextvars
+import inspect
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from vitfold.blocks.kinds import Kind
+from vitfold.errors import FoldError, MethodError, ShapeError, UnsupportedModel, VitfoldError
+from vitfold.families import Found, find
+from vitfold.flops import dry_count, solve
+from vitfold.methods import Method, create_method
+from vitfold.methods.schedule import per_block
+from vitfold.run import Run
+
+ModelT = TypeVar("ModelT", bound=nn.Module)
+
+MARK = "_vitfold"
+"""The attribute of a trunk that holds its fold."""
+
+_watched: contextvars.ContextVar[list[Run] | None] = contextvars.ContextVar("runs", default=None)
+
+
+@dataclass(eq=False)
+class Fold:
+    """What lies on a trunk while it is folded.
+
+    schedule: how many tokens each block is asked to remove.
+    running: one entry for every call under way.
+    """
+
+    found: Found
+    method: Method
+    schedule: tuple[int, ...]
+    running: list[None] = field(default_factory=list)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Fold":
+        import copy
+
+        return Fold(copy.deepcopy(self.found, memo), self.method, self.schedule)
+
+
+class Entry:
+    """A method of a trunk that runs its folded blocks. Lies on the instance, over the class's."""
+
+    def __init__(self, trunk: nn.Module, method: str) -> None:
+        self.trunk = trunk
+        self.method = method
+
+    @property
+    def __signature__(self) -> inspect.Signature:
+        return inspect.signature(getattr(type(self.trunk), self.method).__get__(self.trunk))
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        fold: Fold = getattr(self.trunk, MARK)
+        run = start(fold, args, kwargs)
+        if torch.compiler.is_compiling():
+            return fold.found.kind.call(self.trunk, self.method, run, args, kwargs)
+        fold.running.append(None)
+        try:
+            with _shape_errors(fold, args):
+                return fold.found.kind.call(self.trunk, self.method, run, args, kwargs)
+        finally:
+            fold.running.pop()
+
+
+class FoldedBlock:
+    """The forward of a block of a folded trunk: folded in a run of the trunk, its own elsewhere."""
+
+    def __init__(self, block: nn.Module, index: int, kind: Kind) -> None:
+        self.block = block
+        self.index = index
+        self.kind = kind
+
+    def __call__(self, x: Tensor, *args: Any, vitfold: Run | None = None, **kwargs: Any) -> Any:
+        if vitfold is None:
+            return type(self.block).forward(self.block, x, *args, **kwargs)
+        given = dict(zip(self.kind.arguments, args, strict=False)) | kwargs
+        return vitfold.block(self.index, self.block, self.kind, x, given)
+
+
+def start(fold: Fold, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Run:
+    """A new run for a call with these arguments."""
+    found = fold.found
+    given = dict(zip(found.kind.arguments, args, strict=False)) | kwargs
+    run = Run(fold.method, fold.schedule, found.prefix, found.kind.grid(found.trunk, given))
+    run.valid = _valid(found.kind.padding(given), found.prefix)
+    if not torch.compiler.is_compiling() and (runs := _watched.get()) is not None:
+        runs.append(run)
+    return run
+
+
+def _valid(padding: Tensor | None, prefix: int) -> Tensor | None:
+    """`[B, tokens]`: what is not padding; None where nothing is, as far as one may look."""
+    if padding is None or (not torch.compiler.is_compiling() and bool(padding.all())):
+        return None
+    return torch.cat([padding.new_ones(padding.shape[0], prefix), padding], dim=1)
+
+
+@contextlib.contextmanager
+def watch() -> Iterator[list[Run]]:
+    """Collects the runs of all folded calls in this context, and in this thread."""
+    runs: list[Run] = []
+    token = _watched.set(runs)
+    try:
+        yield runs
+    finally:
+        _watched.reset(token)
+
+
+@contextlib.contextmanager
+def _shape_errors(fold: Fold, args: tuple[Any, ...]) -> Iterator[None]:
+    """What the model says of images that it does not take, as an error of ours."""
+    try:
+        yield
+    except (AssertionError, ValueError) as error:
+        images = args[0] if args else None
+        size = fold.found.size
+        if isinstance(error, VitfoldError) or not isinstance(images, Tensor):
+            raise
+        if tuple(images.shape[1:]) == size:
+            raise
+        given, wanted = ("x".join(map(str, s)) for s in (images.shape[1:], size))
+        raise ShapeError(
+            f"images of {given} do not fit {type(fold.found.trunk).__name__}, which takes "
+            f"{wanted}: resize them, or create the model for them ({error})"
+        ) from error
+
+
+def fold(model: ModelT, method: Method | str, /, **options: Any) -> ModelT:
+    """Fold `model` in place and return it: `fold(model, ToMe(r=13))`, `fold(model, "lgtm", r=16)`.
+
+    A model that is folded already holds the new method alone.
+    """
+    method = _method(method, options)
+    found = find(model)
+    before: Fold | None = getattr(found.trunk, MARK, None)
+    _refuse_running(before)
+    _refuse_patched(found)
+    new = Fold(found, method, (0,) * found.depth)
+    unfold(model)
+    try:
+        _put_on(new)
+        new.schedule = _schedule(new)
+    except BaseException:
+        unfold(model)
+        if before is not None:
+            _put_on(before)
+        raise
+    return model
+
+
+def unfold(model: ModelT) -> ModelT:
+    """Take the fold off, in place; the model is exactly what it was. Returns it."""
+    for record in folds(model):
+        _refuse_running(record)
+        found = record.found
+        for entry in found.kind.entries:
+            del found.trunk.__dict__[entry]
+        for block in found.blocks:
+            del block.__dict__["forward"]
+        del found.trunk.__dict__[MARK]
+    return model
+
+
+def folds(model: nn.Module) -> list[Fold]:
+    """What lies on the trunks of `model`."""
+    return [module.__dict__[MARK] for module in model.modules() if MARK in module.__dict__]
+
+
+def folded(model: nn.Module) -> Fold:
+    """What lies on the trunk of `model`, or an error that says that nothing does."""
+    records = folds(model)
+    if not records:
+        raise FoldError(f"{type(model).__name__} is not folded: call vitfold.fold(model, ...) first")
+    return records[0]
+
+
+def _method(method: object, options: dict[str, Any]) -> Method:
+    if isinstance(method, str):
+        return create_method(method, options)
+    if not isinstance(method, Method):
+        raise MethodError(f"{method!r} is not a method: give one, such as ToMe(r=13), or its name")
+    if options:
+        raise MethodError(f"options {', '.join(options)} go into {type(method).__name__}(...) itself")
+    return method
+
+
+def _put_on(record: Fold) -> None:
+    found = record.found
+    for entry in found.kind.entries:
+        found.trunk.__dict__[entry] = Entry(found.trunk, entry)
+    for index, (block, kind) in enumerate(zip(found.blocks, found.kinds, strict=True)):
+        block.__dict__["forward"] = FoldedBlock(block, index, kind)
+    found.trunk.__dict__[MARK] = record
+
+
+def _schedule(record: Fold) -> tuple[int, ...]:
+    method, found = record.method, record.found
+    layout = found.layout()
+    first = method.first(found.depth)
+    if first > found.depth:
+        raise MethodError(f"skip={first} is more than the {found.depth} blocks of the model")
+    if method.r is not None:
+        return per_block(method.r, found.depth, first, layout.patches)
+    assert method.flops is not None  # one of the two is given
+    return solve(method.flops, lambda schedule: _cost(record, schedule), layout, first)
+
+
+def _cost(record: Fold, schedule: tuple[int, ...]) -> int:
+    record.schedule = schedule
+    found = record.found
+    return dry_count(lambda: found.trunk(**found.example()))
+
+
+def _refuse_running(record: Fold | None) -> None:
+    if record is not None and record.running:
+        raise FoldError("a forward of this model is running: fold and unfold between calls")
+
+
+def _refuse_patched(found: Found) -> None:
+    for module in (found.trunk, *found.blocks):
+        forward = module.__dict__.get("forward")
+        if forward is not None and not isinstance(forward, Entry | FoldedBlock):
+            raise UnsupportedModel(
+                f"the forward of a {type(module).__name__} is replaced already (offloading hooks?): "
+                "fold before that"
+            )

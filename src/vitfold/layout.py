@@ -1,0 +1,22 @@
+"""The shapes that a plan follows from."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The tokens that enter the first block, and how many blocks there are.
+
+    tokens: all of them, prefix included.
+    grid: height and width of the patch grid, where the patches form one.
+    """
+
+    tokens: int
+    prefix: int
+    grid: tuple[int, int] | None
+    depth: int
+
+    @property
+    def patches(self) -> int:
+        """Tokens that may be merged or dropped."""
+        return self.tokens - self.prefix

@@ -1,0 +1,119 @@
+"""The books of one forward pass: what has become of every token so far. Immutable."""
+
+import functools
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from vitfold.tokenmap import TokenMap, take
+
+
+@dataclass(frozen=True, eq=False)
+class Ledger:
+    """Sizes, places and history of the tokens that travel through the blocks.
+
+    tokens: how many entered the first block, prefix included.
+    prefix: how many of those are class, distillation or register tokens; they never move.
+    grid: height and width of the patch grid, where the tokens form one.
+    size: `[B, n]` how many original tokens each stands for; None while nothing was merged.
+    origin: `[B, n]` the original position that gives each token its place; None: its own.
+    maps: what each block did so far.
+    valid: `[B, n]` False for padding; None where nothing is padded.
+    """
+
+    tokens: int
+    prefix: int
+    grid: tuple[int, int] | None = None
+    size: Tensor | None = None
+    origin: Tensor | None = None
+    maps: tuple[TokenMap, ...] = ()
+    valid: Tensor | None = None
+
+    @property
+    def now(self) -> int:
+        """How many tokens there are."""
+        return self.tokens if self.origin is None else self.origin.shape[1]
+
+    def then(self, step: TokenMap, like: Tensor) -> "Ledger":
+        """The books after `step`; `like` is a tensor of the model, for device and precision."""
+        return replace(
+            self,
+            size=self._sizes_after(step, like),
+            origin=step.keep if self.origin is None else self.origin.gather(1, step.keep),
+            maps=(*self.maps, step),
+            valid=None if self.valid is None else self.valid.gather(1, step.keep),
+        )
+
+    def _sizes_after(self, step: TokenMap, like: Tensor) -> Tensor | None:
+        if self.size is None and (step.fate == "dropped" or step.gone.shape[1] == 0):
+            return None
+        return step.fold_sizes(self.sizes(like))
+
+    def sizes(self, like: Tensor) -> Tensor:
+        """`[B, n]`: the sizes, ones while nothing was merged. At least float32: they are counts."""
+        if self.size is not None:
+            return self.size
+        dtype = torch.promote_types(like.dtype, torch.float32)
+        return torch.ones(like.shape[0], self.now, dtype=dtype, device=like.device)
+
+    def whole(self, like: Tensor) -> TokenMap:
+        """The map from the original tokens to those of now."""
+        if not self.maps:
+            return TokenMap.identity(like.shape[0], self.tokens, like.device)
+        return functools.reduce(TokenMap.then, self.maps)
+
+    def fold(self, x: Tensor) -> Tensor:
+        """The tokens of now out of a dense `x[B, tokens, C]` that `unfold` made."""
+        return x if self.origin is None else take(x, self.origin)
+
+    def unfold(self, x: Tensor) -> Tensor:
+        """Dense tokens: every original position shows the token it went into.
+
+        A dropped position shows the mean of the surviving patches, which leaves mean and max
+        pooling over the dense result as they are over the survivors.
+        """
+        if not self.maps:
+            return x
+        whole = self.whole(x)
+        return whole.unfold(x, None if whole.fate == "merged" else self._mean(x))
+
+    def _mean(self, x: Tensor) -> Tensor:
+        weight = self.sizes(x)[:, self.prefix :].unsqueeze(-1)
+        total = (x[:, self.prefix :] * weight).sum(1, keepdim=True)
+        return (total / weight.sum(1, keepdim=True)).to(x.dtype)
+
+    def log_size(self, like: Tensor) -> Tensor | None:
+        """`[B, 1, 1, n]`: what proportional attention adds to the logits of every key."""
+        return None if self.size is None else self.size.log().to(like.dtype)[:, None, None]
+
+    def mask(self, mask: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+        """An attention mask or bias `[..., N or 1, N]` over original tokens, for those of now."""
+        if mask is None or self.origin is None:
+            return mask
+        if mask.dtype == torch.bool:
+            mask = torch.zeros_like(mask, dtype=dtype).masked_fill(~mask, float("-inf"))
+        while mask.dim() < 4:
+            mask = mask.unsqueeze(0)
+        return _pick(_pick(mask, self.origin, -1), self.origin, -2)
+
+    def positions(self, table: Tensor) -> Tensor:
+        """A table `[..., N - prefix, D]` over original patches, for the patches of now:
+        `[B, 1 or H, n - prefix, D]`. A merged token keeps the position of the one it went into."""
+        if self.origin is None:
+            return table
+        while table.dim() < 4:
+            table = table.unsqueeze(0)
+        return _pick(table, self.origin[:, self.prefix :] - self.prefix, -2)
+
+
+def _pick(table: Tensor, index: Tensor, dim: int) -> Tensor:
+    """Entries `index[B, n]` of `table[B or 1, H, R, K]` along `dim`, unless that axis is one."""
+    if table.shape[dim] == 1:
+        return table
+    shape = [index.shape[0], *table.shape[1:]]
+    shape[dim] = index.shape[1]
+    view = [index.shape[0], 1, 1, 1]
+    view[dim] = index.shape[1]
+    full = [index.shape[0], *table.shape[1:]]
+    return table.expand(full).gather(dim, index.view(view).expand(shape))

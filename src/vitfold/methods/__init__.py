@@ -1,0 +1,9 @@
+"""The methods. A new one is one file here, and one line below."""
+
+from vitfold.methods.base import METHODS, Method, Step, create_method, register
+from vitfold.methods.dfe import DFE
+from vitfold.methods.drop import Drop
+from vitfold.methods.lgtm import LGTM
+from vitfold.methods.tome import ToMe
+
+__all__ = ["DFE", "LGTM", "METHODS", "Drop", "Method", "Step", "ToMe", "create_method", "register"]

@@ -1,0 +1,131 @@
+"""What every method is: a frozen dataclass of what the user chose, that plans what blocks do."""
+
+import dataclasses
+import math
+import types
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, TypeVar
+
+from torch import Tensor
+
+from vitfold.cues import CUES
+from vitfold.errors import MethodError, nearest
+from vitfold.layout import Layout
+from vitfold.ledger import Ledger
+from vitfold.methods.schedule import Reduction, check_reduction, check_share, check_whole
+from vitfold.tokenmap import TokenMap
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one block does between attention and MLP.
+
+    cue: what its tokens are compared by.
+    removes: how many tokens leave.
+    match: the map, from that cue `[B, N, d]` and the books so far.
+    seed: of the cue `random`.
+    """
+
+    cue: str
+    removes: int
+    match: Callable[[Tensor, Ledger], TokenMap]
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Method:
+    """Base of all methods. A subclass adds its options and says in `plan` what each block does.
+
+    r: tokens to remove per block: an int, a list (a number for every block, zeros left out at the
+       end) or `(r, inflection)`, a ramp.
+    flops: the share of the dense model's FLOPs to reach, in place of `r`.
+    """
+
+    name: ClassVar[str]
+
+    r: Reduction | None = None
+    flops: float | None = field(default=None, kw_only=True)
+
+    def __post_init__(self) -> None:
+        if (self.r is None) == (self.flops is None):
+            given = "neither" if self.r is None else "both"
+            raise MethodError(f"{type(self).__name__} takes r or flops, got {given}: give one")
+        if self.r is not None:
+            check_reduction(self.r)
+        if self.flops is not None:
+            check_share(self.flops)
+
+    @property
+    def proportional(self) -> bool:
+        """Whether a token of size s counts s times in attention."""
+        return True
+
+    def first(self, depth: int) -> int:
+        """The first block that reduces."""
+        return 0
+
+    def plan(self, layout: Layout, schedule: tuple[int, ...]) -> tuple[Step | None, ...]:
+        """What every block does when block i is asked to remove `schedule[i]` tokens."""
+        raise NotImplementedError
+
+    def to_json(self) -> dict[str, Any]:
+        """Name and options, as JSON has them."""
+        options = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        return {"name": self.name} | {k: v for k, v in options.items() if v is not None}
+
+
+METHODS: dict[str, type[Method]] = {}
+"""The registered methods by name."""
+
+M = TypeVar("M", bound=Method)
+
+
+def register(name: str) -> Callable[[type[M]], type[M]]:
+    """Make a method known by name: in `fold(model, name)`, plans and the command line."""
+
+    def enter(method: type[M]) -> type[M]:
+        method.name = name
+        METHODS[name] = method
+        return method
+
+    return enter
+
+
+def create_method(name: str, options: Mapping[str, Any] = types.MappingProxyType({})) -> Method:
+    """The method of that name with these options; unknown ones are refused by name."""
+    if not isinstance(name, str) or name.lower() not in METHODS:
+        raise MethodError(f"unknown method {name!r}{nearest(str(name), METHODS)}")
+    method = METHODS[name.lower()]
+    known = [f.name for f in dataclasses.fields(method)]
+    for option in options:
+        if option not in known:
+            raise MethodError(f"{method.__name__} has no option {option!r}{nearest(option, known)}")
+    return method(**options)
+
+
+def check_cue(cue: object) -> None:
+    """Refuse what is not a cue."""
+    if cue not in CUES:
+        raise MethodError(f"unknown cue {cue!r}{nearest(str(cue), CUES)}")
+
+
+def check_switch(name: str, value: object) -> None:
+    """Refuse what is not a bool."""
+    if not isinstance(value, bool):
+        raise MethodError(f"{name}={value!r}: expected True or False")
+
+
+def check_skip(skip: object) -> None:
+    """Refuse what is not a number of blocks."""
+    check_whole("skip", skip, least=0)
+
+
+def halved(r: int, patches: int) -> int:
+    """How many of `r` tokens can leave: at most half of them."""
+    return min(r, patches // 2)
+
+
+def one_sixth(depth: int) -> int:
+    """How many of the first blocks the dense feature extractor leaves alone."""
+    return math.floor(depth / 6)

@@ -1,0 +1,53 @@
+"""Drop: what merging is compared with."""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from vitfold.layout import Layout
+from vitfold.ledger import Ledger
+from vitfold.match import lowest
+from vitfold.methods.base import Method, Step, check_cue, check_skip, halved, register
+from vitfold.methods.schedule import check_whole
+from vitfold.tokenmap import TokenMap
+
+
+@register("drop")
+@dataclass(frozen=True)
+class Drop(Method):
+    """Every block drops the `r` tokens whose cue has the smallest norm.
+
+    cue: what tokens are judged by.
+    skip: how many of the first blocks stay dense.
+    seed: of the cue `random`.
+    """
+
+    cue: str = "x_pre"
+    skip: int = 0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_cue(self.cue)
+        check_skip(self.skip)
+        check_whole("seed", self.seed, least=0)
+
+    def first(self, depth: int) -> int:
+        return self.skip
+
+    def plan(self, layout: Layout, schedule: tuple[int, ...]) -> tuple[Step | None, ...]:
+        patches, steps = layout.patches, list[Step | None]()
+        for block, r in enumerate(schedule):
+            r = halved(r, patches)
+            patches -= r
+            steps.append(drop(self.cue, r, self.seed + block))
+        return tuple(steps)
+
+
+def drop(cue: str, r: int, seed: int) -> Step | None:
+    """The step that drops `r` tokens."""
+
+    def match(metric: Tensor, ledger: Ledger) -> TokenMap:
+        return lowest(metric, r, ledger.prefix, ledger.valid)
+
+    return Step(cue, r, match, seed) if r else None

@@ -1,0 +1,112 @@
+"""LGTM: merge inside growing windows first, over the whole image later."""
+
+import math
+from dataclasses import dataclass
+from fractions import Fraction
+
+import torch
+from torch import Tensor
+
+from vitfold.errors import MethodError
+from vitfold.layout import Layout
+from vitfold.ledger import Ledger
+from vitfold.match import Windows, windowed
+from vitfold.methods.base import Step, check_skip, halved, register
+from vitfold.methods.merging import Merging, merge
+from vitfold.methods.schedule import check_whole
+from vitfold.tokenmap import TokenMap
+
+LOCATIONS = ("1d", "2d")
+
+
+@register("lgtm")
+@dataclass(frozen=True)
+class LGTM(Merging):
+    """Local-global token merging after `skip` dense blocks (default: a sixth of the depth).
+
+    window: side of the first window (default: half the side of the patch grid); it grows by one
+        per local block.
+    location: how merged tokens are laid out on the grid again: by their mean row-major position
+        (`1d`), or by mean row, then mean column (`2d`).
+    """
+
+    skip: int | None = None
+    window: int | None = None
+    location: str = "1d"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.skip is not None:
+            check_skip(self.skip)
+        if self.window is not None:
+            check_whole("window", self.window, least=2)
+        if self.location not in LOCATIONS:
+            raise MethodError(f"location={self.location!r}: expected one of {', '.join(LOCATIONS)}")
+
+    def first(self, depth: int) -> int:
+        return depth // 6 if self.skip is None else self.skip
+
+    def plan(self, layout: Layout, schedule: tuple[int, ...]) -> tuple[Step | None, ...]:
+        grid = layout.grid or (1, 1)
+        first, patches = self.first(layout.depth), layout.patches
+        side = self.window or max(2, _ceil_root(Fraction(patches)) // 2)
+        steps, local = list[Step | None](), True
+        for block, r in enumerate(schedule):
+            local = local and side * side <= patches
+            if block < first:
+                step = None
+            elif local:
+                step = self._merge_locally(_windows(patches, grid, side, r), grid, block)
+                side += 1
+            else:
+                step = merge(self.cue, halved(r, patches), self.seed + block)
+            patches -= step.removes if step else 0
+            steps.append(step)
+        return tuple(steps)
+
+    def _merge_locally(self, windows: Windows, grid: tuple[int, int], block: int) -> Step | None:
+        def match(metric: Tensor, ledger: Ledger) -> TokenMap:
+            if ledger.valid is not None:
+                raise MethodError("LGTM needs a whole grid and these images are padded: use ToMe")
+            order = self._order(metric, ledger, windows.columns)
+            return windowed(metric, windows, ledger.prefix, order)
+
+        removes = sum(windows.merges)
+        return Step(self.cue, removes, match, self.seed + block) if removes else None
+
+    def _order(self, metric: Tensor, ledger: Ledger, columns: int) -> Tensor:
+        """`[B, n]`: the patch tokens as they lie on the grid, row by row."""
+        width = ledger.grid[1] if ledger.grid else 1
+        place = torch.arange(ledger.tokens - ledger.prefix, device=metric.device)
+        if self.location == "1d":
+            return _mean_place(place, metric, ledger).argsort(dim=1, stable=True)
+        by_row = _mean_place(place // width, metric, ledger).argsort(dim=1, stable=True)
+        line = torch.arange(by_row.shape[1], device=by_row.device) // columns
+        column = _mean_place(place % width, metric, ledger).gather(1, by_row)
+        return by_row.gather(1, (line * width + column).argsort(dim=1, stable=True))
+
+
+def _mean_place(place: Tensor, metric: Tensor, ledger: Ledger) -> Tensor:
+    """`[B, n]`: the mean of `place[N]` over the original patches that each token stands for.
+
+    Sums of ints over a count: equal means come out equal, bit for bit.
+    """
+    prefix, whole = ledger.prefix, ledger.whole(metric)
+    slot = whole.slot[:, prefix:] - prefix
+    count = torch.zeros_like(whole.keep[:, prefix:]).scatter_add(1, slot, torch.ones_like(slot))
+    total = torch.zeros_like(count).scatter_add(1, slot, place.expand_as(slot))
+    return total / count
+
+
+def _windows(patches: int, grid: tuple[int, int], side: int, r: int) -> Windows:
+    """`r` merges spread over the windows of a grid for `patches` tokens, shaped like `grid`."""
+    height, width = grid
+    rows = _ceil_root(Fraction(patches * height, width))
+    columns = _ceil_root(Fraction(patches * width, height))
+    count = -(-rows // side) * -(-columns // side)
+    return Windows(patches, rows, columns, side, each=-(-r // count))
+
+
+def _ceil_root(value: Fraction) -> int:
+    """The smallest int whose square is at least `value`."""
+    return math.isqrt(math.ceil(value) - 1) + 1 if value > 0 else 0

@@ -1,0 +1,50 @@
+"""What the merging methods share: their options, and the step that merges over all tokens."""
+
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from vitfold.layout import Layout
+from vitfold.ledger import Ledger
+from vitfold.match import bipartite
+from vitfold.methods.base import Method, Step, check_cue, check_switch, halved
+from vitfold.methods.schedule import check_whole
+from vitfold.tokenmap import TokenMap
+
+
+@dataclass(frozen=True)
+class Merging(Method):
+    """Merge what is most similar.
+
+    cue: what tokens are compared by.
+    proportional: whether a token of size s counts s times in attention; off for models that were
+        trained with merging.
+    seed: of the cue `random`.
+    """
+
+    cue: str = field(default="k", kw_only=True)
+    proportional: bool = field(default=True, kw_only=True)
+    seed: int = field(default=0, kw_only=True)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_cue(self.cue)
+        check_switch("proportional", self.proportional)
+        check_whole("seed", self.seed, least=0)
+
+    def plan(self, layout: Layout, schedule: tuple[int, ...]) -> tuple[Step | None, ...]:
+        patches, steps = layout.patches, list[Step | None]()
+        for block, r in enumerate(schedule):
+            r = halved(r, patches)
+            patches -= r
+            steps.append(merge(self.cue, r, self.seed + block))
+        return tuple(steps)
+
+
+def merge(cue: str, r: int, seed: int) -> Step | None:
+    """The step that merges `r` tokens over the whole sequence."""
+
+    def match(metric: Tensor, ledger: Ledger) -> TokenMap:
+        return bipartite(metric, r, ledger.prefix, ledger.valid)
+
+    return Step(cue, r, match, seed) if r else None

@@ -1,0 +1,77 @@
+"""How many tokens every block is asked to remove."""
+
+import math
+
+from vitfold.errors import MethodError
+
+Reduction = int | list[int] | tuple[int, float]
+"""The same number for every block, a number for each, or `(r, inflection)`: a ramp."""
+
+
+def check_whole(name: str, value: object, least: int) -> None:
+    """Refuse what is not an int of at least `least`; a bool is none."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise MethodError(f"{name}={value!r}: expected an int, got {type(value).__name__}")
+    if value < least:
+        raise MethodError(f"{name}={value!r}: expected {least} or more")
+
+
+def check_reduction(r: object) -> None:
+    """Refuse what is no form of `r`."""
+    if isinstance(r, tuple):
+        _check_ramp(r)
+    elif isinstance(r, list):
+        for block, value in enumerate(r):
+            check_whole(f"r[{block}]", value, least=0)
+    else:
+        check_whole("r", r, least=0)
+
+
+def _check_ramp(r: tuple[object, ...]) -> None:
+    if len(r) != 2:
+        raise MethodError(f"r={r!r}: expected (r, inflection); a number per block goes in a list")
+    check_whole("r", r[0], least=0)
+    inflection = r[1]
+    number = isinstance(inflection, int | float) and not isinstance(inflection, bool)
+    if not number or not -1 <= float(inflection) <= 1:  # type: ignore[arg-type]
+        raise MethodError(f"inflection={inflection!r}: expected a number from -1 to 1")
+
+
+def check_share(flops: object) -> None:
+    """Refuse what is not a share of the dense FLOPs."""
+    number = isinstance(flops, int | float) and not isinstance(flops, bool)
+    if not number or not 0 < float(flops) <= 1:  # type: ignore[arg-type]
+        raise MethodError(f"flops={flops!r}: expected a share of the dense FLOPs in (0, 1]")
+
+
+def per_block(r: Reduction, depth: int, first: int, patches: int | None) -> tuple[int, ...]:
+    """The number for every block; nothing before block `first`."""
+    asked = _spread(r, depth)
+    most = None if patches is None else patches // 2
+    for value in asked:
+        if most is not None and value > most:
+            raise MethodError(f"r={value} is more than half of {patches} patch tokens: at most {most}")
+    return tuple(0 if block < first else value for block, value in enumerate(asked))
+
+
+def _spread(r: Reduction, depth: int) -> list[int]:
+    if isinstance(r, int):
+        return [r] * depth
+    if isinstance(r, tuple):
+        return _ramp(r[0], r[1], depth)
+    if len(r) > depth:
+        raise MethodError(f"r has {len(r)} numbers, the model {depth} blocks: give at most {depth}")
+    return r + [0] * (depth - len(r))
+
+
+def _ramp(r: int, inflection: float, depth: int) -> list[int]:
+    """Linear from `int(r * (1 - inflection))` to `2 r - that`, truncated."""
+    start = int(r * (1 - inflection))
+    slope = (2 * r - 2 * start) / (depth - 1) if depth > 1 else 0.0
+    return [int(start + slope * block) for block in range(depth)]
+
+
+def evenly(rate: float, depth: int, first: int) -> tuple[int, ...]:
+    """`rate` tokens a block on average, in whole tokens, from block `first` on."""
+    before = [math.floor(rate * max(block - first, 0)) for block in range(depth + 1)]
+    return tuple(after - now for now, after in zip(before, before[1:], strict=False))

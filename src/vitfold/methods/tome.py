@@ -1,0 +1,25 @@
+"""ToMe: bipartite soft matching in every block."""
+
+from dataclasses import dataclass
+
+from vitfold.methods.base import check_skip, register
+from vitfold.methods.merging import Merging
+
+
+@register("tome")
+@dataclass(frozen=True)
+class ToMe(Merging):
+    """Every block merges its `r` most similar tokens.
+
+    skip: how many of the first blocks stay dense.
+    """
+
+    cue: str = "k"
+    skip: int = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_skip(self.skip)
+
+    def first(self, depth: int) -> int:
+        return self.skip

@@ -1,0 +1,152 @@
+"""Where every token goes: the one noun of vitfold. Knows no model.
+
+A `TokenMap` turns `N` tokens into `slots` tokens. Some tokens *keep* a slot, in a declared order;
+the others are *gone*: each goes *into* a slot (merged) or nowhere (dropped, -1). How many are gone
+is the same for every image of a batch, so shapes are static.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+DROPPED = -1
+
+Fate = Literal["merged", "dropped", "mixed"]
+
+
+def take(x: Tensor, index: Tensor) -> Tensor:
+    """The rows of `x[B, N]` or `x[B, N, C]` at `index[B, n]`, image by image."""
+    if x.dim() == 2:
+        return x.gather(1, index)
+    # An embedding lookup copies whole rows, where `gather` copies element by element.
+    return F.embedding(index + _first_rows(x), x.reshape(-1, x.shape[-1]))
+
+
+def _first_rows(x: Tensor) -> Tensor:
+    """`[B, 1]`: where each image starts once batch and tokens are one axis."""
+    return (torch.arange(x.shape[0], device=x.device) * x.shape[1]).unsqueeze(1)
+
+
+def _add_rows(x: Tensor, index: Tensor, rows: Tensor) -> Tensor:
+    """`x[B, n, C]` with `rows[B, r, C]` added at `index[B, r]`; repeated indices add up."""
+    channels = x.shape[-1]
+    flat = (index + _first_rows(x)).reshape(-1, 1).expand(-1, channels)
+    added = x.reshape(-1, channels).scatter_add(0, flat, rows.reshape(-1, channels))
+    return added.view(x.shape)
+
+
+@dataclass(frozen=True, eq=False)
+class TokenMap:
+    """A hard assignment of `N` tokens to `slots` slots.
+
+    keep: `[B, slots]` the token that gives each slot its place.
+    gone: `[B, N - slots]` the tokens that lose theirs.
+    into: `[B, N - slots]` the slot that each of those goes into, or -1.
+    fate: what may happen to the gone, known without looking at the data.
+    """
+
+    keep: Tensor
+    gone: Tensor
+    into: Tensor
+    fate: Fate = "merged"
+
+    @classmethod
+    def identity(cls, batch: int, tokens: int, device: torch.device | None = None) -> "TokenMap":
+        """Every token keeps its place."""
+        keep = torch.arange(tokens, device=device).expand(batch, -1)
+        return cls(keep, keep[:, :0], keep[:, :0])
+
+    @classmethod
+    def dropping(cls, keep: Tensor, gone: Tensor) -> "TokenMap":
+        """The tokens `keep[B, n]` stay, the tokens `gone[B, r]` go nowhere."""
+        return cls(keep, gone, torch.full_like(gone, DROPPED), "dropped")
+
+    @classmethod
+    def from_parent(cls, parent: Tensor, order: Tensor | None = None) -> "TokenMap":
+        """From `parent[B, N]`: itself, the surviving token that it becomes, or -1 for dropped.
+
+        `order[N]` lists the positions in the order in which survivors rank (default: as they
+        stand). Every image must lose the same number of tokens.
+        """
+        tokens = parent.shape[1]
+        places = torch.arange(tokens, device=parent.device).expand_as(parent)
+        order = places[0] if order is None else order
+        survives = parent == places
+        ranked = order[(~survives)[:, order].int().argsort(dim=1, stable=True)]
+        slots = int(survives.sum()) // max(len(parent), 1)
+        keep, gone = ranked[:, :slots], ranked[:, slots:].sort(dim=1).values
+        rank = torch.empty_like(parent).scatter(1, ranked, places)
+        target = parent.gather(1, gone)
+        into = rank.gather(1, target.clamp(min=0)).where(target >= 0, DROPPED)
+        return cls(keep, gone, into, "mixed")
+
+    @property
+    def tokens(self) -> int:
+        """N: how many tokens go in."""
+        return self.keep.shape[1] + self.gone.shape[1]
+
+    @property
+    def slots(self) -> int:
+        """How many tokens come out."""
+        return self.keep.shape[1]
+
+    @property
+    def slot(self) -> Tensor:
+        """`[B, N]`: the slot of every token, -1 for dropped."""
+        slots = torch.arange(self.slots, device=self.keep.device).expand_as(self.keep)
+        blank = self.keep.new_empty(self.keep.shape[0], self.tokens)
+        return blank.scatter(1, self.keep, slots).scatter(1, self.gone, self.into)
+
+    def fold(self, x: Tensor, size: Tensor | None = None) -> Tensor:
+        """The mean of `x[B, N, C]` in every slot, weighted by `size[B, N]` (default: one each)."""
+        kept = take(x, self.keep)
+        if self.fate == "dropped" or self.gone.shape[1] == 0:
+            return kept
+        size = x.new_ones(x.shape[:2]) if size is None else size
+        total = self.fold_sizes(size)
+        into = self.into.clamp(min=0) if self.fate == "mixed" else self.into
+        moved = take(x, self.gone) * _channelwise(size.gather(1, self.gone) / total.gather(1, into), x)
+        if self.fate == "mixed":
+            moved = moved.where((self.into >= 0).unsqueeze(-1), 0)
+        # A slot that nothing merges into is multiplied by exactly one.
+        return _add_rows(kept * _channelwise(size.gather(1, self.keep) / total, x), into, moved)
+
+    def fold_sizes(self, size: Tensor) -> Tensor:
+        """`[B, slots]`: the summed size of every slot; what is dropped counts nowhere."""
+        kept = size.gather(1, self.keep)
+        if self.fate == "dropped":
+            return kept
+        moved = size.gather(1, self.gone)
+        if self.fate == "merged":
+            return kept.scatter_add(1, self.into, moved)
+        return kept.scatter_add(1, self.into.clamp(min=0), moved.where(self.into >= 0, 0))
+
+    def unfold(self, y: Tensor, fill: Tensor | None = None) -> Tensor:
+        """`[B, N, C]`: every token shows its slot's row of `y[B, slots, C]`; the dropped show
+        `fill`, which broadcasts to that shape (default: zeros)."""
+        slot = self.slot
+        if self.fate == "merged":
+            return take(y, slot)
+        blank = y.new_zeros(()) if fill is None else fill
+        return take(y, slot.clamp(min=0)).where((slot >= 0).unsqueeze(-1), blank)
+
+    def then(self, second: "TokenMap") -> "TokenMap":
+        """This map followed by `second`, which starts from this one's slots."""
+        moved = second.slot.gather(1, self.into.clamp(min=0))
+        return TokenMap(
+            keep=self.keep.gather(1, second.keep),
+            gone=torch.cat([self.gone, self.keep.gather(1, second.gone)], dim=1),
+            into=torch.cat([moved.where(self.into >= 0, DROPPED), second.into], dim=1),
+            fate=self._joint_fate(second),
+        )
+
+    def _joint_fate(self, second: "TokenMap") -> Fate:
+        fates = {m.fate for m in (self, second) if m.gone.shape[1]}
+        return fates.pop() if len(fates) == 1 else "mixed" if fates else "merged"
+
+
+def _channelwise(weight: Tensor, x: Tensor) -> Tensor:
+    return weight.unsqueeze(-1).to(x.dtype)
