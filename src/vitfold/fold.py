@@ -2,8 +2,10 @@
 
 import contextlib
 import contextvars
+import copy
+import functools
 import inspect
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -40,48 +42,41 @@ class Fold:
     running: list[None] = field(default_factory=list)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Fold":
-        import copy
-
         return Fold(copy.deepcopy(self.found, memo), self.method, self.schedule)
 
 
-class Entry:
-    """A method of a trunk that runs its folded blocks. Lies on the instance, over the class's."""
-
-    def __init__(self, trunk: nn.Module, method: str) -> None:
-        self.trunk = trunk
-        self.method = method
-
-    @property
-    def __signature__(self) -> inspect.Signature:
-        return inspect.signature(getattr(type(self.trunk), self.method).__get__(self.trunk))
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        fold: Fold = getattr(self.trunk, MARK)
-        run = start(fold, args, kwargs)
-        if torch.compiler.is_compiling():
-            return fold.found.kind.call(self.trunk, self.method, run, args, kwargs)
-        fold.running.append(None)
-        try:
-            with _shape_errors(fold, args):
-                return fold.found.kind.call(self.trunk, self.method, run, args, kwargs)
-        finally:
-            fold.running.pop()
+def enter(trunk: nn.Module, method: str, *args: Any, **kwargs: Any) -> Any:
+    """A method of a folded trunk: a new run of its folded blocks."""
+    record: Fold = getattr(trunk, MARK)
+    run = start(record, args, kwargs)
+    if torch.compiler.is_compiling():
+        return record.found.kind.call(trunk, method, run, args, kwargs)
+    record.running.append(None)
+    try:
+        with _shape_errors(record, args):
+            return record.found.kind.call(trunk, method, run, args, kwargs)
+    finally:
+        record.running.pop()
 
 
-class FoldedBlock:
+def pass_block(
+    block: nn.Module, index: int, kind: Kind, x: Tensor, *args: Any, **kwargs: Any
+) -> Any:
     """The forward of a block of a folded trunk: folded in a run of the trunk, its own elsewhere."""
+    run: Run | None = kwargs.pop("vitfold", None)
+    if run is None:
+        return type(block).forward(block, x, *args, **kwargs)
+    given = dict(zip(kind.arguments, args, strict=False)) | kwargs
+    return run.block(index, block, kind, x, given)
 
-    def __init__(self, block: nn.Module, index: int, kind: Kind) -> None:
-        self.block = block
-        self.index = index
-        self.kind = kind
 
-    def __call__(self, x: Tensor, *args: Any, vitfold: Run | None = None, **kwargs: Any) -> Any:
-        if vitfold is None:
-            return type(self.block).forward(self.block, x, *args, **kwargs)
-        given = dict(zip(self.kind.arguments, args, strict=False)) | kwargs
-        return vitfold.block(self.index, self.block, self.kind, x, given)
+def _entry(trunk: nn.Module, method: str) -> Callable[..., Any]:
+    """What lies on a trunk over its class's method. A partial of a plain function is what
+    deepcopy, pickle and torch.export all know how to treat."""
+    entry = functools.partial(enter, trunk, method)
+    own = getattr(type(trunk), method).__get__(trunk)
+    entry.__signature__ = inspect.signature(own)  # type: ignore[attr-defined]
+    return entry
 
 
 def start(fold: Fold, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Run:
@@ -194,9 +189,9 @@ def _method(method: object, options: dict[str, Any]) -> Method:
 def _put_on(record: Fold) -> None:
     found = record.found
     for entry in found.kind.entries:
-        found.trunk.__dict__[entry] = Entry(found.trunk, entry)
+        found.trunk.__dict__[entry] = _entry(found.trunk, entry)
     for index, (block, kind) in enumerate(zip(found.blocks, found.kinds, strict=True)):
-        block.__dict__["forward"] = FoldedBlock(block, index, kind)
+        block.__dict__["forward"] = functools.partial(pass_block, block, index, kind)
     found.trunk.__dict__[MARK] = record
 
 
@@ -226,7 +221,7 @@ def _refuse_running(record: Fold | None) -> None:
 def _refuse_patched(found: Found) -> None:
     for module in (found.trunk, *found.blocks):
         forward = module.__dict__.get("forward")
-        if forward is not None and not isinstance(forward, Entry | FoldedBlock):
+        if forward is not None and getattr(forward, "func", None) not in (enter, pass_block):
             raise UnsupportedModel(
                 f"the forward of a {type(module).__name__} is replaced already (offloading hooks?): "
                 "fold before that"

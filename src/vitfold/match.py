@@ -5,7 +5,6 @@ tokens take their positions but are never touched. Shapes follow from shapes alo
 `valid[B, N]` marks padding: padded images need as many slots as their neighbours, no more.
 """
 
-import functools
 from dataclasses import dataclass
 
 import torch
@@ -42,7 +41,7 @@ def bipartite(metric: Tensor, r: int, prefix: int, valid: Tensor | None = None) 
 
 def lowest(metric: Tensor, r: int, prefix: int, valid: Tensor | None = None) -> TokenMap:
     """Drop the `r` tokens whose metric has the smallest norm; the others stay in their order."""
-    order = biggest_first(-metric[:, prefix:].norm(dim=-1)) + prefix
+    order = smallest_first(metric[:, prefix:].norm(dim=-1)) + prefix
     if valid is not None:
         target = torch.full_like(valid, DROPPED, dtype=torch.long)
         padding_last = order.gather(1, (~valid).gather(1, order).int().argsort(1, stable=True))
@@ -67,8 +66,8 @@ def windowed(metric: Tensor, layout: "Windows", prefix: int, order: Tensor) -> T
     merged = evens[window, chosen]
     partners = partner.flatten(1).gather(1, window * evens.shape[1] + chosen)
     target = odds[window, partners]
-    leaves = torch.zeros_like(order).scatter(1, merged, 1)
-    stay = leaves.argsort(dim=1, stable=True)[:, : patches - merged.shape[1]]
+    leaves_last = _places(order).scatter(1, merged, patches)
+    stay = leaves_last.sort(dim=1).values[:, : patches - merged.shape[1]]
     slots = torch.zeros_like(order).scatter(1, stay, _places(stay))
     return TokenMap(
         keep=torch.cat([_places(metric)[:, :prefix], order.gather(1, stay) + prefix], dim=1),
@@ -79,50 +78,50 @@ def windowed(metric: Tensor, layout: "Windows", prefix: int, order: Tensor) -> T
 
 @dataclass(frozen=True)
 class Windows:
-    """How `patches` tokens lie on a `rows x columns` grid that is cut into square windows.
+    """A grid of patches cut into square windows, padded at the bottom and the right.
 
-    The grid is padded at the bottom and the right; at most `each` tokens merge in every window.
+    patches: how many there are; a cell of that number is padding.
+    columns: of the grid.
+    cells: for every window its cells, row by row.
+    merges: for every window how many of its tokens merge.
     """
 
     patches: int
-    rows: int
     columns: int
-    side: int
-    each: int
+    cells: tuple[tuple[int, ...], ...]
+    merges: tuple[int, ...]
 
-    @functools.cached_property
-    def cells(self) -> list[list[int]]:
-        """For every window its cells, row by row; `patches` stands for padding."""
-        across, down = -(-self.columns // self.side), -(-self.rows // self.side)
-        return [self._cells(y, x) for y in range(down) for x in range(across)]
-
-    def _cells(self, y: int, x: int) -> list[int]:
-        rows = range(y * self.side, (y + 1) * self.side)
-        columns = range(x * self.side, (x + 1) * self.side)
-        return [self._cell(row, column) for row in rows for column in columns]
-
-    def _cell(self, row: int, column: int) -> int:
-        inside = row < self.rows and column < self.columns
-        return min(row * self.columns + column, self.patches) if inside else self.patches
-
-    @functools.cached_property
-    def merges(self) -> list[int]:
-        """How many tokens merge in every window: at most half of those that lie in it."""
-        return [self._merges(cells) for cells in self.cells]
-
-    def _merges(self, cells: list[int]) -> int:
-        even = sum(cell < self.patches for cell in cells[0::2])
-        odd = sum(cell < self.patches for cell in cells[1::2])
-        return min(self.each, even, (even + odd) // 2) if odd else 0
+    @classmethod
+    def cut(cls, patches: int, rows: int, columns: int, side: int, r: int) -> "Windows":
+        """`patches` cells of a `rows x columns` grid in windows of `side x side`, which share `r`
+        merges evenly; in each at most half of its tokens merge."""
+        corners = [(y, x) for y in range(0, rows, side) for x in range(0, columns, side)]
+        cells = tuple(_cells(*corner, side, rows, columns, patches) for corner in corners)
+        each = -(-r // max(len(cells), 1))
+        return cls(patches, columns, cells, tuple(_merges(c, patches, each) for c in cells))
 
     def tensors(self, device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Cells at even and odd places `[windows, half a window]`, and for every merge its window
         and its rank there."""
         window = [w for w, merges in enumerate(self.merges) for _ in range(merges)]
-        place = [rank for merges in self.merges for rank in range(merges)]
+        rank = [i for merges in self.merges for i in range(merges)]
         cells = torch.tensor(self.cells, device=device)
-        on = functools.partial(torch.tensor, dtype=torch.long, device=device)
-        return cells[:, 0::2], cells[:, 1::2], on(window), on(place)
+        places = torch.tensor([window, rank], device=device)
+        return cells[:, 0::2], cells[:, 1::2], places[0], places[1]
+
+
+def _cells(y: int, x: int, side: int, rows: int, columns: int, patches: int) -> tuple[int, ...]:
+    return tuple(
+        min(row * columns + column, patches) if row < rows and column < columns else patches
+        for row in range(y, y + side)
+        for column in range(x, x + side)
+    )
+
+
+def _merges(cells: tuple[int, ...], patches: int, each: int) -> int:
+    even = sum(cell < patches for cell in cells[0::2])
+    odd = sum(cell < patches for cell in cells[1::2])
+    return min(each, even, (even + odd) // 2) if odd else 0
 
 
 def unit(metric: Tensor) -> Tensor:
@@ -142,7 +141,19 @@ def best_partners(a: Tensor, b: Tensor, allowed: Tensor | None = None) -> tuple[
 
 def biggest_first(values: Tensor) -> Tensor:
     """Indices along the last axis by falling value; the earlier one first among equals."""
-    return values.argsort(dim=-1, descending=True, stable=True)
+    return _order(values, descending=True)
+
+
+def smallest_first(values: Tensor) -> Tensor:
+    """Indices along the last axis by rising value; the earlier one first among equals."""
+    return _order(values, descending=False)
+
+
+def _order(values: Tensor, descending: bool) -> Tensor:
+    if torch.compiler.is_exporting():
+        # ONNX has no stable sort, but its TopK puts the earlier one first among equals.
+        return values.argsort(dim=-1, descending=descending)
+    return values.argsort(dim=-1, descending=descending, stable=True)
 
 
 def _places(like: Tensor) -> Tensor:

@@ -36,7 +36,8 @@ class Drop(Method):
         return self.skip
 
     def plan(self, layout: Layout, schedule: tuple[int, ...]) -> tuple[Step | None, ...]:
-        patches, steps = layout.patches, list[Step | None]()
+        patches = layout.patches
+        steps: list[Step | None] = []
         for block, r in enumerate(schedule):
             r = halved(r, patches)
             patches -= r

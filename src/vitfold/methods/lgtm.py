@@ -10,7 +10,7 @@ from torch import Tensor
 from vitfold.errors import MethodError
 from vitfold.layout import Layout
 from vitfold.ledger import Ledger
-from vitfold.match import Windows, windowed
+from vitfold.match import Windows, smallest_first, windowed
 from vitfold.methods.base import Step, check_skip, halved, register
 from vitfold.methods.merging import Merging, merge
 from vitfold.methods.schedule import check_whole
@@ -50,7 +50,8 @@ class LGTM(Merging):
         grid = layout.grid or (1, 1)
         first, patches = self.first(layout.depth), layout.patches
         side = self.window or max(2, _ceil_root(Fraction(patches)) // 2)
-        steps, local = list[Step | None](), True
+        local = True
+        steps: list[Step | None] = []
         for block, r in enumerate(schedule):
             local = local and side * side <= patches
             if block < first:
@@ -79,11 +80,11 @@ class LGTM(Merging):
         width = ledger.grid[1] if ledger.grid else 1
         place = torch.arange(ledger.tokens - ledger.prefix, device=metric.device)
         if self.location == "1d":
-            return _mean_place(place, metric, ledger).argsort(dim=1, stable=True)
-        by_row = _mean_place(place // width, metric, ledger).argsort(dim=1, stable=True)
+            return smallest_first(_mean_place(place, metric, ledger))
+        by_row = smallest_first(_mean_place(place // width, metric, ledger))
         line = torch.arange(by_row.shape[1], device=by_row.device) // columns
         column = _mean_place(place % width, metric, ledger).gather(1, by_row)
-        return by_row.gather(1, (line * width + column).argsort(dim=1, stable=True))
+        return by_row.gather(1, smallest_first(line * width + column))
 
 
 def _mean_place(place: Tensor, metric: Tensor, ledger: Ledger) -> Tensor:
@@ -103,8 +104,7 @@ def _windows(patches: int, grid: tuple[int, int], side: int, r: int) -> Windows:
     height, width = grid
     rows = _ceil_root(Fraction(patches * height, width))
     columns = _ceil_root(Fraction(patches * width, height))
-    count = -(-rows // side) * -(-columns // side)
-    return Windows(patches, rows, columns, side, each=-(-r // count))
+    return Windows.cut(patches, rows, columns, side, r)
 
 
 def _ceil_root(value: Fraction) -> int:

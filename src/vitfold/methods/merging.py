@@ -33,7 +33,8 @@ class Merging(Method):
         check_whole("seed", self.seed, least=0)
 
     def plan(self, layout: Layout, schedule: tuple[int, ...]) -> tuple[Step | None, ...]:
-        patches, steps = layout.patches, list[Step | None]()
+        patches = layout.patches
+        steps: list[Step | None] = []
         for block, r in enumerate(schedule):
             r = halved(r, patches)
             patches -= r

@@ -1,0 +1,190 @@
+"""A folded model beside the dense one, textbook ToMe and the free-slicing bound."""
+
+import copy
+import functools
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vitfold.blocks.attention import Attend
+from vitfold.blocks.kinds import Kind
+from vitfold.blocks.standin import run
+from vitfold.families import find
+from vitfold.fold import fold, folded, unfold
+from vitfold.ledger import Ledger
+from vitfold.match import biggest_first
+from vitfold.measure import Inputs, Progress, Throughput, batch_of, compare, flops, peak_memory
+from vitfold.methods import Method
+
+DENSE, TEXTBOOK, BOUND, FOLDED = "dense", "textbook ToMe", "free slicing", "folded"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One candidate at one batch size.
+
+    share: the time of free slicing over its own: 1 is as fast as removing tokens can be.
+    speedup: the time of the dense model over its own.
+    """
+
+    name: str
+    batch_size: int
+    images_per_second: float
+    low: float
+    high: float
+    gflops: float
+    memory_mb: float
+    speedup: float
+    share: float
+
+    def to_json(self) -> dict[str, Any]:
+        """By field name."""
+        return asdict(self)
+
+
+def clone(model: nn.Module) -> nn.Module:
+    """A copy of the modules that shares their weights, without a fold."""
+    tensors = [*model.parameters(), *model.buffers()]
+    return unfold(copy.deepcopy(model, {id(tensor): tensor for tensor in tensors}))
+
+
+def removed(model: nn.Module) -> tuple[int, ...]:
+    """How many tokens leave every block of a folded model, for images of its own size."""
+    record = folded(model)
+    plan = record.method.plan(record.found.layout(), record.schedule)
+    return tuple(step.removes if step else 0 for step in plan)
+
+
+def free_slicing(model: nn.Module, removes: Sequence[int]) -> nn.Module:
+    """The model whose blocks cut off their last tokens: what reducing cannot be faster than."""
+    sliced = clone(model)
+    found = find(sliced)
+    tokens = found.layout().tokens
+    for block, kind, count in zip(found.blocks, found.kinds, removes, strict=True):
+        forward = functools.partial(_sliced, block, kind, _Cut(tokens), count)
+        block.__dict__["forward"] = forward
+        tokens -= count
+    return sliced
+
+
+def _sliced(
+    block: nn.Module, kind: Kind, cut: "_Cut", count: int, x: Tensor, *args: Any, **kwargs: Any
+) -> Tensor:
+    given = dict(zip(kind.arguments, args, strict=False)) | kwargs
+    x = kind.attend(block, x, Attend(cut, given, False, None))
+    x = x[:, : x.shape[1] - count]
+    return kind.feed(block, x) if kind.feed else x
+
+
+class _Cut(Ledger):
+    """The books of tokens that are the first `tokens` of the original ones."""
+
+    def __init__(self, tokens: int) -> None:
+        super().__init__(tokens, 0)
+
+    def mask(self, mask: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+        return None if mask is None else mask[..., : self.tokens, : self.tokens]
+
+    def positions(self, table: Tensor) -> Tensor:
+        return table
+
+
+def textbook(model: nn.Module, removes: Sequence[int]) -> nn.Module | None:
+    """ToMe as the paper tells it: materialized attention, every token weighed in every block.
+
+    None for models other than timm's plain pre-norm blocks.
+    """
+    plain = clone(model)
+    found = find(plain)
+    if any(type(block).__name__ != "Block" or not hasattr(block, "ls1") for block in found.blocks):
+        return None
+    sizes: list[Tensor | None] = [None]
+    for index, (block, r) in enumerate(zip(found.blocks, removes, strict=True)):
+        block.__dict__["forward"] = functools.partial(_textbook, block, sizes, index, r)
+    return plain
+
+
+def _textbook(block: Any, sizes: list[Tensor | None], index: int, r: int, x: Tensor) -> Tensor:
+    size = torch.ones_like(x[..., :1]) if index == 0 or sizes[0] is None else sizes[0]
+    keys: list[Tensor] = []
+    tap = {"k_norm": lambda k: keys.append(k) or block.attn.k_norm(k), "fused_attn": False}
+    bias = size.log()[:, None, None, :, 0]
+    attended = run(block.attn, "forward", tap, block.norm1(x), attn_mask=bias)
+    x = x + block.drop_path1(block.ls1(attended))
+    if r:
+        x, size = _merge_all(x, size, keys[0].mean(1), r)
+    sizes[0] = size
+    return x + block.drop_path2(block.ls2(block.mlp(block.norm2(x))))  # type: ignore[no-any-return]
+
+
+def _merge_all(x: Tensor, size: Tensor, metric: Tensor, r: int) -> tuple[Tensor, Tensor]:
+    metric = metric / metric.norm(dim=-1, keepdim=True)
+    scores = metric[:, ::2] @ metric[:, 1::2].transpose(-1, -2)
+    scores[:, 0] = float("-inf")
+    best, partner = scores.max(dim=-1)
+    order = biggest_first(best).unsqueeze(-1)
+    merged, stay = order[:, :r], order[:, r:].sort(dim=1).values
+    target = partner.unsqueeze(-1).gather(1, merged)
+
+    def merge(y: Tensor) -> Tensor:
+        even, odd, channels = y[:, ::2], y[:, 1::2], y.shape[-1]
+        moved = even.gather(1, merged.expand(-1, -1, channels))
+        odd = odd.scatter_add(1, target.expand(-1, -1, channels), moved)
+        return torch.cat([even.gather(1, stay.expand(-1, -1, channels)), odd], dim=1)
+
+    total = merge(size)
+    return merge(x * size) / total, total
+
+
+def candidates(model: nn.Module, method: Method) -> dict[str, nn.Module]:
+    """The dense model, textbook ToMe, free slicing and the folded model, all on one set of
+    weights and all removing the same number of tokens."""
+    ours = fold(clone(model), method)
+    removes = removed(ours)
+    book = textbook(model, removes)
+    named = {DENSE: clone(model), TEXTBOOK: book, BOUND: free_slicing(model, removes), FOLDED: ours}
+    return {name: candidate.eval() for name, candidate in named.items() if candidate is not None}
+
+
+def bench(
+    models: Mapping[str, nn.Module],
+    images: Inputs,
+    *,
+    repeats: int = 10,
+    warmup: int = 2,
+    progress: Progress = lambda: None,
+) -> list[Row]:
+    """Every candidate on one batch, measured in turn."""
+    rates = compare(models, images, repeats=repeats, warmup=warmup, progress=progress)
+    return [_row(name, models[name], images, rates) for name in rates]
+
+
+def _row(name: str, model: nn.Module, images: Inputs, rates: Mapping[str, Throughput]) -> Row:
+    rate = rates[name]
+    batch = batch_of(images)
+    return Row(
+        name=name,
+        batch_size=batch,
+        images_per_second=rate.median,
+        low=rate.low,
+        high=rate.high,
+        gflops=flops(model, images) / batch / 1e9,
+        memory_mb=peak_memory(model, images) / 1e6,
+        speedup=rate.median / rates[DENSE].median,
+        share=rate.median / rates[BOUND].median,
+    )
+
+
+def warning(rows: Sequence[Row]) -> str | None:
+    """In words, when the folded model is not faster than the dense one here."""
+    slow = [row for row in rows if row.name == FOLDED and row.speedup < 1]
+    if not slow:
+        return None
+    sizes = ", ".join(str(row.batch_size) for row in slow)
+    return (
+        f"slower than the dense model here at batch size {sizes}: "
+        "remove more tokens, or use larger images or batches"
+    )

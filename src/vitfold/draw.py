@@ -1,0 +1,80 @@
+"""Pictures of token groups."""
+
+import math
+
+import torch
+from PIL import Image, ImageDraw
+from torch import Tensor
+from torch.nn import functional as F
+
+SMALLEST = 224
+"""Pictures are enlarged to at least this side."""
+
+DARK = 0.15
+OUTLINE = 1.0
+GAP, LABEL = 6, 16
+
+
+def paint(image: Image.Image | Tensor, groups: Tensor) -> Image.Image:
+    """`groups[height, width]` painted on an image: mean colours, outlines, dropped patches dark."""
+    pixels = _enlarged(_pixels(image))
+    size = pixels.shape[-2:]
+    cells = F.interpolate(groups[None, None].cpu().double(), size=size, mode="nearest-exact")
+    cells = cells[0, 0].long()
+    painted = _mean_colours(pixels, cells).where(cells >= 0, pixels * DARK)
+    return _image(painted.masked_fill(_outlines(cells), OUTLINE))
+
+
+def plain(image: Image.Image | Tensor) -> Image.Image:
+    """The image as the pictures show it."""
+    return _image(_enlarged(_pixels(image)))
+
+
+def row(pictures: list[Image.Image], labels: list[str]) -> Image.Image:
+    """Labelled pictures side by side, wrapped to lines of about equal length."""
+    across = math.ceil(len(pictures) / math.ceil(len(pictures) / 7))
+    width, height = pictures[0].width + GAP, pictures[0].height + GAP + LABEL
+    down = math.ceil(len(pictures) / across)
+    sheet = Image.new("RGB", (width * across - GAP, height * down), "white")
+    pen = ImageDraw.Draw(sheet)
+    for number, (picture, label) in enumerate(zip(pictures, labels, strict=True)):
+        x, y = number % across * width, number // across * height
+        pen.text((x + 2, y + 2), label, fill="black")
+        sheet.paste(picture, (x, y + LABEL))
+    return sheet
+
+
+def _pixels(image: Image.Image | Tensor) -> Tensor:
+    """`[3, H, W]` in 0 to 1; a normalized tensor is stretched to that range."""
+    if isinstance(image, Image.Image):
+        raw = torch.frombuffer(bytearray(image.convert("RGB").tobytes()), dtype=torch.uint8)
+        return raw.view(image.height, image.width, 3).permute(2, 0, 1).float() / 255
+    pixels = image.detach().cpu().float()
+    pixels = pixels[:1].expand(3, -1, -1) if pixels.shape[0] < 3 else pixels[:3]
+    low, high = pixels.min(), pixels.max()
+    return (pixels - low) / (high - low).clamp(min=1e-6)
+
+
+def _enlarged(pixels: Tensor) -> Tensor:
+    factor = max(1, math.ceil(SMALLEST / min(pixels.shape[-2:])))
+    return pixels.repeat_interleave(factor, -1).repeat_interleave(factor, -2)
+
+
+def _mean_colours(pixels: Tensor, cells: Tensor) -> Tensor:
+    index = cells.clamp(min=0).flatten()
+    total = torch.zeros(3, int(index.max()) + 1).index_add(1, index, pixels.flatten(1))
+    count = torch.bincount(index, minlength=total.shape[1]).clamp(min=1)
+    return (total / count)[:, index].view_as(pixels)
+
+
+def _outlines(cells: Tensor) -> Tensor:
+    """Where a group ends: pixels whose right or lower neighbour belongs to another one."""
+    edge = torch.zeros_like(cells, dtype=torch.bool)
+    edge[:, :-1] |= cells[:, :-1] != cells[:, 1:]
+    edge[:-1] |= cells[:-1] != cells[1:]
+    return edge
+
+
+def _image(pixels: Tensor) -> Image.Image:
+    raw = (pixels.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).contiguous()
+    return Image.frombytes("RGB", (raw.shape[1], raw.shape[0]), raw.numpy().tobytes())

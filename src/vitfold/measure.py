@@ -1,0 +1,159 @@
+"""What a model costs here: floating point operations, images per second, memory."""
+
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.profiler import ProfilerActivity, profile
+
+from vitfold import flops as counter
+from vitfold.errors import DataError
+
+Inputs = Tensor | Mapping[str, Any]
+Progress = Callable[[], None]
+
+
+@dataclass(frozen=True)
+class Throughput:
+    """Images per second: the median over the repeats, and the quartiles around it."""
+
+    median: float
+    low: float
+    high: float
+    repeats: int
+
+    @classmethod
+    def of(cls, images: int, seconds: Sequence[float]) -> "Throughput":
+        """From the time that each repeat took."""
+        rates = sorted(images / s for s in seconds)
+        low, _, high = statistics.quantiles(rates, n=4) if len(rates) > 1 else rates * 3
+        return cls(statistics.median(rates), low, high, len(rates))
+
+    def __str__(self) -> str:
+        return f"{self.median:.1f} images/s ({self.low:.1f} to {self.high:.1f})"
+
+
+def call(model: nn.Module, inputs: Inputs) -> Any:
+    """The model on images, or on named inputs."""
+    return model(**inputs) if isinstance(inputs, Mapping) else model(inputs)
+
+
+def batch_of(inputs: Inputs) -> int:
+    """How many images."""
+    tensor = next(iter(inputs.values())) if isinstance(inputs, Mapping) else inputs
+    return int(tensor.shape[0])
+
+
+def flops(model: nn.Module, images: Inputs) -> int:
+    """The floating point operations (two per multiply-add) of one call, the method's own work
+    included."""
+    return counter.count(lambda: call(model, images))
+
+
+def throughput(
+    model: nn.Module, images: Inputs, *, repeats: int = 10, warmup: int = 2
+) -> Throughput:
+    """Images per second of the model as it is, in inference."""
+    return compare({"model": model}, images, repeats=repeats, warmup=warmup)["model"]
+
+
+def compare(
+    models: Mapping[str, nn.Module],
+    images: Inputs,
+    *,
+    repeats: int = 10,
+    warmup: int = 2,
+    progress: Progress = lambda: None,
+) -> dict[str, Throughput]:
+    """Images per second of several models, measured in turn so that a drifting machine is fair."""
+    seconds = interleave(
+        {name: _timed(model, images) for name, model in models.items()}, repeats, warmup, progress
+    )
+    return {name: Throughput.of(batch_of(images), times) for name, times in seconds.items()}
+
+
+def interleave(
+    timed: Mapping[str, Callable[[], float]], repeats: int, warmup: int, progress: Progress
+) -> dict[str, list[float]]:
+    """The times of every candidate: a round of all of them at a time, after the warm-up."""
+    if repeats < 1 or warmup < 0:
+        raise DataError(f"repeats={repeats}, warmup={warmup}: expected at least 1 and 0")
+    seconds: dict[str, list[float]] = {name: [] for name in timed}
+    for turn in range(warmup + repeats):
+        for name, run in timed.items():
+            elapsed = run()
+            progress()
+            if turn >= warmup:
+                seconds[name].append(elapsed)
+    return seconds
+
+
+def _timed(model: nn.Module, images: Inputs) -> Callable[[], float]:
+    def run() -> float:
+        with torch.inference_mode(), evaluating(model):
+            _synchronize(images)
+            start = time.perf_counter()
+            call(model, images)
+            _synchronize(images)
+            return time.perf_counter() - start
+
+    return run
+
+
+def peak_memory(model: nn.Module, images: Inputs) -> int:
+    """Bytes that one call needs at most, beyond what is there before it (weights, images)."""
+    with torch.inference_mode(), evaluating(model):
+        return _cuda_peak(model, images) if _is_cuda(images) else _cpu_peak(model, images)
+
+
+def _cuda_peak(model: nn.Module, images: Inputs) -> int:
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    call(model, images)
+    torch.cuda.synchronize()
+    return torch.cuda.max_memory_allocated() - before
+
+
+def _cpu_peak(model: nn.Module, images: Inputs) -> int:
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        call(model, images)
+    results = profiler.profiler.kineto_results  # type: ignore[union-attr]
+    changes = [e for e in results.events() if e.name() == "[memory]"]
+    peak = now = 0
+    for change in sorted(changes, key=lambda e: e.start_ns()):
+        now += change.nbytes()
+        peak = max(peak, now)
+    return peak
+
+
+def evaluating(model: nn.Module) -> AbstractContextManager[Any]:
+    """The model in eval mode, every module back as it was afterwards."""
+    return _Evaluating(model) if model.training else nullcontext()
+
+
+class _Evaluating:
+    def __init__(self, model: nn.Module) -> None:
+        self.training = [module for module in model.modules() if module.training]
+
+    def __enter__(self) -> None:
+        for module in self.training:
+            module.training = False
+
+    def __exit__(self, *error: object) -> None:
+        for module in self.training:
+            module.training = True
+
+
+def _is_cuda(images: Inputs) -> bool:
+    tensor = next(iter(images.values())) if isinstance(images, Mapping) else images
+    return bool(tensor.is_cuda)
+
+
+def _synchronize(images: Inputs) -> None:
+    if _is_cuda(images):
+        torch.cuda.synchronize()

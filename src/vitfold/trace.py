@@ -1,0 +1,95 @@
+"""What happened to every token: counts, maps and pictures."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from vitfold import draw
+from vitfold.errors import DataError
+from vitfold.fold import folded, watch
+from vitfold.ledger import Ledger
+from vitfold.tokenmap import TokenMap
+
+
+@dataclass(frozen=True, eq=False)
+class Trace:
+    """The way of the tokens of some images through the blocks of a folded model.
+
+    counts: `[block][image]` how many tokens leave each block, prefix included.
+    maps: `[block]` from the original tokens to those that leave it.
+    prefix: how many of them are not patches.
+    grid: height and width of the patch grid, where there is one.
+    images: `[B, C, H, W]` what was traced, where it was images.
+    """
+
+    counts: list[list[int]]
+    maps: list[TokenMap]
+    prefix: int
+    grid: tuple[int, int] | None
+    images: Tensor | None
+
+    def groups(self, image: int = 0, block: int = -1) -> Tensor:
+        """`[height, width]` the token that each patch is part of after a block, -1 for dropped."""
+        if self.grid is None:
+            raise DataError("these images have no common patch grid: trace images of one size")
+        slot = self._at("block", self.maps, block).slot
+        return self._at("image", list(slot), image)[self.prefix :].view(self.grid)
+
+    def draw(
+        self, image: int | Image.Image | Tensor = 0, *, index: int = 0, block: int = -1
+    ) -> Image.Image:
+        """A picture of the tokens after a block: every group in its mean colour, with outlines;
+        dropped patches dark.
+
+        `image` is the number of a traced image, or what to paint instead of image `index`.
+        """
+        number = image if isinstance(image, int) else index
+        return draw.paint(self._picture(image), self.groups(number, block))
+
+    def strip(self, image: int | Image.Image | Tensor = 0, *, index: int = 0) -> Image.Image:
+        """The image and its tokens after every block that changed them, side by side."""
+        blocks = [b for b in range(len(self.maps)) if b == 0 or self.counts[b] != self.counts[b - 1]]
+        pictures = [self.draw(image, index=index, block=block) for block in blocks]
+        number = image if isinstance(image, int) else index
+        labels = [f"block {b + 1}: {self.counts[b][number]}" for b in blocks]
+        return draw.row([draw.plain(self._picture(image)), *pictures], ["image", *labels])
+
+    def _picture(self, image: int | Image.Image | Tensor) -> Image.Image | Tensor:
+        if not isinstance(image, int):
+            return image
+        if self.images is None:
+            raise DataError("what was traced is not images: give the picture to paint on")
+        return self._at("image", list(self.images), image)
+
+    @staticmethod
+    def _at(what: str, items: list[Any], index: int) -> Any:
+        if not -len(items) <= index < len(items):
+            raise DataError(f"{what}={index}: there are {len(items)}, numbered from 0")
+        return items[index]
+
+
+def trace(model: nn.Module, images: Tensor | Mapping[str, Any]) -> Trace:
+    """Run a folded model on images (or on the inputs of a Hugging Face vision model, by name) and
+    keep what became of every token."""
+    trunk = folded(model).found.trunk
+    with watch() as runs, torch.no_grad():
+        trunk(**images) if isinstance(images, Mapping) else trunk(images)
+    books = runs[-1].books
+    pixels = images["pixel_values"] if isinstance(images, Mapping) else images
+    return Trace(
+        counts=[_counts(ledger, pixels) for ledger in books[1:]],
+        maps=[ledger.whole(pixels) for ledger in books[1:]],
+        prefix=books[0].prefix,
+        grid=books[0].grid,
+        images=pixels if pixels.dim() == 4 else None,
+    )
+
+
+def _counts(ledger: Ledger, pixels: Tensor) -> list[int]:
+    if ledger.valid is None:
+        return [ledger.now] * pixels.shape[0]
+    return [int(count) for count in ledger.valid.sum(dim=1)]
