@@ -13,11 +13,10 @@ from vitfold.blocks.attention import Attend
 from vitfold.blocks.kinds import Kind
 from vitfold.blocks.standin import run
 from vitfold.families import find
-from vitfold.fold import fold, folded, unfold
+from vitfold.fold import folded, unfold
 from vitfold.ledger import Ledger
 from vitfold.match import biggest_first
 from vitfold.measure import Inputs, Progress, Throughput, batch_of, compare, flops, peak_memory
-from vitfold.methods import Method
 
 DENSE, TEXTBOOK, BOUND, FOLDED = "dense", "textbook ToMe", "free slicing", "folded"
 
@@ -64,7 +63,7 @@ def free_slicing(model: nn.Module, removes: Sequence[int]) -> nn.Module:
     found = find(sliced)
     tokens = found.layout().tokens
     for block, kind, count in zip(found.blocks, found.kinds, removes, strict=True):
-        forward = functools.partial(_sliced, block, kind, _Cut(tokens), count)
+        forward = functools.partial(_sliced, block, kind, _Cut(tokens, found.prefix), count)
         block.__dict__["forward"] = forward
         tokens -= count
     return sliced
@@ -80,16 +79,16 @@ def _sliced(
 
 
 class _Cut(Ledger):
-    """The books of tokens that are the first `tokens` of the original ones."""
+    """The books of tokens that are the first ones of the original sequence."""
 
-    def __init__(self, tokens: int) -> None:
-        super().__init__(tokens, 0)
+    def __init__(self, tokens: int, prefix: int) -> None:
+        super().__init__(tokens, prefix, origin=torch.empty(1, tokens, device="meta"))
 
     def mask(self, mask: Tensor | None, dtype: torch.dtype) -> Tensor | None:
         return None if mask is None else mask[..., : self.tokens, : self.tokens]
 
     def positions(self, table: Tensor) -> Tensor:
-        return table
+        return table[..., : self.tokens - self.prefix, :]
 
 
 def textbook(model: nn.Module, removes: Sequence[int]) -> nn.Module | None:
@@ -139,13 +138,12 @@ def _merge_all(x: Tensor, size: Tensor, metric: Tensor, r: int) -> tuple[Tensor,
     return merge(x * size) / total, total
 
 
-def candidates(model: nn.Module, method: Method) -> dict[str, nn.Module]:
-    """The dense model, textbook ToMe, free slicing and the folded model, all on one set of
-    weights and all removing the same number of tokens."""
-    ours = fold(clone(model), method)
+def candidates(ours: nn.Module) -> dict[str, nn.Module]:
+    """A folded model beside its dense self, textbook ToMe and free slicing: all on one set of
+    weights, and all but the dense one removing the same number of tokens."""
     removes = removed(ours)
-    book = textbook(model, removes)
-    named = {DENSE: clone(model), TEXTBOOK: book, BOUND: free_slicing(model, removes), FOLDED: ours}
+    book = textbook(ours, removes)
+    named = {DENSE: clone(ours), TEXTBOOK: book, BOUND: free_slicing(ours, removes), FOLDED: ours}
     return {name: candidate.eval() for name, candidate in named.items() if candidate is not None}
 
 

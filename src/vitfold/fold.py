@@ -132,7 +132,18 @@ def fold(model: ModelT, method: Method | str, /, **options: Any) -> ModelT:
 
     A model that is folded already holds the new method alone.
     """
-    method = _method(method, options)
+    return _replace(model, _method(method, options), _schedule)
+
+
+def fold_with(model: ModelT, method: Method, schedule: tuple[int, ...]) -> ModelT:
+    """Fold with a schedule that was resolved before; nothing is solved again."""
+    return _replace(model, method, lambda record: _fitting(record, schedule))
+
+
+def _replace(
+    model: ModelT, method: Method, resolve: Callable[[Fold], tuple[int, ...]]
+) -> ModelT:
+    """Fold with the schedule that is resolved for the new fold; when it fails, all is as before."""
     found = find(model)
     before: Fold | None = getattr(found.trunk, MARK, None)
     _refuse_running(before)
@@ -141,7 +152,7 @@ def fold(model: ModelT, method: Method | str, /, **options: Any) -> ModelT:
     unfold(model)
     try:
         _put_on(new)
-        new.schedule = _schedule(new)
+        new.schedule = resolve(new)
     except BaseException:
         unfold(model)
         if before is not None:
@@ -196,15 +207,30 @@ def _put_on(record: Fold) -> None:
 
 
 def _schedule(record: Fold) -> tuple[int, ...]:
-    method, found = record.method, record.found
+    method, found, first = record.method, record.found, _first(record)
     layout = found.layout()
-    first = method.first(found.depth)
-    if first > found.depth:
-        raise MethodError(f"skip={first} is more than the {found.depth} blocks of the model")
     if method.r is not None:
         return per_block(method.r, found.depth, first, layout.patches)
     assert method.flops is not None  # one of the two is given
     return solve(method.flops, lambda schedule: _cost(record, schedule), layout, first)
+
+
+def _fitting(record: Fold, schedule: tuple[int, ...]) -> tuple[int, ...]:
+    _first(record)
+    depth, patches = record.found.depth, record.found.layout().patches
+    if len(schedule) != depth:
+        raise MethodError(f"the schedule has {len(schedule)} numbers, the model {depth} blocks")
+    for block, r in enumerate(schedule):
+        if not 0 <= r <= patches:
+            raise MethodError(f"schedule[{block}]={r}: expected 0 to {patches}, the patch tokens")
+    return schedule
+
+
+def _first(record: Fold) -> int:
+    first, depth = record.method.first(record.found.depth), record.found.depth
+    if first > depth:
+        raise MethodError(f"skip={first} is more than the {depth} blocks of the model")
+    return first
 
 
 def _cost(record: Fold, schedule: tuple[int, ...]) -> int:

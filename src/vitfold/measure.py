@@ -1,5 +1,6 @@
 """What a model costs here: floating point operations, images per second, memory."""
 
+import os
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -13,6 +14,10 @@ from torch.profiler import ProfilerActivity, profile
 
 from vitfold import flops as counter
 from vitfold.errors import DataError
+from vitfold.families import find
+
+# The profiler reports on standard error otherwise.
+os.environ.setdefault("KINETO_LOG_LEVEL", "99")
 
 Inputs = Tensor | Mapping[str, Any]
 Progress = Callable[[], None]
@@ -31,7 +36,8 @@ class Throughput:
     def of(cls, images: int, seconds: Sequence[float]) -> "Throughput":
         """From the time that each repeat took."""
         rates = sorted(images / s for s in seconds)
-        low, _, high = statistics.quantiles(rates, n=4) if len(rates) > 1 else rates * 3
+        quartiles = statistics.quantiles(rates, method="inclusive") if len(rates) > 1 else rates * 3
+        low, _, high = quartiles
         return cls(statistics.median(rates), low, high, len(rates))
 
     def __str__(self) -> str:
@@ -41,6 +47,12 @@ class Throughput:
 def call(model: nn.Module, inputs: Inputs) -> Any:
     """The model on images, or on named inputs."""
     return model(**inputs) if isinstance(inputs, Mapping) else model(inputs)
+
+
+def random_inputs(model: nn.Module, batch: int) -> dict[str, Any]:
+    """Noise for the trunk of a model, in the shapes that it is made for, by name."""
+    example = find(model).example(batch)
+    return {k: torch.randn_like(v) if v.is_floating_point() else v for k, v in example.items()}
 
 
 def batch_of(inputs: Inputs) -> int:

@@ -70,10 +70,15 @@ class Method:
         raise NotImplementedError
 
     def to_json(self) -> dict[str, Any]:
-        """Name and options, as JSON has them."""
+        """Name and options, as JSON has them. A ramp keeps its two parts apart from a list."""
         options = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        if isinstance(self.r, tuple):
+            options["r"] = dict(zip(RAMP, self.r, strict=True))
         return {"name": self.name} | {k: v for k, v in options.items() if v is not None}
 
+
+RAMP = ("r", "inflection")
+"""The parts of a ramp in JSON."""
 
 METHODS: dict[str, type[Method]] = {}
 """The registered methods by name."""
@@ -102,6 +107,24 @@ def create_method(name: str, options: Mapping[str, Any] = types.MappingProxyType
         if option not in known:
             raise MethodError(f"{method.__name__} has no option {option!r}{nearest(option, known)}")
     return method(**options)
+
+
+def from_json(data: object) -> Method:
+    """The method that `to_json` described; what that never writes is refused."""
+    if not isinstance(data, dict):
+        raise MethodError(f"{data!r}: expected an object with a name and options")
+    options = dict(data)
+    name = options.pop("name", None)
+    if not isinstance(name, str) or name not in METHODS:
+        raise MethodError(f"unknown method {name!r}{nearest(str(name), METHODS)}")
+    for option, value in options.items():
+        if value is None:
+            raise MethodError(f"{option}=None: expected a value; leave out what is not set")
+    if isinstance(ramp := options.get("r"), dict):
+        if set(ramp) != set(RAMP):
+            raise MethodError(f"r={ramp!r}: expected an int, a list, or {' and '.join(RAMP)}")
+        options["r"] = tuple(ramp[part] for part in RAMP)
+    return create_method(name, options)
 
 
 def check_cue(cue: object) -> None:

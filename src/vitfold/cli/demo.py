@@ -1,0 +1,75 @@
+"""`vitfold demo`: every method on the embedded model; no network, no data."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from vitfold import demo as demo_
+from vitfold import draw, plots, results
+from vitfold.cli import show
+from vitfold.trace import trace
+
+COLUMNS = (
+    "method", "accuracy", "95 % interval", "agrees with dense", "GFLOPs", "images/s", "x dense",
+    "share of bound",
+)  # fmt: skip
+
+
+def demo(
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="Directory for the plot and the pictures.")
+    ] = Path("vitfold-demo"),
+) -> None:
+    """Fold the embedded digits model with every method at about 0.75, 0.6 and 0.5 of its FLOPs.
+
+    Shows accuracy on held-out digits and speed here, and writes a Pareto plot, token pictures and
+    the figures.
+    """
+    output.mkdir(parents=True, exist_ok=True)
+    rows: list[demo_.Row] = []
+    with show.bar("folding", demo_.steps()) as progress:
+        for row in demo_.rows():
+            rows.append(row)
+            progress()
+    show.table("digits, 12 blocks, 197 tokens", COLUMNS, [_cells(row) for row in rows])
+    _plot(rows, output / "pareto.png")
+    _pictures(output)
+    results.write(output / "results.json", [row.to_json() for row in rows], {"command": "demo"})
+    show.written(output / "results.json")
+
+
+def _cells(row: demo_.Row) -> list[str]:
+    name = "dense" if row.method == "dense" else f"{row.method} {row.flops:.2f}"
+    return [
+        name,
+        f"{row.accuracy:.1%}",
+        f"{row.low:.1%} to {row.high:.1%}",
+        f"{row.agreement:.1%}",
+        f"{row.gflops:.3f}",
+        f"{row.images_per_second:.0f}",
+        f"{row.speedup:.2f}",
+        f"{row.share:.3f}",
+    ]
+
+
+def _plot(rows: list[demo_.Row], path: Path) -> None:
+    points = {row: (row.gflops, row.accuracy, row.low, row.high) for row in rows}
+    methods = dict.fromkeys(row.method for row in rows[1:])
+    series = {name: [points[row] for row in rows if row.method == name] for name in methods}
+    plots.pareto(path, series, points[rows[0]], "GFLOPs per image", "accuracy on held-out digits")
+    show.written(path)
+
+
+def _pictures(output: Path) -> None:
+    images = demo_.picture_batch()
+    for name, share, model in demo_.folds():
+        if share != min(demo_.SHARES):
+            continue
+        traced = trace(model, images)
+        pictures = [traced.draw(number) for number in range(len(images))]
+        plain = [draw.plain(image) for image in images]
+        labels = ["image"] * len(plain) + [f"{name}, {traced.counts[-1][0]} tokens"] * len(pictures)
+        path = output / f"tokens-{name}.png"
+        draw.row(plain + pictures, labels).save(path)
+        show.written(path)

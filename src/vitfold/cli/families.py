@@ -1,0 +1,9 @@
+"""`vitfold families`: what can be folded."""
+
+from vitfold.cli import show
+from vitfold.families import families as families_
+
+
+def families() -> None:
+    """What can be folded with the libraries installed here, and what is refused, and why."""
+    show.console.print(families_(), markup=False)

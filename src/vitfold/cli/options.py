@@ -1,0 +1,133 @@
+"""Options that commands share, under timm's names, and what they stand for."""
+
+import ast
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from torch import nn
+
+from vitfold.errors import DataError, MethodError
+from vitfold.fold import fold, folds
+from vitfold.methods import Method, create_method
+from vitfold.models import create_model
+from vitfold.plan import load
+
+ModelName = Annotated[
+    str,
+    typer.Argument(
+        metavar="MODEL",
+        help="A timm name, digits (the embedded model), hf:NAME, or the directory of a saved plan.",
+    ),
+]
+ModelKwargs = Annotated[
+    list[str],
+    typer.Option("--model-kwargs", metavar="KEY=VALUE", help="For the model; may be repeated."),
+]
+Pretrained = Annotated[bool, typer.Option(help="Load the published weights.")]
+ImageSize = Annotated[int | None, typer.Option("--img-size", min=1, help="Side of the images.")]
+MethodName = Annotated[str, typer.Option("--method", help="tome, dfe, lgtm or drop.")]
+Reduction = Annotated[
+    str | None,
+    typer.Option("--r", help="Tokens per block: 13, or 16,16,8 for each, or 13:-1 for a ramp."),
+]
+Share = Annotated[
+    float | None, typer.Option("--flops", help="Share of the dense FLOPs, in place of --r.")
+]
+MethodKwargs = Annotated[
+    list[str],
+    typer.Option("--method-kwargs", metavar="KEY=VALUE", help="For the method: cue=v, skip=2, ..."),
+]
+PlanDirectory = Annotated[
+    Path | None, typer.Option("--plan", help="A saved plan, in place of a method.")
+]
+Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps, ...")]
+Amp = Annotated[bool, typer.Option("--amp", help="Mixed precision.")]
+AmpDtype = Annotated[str, typer.Option(help="Lower precision of --amp: bfloat16 or float16.")]
+ResultsFile = Annotated[
+    Path | None, typer.Option("--results-file", help="Rows to this .json or .csv file.")
+]
+
+DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A method, or a plan in its place, as the command line gives it."""
+
+    method: str
+    r: str | None
+    flops: float | None
+    options: list[str]
+
+    def build(self) -> Method:
+        """The method. Without --r and --flops it costs 0.6 of the dense model."""
+        options = parse(self.options)
+        if self.r is not None:
+            options["r"] = reduction(self.r)
+        if self.flops is not None or self.r is None:
+            options["flops"] = 0.6 if self.flops is None else self.flops
+        return create_method(self.method, options)
+
+
+def parse(pairs: list[str]) -> dict[str, Any]:
+    """`KEY=VALUE` pairs; values are Python literals where they can be."""
+    return dict(_pair(text) for item in pairs for text in item.split())
+
+
+def _pair(text: str) -> tuple[str, Any]:
+    key, equals, value = text.partition("=")
+    if not equals or not key:
+        raise DataError(f"{text!r}: expected KEY=VALUE")
+    try:
+        return key, ast.literal_eval(value)
+    except (ValueError, SyntaxError):
+        return key, value
+
+
+def reduction(text: str) -> int | list[int] | tuple[int, float]:
+    """`13`, `16,16,8` or `13:-1`."""
+    try:
+        if ":" in text:
+            r, inflection = text.split(":")
+            return int(r), float(inflection)
+        return [int(part) for part in text.split(",")] if "," in text else int(text)
+    except ValueError:
+        raise MethodError(f"--r {text!r}: expected 13, or 16,16,8, or 13:-1") from None
+
+
+def device(name: str) -> torch.device:
+    """A device that is there."""
+    try:
+        found = torch.device(name)
+        torch.empty(0, device=found)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise DataError(f"--device {name!r} is not to be had here: {reason}") from None
+    return found
+
+
+def amp(enabled: bool, dtype: str) -> torch.dtype | None:
+    """The lower precision, or None."""
+    if dtype not in DTYPES:
+        raise DataError(f"--amp-dtype {dtype!r}: expected bfloat16 or float16")
+    return DTYPES[dtype] if enabled else None
+
+
+def model(
+    name: str, kwargs: list[str], pretrained: bool, img_size: int | None, on: torch.device
+) -> nn.Module:
+    """The model by name, in eval mode, where it is to run."""
+    options: dict[str, Any] = parse(kwargs)
+    if img_size is not None:
+        options["img_size"] = img_size
+    return create_model(name, pretrained=pretrained, **options).to(on).eval()
+
+
+def folded_by(model: nn.Module, plan: Path | None, choice: Choice) -> nn.Module:
+    """The model, folded by the plan or by the method; what came folded stays as it is."""
+    if plan is not None:
+        return load(plan, model)
+    return model if folds(model) else fold(model, choice.build())

@@ -1,0 +1,67 @@
+"""`vitfold trace`: what becomes of the tokens of some images."""
+
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+from PIL import Image
+from torch import Tensor
+
+from vitfold.cli import options, show
+from vitfold.data import preprocessing
+from vitfold.errors import DataError
+from vitfold.trace import Trace
+from vitfold.trace import trace as trace_
+
+
+def trace(
+    model: options.ModelName,
+    images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Image files.")],
+    method: options.MethodName = "lgtm",
+    r: options.Reduction = None,
+    flops: options.Share = None,
+    method_kwargs: options.MethodKwargs = [],  # noqa: B006 (typer copies defaults)
+    plan: options.PlanDirectory = None,
+    model_kwargs: options.ModelKwargs = [],  # noqa: B006
+    pretrained: options.Pretrained = True,
+    img_size: options.ImageSize = None,
+    device: options.Device = "cpu",
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="Directory for the pictures.")
+    ] = Path(),
+) -> None:
+    """Token counts of every block, and for every image two pictures: the groups after the last
+    block (NAME-tokens.png) and after every block that changed them (NAME-blocks.png)."""
+    on = options.device(device)
+    dense = options.model(model, model_kwargs, pretrained, img_size, on)
+    ours = options.folded_by(dense, plan, options.Choice(method, r, flops, method_kwargs))
+    prepare = preprocessing(ours)
+    batch = torch.stack([prepare(_open(path)) for path in images]).to(on)
+    traced = trace_(ours, batch)
+    _show(traced, images)
+    _draw(traced, images, batch, output)
+
+
+def _open(path: Path) -> Image.Image:
+    try:
+        return Image.open(path).convert("RGB")
+    except (OSError, ValueError, Image.DecompressionBombError) as error:
+        raise DataError(f"{path} is not an image that can be read: {error}") from None
+
+
+def _show(traced: Trace, images: list[Path]) -> None:
+    rows = [[str(block + 1), *map(str, counts)] for block, counts in enumerate(traced.counts)]
+    show.table("tokens that leave each block", ["block", *(path.name for path in images)], rows)
+
+
+def _draw(traced: Trace, images: list[Path], batch: Tensor, output: Path) -> None:
+    output.mkdir(parents=True, exist_ok=True)
+    for number, path in enumerate(images):
+        for kind, picture in (
+            ("tokens", traced.draw(batch[number], index=number)),
+            ("blocks", traced.strip(batch[number], index=number)),
+        ):
+            target = output / f"{path.stem}-{kind}.png"
+            picture.save(target)
+            show.written(target)

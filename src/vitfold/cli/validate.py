@@ -1,0 +1,98 @@
+"""`vitfold validate`: accuracy on labelled images."""
+
+import math
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from torch import nn
+
+from vitfold import results
+from vitfold.bench import clone
+from vitfold.cli import options, show
+from vitfold.data import Source, loader
+from vitfold.errors import DataError
+from vitfold.fold import folded
+from vitfold.validate import Batch, Report, limited
+from vitfold.validate import validate as validate_
+
+
+def validate(
+    model: options.ModelName = "digits",
+    dataset: Annotated[
+        str, typer.Option(help="timm's dataset name: hfds/..., wds/..., torch/cifar10, ...")
+    ] = "",
+    data_dir: Annotated[
+        Path | None, typer.Option("--data-dir", help="Folder or tar of class folders.")
+    ] = None,
+    split: Annotated[str, typer.Option(help="Part of the dataset.")] = "validation",
+    class_map: Annotated[str, typer.Option(help="File that maps class names to labels.")] = "",
+    limit: Annotated[int | None, typer.Option(min=1, help="Only the first N images.")] = None,
+    batch_size: Annotated[int, typer.Option("--batch-size", "-b", min=1)] = 64,
+    workers: Annotated[int, typer.Option("--workers", "-j", min=0)] = 0,
+    method: options.MethodName = "tome",
+    r: options.Reduction = None,
+    flops: options.Share = None,
+    method_kwargs: options.MethodKwargs = [],  # noqa: B006 (typer copies defaults)
+    plan: options.PlanDirectory = None,
+    model_kwargs: options.ModelKwargs = [],  # noqa: B006
+    pretrained: options.Pretrained = True,
+    img_size: options.ImageSize = None,
+    device: options.Device = "cpu",
+    amp: options.Amp = False,
+    amp_dtype: options.AmpDtype = "bfloat16",
+    results_file: options.ResultsFile = None,
+) -> None:
+    """Top-1 and top-5 of the folded model, and how often it agrees with the dense one.
+
+    Without data, the embedded model is validated on its held-out digits.
+    """
+    if results_file:
+        results.check_results_file(results_file)
+    on, dtype = options.device(device), options.amp(amp, amp_dtype)
+    base = options.model(model, model_kwargs, pretrained, img_size, on)
+    ours = options.folded_by(base, plan, options.Choice(method, r, flops, method_kwargs))
+    source = Source(dataset, data_dir, split, class_map)
+    batches = _batches(model, ours, source, batch_size, workers)
+    count = _count(batches, batch_size, limit)
+    with show.bar("validating", count) as progress:
+        images = limited(batches, limit)
+        report = validate_(ours, clone(ours), images, device=on, amp=dtype, progress=progress)
+    _show(model, ours, report)
+    if results_file:
+        about = {"command": "validate", "model": model, "method": folded(ours).method.to_json()}
+        results.write(results_file, [report.to_json()], about)
+        show.written(results_file)
+
+
+def _batches(
+    name: str, model: nn.Module, source: Source, batch_size: int, workers: int
+) -> Iterable[Batch]:
+    if source.dataset or source.root:
+        return loader(model, source, batch_size, workers)  # type: ignore[no-any-return]
+    if name != "digits":
+        raise DataError("no data: give --data-dir FOLDER (or tar) or --dataset NAME")
+    from vitfold.digits import load_split
+
+    return list(zip(*(torch.split(part, batch_size) for part in load_split("test")), strict=True))
+
+
+def _count(batches: Any, batch_size: int, limit: int | None) -> int | None:
+    if not hasattr(batches, "__len__"):
+        return None
+    return len(batches) if limit is None else min(len(batches), math.ceil(limit / batch_size))
+
+
+def _show(name: str, model: nn.Module, report: Report) -> None:
+    rows = [
+        ["images", str(report.images)],
+        ["top-1", f"{report.top1:.2%}"],
+        ["95 % interval", f"{report.top1_low:.2%} to {report.top1_high:.2%}"],
+        ["top-5", f"{report.top5:.2%}"],
+        ["dense top-1", f"{report.dense_top1:.2%}"],
+        ["agrees with dense", f"{report.agreement:.2%}"],
+        ["images/s", f"{report.images_per_second:.1f}"],
+    ]
+    show.table(f"{name}, {folded(model).method}", ["", "folded"], rows)

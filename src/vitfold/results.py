@@ -1,0 +1,69 @@
+"""Result rows in files: JSON or CSV, by the ending of the name."""
+
+import csv
+import io
+import json
+import os
+import platform
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vitfold.errors import DataError
+
+Rows = Sequence[Mapping[str, Any]]
+
+
+def check_results_file(path: Path) -> None:
+    """Refuse a results file before the work, not after it."""
+    if path.suffix not in (".json", ".csv"):
+        raise DataError(f"results file {path.name!r}: expected a name that ends in .json or .csv")
+    if not path.parent.is_dir():
+        raise DataError(f"results file {path}: there is no directory {path.parent}")
+
+
+def write(path: Path, rows: Rows, about: Mapping[str, Any]) -> None:
+    """Rows, and in JSON what they are about; the file is there whole or not at all."""
+    text = _csv(rows) if path.suffix == ".csv" else _json(rows, about)
+    temporary = path.with_name(f".{path.name}.part")
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise DataError(f"results file {path} cannot be written: {error.strerror}") from error
+
+
+def machine() -> dict[str, Any]:
+    """What the figures were measured on."""
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    return {
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "processor": _processor(),
+        "threads": torch.get_num_threads(),
+        "gpu": gpu,
+    }
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor()
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor()
+
+
+def _json(rows: Rows, about: Mapping[str, Any]) -> str:
+    return json.dumps({**about, "machine": machine(), "rows": list(rows)}, indent=2) + "\n"
+
+
+def _csv(rows: Rows) -> str:
+    out = io.StringIO()
+    writer = csv.DictWriter(out, fieldnames=list(rows[0]) if rows else [], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return out.getvalue()

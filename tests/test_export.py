@@ -1,0 +1,119 @@
+"""A folded model compiles in one graph, exports with a dynamic batch and runs in ONNX Runtime."""
+
+import itertools
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from models import images, registered
+from torch import Tensor, nn
+
+import vitfold
+from vitfold.methods import Method
+
+FAMILIES = [
+    "vit_tiny_patch16_224",
+    "deit_tiny_distilled_patch16_224",
+    "vit_base_patch14_reg4_dinov2",
+    "eva02_tiny_patch14_224",
+    "vit_small_patch16_dinov3",
+    "vit_small_patch16_rope_mixed_224",
+    "vitamin_small_224",
+    "naflexvit_base_patch16_gap",
+    "beit_base_patch16_224",
+    "vit_relpos_small_patch16_224",
+    "vit_base_patch16_siglip_224",
+]
+METHODS: list[Method] = [
+    vitfold.ToMe(r=3),
+    vitfold.DFE(r=3, skip=1),
+    vitfold.LGTM(r=4, skip=0),
+    vitfold.Drop(r=3),
+]
+EVERY = list(itertools.product(FAMILIES, METHODS))
+# Every family once, and every method once, in what runs by default.
+SOME = [(family, METHODS[i % len(METHODS)]) for i, family in enumerate(FAMILIES)]
+REST = [pair for pair in EVERY if pair not in SOME]
+
+Model = Callable[[Tensor], Tensor]
+
+
+def pairs() -> Iterator[Any]:
+    yield from SOME
+    for pair in REST:
+        yield pytest.param(*pair, marks=pytest.mark.exhaustive)
+
+
+every_pair = pytest.mark.parametrize(("name", "method"), list(pairs()), ids=str)
+
+
+@pytest.fixture(autouse=True)
+def _quiet() -> Iterator[None]:
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")
+        yield
+    torch.compiler.reset()
+
+
+def agrees(model: nn.Module, other: Model) -> None:
+    for batch in (1, 7):
+        pixels = images(model, batch, seed=batch)
+        torch.testing.assert_close(other(pixels), model(pixels), atol=1e-3, rtol=1e-3)
+
+
+@every_pair
+def test_compiles_in_one_graph(name: str, method: Method) -> None:
+    model = vitfold.fold(registered(name), method)
+    agrees(model, torch.compile(model, fullgraph=True, backend="aot_eager"))
+
+
+@pytest.mark.parametrize("method", METHODS, ids=str)
+@pytest.mark.exhaustive
+def test_inductor_agrees(method: Method) -> None:
+    model = vitfold.fold(registered("vit_tiny_patch16_224"), method)
+    agrees(model, torch.compile(model, fullgraph=True))
+
+
+def exported(model: nn.Module) -> torch.export.ExportedProgram:
+    dynamic = ({0: torch.export.Dim("batch")},)
+    return torch.export.export(model, (images(model, 2),), dynamic_shapes=dynamic)
+
+
+@every_pair
+def test_exports_with_a_dynamic_batch(name: str, method: Method) -> None:
+    model = vitfold.fold(registered(name), method)
+    agrees(model, exported(model).module())
+
+
+@every_pair
+def test_runs_in_onnx_runtime(name: str, method: Method, tmp_path: Path) -> None:
+    onnxruntime = pytest.importorskip("onnxruntime")
+    model = vitfold.fold(registered(name), method)
+    program = torch.onnx.export(exported(model), (images(model, 2),), dynamo=True, verbose=False)
+    assert program is not None
+    program.save(tmp_path / "model.onnx")
+    session = onnxruntime.InferenceSession(tmp_path / "model.onnx")
+    (given,) = session.get_inputs()
+
+    def run(pixels: Tensor) -> Tensor:
+        return torch.from_numpy(session.run(None, {given.name: pixels.numpy()})[0])
+
+    agrees(model, run)
+
+
+def test_equal_similarities_pick_the_earlier_token_in_onnx_too(tmp_path: Path) -> None:
+    """A flat image: all patches alike but for their position, which is taken away."""
+    onnxruntime = pytest.importorskip("onnxruntime")
+    model = registered("vit_tiny_patch16_224")
+    model.pos_embed.zero_()
+    vitfold.fold(model, vitfold.ToMe(r=3))
+    program = torch.onnx.export(exported(model), (images(model, 2),), dynamo=True, verbose=False)
+    assert program is not None
+    program.save(tmp_path / "model.onnx")
+    session = onnxruntime.InferenceSession(tmp_path / "model.onnx")
+    flat = torch.ones(1, *images(model, 1).shape[1:])
+    (out,) = session.run(None, {session.get_inputs()[0].name: flat.numpy()})
+    torch.testing.assert_close(torch.from_numpy(out), model(flat), atol=1e-3, rtol=1e-3)
