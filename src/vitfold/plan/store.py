@@ -1,0 +1,118 @@
+"""The directory of a plan: read within limits, written so that a plan is there at every moment."""
+
+import contextlib
+import dataclasses
+import os
+import secrets
+import stat
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from vitfold.errors import PlanError
+from vitfold.plan.fields import FILE, clip
+from vitfold.plan.schema import LIMIT, Plan, Weights, decode, encode
+
+WEIGHTS = "weights.safetensors"
+
+SPARE = "weights-new.safetensors"
+"""Where weights lie while a plan that is replaced still has the other name."""
+
+Write = Callable[[Path], None]
+
+
+def read(directory: Path) -> bytes:
+    """What is in plan.json, if that is a file of a decent size."""
+    path = directory / FILE
+    try:
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):
+            raise PlanError(f"{str(path)!r} is not a file: expected a plan that vitfold.save wrote")
+        if status.st_size > LIMIT:
+            raise PlanError(f"{FILE}: {status.st_size} bytes: expected at most {LIMIT}")
+        with path.open("rb") as file:
+            return file.read(LIMIT + 1)
+    except FileNotFoundError:
+        raise PlanError(_absent(directory)) from None
+    except (OSError, ValueError) as error:
+        if isinstance(error, PlanError):
+            raise
+        raise PlanError(f"{str(path)!r} cannot be read: {clip(error)}") from error
+
+
+def _absent(directory: Path) -> str:
+    what = f"has no {FILE}" if directory.is_dir() else "is no directory"
+    return f"{str(directory)!r} {what}: give a directory that vitfold.save wrote"
+
+
+def write(directory: Path, plan: Plan, write_weights: Write | None) -> None:
+    """Replace the plan in the directory, and its weights, at one moment: when plan.json is renamed.
+
+    Until then everything of the plan before is there, under its own name.
+    """
+    before = _weights(directory)
+    if write_weights is None:
+        _put(directory, FILE, _writes(encode(plan)))
+    else:
+        name = SPARE if before == WEIGHTS else WEIGHTS
+        encoded = encode(_named(plan, name))
+        _put(directory, name, write_weights)
+        _put(directory, FILE, _writes(encoded))
+        if name == SPARE:
+            before = _rename(directory, plan)
+    if before in (WEIGHTS, SPARE) and before != _weights(directory):
+        with contextlib.suppress(OSError):
+            (directory / before).unlink()
+
+
+def _weights(directory: Path) -> str | None:
+    """The file of weights that the plan in the directory names, if there is such a plan."""
+    try:
+        weights = decode(read(directory)).weights
+    except PlanError:
+        return None
+    return weights.file if weights else None
+
+
+def _named(plan: Plan, name: str) -> Plan:
+    assert plan.weights is not None  # a plan that has weights to write
+    return dataclasses.replace(plan, weights=Weights(name, plan.weights.backbone))
+
+
+def _rename(directory: Path, plan: Plan) -> str:
+    """Give the weights their usual name; the name that is left over.
+
+    A link comes first, so that both names are there while plan.json changes from one to the other.
+    """
+    try:
+        _put(directory, WEIGHTS, lambda path: os.link(directory / SPARE, path))
+        _put(directory, FILE, _writes(encode(_named(plan, WEIGHTS))))
+    # The plan is complete as it is, for instance on a file system without links.
+    except OSError:
+        return WEIGHTS
+    return SPARE
+
+
+def _writes(data: bytes) -> Write:
+    return lambda path: void(path.write_bytes(data))
+
+
+def void(written: int) -> None:
+    """Forget how much was written."""
+
+
+def _put(directory: Path, name: str, write: Write) -> None:
+    """Write a file under another name, and rename it when it is whole and on the disk."""
+    with _temporary(directory, name) as path:
+        write(path)
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+        os.replace(path, directory / name)
+
+
+@contextlib.contextmanager
+def _temporary(directory: Path, name: str) -> Iterator[Path]:
+    path = directory / f".{name}.{secrets.token_hex(4)}"
+    try:
+        yield path
+    finally:
+        path.unlink(missing_ok=True)
