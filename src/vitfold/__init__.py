@@ -1,6 +1,59 @@
 """vitfold: vision transformers with fewer tokens."""
 
+from vitfold.errors import (
+    DataError,
+    FoldError,
+    MethodError,
+    MissingExtra,
+    PlanError,
+    ShapeError,
+    UnsupportedModel,
+    VitfoldError,
+)
+from vitfold.families import families
 from vitfold.fold import fold, unfold
-from vitfold.methods import DFE, LGTM, Drop, ToMe
+from vitfold.measure import flops, peak_memory, throughput
+from vitfold.methods import DFE, LGTM, METHODS, Drop, Method, Step, ToMe, register
+from vitfold.models import create_model
+from vitfold.plan import load, save
+from vitfold.tokenmap import TokenMap
+from vitfold.trace import Trace, trace
 
-__all__ = ["DFE", "LGTM", "Drop", "ToMe", "fold", "unfold"]
+__version__ = "0.1.0"
+
+__all__ = [
+    # on and off
+    "fold",
+    "unfold",
+    # methods
+    "DFE",
+    "Drop",
+    "LGTM",
+    "METHODS",
+    "Method",
+    "Step",
+    "ToMe",
+    "register",
+    # seeing
+    "TokenMap",
+    "Trace",
+    "trace",
+    # measuring
+    "flops",
+    "peak_memory",
+    "throughput",
+    # models
+    "create_model",
+    "families",
+    "load",
+    "save",
+    # errors
+    "DataError",
+    "FoldError",
+    "MethodError",
+    "MissingExtra",
+    "PlanError",
+    "ShapeError",
+    "UnsupportedModel",
+    "VitfoldError",
+]

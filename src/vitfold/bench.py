@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from vitfold.blocks.attention import Attend
 from vitfold.blocks.kinds import Kind
 from vitfold.blocks.standin import run
+from vitfold.blocks.taps import tap
 from vitfold.families import find
 from vitfold.fold import folded, unfold
 from vitfold.ledger import Ledger
@@ -109,12 +110,12 @@ def textbook(model: nn.Module, removes: Sequence[int]) -> nn.Module | None:
 def _textbook(block: Any, sizes: list[Tensor | None], index: int, r: int, x: Tensor) -> Tensor:
     size = torch.ones_like(x[..., :1]) if index == 0 or sizes[0] is None else sizes[0]
     keys: list[Tensor] = []
-    tap = {"k_norm": lambda k: keys.append(k) or block.attn.k_norm(k), "fused_attn": False}
+    parts = {**tap(block.attn, "k", keys.append), "fused_attn": False}
     bias = size.log()[:, None, None, :, 0]
-    attended = run(block.attn, "forward", tap, block.norm1(x), attn_mask=bias)
+    attended = run(block.attn, "forward", parts, block.norm1(x), attn_mask=bias)
     x = x + block.drop_path1(block.ls1(attended))
     if r:
-        x, size = _merge_all(x, size, keys[0].mean(1), r)
+        x, size = _merge_all(x, size, keys[0], r)
     sizes[0] = size
     return x + block.drop_path2(block.ls2(block.mlp(block.norm2(x))))  # type: ignore[no-any-return]
 

@@ -1,7 +1,7 @@
 """The embedded default model: a small vision transformer and the digits it reads.
 
-The pictures are the 8x8 handwritten digits bundled with scikit-learn, enlarged and put somewhere
-on a larger canvas, so that most of the tokens show background and can be merged away.
+The pictures are the 8x8 handwritten digits bundled with scikit-learn, enlarged and put on
+a canvas of 14 x 14 patches, so that many tokens show background or the same stroke.
 """
 
 from collections.abc import Mapping
@@ -16,6 +16,8 @@ import torch.nn.functional as F
 from timm.models import VisionTransformer
 from torch import Tensor
 
+from vitfold.errors import missing
+
 ARCHITECTURE: Final[Mapping[str, Any]] = MappingProxyType(
     {
         "img_size": 56,
@@ -23,9 +25,9 @@ ARCHITECTURE: Final[Mapping[str, Any]] = MappingProxyType(
         "in_chans": 1,
         "num_classes": 10,
         "global_pool": "token",
-        "embed_dim": 96,
+        "embed_dim": 64,
         "depth": 12,
-        "num_heads": 3,
+        "num_heads": 4,
     }
 )
 """The keyword arguments of timm's VisionTransformer."""
@@ -35,7 +37,7 @@ STD: Final = 0.3
 """Canvas brightness, from 0 to 1, is normalized as (brightness - MEAN) / STD."""
 
 _CANVAS: Final[int] = ARCHITECTURE["img_size"]
-_SMALLEST, _LARGEST = 28.0, 36.0  # side of the enlarged digit, in pixels
+_SMALLEST, _LARGEST = 46.0, 54.0  # side of the enlarged digit, in pixels
 _STEEPEST: Final = 0.2  # rotation either way, in radians
 _TEST_FRACTION: Final = 0.25
 _SPLIT_SEED: Final = 0
@@ -77,8 +79,8 @@ def _digits(split: Literal["train", "test"]) -> tuple[Tensor, Tensor, Tensor]:
     try:
         datasets = import_module("sklearn.datasets")
         selection = import_module("sklearn.model_selection")
-    except ImportError as error:
-        raise ImportError('the digits need scikit-learn: pip install "vitfold[demo]"') from error
+    except ImportError:
+        raise missing("scikit-learn", "demo") from None
     bunch = datasets.load_digits()
     parts = selection.train_test_split(
         range(len(bunch.target)),

@@ -1,7 +1,7 @@
 """What can go wrong, by name.
 
 VitfoldError
-├── UnsupportedModel   a model that no family describes, or that is wrapped; says which class and why
+├── UnsupportedModel   a model that no family describes, or that is wrapped; names class and reason
 ├── MethodError        an option of a method: unknown, out of range, contradictory, unreachable
 ├── ShapeError         images that the model does not take
 ├── FoldError          folding or unfolding at the wrong moment

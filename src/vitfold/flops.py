@@ -30,9 +30,7 @@ def dry_count(call: Callable[[], Any]) -> int:
         return count(call)
 
 
-def solve(
-    share: float, cost: Callable[[Schedule], int], layout: Layout, first: int
-) -> Schedule:
+def solve(share: float, cost: Callable[[Schedule], int], layout: Layout, first: int) -> Schedule:
     """The schedule that removes tokens evenly and costs `share` of what none costs.
 
     The cost falls as the rate grows, nearly along a line: false position, kept inside a bracket.

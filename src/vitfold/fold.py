@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from vitfold.blocks.kinds import Kind
+from vitfold.blocks.recompute import checkpointed
 from vitfold.errors import FoldError, MethodError, ShapeError, UnsupportedModel, VitfoldError
 from vitfold.families import Found, find
 from vitfold.flops import dry_count, solve
@@ -67,7 +68,7 @@ def pass_block(
     if run is None:
         return type(block).forward(block, x, *args, **kwargs)
     given = dict(zip(kind.arguments, args, strict=False)) | kwargs
-    return run.block(index, block, kind, x, given)
+    return checkpointed(block, lambda tokens: run.block(index, block, kind, tokens, given), x)
 
 
 def _entry(trunk: nn.Module, method: str) -> Callable[..., Any]:
@@ -84,7 +85,7 @@ def start(fold: Fold, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Run:
     found = fold.found
     given = dict(zip(found.kind.arguments, args, strict=False)) | kwargs
     run = Run(fold.method, fold.schedule, found.prefix, found.kind.grid(found.trunk, given))
-    run.valid = _valid(found.kind.padding(given), found.prefix)
+    run.valid = _valid(found.kind.padding(found.trunk, given), found.prefix)
     if not torch.compiler.is_compiling() and (runs := _watched.get()) is not None:
         runs.append(run)
     return run
@@ -140,9 +141,7 @@ def fold_with(model: ModelT, method: Method, schedule: tuple[int, ...]) -> Model
     return _replace(model, method, lambda record: _fitting(record, schedule))
 
 
-def _replace(
-    model: ModelT, method: Method, resolve: Callable[[Fold], tuple[int, ...]]
-) -> ModelT:
+def _replace(model: ModelT, method: Method, resolve: Callable[[Fold], tuple[int, ...]]) -> ModelT:
     """Fold with the schedule that is resolved for the new fold; when it fails, all is as before."""
     found = find(model)
     before: Fold | None = getattr(found.trunk, MARK, None)
@@ -183,7 +182,7 @@ def folded(model: nn.Module) -> Fold:
     """What lies on the trunk of `model`, or an error that says that nothing does."""
     records = folds(model)
     if not records:
-        raise FoldError(f"{type(model).__name__} is not folded: call vitfold.fold(model, ...) first")
+        raise FoldError(f"{type(model).__name__} is not folded: call vitfold.fold on it first")
     return records[0]
 
 
@@ -193,7 +192,8 @@ def _method(method: object, options: dict[str, Any]) -> Method:
     if not isinstance(method, Method):
         raise MethodError(f"{method!r} is not a method: give one, such as ToMe(r=13), or its name")
     if options:
-        raise MethodError(f"options {', '.join(options)} go into {type(method).__name__}(...) itself")
+        name = type(method).__name__
+        raise MethodError(f"options {', '.join(options)} go into {name}(...) itself")
     return method
 
 
@@ -249,6 +249,6 @@ def _refuse_patched(found: Found) -> None:
         forward = module.__dict__.get("forward")
         if forward is not None and getattr(forward, "func", None) not in (enter, pass_block):
             raise UnsupportedModel(
-                f"the forward of a {type(module).__name__} is replaced already (offloading hooks?): "
-                "fold before that"
+                f"the forward of a {type(module).__name__} is replaced, by offloading hooks "
+                "perhaps: fold before that"
             )

@@ -79,7 +79,8 @@ class Ledger:
         return whole.unfold(x, None if whole.fate == "merged" else self._mean(x))
 
     def _mean(self, x: Tensor) -> Tensor:
-        weight = self.sizes(x)[:, self.prefix :].unsqueeze(-1)
+        size = self.sizes(x) if self.valid is None else self.sizes(x) * self.valid
+        weight = size[:, self.prefix :].unsqueeze(-1)
         total = (x[:, self.prefix :] * weight).sum(1, keepdim=True)
         return (total / weight.sum(1, keepdim=True)).to(x.dtype)
 

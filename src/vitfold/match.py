@@ -44,7 +44,7 @@ def lowest(metric: Tensor, r: int, prefix: int, valid: Tensor | None = None) -> 
     order = smallest_first(metric[:, prefix:].norm(dim=-1)) + prefix
     if valid is not None:
         target = torch.full_like(valid, DROPPED, dtype=torch.long)
-        padding_last = order.gather(1, (~valid).gather(1, order).int().argsort(1, stable=True))
+        padding_last = order.gather(1, smallest_first((~valid).gather(1, order).int()))
         return _with_padding(padding_last, target, r, prefix, valid, stride=1)
     stay = order[:, r:].sort(dim=1).values
     return TokenMap.dropping(torch.cat([_places(metric)[:, :prefix], stay], dim=1), order[:, :r])
@@ -126,12 +126,12 @@ def _merges(cells: tuple[int, ...], patches: int, each: int) -> int:
 
 def unit(metric: Tensor) -> Tensor:
     """`metric[B, N, d]` with rows of length one; zero and non-finite rows resemble nothing."""
-    length = metric.norm(dim=-1, keepdim=True).clamp(min=torch.finfo(metric.dtype).tiny)
-    return (metric / length).nan_to_num(0.0, 0.0, 0.0)
+    length = torch.linalg.vector_norm(metric, dim=-1, keepdim=True)
+    return (metric / length.clamp(min=torch.finfo(metric.dtype).tiny)).nan_to_num(0.0, 0.0, 0.0)
 
 
 def best_partners(a: Tensor, b: Tensor, allowed: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """For every row of `a[..., n, d]` its most similar row of `b[..., m, d]`: how similar, which."""
+    """For every row of `a[..., n, d]` the row of `b[..., m, d]` most like it: how much, which."""
     scores = a @ b.transpose(-1, -2)
     if allowed is not None:
         scores = scores.masked_fill(~allowed, NOWHERE)

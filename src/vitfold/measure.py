@@ -84,7 +84,7 @@ def compare(
 ) -> dict[str, Throughput]:
     """Images per second of several models, measured in turn so that a drifting machine is fair."""
     seconds = interleave(
-        {name: _timed(model, images) for name, model in models.items()}, repeats, warmup, progress
+        {name: timed(model, images) for name, model in models.items()}, repeats, warmup, progress
     )
     return {name: Throughput.of(batch_of(images), times) for name, times in seconds.items()}
 
@@ -105,7 +105,9 @@ def interleave(
     return seconds
 
 
-def _timed(model: nn.Module, images: Inputs) -> Callable[[], float]:
+def timed(model: nn.Module, images: Inputs) -> Callable[[], float]:
+    """Runs the model once, in inference, and returns the seconds that it took."""
+
     def run() -> float:
         with torch.inference_mode(), evaluating(model):
             _synchronize(images)
@@ -134,7 +136,7 @@ def _cuda_peak(model: nn.Module, images: Inputs) -> int:
 def _cpu_peak(model: nn.Module, images: Inputs) -> int:
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         call(model, images)
-    results = profiler.profiler.kineto_results  # type: ignore[union-attr]
+    results = profiler.profiler.kineto_results
     changes = [e for e in results.events() if e.name() == "[memory]"]
     peak = now = 0
     for change in sorted(changes, key=lambda e: e.start_ns()):

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from vitfold import cues
 from vitfold.blocks.attention import Attend
 from vitfold.blocks.kinds import Kind
+from vitfold.errors import FoldError
 from vitfold.layout import Layout
 from vitfold.ledger import Ledger
 from vitfold.methods import Method, Step
@@ -60,7 +61,7 @@ class Run:
         if index == 0:
             self.start(x)
         ledger, step = self.books[index], self.plan[index]
-        before = x if x.shape[1] == ledger.now else ledger.fold(x)
+        before = reduced(x, ledger, index)
         cue = step.cue if step else None
         attend = Attend(ledger, given, self.method.proportional, cue)
         x = kind.attend(block, before, attend)
@@ -74,9 +75,27 @@ class Run:
 
     def shows(self, index: int, block: nn.Module) -> bool:
         """Whether what leaves a block is dense: when it is asked for, or when somebody looks."""
-        if self.shape == "dense" or block._forward_hooks:
+        if self.shape == "dense" or any(map(watches, block._forward_hooks.values())):
             return True
         return self.shape == "dense at the end" and index == self.depth - 1
+
+
+def watches(hook: object) -> bool:
+    """Whether a forward hook looks at what leaves a block. Those that transformers leaves behind
+    do so only in calls that ask for hidden states, and those are dense."""
+    return getattr(hook, "__module__", None) != "transformers.utils.output_capturing"
+
+
+def reduced(x: Tensor, ledger: Ledger, index: int) -> Tensor:
+    """The tokens of now, from those or from dense ones."""
+    if x.shape[1] == ledger.now:
+        return x
+    if x.shape[1] != ledger.tokens:
+        raise FoldError(
+            f"block {index} was given {x.shape[1]} tokens, expected {ledger.now} or, dense, "
+            f"{ledger.tokens}: a model that adds tokens on the way cannot be folded"
+        )
+    return ledger.fold(x)
 
 
 def reduce(

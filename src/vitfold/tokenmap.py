@@ -108,7 +108,8 @@ class TokenMap:
         size = x.new_ones(x.shape[:2]) if size is None else size
         total = self.fold_sizes(size)
         into = self.into.clamp(min=0) if self.fate == "mixed" else self.into
-        moved = take(x, self.gone) * _channelwise(size.gather(1, self.gone) / total.gather(1, into), x)
+        share = size.gather(1, self.gone) / total.gather(1, into)
+        moved = take(x, self.gone) * _channelwise(share, x)
         if self.fate == "mixed":
             moved = moved.where((self.into >= 0).unsqueeze(-1), 0)
         # A slot that nothing merges into is multiplied by exactly one.

@@ -1,8 +1,8 @@
 """What happened to every token: counts, maps and pictures."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from PIL import Image
@@ -13,6 +13,8 @@ from vitfold.errors import DataError
 from vitfold.fold import folded, watch
 from vitfold.ledger import Ledger
 from vitfold.tokenmap import TokenMap
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,7 +39,7 @@ class Trace:
         if self.grid is None:
             raise DataError("these images have no common patch grid: trace images of one size")
         slot = self._at("block", self.maps, block).slot
-        return self._at("image", list(slot), image)[self.prefix :].view(self.grid)
+        return self._at("image", slot.unbind(), image)[self.prefix :].view(self.grid)
 
     def draw(
         self, image: int | Image.Image | Tensor = 0, *, index: int = 0, block: int = -1
@@ -52,7 +54,8 @@ class Trace:
 
     def strip(self, image: int | Image.Image | Tensor = 0, *, index: int = 0) -> Image.Image:
         """The image and its tokens after every block that changed them, side by side."""
-        blocks = [b for b in range(len(self.maps)) if b == 0 or self.counts[b] != self.counts[b - 1]]
+        counts = [[self.maps[0].tokens] * len(self.counts[0]), *self.counts]
+        blocks = [b for b in range(len(self.maps)) if counts[b] != counts[b + 1]]
         pictures = [self.draw(image, index=index, block=block) for block in blocks]
         number = image if isinstance(image, int) else index
         labels = [f"block {b + 1}: {self.counts[b][number]}" for b in blocks]
@@ -63,10 +66,10 @@ class Trace:
             return image
         if self.images is None:
             raise DataError("what was traced is not images: give the picture to paint on")
-        return self._at("image", list(self.images), image)
+        return self._at("image", self.images.unbind(), image)
 
     @staticmethod
-    def _at(what: str, items: list[Any], index: int) -> Any:
+    def _at(what: str, items: Sequence[T], index: int) -> T:
         if not -len(items) <= index < len(items):
             raise DataError(f"{what}={index}: there are {len(items)}, numbered from 0")
         return items[index]

@@ -1,14 +1,14 @@
-"""Attention over a reduced sequence: the module's own code, with sizes as a bias and cues tapped."""
+"""Attention over a reduced sequence: the module's own code, sizes as a bias, cues tapped."""
 
 from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor, nn
 
+from vitfold.blocks.standin import call, run
+from vitfold.blocks.taps import tap
 from vitfold.cues import PROJECTIONS
 from vitfold.errors import UnsupportedModel
-from vitfold.blocks.standin import run
-from vitfold.blocks.taps import tap
 from vitfold.ledger import Ledger
 
 
@@ -33,24 +33,36 @@ class Attend:
 
     def __call__(self, attention: nn.Module, x: Tensor, **arguments: Any) -> Tensor:
         """Run an attention module on its normalized tokens."""
-        out = self.whole(attention, x, **arguments)
+        parts = self._relative_position(attention, x) | self._tap(attention)
+        out = call(attention, parts, x, **arguments)
+        out = out[0] if isinstance(out, tuple) else out
         if self.cue == "x_attn":
             self.shown.append(out)
-        return out
+        return out  # type: ignore[no-any-return]
 
-    def whole(self, module: nn.Module, x: Tensor, **arguments: Any) -> Tensor:
-        """Run a module that attends and does more besides."""
-        parts = self._relative_position(module, x)
-        if self.cue in PROJECTIONS:
-            parts |= tap(module, self.cue, self.shown.append)
-        out = run(module, "forward", parts, x, **arguments) if parts else module(x, **arguments)
-        return out[0] if isinstance(out, tuple) else out
+    def whole(self, block: nn.Module, x: Tensor, **arguments: Any) -> Tensor:
+        """Run the forward of a block that attends and feeds forward in one."""
+        out = run(block, "forward", self._tap(block), x, **arguments)
+        if self.cue == "x_attn":  # the two share an output: what the block adds
+            self.shown.append(out - x)
+        return out  # type: ignore[no-any-return]
+
+    def _tap(self, attention: nn.Module) -> dict[str, Any]:
+        shows = self.cue in PROJECTIONS
+        return tap(attention, str(self.cue), self.shown.append) if shows else {}
 
     def bias(self, x: Tensor, given: str = "attn_mask") -> Tensor | None:
         """What is added to the logits: the mask or bias that the block was given, and log sizes."""
         if self.given.get("is_causal"):
             raise UnsupportedModel("causal attention cannot be folded: call without is_causal")
         return self.join(self.given.get(given), x)
+
+    def biased(self, given: str = "attn_mask") -> bool:
+        """Whether tokens of now need a bias that the model itself would not have given them."""
+        if self.ledger.origin is None:
+            return False
+        sized = self.proportional and self.ledger.size is not None
+        return sized or self.given.get(given) is not None
 
     def join(self, bias: Tensor | None, x: Tensor) -> Tensor | None:
         """A bias over the original tokens, for the tokens of now, with their log sizes."""
@@ -86,5 +98,5 @@ class _Bias:
     def get_bias(self) -> Tensor | None:
         return self.bias
 
-    def __call__(self, logits: Tensor, shared_rel_pos: Tensor | None = None) -> Tensor:
+    def __call__(self, logits: Tensor, **_: Tensor | None) -> Tensor:
         return logits if self.bias is None else logits + self.bias

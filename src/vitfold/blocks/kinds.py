@@ -6,14 +6,16 @@ after it. Each half is the block's own two lines, so that all that hangs in them
 DropPath, gates, post-norm) stays.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from vitfold.blocks.attention import Attend
+from vitfold.blocks.names import full_name as full_name
+from vitfold.errors import UnsupportedModel
 
 Block = Any
 
@@ -25,11 +27,13 @@ class Kind:
     attend: the first half: from the residual stream to the residual stream.
     feed: the second half, or None where there is only one.
     arguments: names of what the block takes besides its tokens, in their order.
+    attentions: the modules of a block that attend.
     """
 
     attend: Callable[[Block, Tensor, Attend], Tensor]
     feed: Callable[[Block, Tensor], Tensor] | None
     arguments: tuple[str, ...]
+    attentions: Callable[[Block], Sequence[nn.Module]]
 
 
 MASKED = ("attn_mask", "is_causal")
@@ -65,10 +69,7 @@ def _things_feed(b: Block, x: Tensor) -> Tensor:
 
 
 def _parallel_attend(b: Block, x: Tensor, attend: Attend) -> Tensor:
-    out = attend.whole(b, x, attn_mask=attend.bias(x))
-    if attend.cue == "x_attn":  # attention and MLP share an output: what the block adds
-        attend.shown.append(out - x)
-    return out
+    return attend.whole(b, x, attn_mask=attend.bias(x))
 
 
 def _eva_attend(b: Block, x: Tensor, attend: Attend) -> Tensor:
@@ -102,9 +103,20 @@ def _relpos_post_norm_attend(b: Block, x: Tensor, attend: Attend) -> Tensor:
     return x + b.drop_path1(b.norm1(out))
 
 
+def _hf_bias(attention: Any, x: Tensor, attend: Attend) -> Tensor | None:
+    """The bias for an implementation of attention that the model was set to; some take none."""
+    name = getattr(attention.config, "_attn_implementation", None) or ""
+    if ("flash" in name or "flex" in name) and attend.biased("attention_mask"):
+        raise UnsupportedModel(
+            f"{name} takes no bias, by which merged tokens count as often as their sizes: load the "
+            "model with attn_implementation='sdpa', or fold it with proportional=False"
+        )
+    return attend.bias(x, "attention_mask")
+
+
 def _hf_vit_attend(b: Block, x: Tensor, attend: Attend) -> Tensor:
-    out = attend(b.attention, b.layernorm_before(x), attention_mask=attend.bias(x, "attention_mask"))
-    return b.dropout(out) + x
+    bias = _hf_bias(b.attention, x, attend)
+    return b.dropout(attend(b.attention, b.layernorm_before(x), attention_mask=bias)) + x
 
 
 def _hf_vit_feed(b: Block, x: Tensor) -> Tensor:
@@ -122,7 +134,7 @@ def _hf_beit_attend(b: Block, x: Tensor, attend: Attend) -> Tensor:
 
 def _hf_beit_bias(b: Block, attend: Attend) -> Tensor:
     height, width = attend.given["resolution"]
-    return b.relative_position_bias(  # type: ignore[no-any-return]
+    return b.relative_position_bias(
         (height // b.patch_size, width // b.patch_size),
         attend.given.get("interpolate_pos_encoding", False),
         dim_size=attend.ledger.tokens,
@@ -134,7 +146,7 @@ def _hf_beit_feed(b: Block, x: Tensor) -> Tensor:
 
 
 def _dino_attend(b: Block, x: Tensor, attend: Attend) -> Tensor:
-    bias = attend.bias(x, "attention_mask")
+    bias = _hf_bias(b.attention, x, attend)
     out = attend(b.attention, b.norm1(x), attention_mask=bias, **_dino_positions(attend))
     return b.drop_path(b.layer_scale1(out)) + x
 
@@ -151,7 +163,7 @@ def _dino_feed(b: Block, x: Tensor) -> Tensor:
 
 
 def _clip_attend(b: Block, x: Tensor, attend: Attend) -> Tensor:
-    bias = attend.bias(x, "attention_mask")
+    bias = _hf_bias(b.self_attn, x, attend)
     return x + attend(b.self_attn, b.layer_norm1(x), attention_mask=bias)
 
 
@@ -159,47 +171,82 @@ def _clip_feed(b: Block, x: Tensor) -> Tensor:
     return x + b.mlp(b.layer_norm2(x))
 
 
-_HF_VIT = Kind(_hf_vit_attend, _hf_vit_feed, ("attention_mask",))
-_DINO = Kind(_dino_attend, _dino_feed, ("attention_mask", "position_embeddings"))
-_CLIP = Kind(_clip_attend, _clip_feed, ("attention_mask",))
-_PARALLEL = Kind(_parallel_attend, None, MASKED)
+def _attn(b: Block) -> Sequence[nn.Module]:
+    return [b.attn]
+
+
+def _attns(b: Block) -> Sequence[nn.Module]:
+    return [branch.attn for branch in b.attns]
+
+
+def _attention(b: Block) -> Sequence[nn.Module]:
+    return [b.attention]
+
+
+def _self_attn(b: Block) -> Sequence[nn.Module]:
+    return [b.self_attn]
+
+
+def _itself(b: Block) -> Sequence[nn.Module]:
+    return [b]
+
+
+_HF_VIT = Kind(_hf_vit_attend, _hf_vit_feed, ("attention_mask",), _attention)
+_DINO = Kind(_dino_attend, _dino_feed, ("attention_mask", "position_embeddings"), _attention)
+_CLIP = Kind(_clip_attend, _clip_feed, ("attention_mask",), _self_attn)
+_PARALLEL = Kind(_parallel_attend, None, MASKED, _itself)
+_BEIT = ("attention_mask", "interpolate_pos_encoding", "resolution")
+
+_VIT = "timm.models.vision_transformer."
+_EVA = "timm.models.eva."
+_RELPOS = "timm.models.vision_transformer_relpos."
+_HF = "transformers.models."
 
 KINDS: dict[str, Kind] = {
-    "timm.models.vision_transformer.Block": Kind(_vit_attend, _vit_feed, MASKED),
-    "timm.models.vision_transformer.ResPostBlock": Kind(
-        _post_norm_attend, _post_norm_feed, MASKED
+    _VIT + "Block": Kind(_vit_attend, _vit_feed, MASKED, _attn),
+    _VIT + "ResPostBlock": Kind(_post_norm_attend, _post_norm_feed, MASKED, _attn),
+    _VIT + "ParallelThingsBlock": Kind(_things_attend, _things_feed, MASKED, _attns),
+    _VIT + "ParallelScalingBlock": _PARALLEL,
+    _VIT + "DiffParallelScalingBlock": _PARALLEL,
+    _EVA + "EvaBlock": Kind(_eva_attend, _gamma_feed, ROTARY, _attn),
+    _EVA + "EvaBlockPostNorm": Kind(_eva_post_norm_attend, _post_norm_feed, ROTARY, _attn),
+    "timm.models.beit.Block": Kind(_beit_attend, _gamma_feed, ("shared_rel_pos_bias",), _attn),
+    _RELPOS + "RelPosBlock": Kind(_relpos_attend, _vit_feed, ("shared_rel_pos",), _attn),
+    _RELPOS + "ResPostRelPosBlock": Kind(
+        _relpos_post_norm_attend, _post_norm_feed, ("shared_rel_pos",), _attn
     ),
-    "timm.models.vision_transformer.ParallelThingsBlock": Kind(
-        _things_attend, _things_feed, MASKED
-    ),
-    "timm.models.vision_transformer.ParallelScalingBlock": _PARALLEL,
-    "timm.models.vision_transformer.DiffParallelScalingBlock": _PARALLEL,
-    "timm.models.eva.EvaBlock": Kind(_eva_attend, _gamma_feed, ROTARY),
-    "timm.models.eva.EvaBlockPostNorm": Kind(_eva_post_norm_attend, _post_norm_feed, ROTARY),
-    "timm.models.beit.Block": Kind(_beit_attend, _gamma_feed, ("shared_rel_pos_bias",)),
-    "timm.models.vision_transformer_relpos.RelPosBlock": Kind(
-        _relpos_attend, _vit_feed, ("shared_rel_pos",)
-    ),
-    "timm.models.vision_transformer_relpos.ResPostRelPosBlock": Kind(
-        _relpos_post_norm_attend, _post_norm_feed, ("shared_rel_pos",)
-    ),
-    "transformers.models.vit.modeling_vit.ViTLayer": _HF_VIT,
-    "transformers.models.deit.modeling_deit.DeiTLayer": _HF_VIT,
-    "transformers.models.beit.modeling_beit.BeitLayer": Kind(
-        _hf_beit_attend, _hf_beit_feed, ("attention_mask", "interpolate_pos_encoding", "resolution")
-    ),
-    "transformers.models.dinov2.modeling_dinov2.Dinov2Layer": _DINO,
-    "transformers.models.dinov2_with_registers.modeling_dinov2_with_registers"
-    ".Dinov2WithRegistersLayer": _DINO,
-    "transformers.models.dinov3_vit.modeling_dinov3_vit.DINOv3ViTLayer": _DINO,
-    "transformers.models.clip.modeling_clip.CLIPEncoderLayer": _CLIP,
-    "transformers.models.siglip.modeling_siglip.SiglipEncoderLayer": _CLIP,
-    "transformers.models.siglip2.modeling_siglip2.Siglip2EncoderLayer": _CLIP,
+    _HF + "vit.modeling_vit.ViTLayer": _HF_VIT,
+    _HF + "deit.modeling_deit.DeiTLayer": _HF_VIT,
+    _HF + "beit.modeling_beit.BeitLayer": Kind(_hf_beit_attend, _hf_beit_feed, _BEIT, _attention),
+    _HF + "dinov2.modeling_dinov2.Dinov2Layer": _DINO,
+    _HF + "dinov2_with_registers.modeling_dinov2_with_registers.Dinov2WithRegistersLayer": _DINO,
+    _HF + "dinov3_vit.modeling_dinov3_vit.DINOv3ViTLayer": _DINO,
+    _HF + "clip.modeling_clip.CLIPEncoderLayer": _CLIP,
+    _HF + "siglip.modeling_siglip.SiglipEncoderLayer": _CLIP,
+    _HF + "siglip2.modeling_siglip2.Siglip2EncoderLayer": _CLIP,
 }
-"""Every kind of block by the full name of its class. A string, so that no library is imported
-before a model of it is there."""
+"""Every kind of block by the full name of the class that makes its forward."""
 
-
-def full_name(cls: type) -> str:
-    """`package.module.Class`."""
-    return f"{cls.__module__}.{cls.__qualname__}"
+ATTENTIONS: frozenset[str] = frozenset(
+    {
+        "timm.layers.attention.Attention",
+        "timm.layers.attention.AttentionRope",
+        "timm.layers.diff_attention.DiffAttention",
+        _VIT + "Attention",  # its place in timm before 1.0.17
+        _VIT + "ParallelScalingBlock",
+        _VIT + "DiffParallelScalingBlock",
+        _EVA + "EvaAttention",
+        "timm.models.beit.Attention",
+        _RELPOS + "RelPosAttention",
+        _HF + "vit.modeling_vit.ViTAttention",
+        _HF + "deit.modeling_deit.DeiTAttention",
+        _HF + "beit.modeling_beit.BeitAttention",
+        _HF + "dinov2.modeling_dinov2.Dinov2Attention",
+        _HF + "dinov2_with_registers.modeling_dinov2_with_registers.Dinov2WithRegistersAttention",
+        _HF + "dinov3_vit.modeling_dinov3_vit.DINOv3ViTAttention",
+        _HF + "clip.modeling_clip.CLIPAttention",
+        _HF + "siglip.modeling_siglip.SiglipAttention",
+        _HF + "siglip2.modeling_siglip2.Siglip2Attention",
+    }
+)
+"""What attends to all tokens alike, takes a bias, and shows its queries, keys and values."""

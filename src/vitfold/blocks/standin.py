@@ -1,5 +1,6 @@
 """Running a module's own forward with some of its parts replaced, for one call only."""
 
+import functools
 from typing import Any
 
 from torch import nn
@@ -20,7 +21,37 @@ class StandIn:
         return getattr(self._module, name)
 
 
+class Heir(StandIn):
+    """A stand-in for a forward that calls `super()`, which asks for an instance of the class.
+
+    A class of its own, because `torch.compile` does not follow a `__class__` that is computed.
+    """
+
+    @property  # type: ignore[misc]
+    def __class__(self) -> type:
+        return type(self.__dict__.get("_module"))
+
+
 def run(module: nn.Module, method: str, parts: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
     """`module.method(*args, **kwargs)` as its class defines it, with `parts` replaced."""
-    stand_in = StandIn(module, **parts) if parts else module
-    return getattr(type(module), method)(stand_in, *args, **kwargs)
+    function = getattr(type(module), method)
+    if not parts:
+        return function(module, *args, **kwargs)
+    stand_in = Heir if _calls_super(function) else StandIn
+    return function(stand_in(module, **parts), *args, **kwargs)
+
+
+def call(module: nn.Module, parts: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+    """The module called with `parts` replaced: its forward, and the hooks around that."""
+    if not parts:
+        return module(*args, **kwargs)
+    if not module._forward_pre_hooks and not module._forward_hooks:
+        return run(module, "forward", parts, *args, **kwargs)
+    stand_in = StandIn(module, **parts)
+    stand_in.__dict__["forward"] = functools.partial(type(module).forward, stand_in)
+    return nn.Module._call_impl(stand_in, *args, **kwargs)  # type: ignore[arg-type]
+
+
+def _calls_super(function: Any) -> bool:
+    code = getattr(function, "__code__", None)
+    return code is not None and "__class__" in code.co_freevars

@@ -8,10 +8,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from vitfold.blocks.names import maker
 from vitfold.cues import mean_over_heads
 
 Module = Callable[[Tensor], Tensor]
 See = Callable[[Tensor], None]
+
+
+TOKENS_FIRST = frozenset({"timm.models.vision_transformer.ParallelScalingBlock"})
+"""What norms its queries and keys before it moves the heads in front of the tokens."""
 
 
 def tap(attention: Any, cue: str, see: See) -> dict[str, Any]:
@@ -19,7 +24,9 @@ def tap(attention: Any, cue: str, see: See) -> dict[str, Any]:
     averaged over heads `[B, N, d]`: after its norm, before rotary positions."""
     norm, projection = f"{cue}_norm", f"{cue}_proj"
     if hasattr(attention, norm):
-        return {norm: _tapped(getattr(attention, norm), lambda y: see(mean_over_heads(y)))}
+        turned = maker(type(attention)) in TOKENS_FIRST
+        show = _averaged(see, turned)
+        return {norm: _tapped(getattr(attention, norm), show)}
     if getattr(attention, projection, None) is not None:
         width = attention.head_dim
         return {projection: _tapped(getattr(attention, projection), lambda y: see(_mean(y, width)))}
@@ -29,6 +36,11 @@ def tap(attention: Any, cue: str, see: See) -> dict[str, Any]:
         show = _third(third, heads, see)
         return {"in_proj": _tapped(attention.in_proj, lambda y: show(y[..., -width:]))}
     return {"qkv": _tapped(_with_bias(attention), _third(third, heads, see)), "q_bias": None}
+
+
+def _averaged(see: See, turned: bool) -> See:
+    """Shows the mean over heads of `[B, H, N, d]`, or of `[B, N, H, d]` if `turned`."""
+    return lambda y: see(mean_over_heads(y.transpose(1, 2) if turned else y))
 
 
 def _tapped(module: Module, see: See) -> Module:
@@ -62,8 +74,7 @@ def _with_bias(attention: Any) -> Module:
     def project(x: Tensor) -> Tensor:
         bias = torch.cat([attention.q_bias, attention.k_bias, attention.v_bias])
         if attention.qkv_bias_separate:
-            return qkv(x) + bias  # type: ignore[no-any-return]
+            return qkv(x) + bias
         return F.linear(x, qkv.weight, bias)
 
     return project
-

@@ -5,9 +5,12 @@ from typing import Any
 
 from torch import nn
 
-from vitfold.blocks.kinds import KINDS, Kind, full_name
+from vitfold.blocks.kinds import ATTENTIONS, KINDS, Kind
+from vitfold.blocks.names import full_name, maker
 from vitfold.errors import UnsupportedModel
 from vitfold.families import hf, timm
+from vitfold.families.reasons import reason
+from vitfold.families.table import Families, tabulate
 from vitfold.families.trunks import Size, Trunk
 from vitfold.layout import Layout
 
@@ -33,10 +36,12 @@ class Found:
 
     @property
     def depth(self) -> int:
+        """How many blocks the trunk has."""
         return len(self.blocks)
 
     @property
     def prefix(self) -> int:
+        """How many tokens of a sequence are not patches."""
         return self.kind.prefix(self.trunk)
 
     @property
@@ -62,14 +67,14 @@ def find(model: nn.Module) -> Found:
     _refuse_wrappers(model)
     trunks = [(m, kind) for m in model.modules() if (kind := trunk_kind(type(m)))]
     if not trunks:
-        raise UnsupportedModel(f"{full_name(type(model))} cannot be folded: {reason(type(model))}")
+        raise UnsupportedModel(f"{full_name(type(model))} cannot be folded: {_why(model)}")
     if len(trunks) > 1:
         names = ", ".join(full_name(type(trunk)) for trunk, _ in trunks)
         raise UnsupportedModel(
             f"{full_name(type(model))} has {len(trunks)} foldable parts ({names}): fold one of them"
         )
     trunk, kind = trunks[0]
-    blocks = tuple(trunk.get_submodule(kind.blocks))
+    blocks = _blocks(trunk, kind)
     return Found(trunk, kind, blocks, tuple(_block_kind(trunk, block) for block in blocks))
 
 
@@ -78,11 +83,49 @@ def trunk_kind(cls: type) -> Trunk | None:
     return next((TRUNKS[name] for c in cls.__mro__ if (name := full_name(c)) in TRUNKS), None)
 
 
+def _blocks(trunk: nn.Module, kind: Trunk) -> tuple[nn.Module, ...]:
+    container: Any = trunk.get_submodule(kind.blocks)
+    blocks = tuple(container.children())
+    if len(blocks) != len(container):
+        raise UnsupportedModel(
+            f"{full_name(type(trunk))} cannot be folded: it has {len(container)} blocks, of which "
+            f"{len(container) - len(blocks)} occur more than once"
+        )
+    return blocks
+
+
+def families() -> Families:
+    """What can be folded with the libraries that are installed here; what is refused, and why."""
+    return tabulate(lambda cls: trunk_kind(cls) is not None)
+
+
 def _block_kind(trunk: nn.Module, block: nn.Module) -> Kind:
-    name = full_name(type(block))
-    if name not in KINDS:
-        raise UnsupportedModel(f"{full_name(type(trunk))} has blocks of an unknown kind: {name}")
-    return KINDS[name]
+    kind = KINDS.get(maker(type(block)))
+    if kind is None:
+        raise UnsupportedModel(
+            f"{full_name(type(trunk))} cannot be folded: its blocks are of an unknown kind, "
+            f"{full_name(type(block))}"
+        )
+    for attention in kind.attentions(block):
+        if maker(type(attention)) not in ATTENTIONS:
+            raise UnsupportedModel(
+                f"{full_name(type(trunk))} cannot be folded: its blocks attend in an unknown way, "
+                f"{full_name(type(attention))}"
+            )
+        if "forward" in vars(attention) and attention is not block:
+            raise UnsupportedModel(
+                f"the forward of a {type(attention).__name__} is replaced already (offloading "
+                "hooks?): fold before that"
+            )
+    return kind
+
+
+def _why(model: nn.Module) -> str:
+    """The reason for a model, or for the first of its parts that has one."""
+    for module in model.modules():
+        if why := reason(type(module)):
+            return why if module is model else f"of its {full_name(type(module))}, {why}"
+    return f"no family describes {type(model).__name__}, nor any part of it"
 
 
 def _refuse_wrappers(model: nn.Module) -> None:
@@ -91,17 +134,3 @@ def _refuse_wrappers(model: nn.Module) -> None:
             if cls.__name__ in WRAPPERS:
                 wrapper = WRAPPERS[cls.__name__]
                 raise UnsupportedModel(f"the model is wrapped in {wrapper}: fold before wrapping")
-
-
-_WINDOWS = "its attention is confined to windows or regions"
-_PYRAMID = "it is a pyramid that changes its tokens between stages"
-_CONVOLUTION = "it has no sequence of tokens with global attention"
-_TEXT = "it reads text, not images"
-
-
-def reason(cls: type) -> str:
-    """Why a class of models cannot be folded."""
-    return REASONS.get(cls.__module__.rsplit(".", 1)[-1], f"no family describes {cls.__name__}")
-
-
-REASONS: dict[str, str] = {}

@@ -1,55 +1,86 @@
 """Hugging Face's trunks: vision models that hand their keyword arguments down to every layer,
 and so the run of a folded call too."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from vitfold.blocks.standin import call as call_module
 from vitfold.errors import UnsupportedModel
-from vitfold.blocks.standin import run as run_method
-from vitfold.families.trunks import Arguments, Grid, Size, Trunk, blank_images, no_padding
+from vitfold.families.trunks import (
+    Arguments,
+    Grid,
+    Size,
+    Trunk,
+    blank_images,
+    check_depth,
+    check_ran,
+)
 from vitfold.ledger import Ledger
 from vitfold.run import Run
 
 
 def call(
-    trunk: Any, method: str, run: Run, args: tuple[Any, ...], kwargs: dict[str, Any]
+    path: str, trunk: Any, method: str, run: Run, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Any:
-    """Run the trunk's forward on the folded layers; its outputs are dense."""
-    if kwargs.get("output_attentions", getattr(trunk.config, "output_attentions", False)):
+    """Run the trunk's forward on the folded layers that lie at `path`; its outputs are dense."""
+    if _asked(trunk, "output_attentions", kwargs):
         raise UnsupportedModel(
             "a folded model has no dense attention maps: call without output_attentions, "
             "or unfold it first"
         )
-    run.shape = "dense at the end"
+    check_depth(trunk, trunk.get_submodule(path), run)
+    shows = _is_backbone(trunk) or _asked(trunk, "output_hidden_states", kwargs)
+    run.shape = "dense" if shows else "dense at the end"
     outputs = getattr(type(trunk), method)(trunk, *args, vitfold=run, **kwargs)
-    head = getattr(trunk, "head", None)
-    dropped = any(step.fate != "merged" for step in run.last.maps)
-    return _pool_again(outputs, head, run.last) if head is not None and dropped else outputs
+    check_ran(trunk, run)
+    if _is_backbone(trunk) or all(step.fate == "merged" for step in run.last.maps):
+        return outputs
+    return _read_again(outputs, trunk, run.last)
 
 
-def _pool_again(outputs: Any, head: Any, ledger: Ledger) -> Any:
-    """Attention pooling over the tokens that survive, in place of that over dense ones."""
+def _asked(trunk: Any, option: str, kwargs: dict[str, Any]) -> bool:
+    return bool(kwargs.get(option) or getattr(trunk.config, option, False))
+
+
+def _is_backbone(trunk: Any) -> bool:
+    """Whether it hands out what leaves every layer, and nothing else."""
+    return hasattr(trunk, "out_features")
+
+
+def _read_again(outputs: Any, trunk: Any, ledger: Ledger) -> Any:
+    """Outputs in which dropped positions show the mean of normalized survivors, and attention
+    pooling sees survivors alone."""
     if isinstance(outputs, tuple):
-        return (outputs[0], _pool(head, outputs[0], ledger), *outputs[2:])
-    outputs.pooler_output = _pool(head, outputs.last_hidden_state, ledger)
+        dense, pooled = _read(outputs[0], outputs[1], trunk, ledger)
+        return (dense, pooled, *outputs[2:])
+    dense, pooled = _read(outputs.last_hidden_state, outputs.pooler_output, trunk, ledger)
+    outputs["last_hidden_state"], outputs["pooler_output"] = dense, pooled
     return outputs
 
 
-def _pool(head: Any, dense: Tensor, ledger: Ledger) -> Tensor:
-    bias = torch.zeros(dense.shape[0], ledger.now, dtype=dense.dtype, device=dense.device)
-    if ledger.size is not None:
-        bias = bias + ledger.size.log().to(dense.dtype)
+def _read(
+    dense: Tensor, pooled: Tensor | None, trunk: Any, ledger: Ledger
+) -> tuple[Tensor, Tensor | None]:
+    survivors, head = ledger.fold(dense), getattr(trunk, "head", None)
+    pooled = pooled if head is None else _pool(head, survivors, ledger)
+    return ledger.unfold(survivors), pooled
+
+
+def _pool(head: Any, x: Tensor, ledger: Ledger) -> Tensor:
+    """Attention pooling over tokens that count as often as their sizes, padding not at all."""
+    bias = ledger.sizes(x).log().to(x.dtype)
     if ledger.valid is not None:
         bias = bias.masked_fill(~ledger.valid, float("-inf"))
 
-    def attention(probe: Tensor, keys: Tensor, values: Tensor, **unused: Any) -> Any:
+    def attention(probe: Tensor, keys: Tensor, values: Tensor, **_: Any) -> Any:
         mask = bias.repeat_interleave(head.attention.num_heads, dim=0).unsqueeze(1)
         return head.attention(probe, keys, values, attn_mask=mask)
 
-    return run_method(head, "forward", {"attention": attention}, ledger.fold(dense))  # type: ignore[no-any-return]
+    return call_module(head, {"attention": attention}, x)
 
 
 def _size(trunk: Any) -> Size:
@@ -70,19 +101,27 @@ def _example(trunk: Any, batch: int) -> dict[str, Any]:
     return {"pixel_values": blank_images(trunk, _size(trunk), batch)}
 
 
-def _trunk(blocks: str, prefix: Callable[[Any], int]) -> Trunk:
+def _trunk(
+    blocks: str, prefix: Callable[[Any], int], arguments: tuple[str, ...] = ("pixel_values",)
+) -> Trunk:
     return Trunk(
         "transformers",
         blocks,
         ("forward",),
-        call,
+        functools.partial(call, blocks),
         prefix,
         _size,
-        ("pixel_values",),
+        arguments,
         _grid,
         _example,
-        no_padding,
+        functools.partial(_padding, prefix),
     )
+
+
+def _padding(prefix: Callable[[Any], int], trunk: Any, arguments: Arguments) -> Tensor | None:
+    """What a mask over all tokens says of the patches."""
+    mask = arguments.get("attention_mask")
+    return None if mask is None or mask.dim() != 2 else mask[:, prefix(trunk) :].bool()
 
 
 def _siglip2_size(trunk: Any) -> Size:
@@ -100,27 +139,27 @@ def _siglip2_example(trunk: Any, batch: int) -> dict[str, Any]:
     return {"pixel_values": pixels, "pixel_attention_mask": mask, "spatial_shapes": shape}
 
 
-def _siglip2_grid(trunk: Any, arguments: Arguments) -> Grid:
+def _siglip2_grid(_: Any, arguments: Arguments) -> Grid:
     shapes = arguments.get("spatial_shapes")
     if shapes is None or torch.compiler.is_compiling() or bool((shapes != shapes[:1]).any()):
         return None
     return int(shapes[0, 0]), int(shapes[0, 1])
 
 
-def _siglip2_padding(arguments: Arguments) -> Tensor | None:
+def _siglip2_padding(_: Any, arguments: Arguments) -> Tensor | None:
     mask = arguments.get("pixel_attention_mask")
     return None if mask is None else mask.bool()
 
 
-def _none(trunk: Any) -> int:
+def _none(_: Any) -> int:
     return 0
 
 
-def _one(trunk: Any) -> int:
+def _one(_: Any) -> int:
     return 1
 
 
-def _two(trunk: Any) -> int:
+def _two(_: Any) -> int:
     return 2
 
 
@@ -129,29 +168,32 @@ def _registers(trunk: Any) -> int:
 
 
 _MODELS = "transformers.models."
-_DINO2 = _trunk("encoder.layer", _one)
-_DINO2_REGISTERS = _trunk("encoder.layer", _registers)
-_DINO3 = _trunk("model.layer", _registers)
+_MASKED = ("pixel_values", "bool_masked_pos", "interpolate_pos_encoding", "attention_mask")
+_DINO_MASKED = ("pixel_values", "bool_masked_pos", "attention_mask")
+_BACKBONE_MASKED = ("pixel_values", "attention_mask")
+_WITH_REGISTERS = f"{_MODELS}dinov2_with_registers.modeling_dinov2_with_registers."
 
 TRUNKS: dict[str, Trunk] = {
-    f"{_MODELS}vit.modeling_vit.ViTModel": _trunk("layers", _one),
-    f"{_MODELS}deit.modeling_deit.DeiTModel": _trunk("layers", _two),
-    f"{_MODELS}beit.modeling_beit.BeitModel": _trunk("layers", _one),
-    f"{_MODELS}dinov2.modeling_dinov2.Dinov2Model": _DINO2,
-    f"{_MODELS}dinov2.modeling_dinov2.Dinov2Backbone": _DINO2,
-    f"{_MODELS}dinov2_with_registers.modeling_dinov2_with_registers"
-    ".Dinov2WithRegistersModel": _DINO2_REGISTERS,
-    f"{_MODELS}dinov2_with_registers.modeling_dinov2_with_registers"
-    ".Dinov2WithRegistersBackbone": _DINO2_REGISTERS,
-    f"{_MODELS}dinov3_vit.modeling_dinov3_vit.DINOv3ViTModel": _DINO3,
-    f"{_MODELS}dinov3_vit.modeling_dinov3_vit.DINOv3ViTBackbone": _DINO3,
+    f"{_MODELS}vit.modeling_vit.ViTModel": _trunk("layers", _one, _MASKED),
+    f"{_MODELS}deit.modeling_deit.DeiTModel": _trunk("layers", _two, _MASKED),
+    f"{_MODELS}beit.modeling_beit.BeitModel": _trunk("layers", _one, _MASKED),
+    f"{_MODELS}dinov2.modeling_dinov2.Dinov2Model": _trunk("encoder.layer", _one, _DINO_MASKED),
+    f"{_MODELS}dinov2.modeling_dinov2.Dinov2Backbone": _trunk(
+        "encoder.layer", _one, _BACKBONE_MASKED
+    ),
+    _WITH_REGISTERS + "Dinov2WithRegistersModel": _trunk("encoder.layer", _registers, _DINO_MASKED),
+    _WITH_REGISTERS + "Dinov2WithRegistersBackbone": _trunk(
+        "encoder.layer", _registers, _BACKBONE_MASKED
+    ),
+    f"{_MODELS}dinov3_vit.modeling_dinov3_vit.DINOv3ViTModel": _trunk("model.layer", _registers),
+    f"{_MODELS}dinov3_vit.modeling_dinov3_vit.DINOv3ViTBackbone": _trunk("model.layer", _registers),
     f"{_MODELS}clip.modeling_clip.CLIPVisionModel": _trunk("encoder.layers", _one),
     f"{_MODELS}siglip.modeling_siglip.SiglipVisionModel": _trunk("encoder.layers", _none),
     f"{_MODELS}siglip2.modeling_siglip2.Siglip2VisionModel": Trunk(
         "transformers",
         "encoder.layers",
         ("forward",),
-        call,
+        functools.partial(call, "encoder.layers"),
         _none,
         _siglip2_size,
         ("pixel_values", "pixel_attention_mask", "spatial_shapes"),
@@ -160,3 +202,60 @@ TRUNKS: dict[str, Trunk] = {
         _siglip2_padding,
     ),
 }
+
+MODELS: dict[str, tuple[str, ...]] = {
+    f"{_MODELS}vit.modeling_vit.ViTModel": (
+        "ViTModel",
+        "ViTForImageClassification",
+        "ViTForMaskedImageModeling",
+    ),
+    f"{_MODELS}deit.modeling_deit.DeiTModel": (
+        "DeiTModel",
+        "DeiTForImageClassification",
+        "DeiTForImageClassificationWithTeacher",
+        "DeiTForMaskedImageModeling",
+    ),
+    f"{_MODELS}beit.modeling_beit.BeitModel": (
+        "BeitModel",
+        "BeitForImageClassification",
+        "BeitForMaskedImageModeling",
+        "BeitForSemanticSegmentation",
+        "BeitBackbone",
+    ),
+    f"{_MODELS}dinov2.modeling_dinov2.Dinov2Model": ("Dinov2Model", "Dinov2ForImageClassification"),
+    f"{_MODELS}dinov2.modeling_dinov2.Dinov2Backbone": ("Dinov2Backbone",),
+    _WITH_REGISTERS + "Dinov2WithRegistersModel": (
+        "Dinov2WithRegistersModel",
+        "Dinov2WithRegistersForImageClassification",
+    ),
+    _WITH_REGISTERS + "Dinov2WithRegistersBackbone": ("Dinov2WithRegistersBackbone",),
+    f"{_MODELS}dinov3_vit.modeling_dinov3_vit.DINOv3ViTModel": ("DINOv3ViTModel",),
+    f"{_MODELS}dinov3_vit.modeling_dinov3_vit.DINOv3ViTBackbone": ("DINOv3ViTBackbone",),
+    f"{_MODELS}clip.modeling_clip.CLIPVisionModel": (
+        "CLIPVisionModel",
+        "CLIPVisionModelWithProjection",
+        "CLIPModel",
+        "CLIPForImageClassification",
+    ),
+    f"{_MODELS}siglip.modeling_siglip.SiglipVisionModel": (
+        "SiglipVisionModel",
+        "SiglipModel",
+        "SiglipForImageClassification",
+    ),
+    f"{_MODELS}siglip2.modeling_siglip2.Siglip2VisionModel": (
+        "Siglip2VisionModel",
+        "Siglip2Model",
+        "Siglip2ForImageClassification",
+    ),
+}
+"""The classes of transformers that are one of the trunks, or a trunk and a head."""
+
+HOSTS = frozenset(
+    {
+        "TimmBackbone",
+        "TimmWrapperForImageClassification",
+        "TimmWrapperModel",
+        "ShieldGemma2ForImageClassification",
+    }
+)
+"""Classes that hold a model of another family, and fold if that does."""

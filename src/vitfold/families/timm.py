@@ -7,8 +7,20 @@ from typing import Any
 from timm.layers import AttentionPoolLatent
 from torch import Tensor
 
+from vitfold.blocks.names import maker
 from vitfold.blocks.standin import run as run_method
-from vitfold.families.trunks import Arguments, Grid, Size, Trunk, blank_images, no_padding
+from vitfold.errors import ShapeError
+from vitfold.families.trunks import (
+    Arguments,
+    Grid,
+    Size,
+    Trunk,
+    blank_images,
+    check_depth,
+    check_ran,
+    no_padding,
+    with_prefix,
+)
 from vitfold.ledger import Ledger
 from vitfold.run import Run
 
@@ -31,58 +43,107 @@ class Chain:
         return Chain(self.links[index]) if isinstance(index, slice) else self.links[index]
 
     def __call__(self, x: Tensor) -> Tensor:
+        """One after the other."""
         for link in self.links:
             x = link(x)
         return x
 
 
-def call(
-    trunk: Any, method: str, run: Run, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> Any:
+def call(trunk: Any, method: str, run: Run, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Run a method of the trunk on the folded blocks."""
-    blocks = Chain([functools.partial(block, vitfold=run) for block in trunk.blocks])
-    if method != "forward":
+    check_depth(trunk, trunk.blocks, run)
+    parts = _parts(trunk, run)
+    if method == "forward":
+        parts["forward_features"] = functools.partial(
+            run_method, trunk, "forward_features", dict(parts)
+        )
+        parts["forward_head"] = functools.partial(_head, trunk, run)
+        out = run_method(trunk, "forward", parts, *args, **kwargs)
+    else:
         run.shape = "dense" if method == "forward_intermediates" else "dense at the end"
-        return run_method(trunk, method, {"blocks": blocks}, *args, **kwargs)
-    parts = {
-        "forward_features": functools.partial(
-            run_method, trunk, "forward_features", {"blocks": blocks}
-        ),
-        "forward_head": functools.partial(_head, trunk, run),
+        out = run_method(trunk, method, parts, *args, **kwargs)
+    check_ran(trunk, run)
+    return _filled(out, run.last) if method == "forward_features" else out
+
+
+def _parts(trunk: Any, run: Run) -> dict[str, Any]:
+    """What a method of the trunk finds in place of its own."""
+    parts: dict[str, Any] = {
+        "blocks": Chain([functools.partial(block, vitfold=run) for block in trunk.blocks])
     }
-    return run_method(trunk, "forward", parts, *args, **kwargs)
+    if run.valid is not None:
+        parts["_forward_embeds"] = functools.partial(_embed_padded, trunk, run)
+    return parts
+
+
+def _embed_padded(trunk: Any, run: Run, *args: Any, **kwargs: Any) -> Any:
+    """NaFlex's embedding; patch dropout leaves other patches than those that were given."""
+    embeds = trunk._forward_embeds(*args, **kwargs)
+    run.valid = with_prefix(embeds["patch_valid"].bool(), run.prefix)
+    return embeds
+
+
+def _filled(out: Any, ledger: Ledger) -> Any:
+    """Dense features in which a dropped position shows the mean of normalized survivors."""
+    if all(step.fate == "merged" for step in ledger.maps):
+        return out
+    if isinstance(out, dict):
+        return out | {"patches": _filled(out["patches"], ledger)}
+    return ledger.unfold(ledger.fold(out))
 
 
 def _head(trunk: Any, run: Run, x: Any = None, **kwargs: Any) -> Any:
     """The trunk's head on a reduced sequence: pooling weighs every token by its size."""
-    ledger = run.last
+    ledger, pooling = run.last, _pooling(trunk)
     if x is None:  # NaFlex passes its features by name
         x = kwargs.pop("patches")
-    if not ledger.maps or trunk.global_pool == "token" and _pools_plainly(trunk):
+    if not ledger.maps:
         return type(trunk).forward_head(trunk, x, **kwargs)
-    if trunk.global_pool == "avg" and ledger.valid is None and _pools_plainly(trunk):
-        return type(trunk).forward_head(trunk, _weighted(trunk, x, ledger), **kwargs)
-    if _pools_by_attention(trunk) and ledger.valid is None:
+    if pooling == "other" or (pooling == "plain" and ledger.size is not None):
+        return type(trunk).forward_head(trunk, ledger.unfold(x), **kwargs)
+    if ledger.valid is not None:
+        kwargs["patch_valid"] = ledger.valid[:, ledger.prefix :]
+    if pooling == "latent":
         return run_method(trunk, "forward_head", _attention_pool(trunk, ledger), x, **kwargs)
-    return type(trunk).forward_head(trunk, ledger.unfold(x), **kwargs)
+    x = _weighted(trunk, x, ledger) if pooling == "avg" else x
+    return type(trunk).forward_head(trunk, x, **kwargs)
 
 
-def _pools_plainly(trunk: Any) -> bool:
-    return getattr(trunk, "attn_pool", None) is None
+HEADS = frozenset(
+    {
+        "timm.models.vision_transformer.VisionTransformer",
+        "timm.models.deit.VisionTransformerDistilled",
+        "timm.models.eva.Eva",
+        "timm.models.beit.Beit",
+        "timm.models.vision_transformer_relpos.VisionTransformerRelPos",
+        "timm.models.naflexvit.NaFlexVit",
+    }
+)
+"""Classes whose head and pooling are known; the others' get dense tokens."""
 
 
-def _pools_by_attention(trunk: Any) -> bool:
+def _pooling(trunk: Any) -> str:
+    """How the trunk reads out: `token`, `avg`, `latent` (attention); `plain`, what may take fewer
+    tokens but not weighted ones; `other`, what needs them all."""
+    makers = {maker(type(trunk), m) for m in ("forward_head", "pool", "_pool") if hasattr(trunk, m)}
+    if not makers <= HEADS or not trunk.global_pool:
+        return "other"
     pool = getattr(trunk, "attn_pool", None)
-    return isinstance(pool, AttentionPoolLatent) and pool.pos_embed is None
+    if pool is None:
+        return trunk.global_pool if trunk.global_pool in ("token", "avg") else "plain"
+    if isinstance(pool, AttentionPoolLatent):
+        return "latent" if pool.pos_embed is None else "other"
+    return "plain"
 
 
 def _weighted(trunk: Any, x: Tensor, ledger: Ledger) -> Tensor:
     """`x` scaled so that its plain mean is the mean weighted by size."""
     if ledger.size is None:
         return x
+    size = ledger.size if ledger.valid is None else ledger.size * ledger.valid
     first = 0 if getattr(trunk, "pool_include_prefix", False) else ledger.prefix
-    pooled = ledger.size[:, first:]
-    weight = ledger.size * (pooled.shape[1] / pooled.sum(dim=1, keepdim=True))
+    number = (size[:, first:] > 0).sum(dim=1, keepdim=True)
+    weight = size * (number / size[:, first:].sum(dim=1, keepdim=True))
     return x * weight.unsqueeze(-1).to(x.dtype)
 
 
@@ -91,8 +152,10 @@ def _attention_pool(trunk: Any, ledger: Ledger) -> dict[str, Any]:
 
     def attention(x: Tensor, attn_mask: Tensor | None = None) -> Tensor:
         bias = ledger.log_size(x)
-        bias = None if bias is None else bias[..., -x.shape[1] :]
-        return trunk.attn_pool(x, attn_mask=bias)  # type: ignore[no-any-return]
+        if bias is not None:
+            bias = bias[..., -x.shape[1] :]  # the trunk may leave out the prefix
+            attn_mask = bias if attn_mask is None else attn_mask + bias
+        return trunk.attn_pool(x, attn_mask=attn_mask)
 
     def pool(name: str) -> Callable[..., Tensor]:
         return functools.partial(run_method, trunk, name, {"attn_pool": attention})
@@ -122,13 +185,17 @@ def _grid(trunk: Any, arguments: Arguments) -> Grid:
 
 
 def _size(trunk: Any) -> Size:
-    embed = _embed(trunk)
-    size = getattr(embed, "img_size", None) or trunk.pretrained_cfg["input_size"][-2:]
-    channels = getattr(trunk, "in_chans", None) or trunk.pretrained_cfg["input_size"][0]
-    return int(channels), int(size[0]), int(size[1])
+    """Of the images that it was made for, or else those that it was trained on."""
+    embed, config = _embed(trunk), getattr(trunk, "pretrained_cfg", None) or {}
+    size = getattr(embed, "img_size", None) or config.get("input_size", (0,))[1:]
+    if not size and getattr(embed, "pos_embed_grid_size", None):
+        size = [n * p for n, p in zip(embed.pos_embed_grid_size, embed.patch_size, strict=True)]
+    if not size:
+        raise ShapeError(f"{type(trunk).__name__} has no image size: create it with img_size=...")
+    return int(getattr(trunk, "in_chans", 3)), int(size[0]), int(size[1])
 
 
-def _padding(arguments: Arguments) -> Tensor | None:
+def _padding(_: Any, arguments: Arguments) -> Tensor | None:
     images = arguments.get("x")
     if isinstance(images, dict):
         arguments = images
@@ -142,7 +209,7 @@ def _example(trunk: Any, batch: int) -> dict[str, Any]:
 
 def _trunk(
     arguments: tuple[str, ...] = ("x",),
-    padding: Callable[[Arguments], Tensor | None] = no_padding,
+    padding: Callable[[Any, Arguments], Tensor | None] = no_padding,
 ) -> Trunk:
     entries = ("forward", "forward_features", "forward_intermediates")
     return Trunk(

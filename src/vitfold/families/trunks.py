@@ -1,12 +1,13 @@
 """What a family has to say about its trunk: the module that owns the blocks."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from vitfold.errors import FoldError, UnsupportedModel
 from vitfold.run import Run
 
 Grid = tuple[int, int] | None
@@ -39,10 +40,10 @@ class Trunk:
     arguments: tuple[str, ...]
     grid: Callable[[Any, Arguments], Grid]
     example: Callable[[Any, int], dict[str, Any]]
-    padding: Callable[[Arguments], Tensor | None]
+    padding: Callable[[Any, Arguments], Tensor | None]
 
 
-def no_padding(arguments: Arguments) -> Tensor | None:
+def no_padding(_trunk: Any, _arguments: Arguments) -> Tensor | None:
     """Of a trunk whose images are never padded."""
     return None
 
@@ -51,3 +52,25 @@ def blank_images(trunk: Any, size: Size, batch: int) -> Tensor:
     """Images of zeros, where and how the trunk's weights are."""
     weight = next(trunk.parameters())
     return torch.zeros(batch, *size, device=weight.device, dtype=weight.dtype)
+
+
+def with_prefix(valid: Tensor, prefix: int) -> Tensor:
+    """`[B, prefix + N]` from `valid[B, N]`: no prefix token is padding."""
+    return torch.cat([valid.new_ones(valid.shape[0], prefix), valid], dim=1)
+
+
+def check_depth(trunk: Any, blocks: Sequence[Any], run: Run) -> None:
+    """Refuse a trunk whose blocks are not those that were folded."""
+    if len(blocks) != run.depth:
+        raise FoldError(
+            f"{type(trunk).__name__} has {len(blocks)} blocks and had {run.depth} when it was "
+            "folded: unfold it before its blocks change"
+        )
+
+
+def check_ran(trunk: Any, run: Run) -> None:
+    """Refuse a forward that went past the folded blocks."""
+    if not run.books:
+        raise UnsupportedModel(
+            f"the forward of {type(trunk).__name__} does not run its own blocks: unfold it"
+        )

@@ -57,7 +57,7 @@ class LGTM(Merging):
             if block < first:
                 step = None
             elif local:
-                step = self._merge_locally(_windows(patches, grid, side, r), grid, block)
+                step = self._merge_locally(_windows(patches, grid, side, r), block)
                 side += 1
             else:
                 step = merge(self.cue, halved(r, patches), self.seed + block)
@@ -65,7 +65,7 @@ class LGTM(Merging):
             steps.append(step)
         return tuple(steps)
 
-    def _merge_locally(self, windows: Windows, grid: tuple[int, int], block: int) -> Step | None:
+    def _merge_locally(self, windows: Windows, block: int) -> Step | None:
         def match(metric: Tensor, ledger: Ledger) -> TokenMap:
             if ledger.valid is not None:
                 raise MethodError("LGTM needs a whole grid and these images are padded: use ToMe")

@@ -1,5 +1,6 @@
 """How many tokens every block is asked to remove."""
 
+import itertools
 import math
 
 from vitfold.errors import MethodError
@@ -50,7 +51,9 @@ def per_block(r: Reduction, depth: int, first: int, patches: int | None) -> tupl
     most = None if patches is None else patches // 2
     for value in asked:
         if most is not None and value > most:
-            raise MethodError(f"r={value} is more than half of {patches} patch tokens: at most {most}")
+            raise MethodError(
+                f"r={value} is more than half of {patches} patch tokens: give at most {most}"
+            )
     return tuple(0 if block < first else value for block, value in enumerate(asked))
 
 
@@ -74,4 +77,4 @@ def _ramp(r: int, inflection: float, depth: int) -> list[int]:
 def evenly(rate: float, depth: int, first: int) -> tuple[int, ...]:
     """`rate` tokens a block on average, in whole tokens, from block `first` on."""
     before = [math.floor(rate * max(block - first, 0)) for block in range(depth + 1)]
-    return tuple(after - now for now, after in zip(before, before[1:], strict=False))
+    return tuple(after - now for now, after in itertools.pairwise(before))

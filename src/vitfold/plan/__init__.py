@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar, overload
 
-import torch
 from torch import Tensor, nn
 
 from vitfold.errors import MethodError, MissingExtra, PlanError, UnsupportedModel
@@ -69,12 +68,13 @@ def _describe(model: nn.Module, found: Found) -> Model:
     state = model.state_dict()
     made = [tensor for name, tensor in model.named_buffers() if name not in state]
     dtype = _dtype(list(state.values()))
+    origin = sources.describe(model)
     return Model(
-        *sources.describe(model, found),
-        *_facts(found).values(),
-        dtype or "float32",
-        _dtype(made) or dtype or "float32",
-        weights.fingerprint(state),
+        **origin._asdict(),
+        **_facts(found),
+        dtype=dtype or "float32",
+        buffers=_dtype(made) or dtype or "float32",
+        fingerprint=weights.fingerprint(state),
     )
 
 
@@ -84,7 +84,7 @@ def _dtype(tensors: list[Tensor]) -> str | None:
     return next((str(dtype).removeprefix("torch.") for dtype in floating), None)
 
 
-def _facts(found: Found) -> dict[str, int]:
+def _facts(found: Found) -> dict[str, Any]:
     """What a plan depends on."""
     return {"depth": found.depth, "width": _width(found.trunk), "prefix": found.prefix}
 
@@ -107,13 +107,98 @@ def _version(package: str) -> str:
 
 
 def _stored(directory: Path, plan: Plan) -> dict[str, Tensor] | None:
-    """The backbone's weights in the directory; None where they are not there."""
+    """What is in the file of weights; None where the model's own are not in it."""
     if plan.weights is None:
         return None
     stored = weights.read(directory, plan.weights.file)
-    if not plan.weights.backbone:
-        weights.check(stored, {}, plan.weights.file)
-        return None
-    if weights.fingerprint(stored) != plan.model.fingerprint:
-        raise PlanError(f"{plan.weights.file}: not the weights of model.fingerprint in plan.json")
-    return stored
+    if plan.weights.backbone:
+        return stored
+    weights.check(stored, {}, plan.weights.file)
+    return None
+
+
+def _fit(plan: Plan, model: nn.Module, found: Found, stored: Tensors | None) -> None:
+    """Refuse a model that the plan was not made for, or that its weights do not fit."""
+    kind = type(model).__name__
+    for field, value in _facts(found).items():
+        if value != (wanted := getattr(plan.model, field)):
+            raise PlanError(f"{fields.FILE}: model.{field}={wanted}: this {kind} has {value}")
+    source, name = sources.identify(model)
+    _fit_name(plan.model, source, name)
+    if plan.weights and stored is not None:
+        weights.check(stored, model.state_dict(), plan.weights.file)
+        if weights.fingerprint(stored) != plan.model.fingerprint:
+            raise PlanError(f"{plan.weights.file}: its values are not those of model.fingerprint")
+
+
+def _fit_name(wanted: Model, source: str, name: str) -> None:
+    if sources.OTHER in (wanted.source, source):
+        return
+    if wanted.source != source:
+        raise PlanError(f"{fields.FILE}: model.source={wanted.source!r}: this model is of {source}")
+    # What follows the point names weights, not a model.
+    if wanted.name.partition(".")[0] != name.partition(".")[0]:
+        raise PlanError(f"{fields.FILE}: model.name={wanted.name!r}: this model is {name}")
+
+
+def _rebuild(plan: Plan, stored: Tensors | None) -> nn.Module:
+    """The model by name, in evaluation mode. Memory is taken after all has been checked."""
+    if plan.model.source == sources.OTHER:
+        raise PlanError(
+            f"{fields.FILE}: model.source='other': {plan.model.name} cannot be made by name: give "
+            "the model, vitfold.load(directory, model)"
+        )
+    blank = _make(plan.model, pretrained=False, blank=True)
+    _cast(blank, plan.model, stored or {})
+    try:
+        found = find(blank)
+    except UnsupportedModel as error:
+        raise PlanError(f"{fields.FILE}: model.name={plan.model.name!r}: {error}") from error
+    _fit(plan, blank, found, stored)
+    model = _make(plan.model, pretrained=stored is None)
+    _cast(model, plan.model, stored or {})
+    if stored is None and weights.fingerprint(model.state_dict()) != plan.model.fingerprint:
+        raise PlanError(
+            f"{fields.FILE}: model.fingerprint: what was saved were not the pretrained weights of "
+            f"{plan.model.name!r}: {REMEDY}"
+        )
+    return model.eval()
+
+
+REMEDY = "give the model, vitfold.load(directory, model), or save it with backbone=True"
+
+
+def _make(made: Model, *, pretrained: bool, blank: bool = False) -> nn.Module:
+    """The model of that name; what goes wrong inside its library is an error of the plan."""
+    try:
+        if blank:
+            return sources.sketch(made.source, made.name, made.arguments)
+        return sources.SOURCES[made.source].build(made.name, made.arguments, pretrained)
+    except (PlanError, MissingExtra):
+        raise
+    # Constructors and downloads of other libraries: they raise whatever they like.
+    except Exception as error:
+        reason = fields.clip(error or type(error).__name__)
+        if pretrained:
+            what = f"model.name={made.name!r}: its pretrained weights cannot be had: {REMEDY}"
+        else:
+            what = f"model.arguments do not make a {made.name}"
+        raise PlanError(f"{fields.FILE}: {what} ({reason})") from error
+
+
+def _cast(model: nn.Module, made: Model, stored: Tensors) -> None:
+    """Give every floating tensor the dtype that it was saved with."""
+    kept = model.state_dict()
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if tensor.is_floating_point():
+            dtype = DTYPES[made.dtype if name in kept else made.buffers]
+            if name in stored and stored[name].is_floating_point():
+                dtype = stored[name].dtype
+            tensor.data = tensor.data.to(dtype)
+
+
+def _put_on(model: nn.Module, plan: Plan) -> None:
+    try:
+        fold_with(model, plan.method, plan.schedule)
+    except MethodError as error:
+        raise PlanError(f"{fields.FILE}: {error}") from error

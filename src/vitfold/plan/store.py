@@ -17,7 +17,7 @@ WEIGHTS = "weights.safetensors"
 SPARE = "weights-new.safetensors"
 """Where weights lie while a plan that is replaced still has the other name."""
 
-Write = Callable[[Path], None]
+Write = Callable[[Path], object]
 
 
 def read(directory: Path) -> bytes:
@@ -52,16 +52,14 @@ def write(directory: Path, plan: Plan, write_weights: Write | None) -> None:
     before = _weights(directory)
     if write_weights is None:
         _put(directory, FILE, _writes(encode(plan)))
+        now = None
     else:
-        name = SPARE if before == WEIGHTS else WEIGHTS
-        encoded = encode(_named(plan, name))
-        _put(directory, name, write_weights)
-        _put(directory, FILE, _writes(encoded))
-        if name == SPARE:
-            before = _rename(directory, plan)
-    if before in (WEIGHTS, SPARE) and before != _weights(directory):
-        with contextlib.suppress(OSError):
-            (directory / before).unlink()
+        free = before == SPARE or not (directory / WEIGHTS).exists()
+        now = _commit(directory, plan, write_weights, WEIGHTS if free else SPARE)
+    with contextlib.suppress(OSError):
+        for name in (WEIGHTS, SPARE):
+            if name in (before, SPARE) and name != now:
+                (directory / name).unlink(missing_ok=True)
 
 
 def _weights(directory: Path) -> str | None:
@@ -73,31 +71,30 @@ def _weights(directory: Path) -> str | None:
     return weights.file if weights else None
 
 
+def _commit(directory: Path, plan: Plan, write_weights: Write, name: str) -> str:
+    """Write weights under a name, then the plan that names them; the name that they end up with."""
+    encoded = encode(_named(plan, name))
+    _put(directory, name, write_weights)
+    _put(directory, FILE, _writes(encoded))
+    if name == WEIGHTS:
+        return name
+    try:
+        # A link: both names are there while plan.json changes from one to the other.
+        _put(directory, WEIGHTS, lambda path: os.link(directory / name, path))
+        _put(directory, FILE, _writes(encode(_named(plan, WEIGHTS))))
+    # The new plan is complete as it is, for instance on a file system without links.
+    except OSError:
+        return name
+    return WEIGHTS
+
+
 def _named(plan: Plan, name: str) -> Plan:
-    assert plan.weights is not None  # a plan that has weights to write
+    assert plan.weights is not None  # there are weights to write
     return dataclasses.replace(plan, weights=Weights(name, plan.weights.backbone))
 
 
-def _rename(directory: Path, plan: Plan) -> str:
-    """Give the weights their usual name; the name that is left over.
-
-    A link comes first, so that both names are there while plan.json changes from one to the other.
-    """
-    try:
-        _put(directory, WEIGHTS, lambda path: os.link(directory / SPARE, path))
-        _put(directory, FILE, _writes(encode(_named(plan, WEIGHTS))))
-    # The plan is complete as it is, for instance on a file system without links.
-    except OSError:
-        return WEIGHTS
-    return SPARE
-
-
 def _writes(data: bytes) -> Write:
-    return lambda path: void(path.write_bytes(data))
-
-
-def void(written: int) -> None:
-    """Forget how much was written."""
+    return lambda path: path.write_bytes(data)
 
 
 def _put(directory: Path, name: str, write: Write) -> None:

@@ -8,7 +8,6 @@ import torch
 from torch import nn
 
 from vitfold.blocks.kinds import full_name
-from vitfold.families import Found
 from vitfold.plan.sources import digits, hf, timm
 from vitfold.plan.sources.source import Source
 
@@ -33,17 +32,17 @@ class Origin(NamedTuple):
     arguments: dict[str, Any]
 
 
-def identify(model: nn.Module, found: Found) -> tuple[str, str]:
+def identify(model: nn.Module) -> tuple[str, str]:
     """Source and name of a model, as far as they are known."""
     for source, maker in SOURCES.items():
-        if (name := maker.identify(model, found)) is not None:
+        if (name := maker.identify(model)) is not None:
             return source, name
     return OTHER, full_name(type(model))
 
 
-def describe(model: nn.Module, found: Found) -> Origin:
+def describe(model: nn.Module) -> Origin:
     """What makes the same model again; of the source `other` where nothing does."""
-    source, name = identify(model, found)
+    source, name = identify(model)
     if source != OTHER:
         arguments = _plain(SOURCES[source].arguments(model))
         if arguments is not None and _makes(source, name, arguments, model):

@@ -6,19 +6,18 @@ import torch
 from timm.models import VisionTransformer
 from torch import nn
 
-from vitfold.families import Found
 from vitfold.plan import fields
 from vitfold.plan.sources.source import Source
 
 NAME = "digits"
 
 
-def identify(model: nn.Module, found: Found) -> str | None:
+def identify(model: nn.Module) -> str | None:
     """Its name, for a model that is built in just the same way."""
     if type(model) is not VisionTransformer or hasattr(model, "pretrained_cfg"):
         return None
     with torch.device("meta"):
-        blank = build(NAME, {}, False)
+        blank = build(NAME, {}, pretrained=False)
     return NAME if _traits(model) == _traits(blank) else None
 
 
@@ -26,7 +25,7 @@ def _traits(model: Any) -> tuple[object, ...]:
     return repr(model), model.global_pool, model.blocks[0].attn.num_heads, model.pos_embed.shape
 
 
-def arguments(model: nn.Module) -> dict[str, Any]:
+def arguments(_: nn.Module) -> dict[str, Any]:
     """None are needed."""
     return {}
 
@@ -37,11 +36,12 @@ def check(name: object, given: object) -> None:
     fields.record("model.arguments", given, ())
 
 
-def build(name: str, given: dict[str, Any], pretrained: bool) -> nn.Module:
+def build(_name: str, _given: dict[str, Any], pretrained: bool) -> nn.Module:
     """The model; trained when it is pretrained."""
     from vitfold.digits import create_digits
 
-    return create_digits(pretrained)
+    model: nn.Module = create_digits(pretrained)
+    return model
 
 
 SOURCE = Source(identify, arguments, check, build)

@@ -7,7 +7,6 @@ from typing import Any
 from torch import nn
 
 from vitfold.errors import PlanError, missing
-from vitfold.families import Found
 from vitfold.plan import fields
 from vitfold.plan.sources.source import Source
 
@@ -42,6 +41,9 @@ CLASSES = (
     "Siglip2ForImageClassification",
 )
 
+TWO_TOWERS = ("CLIPModel", "SiglipModel", "Siglip2Model")
+"""Those that read text too."""
+
 ATTENTION = ("eager", "sdpa", "flex_attention")
 """Implementations that come with torch: any other name could fetch a kernel and run it."""
 
@@ -64,7 +66,7 @@ def library() -> Any:
         raise missing("transformers", "hf") from None
 
 
-def identify(model: nn.Module, found: Found) -> str | None:
+def identify(model: nn.Module) -> str | None:
     """The name of its class."""
     name = type(model).__name__
     if name not in CLASSES or not type(model).__module__.startswith("transformers."):

@@ -6,8 +6,6 @@ from typing import Any
 
 from torch import nn
 
-from vitfold.families import Found
-
 
 @dataclass(frozen=True)
 class Source:
@@ -19,7 +17,7 @@ class Source:
     build: the model of that name with these arguments, and its pretrained weights or random ones.
     """
 
-    identify: Callable[[nn.Module, Found], str | None]
+    identify: Callable[[nn.Module], str | None]
     arguments: Callable[[nn.Module], dict[str, Any] | None]
     check: Callable[[object, object], None]
     build: Callable[[str, dict[str, Any], bool], nn.Module]

@@ -6,7 +6,7 @@ from typing import Any
 import timm
 from torch import nn
 
-from vitfold.families import Found
+from vitfold.families import trunk_kind
 from vitfold.plan import fields
 from vitfold.plan.fields import Check
 from vitfold.plan.sources.source import Source
@@ -14,10 +14,10 @@ from vitfold.plan.sources.source import Source
 NAME = r"[A-Za-z0-9_]{1,100}(\.[A-Za-z0-9_]{1,100})?"
 
 
-def identify(model: nn.Module, found: Found) -> str | None:
+def identify(model: nn.Module) -> str | None:
     """Its name, with the tag that it was created with."""
     config = getattr(model, "pretrained_cfg", None)
-    if model is not found.trunk or not isinstance(config, dict):
+    if trunk_kind(type(model)) is None or not isinstance(config, dict):
         return None
     name, tag = config.get("architecture"), config.get("tag")
     if not isinstance(name, str) or not timm.is_model(name):

@@ -1,0 +1,152 @@
+"""How close folding comes to removing tokens for free: `python benchmarks/speed.py`.
+
+For every row of a suite: the dense model, textbook ToMe, free slicing with the same token
+schedule, and ToMe, DFE and LGTM removing the same numbers of tokens, on one set of random weights,
+in turn. Writes a table as Markdown and the figures as JSON beside it.
+
+    python benchmarks/speed.py                                    # float32 on the CPU
+    python benchmarks/speed.py --suite gpu --device cuda          # bfloat16, eager
+    python benchmarks/speed.py --suite gpu --device cuda --compile
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import timm
+import torch
+import typer
+from torch import nn
+
+import vitfold
+from vitfold import bench, results
+from vitfold.cli import show
+from vitfold.measure import interleave, peak_memory, random_inputs, timed
+
+
+@dataclass(frozen=True)
+class Case:
+    """One row: a model, its image size, a batch and the tokens to remove per block."""
+
+    model: str
+    image: int
+    batch: int
+    r: int
+
+    def __str__(self) -> str:
+        return f"{self.model} at {self.image} px, batch {self.batch}, r={self.r}"
+
+
+SUITES = {
+    "cpu": [
+        Case("deit_small_patch16_224", 224, 32, 13),
+        Case("deit_base_patch16_224", 224, 8, 13),
+        Case("deit_tiny_patch16_224", 224, 32, 13),
+        Case("vit_small_patch16_224", 518, 4, 100),
+        Case("deit_small_patch16_224", 224, 1, 13),
+    ],
+    "gpu": [
+        Case("deit_small_patch16_224", 224, 256, 13),
+        Case("vit_base_patch16_224", 224, 256, 13),
+        Case("vit_large_patch16_224", 224, 256, 8),
+        Case("vit_base_patch14_dinov2", 518, 32, 100),
+    ],
+}
+
+
+def candidates(model: nn.Module, case: Case) -> dict[str, nn.Module]:
+    """ToMe's candidates, DFE at its counts, and LGTM beside a bound of its own."""
+    tome = vitfold.fold(bench.clone(model), vitfold.ToMe(r=case.r))
+    named = bench.candidates(tome)
+    named["DFE"] = vitfold.fold(bench.clone(model), vitfold.DFE(r=case.r, skip=0))
+    lgtm = vitfold.fold(bench.clone(model), vitfold.LGTM(r=case.r, skip=0))
+    named["LGTM"] = lgtm
+    named["LGTM's bound"] = bench.free_slicing(model, bench.removed(lgtm))
+    return named
+
+
+BOUND_OF = {"LGTM": "LGTM's bound"}
+
+
+def rows(case: Case, seconds: dict[str, list[float]], memory: dict[str, int]) -> Iterator[Any]:
+    """What is reported: ratios round by round, then their median and quartiles."""
+    for name, times in seconds.items():
+        bound = seconds[BOUND_OF.get(name, bench.BOUND)]
+        ratios = {
+            "share of bound": [b / t for b, t in zip(bound, times, strict=True)],
+            "x dense": [d / t for d, t in zip(seconds[bench.DENSE], times, strict=True)],
+        }
+        if bench.TEXTBOOK in seconds:
+            pairs = zip(seconds[bench.TEXTBOOK], times, strict=True)
+            ratios["x textbook"] = [b / t for b, t in pairs]
+        yield {
+            "case": str(case),
+            "candidate": name,
+            "ms": _quartiles(times)[1] * 1e3,
+            "peak MB": memory[name] / 1e6,
+            **{key: _quartiles(values) for key, values in ratios.items()},
+        }
+
+
+def _quartiles(values: list[float]) -> list[float]:
+    points = torch.tensor([0.25, 0.5, 0.75], dtype=torch.float64)
+    return [float(q) for q in torch.tensor(values, dtype=torch.float64).quantile(points)]
+
+
+def measure(case: Case, device: str, compiled: bool, repeats: int, amp: bool) -> list[Any]:
+    """All candidates of one case, in turn."""
+    torch.manual_seed(0)
+    model = timm.create_model(case.model, img_size=case.image).to(device).eval()
+    named = candidates(model, case)
+    inputs = random_inputs(model, case.batch)
+    run: dict[str, Any] = {n: torch.compile(m) if compiled else m for n, m in named.items()}
+    total = (repeats + 2) * len(run)
+    with show.bar(str(case), total) as progress, torch.autocast(device, torch.bfloat16, amp):
+        seconds = interleave(
+            {name: timed(candidate, inputs) for name, candidate in run.items()},
+            repeats,
+            warmup=2,
+            progress=progress,
+        )
+        memory = {name: peak_memory(candidate, inputs) for name, candidate in named.items()}
+    return list(rows(case, seconds, memory))
+
+
+def markdown(found: list[Any]) -> str:
+    """The table: medians, with quartiles in brackets."""
+    ratios = ["share of bound", "x dense", "x textbook"]
+    head = ["case", "candidate", "ms", "peak MB", *ratios]
+    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    for row in found:
+        cells = [row["case"], row["candidate"], f"{row['ms']:.1f}", f"{row['peak MB']:.0f}"]
+        cells += [
+            f"{row[key][1]:.3f} ({row[key][0]:.3f} to {row[key][2]:.3f})" if key in row else ""
+            for key in ratios
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def main(
+    suite: Annotated[str, typer.Option(help="cpu or gpu.")] = "cpu",
+    device: str = "cpu",
+    compile: Annotated[bool, typer.Option("--compile")] = False,  # noqa: A002
+    repeats: Annotated[int, typer.Option(min=1)] = 15,
+    only: Annotated[int | None, typer.Option(help="One case, by number from 0.")] = None,
+    output: Path = Path("benchmarks"),
+) -> None:
+    """Measure a suite and write `speed-SUITE[-compiled].md` and `.json`."""
+    cases = SUITES[suite] if only is None else [SUITES[suite][only]]
+    found = [
+        row for case in cases for row in measure(case, device, compile, repeats, amp=suite == "gpu")
+    ]
+    name = output / f"speed-{suite}{'-compiled' if compile else ''}"
+    results.write(name.with_suffix(".json"), found, {"command": "benchmarks/speed.py"})
+    table = markdown(found)
+    name.with_suffix(".md").write_text(table, encoding="utf-8")
+    show.console.print(table, markup=False, soft_wrap=True)
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,94 @@
+"""Why models cannot be folded, by the package that defines them. Each completes "it cannot be
+folded: ...". What folding needs is one sequence of tokens, all of which attend to all others."""
+
+_CONVOLUTIONS = "it is a convolutional network and has no tokens"
+_STAGES = (
+    "it is a pyramid of convolutional stages; where it attends, it does so over the map of a stage"
+)
+_WINDOWS = "its attention is confined to windows"
+_WINDOWED_PYRAMID = "its attention is confined to windows, in a pyramid that merges its patches"
+_CHANNELS = "it attends across channels, not across tokens"
+_TEXT = "it reads text, not images"
+
+_TIMM = {
+    _CONVOLUTIONS: """
+        convmixer convnext cspnet cspnext densenet dla dpn efficientnet fasternet ghostnet hgnet
+        hrnet inception_next inception_resnet_v2 inception_v3 inception_v4 lcnetv2 mambaout nasnet
+        nfnet pnasnet rdnet regnet repghost repvit resnet resnetv2 rexnet selecsls senet starnet
+        tresnet vgg vovnet xception xception_aligned""",
+    _STAGES: """
+        byobnet cpubone csatv2 efficientformer efficientformer_v2 fastvit iformer lowformer
+        metaformer mobilenetv3 mobilenetv5 nextvit shvit swiftformer""",
+    _WINDOWED_PYRAMID: """
+        efficientvit_msra gcvit hieradet_sam2 nest swin_transformer swin_transformer_v2
+        swin_transformer_v2_cr tiny_vit""",
+    _CHANNELS: "xcit",
+    f"{_CHANNELS}, inside convolutional stages": "edgenext",
+    "its talking-heads attention takes no bias, by which merged tokens would count": "cait",
+    "its attention is factorized, with convolutional positions, on several scales": "coat",
+    "its attention is gated by positions on the whole grid": "convit",
+    "it carries two sequences, of small and of large patches": "crossvit",
+    "its attention alternates between windows and channels, in a pyramid": "davit",
+    "it hands its patches on as a whole grid, which a projector reads block by block": (
+        "deepseek_vit qwen3_vit"
+    ),
+    "it pools its patches block by block, by their place on the whole grid": "gemma4_vit",
+    "it mixes tokens by a state space model, not by attention": "efficientvim",
+    "its attention is linear, over the maps of convolutional stages": "efficientvit_mit",
+    "it modulates feature maps by convolutions and does not attend": "focalnet",
+    "it is a pyramid that pools its tokens, with attention inside units of the image": "hiera",
+    "it is a pyramid whose attention has a bias for every pair of places on the grid": "levit",
+    "it is a pyramid of convolutions and of attention over maps, windows or grids": "maxxvit",
+    "it mixes tokens by matrices of a fixed size, not by attention": "mlp_mixer",
+    "it is a pyramid whose attention pools queries and keys": "mvitv2",
+    "it is a pyramid that shrinks its tokens by convolutions": "pit visformer",
+    "it is a pyramid whose attention reads reduced maps": "pvt_v2",
+    "it mixes tokens by recurrence along rows and columns, not by attention": "sequencer",
+    "it carries a second sequence of tokens inside every patch": "tnt",
+    "its attention alternates between windows and reduced maps, in a pyramid": "twins",
+    f"{_WINDOWS} in most blocks, with positions along the rows and columns of the grid": (
+        "vision_transformer_sam"
+    ),
+    "it begins with attention over neighbourhoods of a map": "volo",
+}
+
+_TRANSFORMERS = {
+    _CONVOLUTIONS: """
+        bit convnext convnextv2 dinov3_convnext efficientnet hgnet_v2 mobilenet_v1 mobilenet_v2
+        pp_lcnet pp_lcnet_v3 pp_lcnet_v4 regnet resnet rt_detr.modeling_rt_detr_resnet textnet""",
+    _STAGES: "mobilevit mobilevitv2 poolformer swiftformer",
+    _WINDOWED_PYRAMID: "donut maskformer.modeling_maskformer_swin swin swinv2",
+    f"{_WINDOWS} in some of its blocks": "lw_detr rf_detr vitdet",
+    "it is a pyramid whose attention projects by convolutions": "cvt",
+    "its attention is confined to neighbourhoods, in a pyramid": "dinat",
+    "it modulates feature maps by convolutions and does not attend": "focalnet",
+    "it is a pyramid that pools its tokens, with attention inside units of the image": "hiera",
+    "it reads pixels one after the other, each attending to those before": "imagegpt",
+    "it is a pyramid whose attention has a bias for every pair of places on the grid": "levit",
+    "its tokens are latents that read the image, not patches": "perceiver",
+    "it is a pyramid whose attention reads reduced maps": "pvt pvt_v2 segformer glpn",
+}
+
+REASONS: dict[str, str] = {
+    f"{root}.{package}": why
+    for root, reasons in (("timm.models", _TIMM), ("transformers.models", _TRANSFORMERS))
+    for why, packages in reasons.items()
+    for package in packages.split()
+}
+"""By `library.models.package`, or by a module of it."""
+
+
+def reason(cls: type) -> str | None:
+    """Why a class of models cannot be folded, where that is known."""
+    for base in cls.__mro__:
+        why = reason_for(base.__module__)
+        if why is not None:
+            return why
+        if base.__module__.startswith("transformers.models.") and "Text" in base.__name__:
+            return _TEXT
+    return None
+
+
+def reason_for(module: str) -> str | None:
+    """The same for all classes of a module."""
+    return REASONS.get(module) or REASONS.get(".".join(module.split(".")[:3]))

@@ -1,0 +1,140 @@
+"""The command line, as people use it."""
+
+import csv
+import json
+import sys
+import tarfile
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+import vitfold
+from vitfold.cli import main
+from vitfold.models import create_model
+
+TINY = ["--model-kwargs", "depth=2 embed_dim=48 num_heads=3"]
+MODEL = "vit_tiny_patch16_224"
+
+
+def vitfold_(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
+    """The exit status of `vitfold ...`."""
+    monkeypatch.setattr(sys, "argv", ["vitfold", *arguments])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    return int(stop.value.code or 0)
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    return lambda *arguments: vitfold_(monkeypatch, *map(str, arguments))
+
+
+def pictures(folder: Path, classes: int = 2, each: int = 3) -> Path:
+    for label in range(classes):
+        (folder / f"class{label}").mkdir(parents=True)
+        for number in range(each):
+            colour = (label * 120, number * 60, 90)
+            Image.new("RGB", (40, 30), colour).save(folder / f"class{label}" / f"{number}.png")
+    return folder
+
+
+def test_bench_shows_all_candidates_and_writes_json(run, capsys, tmp_path: Path) -> None:
+    target = tmp_path / "rows.json"
+    arguments = ["--method", "tome", "--r", "8", "-b", "1,2", "--repeats", "1", "--warmup", "0"]
+    assert run("bench", MODEL, *TINY, "--img-size", "64", *arguments[:3], "4", *arguments[4:],
+               "--results-file", target) == 0  # fmt: skip
+    shown = capsys.readouterr().out
+    for name in ("dense", "textbook ToMe", "free slicing", "folded", "batch size 2"):
+        assert name in shown
+    stored = json.loads(target.read_text())
+    assert {row["batch_size"] for row in stored["rows"]} == {1, 2}
+    assert stored["method"] == {"name": "tome", "r": 4, "cue": "k", "skip": 0,
+                                "proportional": True, "seed": 0}  # fmt: skip
+    assert stored["machine"]["torch"] == torch.__version__
+
+
+def test_bench_writes_csv(run, tmp_path: Path) -> None:
+    target = tmp_path / "rows.csv"
+    assert run("bench", MODEL, *TINY, "--img-size", "64", "--flops", "0.8", "-b", "1",
+               "--repeats", "1", "--warmup", "0", "--results-file", target) == 0  # fmt: skip
+    with target.open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["name"] for row in rows] == ["dense", "textbook ToMe", "free slicing", "folded"]
+
+
+def test_validate_reads_a_folder_and_a_tar(run, capsys, tmp_path: Path) -> None:
+    folder = pictures(tmp_path / "data")
+    archive = tmp_path / "data.tar"
+    with tarfile.open(archive, "w") as tar:
+        tar.add(folder, arcname=".")
+    for data in (folder, archive):
+        assert run("validate", MODEL, *TINY, "--no-pretrained", "--img-size", "64", "--r", "2",
+                   "--data-dir", data) == 0  # fmt: skip
+        shown = capsys.readouterr().out
+        assert "top-1" in shown
+        assert "agrees with dense" in shown
+
+
+def test_validate_stops_at_the_limit(run, tmp_path: Path) -> None:
+    folder, target = pictures(tmp_path / "data"), tmp_path / "out.json"
+    assert run("validate", MODEL, *TINY, "--no-pretrained", "--img-size", "64", "--r", "2",
+               "-b", "2", "--data-dir", folder, "--limit", "3",
+               "--results-file", target) == 0  # fmt: skip
+    assert json.loads(target.read_text())["rows"][0]["images"] == 3
+
+
+def test_trace_writes_pictures(run, capsys, tmp_path: Path) -> None:
+    image = pictures(tmp_path / "data") / "class0" / "0.png"
+    assert run("trace", MODEL, image, *TINY, "--no-pretrained", "--img-size", "64",
+               "--method", "drop", "--r", "3", "-o", tmp_path / "out") == 0  # fmt: skip
+    assert {p.name for p in (tmp_path / "out").iterdir()} == {"0-tokens.png", "0-blocks.png"}
+    assert "14" in capsys.readouterr().out
+
+
+def test_a_plan_stands_for_model_and_method(run, capsys, tmp_path: Path) -> None:
+    model = create_model(MODEL, depth=2, embed_dim=48, num_heads=3, img_size=64)
+    vitfold.save(vitfold.fold(model, vitfold.LGTM(r=4, skip=0)), tmp_path / "plan", backbone=True)
+    assert run("bench", tmp_path / "plan", "-b", "1", "--repeats", "1", "--warmup", "0") == 0
+    assert "LGTM(r=4" in capsys.readouterr().out
+
+
+def test_families_lists_what_folds_and_what_does_not(run, capsys) -> None:
+    assert run("families") == 0
+    shown = capsys.readouterr().out
+    assert "VisionTransformer" in shown
+    assert "swin" in shown.lower()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["bench", "vit_tiny_patch16_225"], "vit_tiny_patch16_224"),
+        (["bench", "resnet18"], "cannot be folded"),
+        (["bench", MODEL, "--method", "tom"], "did you mean 'tome'?"),
+        (["bench", MODEL, "--r", "13", "--flops", "0.5"], "both"),
+        (["bench", MODEL, "--r", "99"], "more than half"),
+        (["bench", MODEL, "--r", "-3"], "expected 0 or more"),
+        (["bench", MODEL, "--r", "many"], "expected 13, or 16,16,8, or 13:-1"),
+        (["bench", MODEL, "--flops", "0.01"], "cannot be reached"),
+        (["bench", MODEL, "--method-kwargs", "cue=z"], "unknown cue"),
+        (["bench", MODEL, "--method-kwargs", "windows=3"], "no option"),
+        (["bench", MODEL, "--device", "warp"], "not to be had"),
+        (["bench", MODEL, "-b", "0"], "expected numbers from 1 up"),
+        (["bench", MODEL, "--results-file", "rows.txt"], ".json or .csv"),
+        (["bench", "--plan", "nowhere"], "nowhere"),
+        (["validate", MODEL, "--no-pretrained", "--r", "2"], "--data-dir"),
+        (["validate", MODEL, "--no-pretrained", "--r", "2", "--data-dir", "nowhere"], "nowhere"),
+        (["trace", MODEL, "nothing.png", "--no-pretrained", "--r", "2"], "nothing.png"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_mistakes_are_one_line_and_exit_with_2(run, capsys, arguments, message) -> None:
+    assert run(*arguments) == 2
+    shown = capsys.readouterr().err
+    assert message in shown
+    assert "Traceback" not in shown
+    assert shown.startswith("error: ")
+    assert shown.count("\n") == 1

@@ -1,0 +1,110 @@
+"""What is measured: operations, memory, rates, and the candidates of a benchmark."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from models import images, registered
+
+import vitfold
+from vitfold.bench import BOUND, DENSE, FOLDED, TEXTBOOK, Row, bench, candidates, removed, warning
+from vitfold.errors import DataError
+from vitfold.measure import Throughput, flops, peak_memory, throughput
+
+
+def folded(name: str = "vit_tiny_patch16_224", depth: int = 3) -> torch.nn.Module:
+    return vitfold.fold(registered(name, depth=depth), vitfold.ToMe(r=5))
+
+
+def test_flops_are_counted_by_hand() -> None:
+    model = registered("vit_tiny_patch16_224", depth=1)
+    n, d, patches, classes = 26, 192, 25, 1000
+    by_hand = 2 * (patches * d * 3 * 256 + 12 * n * d * d + 2 * n * n * d + d * classes)
+    assert flops(model, images(model, 1)) == by_hand
+
+
+def test_flops_of_a_fold_include_matching() -> None:
+    """After one block with r tokens merged: a shorter MLP, and the similarities."""
+    model = registered("vit_tiny_patch16_224", depth=1)
+    dense = flops(model, images(model, 1))
+    vitfold.fold(model, vitfold.ToMe(r=5))
+    saved, matching = 2 * 5 * 8 * 192 * 192, 2 * 12 * 13 * 64
+    assert flops(model, images(model, 1)) == dense - saved + matching
+
+
+def test_peak_memory_holds_at_least_the_largest_activation() -> None:
+    model = registered("vit_tiny_patch16_224")
+    hidden = 4 * 2 * 26 * 4 * 192
+    assert hidden < peak_memory(model, images(model, 2)) < 40 * hidden
+
+
+def test_a_fold_needs_no_more_memory_than_the_dense_model() -> None:
+    model = registered("vit_tiny_patch16_224", depth=3)
+    pixels = images(model, 8)
+    dense = peak_memory(model, pixels)
+    assert peak_memory(vitfold.fold(model, vitfold.ToMe(r=5)), pixels) <= dense
+
+
+def test_throughput_gives_median_and_quartiles() -> None:
+    rate = Throughput.of(8, [1.0, 2.0, 4.0])
+    assert (rate.median, rate.repeats) == (4.0, 3)
+    assert rate.low == pytest.approx(3.0)
+    assert rate.high == pytest.approx(6.0)
+
+
+def test_throughput_leaves_the_mode_alone() -> None:
+    model = registered("vit_tiny_patch16_224").train()
+    model.head.eval()
+    throughput(model, images(model), repeats=1, warmup=0)
+    assert model.training
+    assert not model.head.training
+
+
+def test_no_repeats_is_refused() -> None:
+    model = registered("vit_tiny_patch16_224")
+    with pytest.raises(DataError, match="repeats=0"):
+        throughput(model, images(model), repeats=0)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["vit_tiny_patch16_224", "eva02_tiny_patch14_224", "beit_base_patch16_224"],
+)
+def test_candidates_share_weights_and_counts(name: str) -> None:
+    ours = folded(name)
+    models = candidates(ours)
+    assert removed(ours) == (5, 5, 5)
+    assert {DENSE, BOUND, FOLDED} <= set(models)
+    weights = {id(next(model.parameters())) for model in models.values()}
+    assert len(weights) == 1
+    pixels = images(ours, 2)
+    assert flops(models[BOUND], pixels) < flops(ours, pixels) < flops(models[DENSE], pixels)
+
+
+def test_textbook_computes_the_same() -> None:
+    models = candidates(folded())
+    pixels = images(models[DENSE])
+    with torch.no_grad():
+        ours, textbook = models[FOLDED](pixels), models[TEXTBOOK](pixels)
+    torch.testing.assert_close(ours, textbook, atol=1e-4, rtol=1e-4)
+
+
+def test_bench_rows_are_relative_to_dense_and_bound() -> None:
+    models = candidates(folded())
+    rows = {row.name: row for row in bench(models, images(models[DENSE]), repeats=1, warmup=0)}
+    assert rows[DENSE].speedup == 1
+    assert rows[BOUND].share == 1
+    assert rows[FOLDED].share == pytest.approx(
+        rows[FOLDED].images_per_second / rows[BOUND].images_per_second
+    )
+
+
+def test_warns_in_words_when_a_fold_is_slower() -> None:
+    models = candidates(folded())
+    rows = bench(models, images(models[DENSE]), repeats=1, warmup=0)
+    assert "slower than the dense model" in (warning(with_speedup(rows, 0.9)) or "")
+    assert warning(with_speedup(rows, 1.1)) is None
+
+
+def with_speedup(rows: list[Row], speedup: float) -> list[Row]:
+    return [replace(row, speedup=speedup) if row.name == FOLDED else row for row in rows]

@@ -1,0 +1,91 @@
+"""The house: imports run one way, and the front door shows what it should."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+import vitfold
+
+SOURCE = Path(vitfold.__file__).parent
+
+FLOORS = [
+    ["errors"],
+    ["layout", "tokenmap", "cues"],
+    ["ledger", "match"],
+    ["methods"],
+    ["blocks"],
+    ["run"],
+    ["families"],
+    ["flops"],
+    ["fold"],
+    ["digits", "draw", "measure", "plots", "results"],
+    ["plan"],
+    ["models", "trace", "bench", "validate", "data"],
+    ["demo"],
+    ["cli"],
+    ["__main__"],
+    [""],
+]
+"""From the ground up; a room may use what stands below it, or in its own folder."""
+
+HEIGHT = {name: height for height, floor in enumerate(FLOORS) for name in floor}
+
+FILES = sorted(SOURCE.rglob("*.py"))
+
+
+def room(module: str) -> str:
+    parts = module.split(".")
+    return parts[1] if len(parts) > 1 else ""
+
+
+def module_of(file: Path) -> str:
+    parts = ["vitfold", *file.relative_to(SOURCE).with_suffix("").parts]
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def imported(file: Path) -> set[str]:
+    """Modules of vitfold that a file imports."""
+    found = set()
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+            found |= set(names) if node.module == "vitfold" else {node.module}
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+    return {name for name in found if name.split(".")[0] == "vitfold"}
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(SOURCE)))
+def test_imports_run_one_way(file: Path) -> None:
+    own = room(module_of(file))
+    for name in imported(file):
+        other = room(name)
+        assert other == own or HEIGHT[other] < HEIGHT[own], f"{own} imports {other}"
+
+
+def test_every_room_has_a_floor() -> None:
+    assert {room(module_of(file)) for file in FILES} == set(HEIGHT)
+
+
+def test_what_is_exported_is_there() -> None:
+    missing = [name for name in vitfold.__all__ if not hasattr(vitfold, name)]
+    assert missing == []
+
+
+def test_the_core_needs_no_extra() -> None:
+    """Optional dependencies are imported where they are used, not when vitfold is."""
+    extras = {"transformers", "matplotlib", "sklearn", "onnx", "onnxruntime"}
+    for file in FILES:
+        assert not roots(file) & extras, file.name
+
+
+def roots(file: Path) -> set[str]:
+    """The packages that a file imports when it is imported."""
+    names: set[str] = set()
+    for node in ast.parse(file.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        if isinstance(node, ast.ImportFrom):
+            names.add(node.module or "")
+    return {name.split(".")[0] for name in names}

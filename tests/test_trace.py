@@ -1,0 +1,96 @@
+"""Traces: counts, maps, pictures."""
+
+import pytest
+import torch
+from models import images, registered
+from PIL import Image
+
+import vitfold
+from vitfold.errors import DataError, FoldError
+from vitfold.methods import Method
+from vitfold.trace import Trace, trace
+
+BLOCKS = 3
+
+
+def traced(method: Method, batch: int = 2) -> Trace:
+    model = vitfold.fold(registered("vit_tiny_patch16_224", depth=BLOCKS), method)
+    return trace(model, images(model, batch))
+
+
+def test_counts_are_per_block_and_image() -> None:
+    assert traced(vitfold.ToMe(r=4)).counts == [[22, 22], [18, 18], [14, 14]]
+
+
+def test_maps_lead_from_the_original_tokens() -> None:
+    maps = traced(vitfold.ToMe(r=4)).maps
+    assert [(m.tokens, m.slots) for m in maps] == [(26, 22), (26, 18), (26, 14)]
+    assert all(int(m.slot.min()) == 0 for m in maps)
+
+
+def test_maps_explain_the_dense_features() -> None:
+    """Patches of one group show the same features, those of two do not."""
+    model = vitfold.fold(registered("vit_tiny_patch16_224", depth=BLOCKS), vitfold.ToMe(r=4))
+    pixels = images(model, 1)
+    slot = trace(model, pixels).maps[-1].slot[0]
+    with torch.no_grad():
+        features = model.forward_features(pixels)[0]
+    same = (features[:, None] == features[None]).all(-1)
+    assert torch.equal(same, slot[:, None] == slot[None])
+
+
+def test_dense_blocks_keep_all() -> None:
+    assert traced(vitfold.ToMe(r=[0, 5])).counts == [[26, 26], [21, 21], [21, 21]]
+
+
+def test_tracing_leaves_outputs_alone() -> None:
+    model = vitfold.fold(registered("vit_tiny_patch16_224"), vitfold.ToMe(r=4))
+    pixels = images(model)
+    with torch.no_grad():
+        before = model(pixels)
+        trace(model, pixels)
+        assert torch.equal(model(pixels), before)
+
+
+def test_a_dense_model_has_no_trace() -> None:
+    model = registered("vit_tiny_patch16_224")
+    with pytest.raises(FoldError, match="not folded"):
+        trace(model, images(model))
+
+
+def test_groups_share_a_colour_and_dropped_patches_are_dark() -> None:
+    result = traced(vitfold.Drop(r=5), 1)
+    groups = result.groups()
+    picture = result.draw(0)
+    dropped = (groups < 0).nonzero()
+    assert len(dropped) == BLOCKS * 5
+    cell = picture.width // groups.shape[1]
+    y, x = (int(v) * cell + cell // 2 for v in dropped[0])
+    assert max(picture.getpixel((x, y))) < 60
+
+
+def test_a_merged_group_is_one_colour() -> None:
+    result = traced(vitfold.ToMe(r=10), 1)
+    groups, picture = result.groups(), result.draw(0)
+    values, counts = groups.unique(return_counts=True)
+    places = (groups == values[counts.argmax()]).nonzero()
+    cell = picture.width // groups.shape[1]
+    inside = {picture.getpixel((int(x) * cell + 3, int(y) * cell + 3)) for y, x in places}
+    assert len(places) > 1
+    assert len(inside) == 1
+
+
+def test_paints_on_a_given_picture() -> None:
+    result = traced(vitfold.ToMe(r=4), 1)
+    red = Image.new("RGB", (100, 100), "red")
+    assert result.draw(red).getpixel((3, 3)) == (255, 0, 0)
+
+
+def test_strip_shows_the_image_and_every_block_that_changed() -> None:
+    result = traced(vitfold.ToMe(r=[4, 0, 4]), 1)
+    assert result.strip(0).width > 2.9 * result.draw(0).width
+
+
+def test_numbers_out_of_range_are_named() -> None:
+    with pytest.raises(DataError, match="image=7"):
+        traced(vitfold.ToMe(r=4)).draw(7)
