@@ -23,7 +23,10 @@ from vitfold.digits import ARCHITECTURE, create_digits, load_split
 ASSETS = Path(__file__).parent.parent / "src" / "vitfold" / "assets"
 
 LICENCE = "Optical Recognition of Handwritten Digits, UCI Machine Learning Repository, CC BY 4.0"
-INPUTS = "8x8 digits enlarged to 46 to 54 px on a canvas of 56 px with a dim, noisy background"
+INPUTS = (
+    "8x8 digits enlarged to 46 to 54 px on a canvas of 56 px with a dim, noisy background; in "
+    "training turned by up to 0.2 rad; a quarter of them, stratified, is held out"
+)
 
 
 def train(
@@ -59,7 +62,7 @@ def train_epoch(
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         hits = (logits.argmax(1) == labels[index]).sum()
-        sums += torch.tensor([float(loss) * len(index), float(hits)])
+        sums += torch.tensor([float(loss.detach()) * len(index), float(hits)])
     return float(sums[0]) / len(labels), float(sums[1]) / len(labels)
 
 
@@ -98,6 +101,9 @@ def main(
         "command": " ".join(["python", "scripts/train_digits.py", *sys.argv[1:]]),
         "seed": seed,
         "epochs": {"patches of 8 px": coarse_epochs, "patches of 4 px": epochs},
+        "batch_size": batch_size,
+        "lr": {"patches of 8 px": lr, "patches of 4 px": lr / 2},
+        "weight_decay": weight_decay,
         "held_out_accuracy": round(held_out(weights), 4),
         "inputs": INPUTS,
         "data": LICENCE,

@@ -8,6 +8,7 @@ from typing import Any
 
 import timm
 import torch
+from timm.layers import Attention
 from torch import Tensor, nn
 
 from vitfold.families import Found, find
@@ -16,6 +17,81 @@ from vitfold.tokenmap import TokenMap
 
 CELLS = 5
 """The side of the patch grid of `registered` models."""
+
+
+class GatedAttention(Attention):
+    """The gate that EVA's blocks may have, in a plain one."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **(kwargs | {"gated": True}))
+
+
+SMALL = {"embed_dim": 64, "num_heads": 4}
+
+ROTARY = {"attn_type": "rope", "pos_embed": "none", "reg_tokens": 2}
+
+KINDS: dict[str, dict[str, Any]] = {
+    "test_vit": {},
+    "test_vit2": {},
+    "test_vit3": {},  # attention pooling, prefix and all
+    "test_vit4": {},
+    "test_vit-gated": {"attn_layer": GatedAttention},
+    "test_vit-prr": {"global_pool": "prr"},
+    "test_vit-max": {"global_pool": "max"},
+    "test_vit-avgmax": {"global_pool": "avgmax", "reg_tokens": 2},
+    "test_vit-none": {"global_pool": ""},
+    "deit_tiny_distilled_patch16_224": SMALL,
+    "vit_base_patch16_rpn_224": SMALL,
+    "vit_small_patch16_18x2_224": SMALL,
+    "vit_base_patch16_xp_224": SMALL,
+    "vit_pwee_patch16_reg1_gap_256": SMALL,
+    "vit_dpwee_patch16_reg1_gap_256": SMALL,
+    "vit_dwee_patch16_reg1_gap_256": SMALL,
+    "beit3_base_patch16_224": SMALL,
+    "vit_base_patch16_siglip_224": SMALL,
+    "vit_so150m_patch16_reg4_map_256": SMALL,
+    "vit_base_patch14_reg4_dinov2": SMALL,
+    "vit_base_patch16_radio_v3": SMALL,
+    "vit_so400m_patch16_radio_v4": SMALL,  # ten prefix tokens
+    "aimv2_large_patch14_224": SMALL,
+    "vitamin_small_224": {},
+    "vit_tiny_r_s16_p8_224": SMALL,
+    "beit_base_patch16_224": SMALL,
+    "beit_base_patch16_224-shared": SMALL | {"use_shared_rel_pos_bias": True},
+    "eva02_tiny_patch14_224": SMALL,
+    "eva02_base_patch14_224": SMALL,
+    "eva02_base_patch16_clip_224": SMALL,
+    "eva02_enormous_patch14_clip_224": SMALL,
+    "vit_base_patch16_rope_224": SMALL,
+    "vit_base_patch16_rope_mixed_ape_224": SMALL,
+    "vit_betwixt_patch16_rope_reg4_gap_256": SMALL,
+    "vit_base_patch16_dinov3_qkvb": SMALL,
+    "vit_base_patch16_sapiens2": SMALL | {"num_kv_heads": [4, 2]},
+    "vit_pe_core_base_patch16_224": SMALL,
+    "vit_pe_spatial_tiny_patch16_512": SMALL,
+    "test_vit_relpos": {},
+    "vit_relpos_base_patch16_cls_224": SMALL,
+    "vit_relpos_small_patch16_rpn_224": SMALL,
+    "vit_srelpos_small_patch16_224": SMALL,
+    "naflexvit_base_patch16_gap": SMALL,
+    "naflexvit_base_patch16_map": SMALL,
+    "naflexvit_base_patch16_siglip": SMALL,
+    "naflexvit_base_patch16_radio_v3": SMALL,
+    "naflexvit_base_patch16_gap-axial": SMALL | ROTARY | {"rope_type": "axial"},
+    "naflexvit_base_patch16_gap-mixed": SMALL | ROTARY | {"rope_type": "mixed"},
+    "naflexvit_base_patch16_gap-dinov3": SMALL | ROTARY | {"rope_type": "dinov3"},
+    "naflexvit_base_patch16_gap-mrope": (
+        SMALL | ROTARY | {"rope_type": "mrope", "rope_mrope_section": (2, 3, 3)}
+    ),
+    "naflexvit_base_patch16_gap-gated": SMALL | ROTARY | {"attn_gated": True},
+}
+"""One model for every class of blocks, way to attend, pooling, number of prefix tokens and kind of
+positions that timm has: a registered name, with options where no name has them."""
+
+
+def kind(name: str, **options: Any) -> Any:
+    """A small model of a kind."""
+    return registered(name.split("-")[0], **(KINDS[name] | options))
 
 
 def registered(name: str, depth: int = 2, **options: Any) -> Any:
@@ -49,13 +125,16 @@ def scatter(model: nn.Module, seed: int = 0) -> Any:
     """Random weights of a size that lets every part of the model matter; in evaluation mode."""
     generator = torch.Generator().manual_seed(seed)
     for module in model.modules():
-        for reset in ("_init_buffers", "reset_running_stats"):
-            if hasattr(module, reset):
-                getattr(module, reset)()
+        for reset in BUFFERS:
+            getattr(module, reset, lambda: None)()
     for name, weight in model.named_parameters():
         mean, deviation = _moments(name, weight)
         weight.data.normal_(mean, deviation, generator=generator)
     return model.eval()
+
+
+BUFFERS = ("init_non_persistent_buffers", "_init_buffers", "reset_running_stats")
+"""Methods that fill the buffers of a module that was on the meta device."""
 
 
 def _moments(name: str, weight: Tensor) -> tuple[float, float]:
@@ -67,8 +146,10 @@ def _moments(name: str, weight: Tensor) -> tuple[float, float]:
 def images(model: Any, batch: int = 2, seed: int = 1) -> Tensor:
     """Random images of the size that the model is made for."""
     generator = torch.Generator().manual_seed(seed)
-    weight = next(model.parameters())
-    return torch.randn(batch, *find(model).size, generator=generator).to(weight.dtype)
+    weight, size = next(model.parameters()), find(model).size
+    if hasattr(model, "embeds"):  # NaFlex takes any size, and its own is large
+        size = (3, CELLS * 16, CELLS * 16)
+    return torch.randn(batch, *size, generator=generator).to(weight.dtype)
 
 
 def maps(model: nn.Module, *args: Any, **kwargs: Any) -> list[TokenMap]:
@@ -91,7 +172,8 @@ def twin(model: nn.Module, stages: list[TokenMap]) -> Iterator[None]:
         place, pre = middle(block)
         handles.append(_on(place, pre, _averaging(after)))
         for attention in attentions(block):
-            handles.append(attention.register_forward_pre_hook(_at(before, found), with_kwargs=True))
+            move = _at(before, found)
+            handles.append(attention.register_forward_pre_hook(move, with_kwargs=True))
     with _biases(found, stages):
         try:
             yield
@@ -149,7 +231,7 @@ def _at(stage: TokenMap, found: Found) -> Callable[..., Any]:
                 kwargs[name] = _rows(table, patch)
             elif name == "position_embeddings":
                 kwargs[name] = tuple(_rows(part, patch) for part in table)
-            elif isinstance(table, Tensor) and table.dim() == 4:
+            elif isinstance(table, Tensor):
                 kwargs[name] = _both(table, place)
         return args, kwargs
 
@@ -166,9 +248,13 @@ def _rows(table: Tensor, place: Tensor) -> Tensor:
 
 def _both(table: Tensor, place: Tensor) -> Tensor:
     """`[B, H or 1, N, N]`: rows and columns of a bias, chosen for every image."""
+    while table.dim() < 4:
+        table = table.unsqueeze(0)
     table = table.expand(len(place), -1, -1, -1)
-    chosen = [t[..., p][..., p, :] if t.shape[-2] > 1 else t[..., p] for t, p in zip(table, place)]
-    return torch.stack(chosen)
+    columns = [t[..., p] for t, p in zip(table, place, strict=True)]
+    if table.shape[-2] > 1:
+        columns = [t[..., p, :] for t, p in zip(columns, place, strict=True)]
+    return torch.stack(columns)
 
 
 @contextlib.contextmanager
