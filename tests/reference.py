@@ -254,7 +254,8 @@ class Reference:
 
     def patches(self, image: Tensor) -> Iterable[Tensor]:
         """Every patch by itself, row by row."""
-        weight, bias = self.weights["patch_embed.proj.weight"], self.weights["patch_embed.proj.bias"]
+        weight = self.weights["patch_embed.proj.weight"]
+        bias = self.weights["patch_embed.proj.bias"]
         height, width = weight.shape[-2:]
         for y in range(0, image.shape[1], height):
             for x in range(0, image.shape[2], width):
@@ -281,7 +282,8 @@ class Reference:
         if at + "q_proj.weight" in self.weights:
             parts = [self.linear(f"{at}{name}_proj", x) for name in "qkv"]
         else:
-            parts = list((x @ self.weights[at + "qkv.weight"].T + self.qkv_bias(at)).chunk(3, dim=1))
+            fused = x @ self.weights[at + "qkv.weight"].T + self.qkv_bias(at)
+            parts = list(fused.chunk(3, dim=1))
         heads = self.model.blocks[block].attn.num_heads
         q, k, v = (list(part.chunk(heads, dim=1)) for part in parts)
         if at + "k_norm.weight" in self.weights:

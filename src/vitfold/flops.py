@@ -14,12 +14,17 @@ from vitfold.methods.schedule import evenly
 CLOSE = 0.002
 """How near to the share that is asked for the search stops."""
 
+NEAR = 0.01
+"""How far from it a schedule may be and still be given."""
+
+TRIES = 12
+
 Schedule = tuple[int, ...]
 
 
-def count(call: Callable[[], Any]) -> int:
+def count(call: Callable[[], Any], gradients: bool = False) -> int:
     """The floating point operations (two per multiply-add) of a call."""
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+    with torch.set_grad_enabled(gradients), FlopCounterMode(display=False) as counter:
         call()
     return int(counter.get_total_flops())
 
@@ -27,34 +32,79 @@ def count(call: Callable[[], Any]) -> int:
 def dry_count(call: Callable[[], Any]) -> int:
     """The same from shapes alone: nothing is computed."""
     with FakeTensorMode(allow_non_fake_inputs=True):
-        return count(call)
+        # Without gradients a fake view of a weight would say that it needs one and have no origin,
+        # which the counter trips over.
+        return count(call, gradients=True)
 
 
 def solve(share: float, cost: Callable[[Schedule], int], layout: Layout, first: int) -> Schedule:
     """The schedule that removes tokens evenly and costs `share` of what none costs.
 
-    The cost falls as the rate grows, nearly along a line: false position, kept inside a bracket.
+    Where that is too coarse, because windows merge several tokens at once, later and later blocks
+    remove more, to make up for what is left.
     """
-    dense = cost(evenly(0, layout.depth, first))
-
-    def reached(rate: float) -> float:
-        return cost(evenly(rate, layout.depth, first)) / dense
-
-    low, high = (0.0, 1.0), (layout.patches / 2, reached(layout.patches / 2))
-    if share < high[1] - CLOSE:
+    search = _Search(share, cost, layout)
+    schedule = search.dense
+    for start in sorted({first, first + 1, first + 2, layout.depth // 2, layout.depth - 2}):
+        if first <= start < layout.depth and search.distance > NEAR / 2:
+            schedule = search.add(schedule, start)
+    best, reached = search.best
+    if search.distance > NEAR:
         raise MethodError(
-            f"flops={share} cannot be reached: the least is {high[1]:.3f} of the dense FLOPs, with "
-            f"half of all patch tokens leaving in every block from block {first} on"
+            f"flops={share} cannot be reached, removing at most half of the patch tokens in every "
+            f"block from block {first} on: the nearest share that can is {reached:.3f}"
         )
-    best = min(low, high, key=lambda point: abs(point[1] - share))
-    for attempt in range(12):
-        if abs(best[1] - share) <= CLOSE:
-            break
-        rate = _between(low, high, share, halve=attempt % 3 == 2)
-        point = (rate, reached(rate))
-        low, high = (point, high) if point[1] > share else (low, point)
-        best = min(best, point, key=lambda p: abs(p[1] - share))
-    return evenly(best[0], layout.depth, first)
+    return best
+
+
+class _Search:
+    """Schedules that were tried, and the shares that they reach."""
+
+    def __init__(self, share: float, cost: Callable[[Schedule], int], layout: Layout) -> None:
+        self.share = share
+        self.cost = cost
+        self.layout = layout
+        self.dense: Schedule = (0,) * layout.depth
+        self.reached: dict[Schedule, float] = {self.dense: 1.0}
+        self.whole = cost(self.dense)
+
+    @property
+    def best(self) -> tuple[Schedule, float]:
+        """The schedule that comes nearest, and what it reaches."""
+        return min(self.reached.items(), key=lambda item: abs(item[1] - self.share))
+
+    @property
+    def distance(self) -> float:
+        """How far that is from the share."""
+        return abs(self.best[1] - self.share)
+
+    def try_out(self, schedule: Schedule) -> float:
+        """The share that a schedule reaches."""
+        if schedule not in self.reached:
+            self.reached[schedule] = self.cost(schedule) / self.whole
+        return self.reached[schedule]
+
+    def add(self, base: Schedule, start: int) -> Schedule:
+        """`base` with as much more removed from block `start` on as leaves it above the share.
+
+        The share falls as the rate grows, nearly along a line: false position in a bracket.
+        """
+
+        def more(rate: float) -> Schedule:
+            extra = evenly(rate, self.layout.depth, start)
+            return tuple(a + b for a, b in zip(base, extra, strict=True))
+
+        most = self.layout.patches / 2
+        low, high = (0.0, self.try_out(base)), (most, self.try_out(more(most)))
+        if high[1] > self.share:
+            return more(most)
+        for attempt in range(TRIES):
+            if self.distance <= CLOSE:
+                break
+            rate = _between(low, high, self.share, halve=attempt % 3 == 2)
+            point = (rate, self.try_out(more(rate)))
+            low, high = (point, high) if point[1] > self.share else (low, point)
+        return more(low[0])
 
 
 def _between(

@@ -35,20 +35,22 @@ class Ledger:
         """How many tokens there are."""
         return self.tokens if self.origin is None else self.origin.shape[1]
 
-    def then(self, step: TokenMap, like: Tensor) -> "Ledger":
-        """The books after `step`; `like` is a tensor of the model, for device and precision."""
+    def reduce(self, x: Tensor, step: TokenMap) -> tuple[Tensor, "Ledger"]:
+        """The tokens `x[B, n, C]` after `step`, and the books that say so."""
+        if self.size is None and (step.fate == "dropped" or step.gone.shape[1] == 0):
+            return step.fold(x), self._then(step, None)
+        size = self.sizes(x)
+        total = step.fold_sizes(size)
+        return step.fold(x, size, total), self._then(step, total)
+
+    def _then(self, step: TokenMap, size: Tensor | None) -> "Ledger":
         return replace(
             self,
-            size=self._sizes_after(step, like),
+            size=size,
             origin=step.keep if self.origin is None else self.origin.gather(1, step.keep),
             maps=(*self.maps, step),
             valid=None if self.valid is None else self.valid.gather(1, step.keep),
         )
-
-    def _sizes_after(self, step: TokenMap, like: Tensor) -> Tensor | None:
-        if self.size is None and (step.fate == "dropped" or step.gone.shape[1] == 0):
-            return None
-        return step.fold_sizes(self.sizes(like))
 
     def sizes(self, like: Tensor) -> Tensor:
         """`[B, n]`: the sizes, ones while nothing was merged. At least float32: they are counts."""

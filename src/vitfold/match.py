@@ -21,7 +21,6 @@ def bipartite(metric: Tensor, r: int, prefix: int, valid: Tensor | None = None) 
     Next come the prefix, the surviving even tokens and the odd ones, each in their order.
     """
     even, odd = prefix + prefix % 2, prefix + 1 - prefix % 2
-    metric = unit(metric)
     if valid is not None:
         allowed = valid[:, even::2, None] & valid[:, None, odd::2]
         best, partner = best_partners(metric[:, even::2], metric[:, odd::2], allowed)
@@ -35,7 +34,7 @@ def bipartite(metric: Tensor, r: int, prefix: int, valid: Tensor | None = None) 
     return TokenMap(
         keep=torch.cat([places[:, :prefix], stay * 2 + even, places[:, odd::2]], dim=1),
         gone=merged * 2 + even,
-        into=partner.gather(1, merged) + prefix + stay.shape[1],
+        into=partner.gather(1, merged) + (prefix + stay.shape[1]),
     )
 
 
@@ -57,7 +56,7 @@ def windowed(metric: Tensor, layout: "Windows", prefix: int, order: Tensor) -> T
     and the surviving patches in that order.
     """
     evens, odds, window, place = layout.tensors(metric.device)
-    padded = torch.nn.functional.pad(unit(take(metric[:, prefix:], order)), (0, 0, 0, 1))
+    padded = torch.nn.functional.pad(take(metric[:, prefix:], order), (0, 0, 0, 1))
     a, b = padded[:, evens], padded[:, odds]
     patches = order.shape[1]
     allowed = (evens < patches).unsqueeze(-1) & (odds < patches).unsqueeze(-2)
@@ -124,19 +123,20 @@ def _merges(cells: tuple[int, ...], patches: int, each: int) -> int:
     return min(each, even, (even + odd) // 2) if odd else 0
 
 
-def unit(metric: Tensor) -> Tensor:
-    """`metric[B, N, d]` with rows of length one; zero and non-finite rows resemble nothing."""
-    length = torch.linalg.vector_norm(metric, dim=-1, keepdim=True)
-    return (metric / length.clamp(min=torch.finfo(metric.dtype).tiny)).nan_to_num(0.0, 0.0, 0.0)
-
-
 def best_partners(a: Tensor, b: Tensor, allowed: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """For every row of `a[..., n, d]` the row of `b[..., m, d]` most like it: how much, which."""
-    scores = a @ b.transpose(-1, -2)
+    """For every row of `a[..., n, d]` the row of `b[..., m, d]` most like it: their cosine, and
+    which it is. Zero and non-finite rows resemble nothing."""
+    scores = unit(a) @ unit(b).transpose(-1, -2)
     if allowed is not None:
         scores = scores.masked_fill(~allowed, NOWHERE)
     best, partner = scores.max(dim=-1)
     return best, partner
+
+
+def unit(metric: Tensor) -> Tensor:
+    """Rows of length one; zero and non-finite rows become zero."""
+    length = torch.linalg.vector_norm(metric, dim=-1, keepdim=True)
+    return metric.div(length.clamp(min=torch.finfo(metric.dtype).tiny)).nan_to_num_(0.0, 0.0, 0.0)
 
 
 def biggest_first(values: Tensor) -> Tensor:

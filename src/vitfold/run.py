@@ -102,9 +102,7 @@ def reduce(
     x: Tensor, ledger: Ledger, step: Step, before: Tensor, attend: Attend
 ) -> tuple[Tensor, Ledger]:
     """Fewer tokens, and the books that say so."""
-    step_map = step.match(metric(step, before, attend), ledger)
-    size = None if step_map.fate == "dropped" else ledger.sizes(x)
-    return step_map.fold(x, size), ledger.then(step_map, x)
+    return ledger.reduce(x, step.match(metric(step, before, attend), ledger))
 
 
 def metric(step: Step, before: Tensor, attend: Attend) -> Tensor:

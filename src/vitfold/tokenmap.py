@@ -27,15 +27,17 @@ def take(x: Tensor, index: Tensor) -> Tensor:
 
 def _first_rows(x: Tensor) -> Tensor:
     """`[B, 1]`: where each image starts once batch and tokens are one axis."""
-    return (torch.arange(x.shape[0], device=x.device) * x.shape[1]).unsqueeze(1)
+    batch, tokens = x.shape[:2]
+    return torch.arange(0, batch * tokens, tokens, device=x.device).unsqueeze(1)
 
 
-def _add_rows(x: Tensor, index: Tensor, rows: Tensor) -> Tensor:
-    """`x[B, n, C]` with `rows[B, r, C]` added at `index[B, r]`; repeated indices add up."""
+def _add_rows_(x: Tensor, index: Tensor, rows: Tensor) -> Tensor:
+    """Add `rows[B, r, C]` to `x[B, n, C]` in place at `index[B, r]`; repeated indices add up."""
     channels = x.shape[-1]
-    flat = (index + _first_rows(x)).reshape(-1, 1).expand(-1, channels)
-    added = x.reshape(-1, channels).scatter_add(0, flat, rows.reshape(-1, channels))
-    return added.view(x.shape)
+    # For a few rows a plain loop beats `scatter_add`, which sorts the indices in parallel first.
+    flat = (index + _first_rows(x)).flatten()
+    x.view(-1, channels).index_add_(0, flat, rows.reshape(-1, channels))
+    return x
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,20 +102,24 @@ class TokenMap:
         blank = self.keep.new_empty(self.keep.shape[0], self.tokens)
         return blank.scatter(1, self.keep, slots).scatter(1, self.gone, self.into)
 
-    def fold(self, x: Tensor, size: Tensor | None = None) -> Tensor:
-        """The mean of `x[B, N, C]` in every slot, weighted by `size[B, N]` (default: one each)."""
+    def fold(self, x: Tensor, size: Tensor | None = None, total: Tensor | None = None) -> Tensor:
+        """The mean of `x[B, N, C]` in every slot, weighted by `size[B, N]` (default: one each).
+
+        `total` is `fold_sizes(size)`, for who has it already.
+        """
         kept = take(x, self.keep)
         if self.fate == "dropped" or self.gone.shape[1] == 0:
             return kept
-        size = x.new_ones(x.shape[:2]) if size is None else size
-        total = self.fold_sizes(size)
+        size = _ones(x) if size is None else size
+        total = self.fold_sizes(size) if total is None else total
         into = self.into.clamp(min=0) if self.fate == "mixed" else self.into
         share = size.gather(1, self.gone) / total.gather(1, into)
         moved = take(x, self.gone) * _channelwise(share, x)
         if self.fate == "mixed":
             moved = moved.where((self.into >= 0).unsqueeze(-1), 0)
-        # A slot that nothing merges into is multiplied by exactly one.
-        return _add_rows(kept * _channelwise(size.gather(1, self.keep) / total, x), into, moved)
+        # `kept` is a fresh copy. A slot that nothing merges into is multiplied by exactly one.
+        kept.mul_(_channelwise(size.gather(1, self.keep) / total, x))
+        return _add_rows_(kept, into, moved)
 
     def fold_sizes(self, size: Tensor) -> Tensor:
         """`[B, slots]`: the summed size of every slot; what is dropped counts nowhere."""
@@ -147,6 +153,11 @@ class TokenMap:
     def _joint_fate(self, second: "TokenMap") -> Fate:
         fates = {m.fate for m in (self, second) if m.gone.shape[1]}
         return fates.pop() if len(fates) == 1 else "mixed" if fates else "merged"
+
+
+def _ones(x: Tensor) -> Tensor:
+    """`[B, N]`, in at least float32: sums of them are counts."""
+    return x.new_ones(x.shape[:2], dtype=torch.promote_types(x.dtype, torch.float32))
 
 
 def _channelwise(weight: Tensor, x: Tensor) -> Tensor:

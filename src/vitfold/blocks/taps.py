@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vitfold.blocks.names import maker
-from vitfold.cues import mean_over_heads
+from vitfold.cues import sum_over_heads
 
 Module = Callable[[Tensor], Tensor]
 See = Callable[[Tensor], None]
@@ -21,15 +21,15 @@ TOKENS_FIRST = frozenset({"timm.models.vision_transformer.ParallelScalingBlock"}
 
 def tap(attention: Any, cue: str, see: See) -> dict[str, Any]:
     """Parts for a stand-in of `attention` that show `see` the projection `cue` (`k`, `q` or `v`),
-    averaged over heads `[B, N, d]`: after its norm, before rotary positions."""
+    summed over heads `[B, N, d]`: after its norm, before rotary positions."""
     norm, projection = f"{cue}_norm", f"{cue}_proj"
     if hasattr(attention, norm):
         turned = maker(type(attention)) in TOKENS_FIRST
-        show = _averaged(see, turned)
+        show = _summed(see, turned)
         return {norm: _tapped(getattr(attention, norm), show)}
     if getattr(attention, projection, None) is not None:
         width = attention.head_dim
-        return {projection: _tapped(getattr(attention, projection), lambda y: see(_mean(y, width)))}
+        return {projection: _tapped(getattr(attention, projection), lambda y: see(_heads(y, width)))}
     third, heads = "qkv".index(cue), attention.num_heads
     if hasattr(attention, "in_proj"):  # a parallel block: MLP, q, k and v in one projection
         width = sum(attention.in_split[1:])
@@ -38,9 +38,9 @@ def tap(attention: Any, cue: str, see: See) -> dict[str, Any]:
     return {"qkv": _tapped(_with_bias(attention), _third(third, heads, see)), "q_bias": None}
 
 
-def _averaged(see: See, turned: bool) -> See:
-    """Shows the mean over heads of `[B, H, N, d]`, or of `[B, N, H, d]` if `turned`."""
-    return lambda y: see(mean_over_heads(y.transpose(1, 2) if turned else y))
+def _summed(see: See, turned: bool) -> See:
+    """Shows the sum over heads of `[B, H, N, d]`, or of `[B, N, H, d]` if `turned`."""
+    return lambda y: see(sum_over_heads(y.transpose(1, 2) if turned else y))
 
 
 def _tapped(module: Module, see: See) -> Module:
@@ -55,14 +55,14 @@ def _tapped(module: Module, see: See) -> Module:
 def _third(index: int, heads: int, see: See) -> See:
     def show(y: Tensor) -> None:
         part = y.chunk(3, dim=-1)[index]
-        see(_mean(part, part.shape[-1] // heads))
+        see(_heads(part, part.shape[-1] // heads))
 
     return show
 
 
-def _mean(y: Tensor, width: int) -> Tensor:
-    """`[B, N, width]`: the mean over the heads that lie side by side in `y[B, N, H * width]`."""
-    return mean_over_heads(y.unflatten(-1, (-1, width)).transpose(1, 2))
+def _heads(y: Tensor, width: int) -> Tensor:
+    """`[B, N, width]`: the sum over the heads that lie side by side in `y[B, N, H * width]`."""
+    return sum_over_heads(y.unflatten(-1, (-1, width)).transpose(1, 2))
 
 
 def _with_bias(attention: Any) -> Module:

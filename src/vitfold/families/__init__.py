@@ -114,8 +114,8 @@ def _block_kind(trunk: nn.Module, block: nn.Module) -> Kind:
             )
         if "forward" in vars(attention) and attention is not block:
             raise UnsupportedModel(
-                f"the forward of a {type(attention).__name__} is replaced already (offloading "
-                "hooks?): fold before that"
+                f"the forward of a {type(attention).__name__} is replaced, by offloading hooks "
+                "perhaps: fold before that"
             )
     return kind
 

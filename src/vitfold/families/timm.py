@@ -94,6 +94,7 @@ def _filled(out: Any, ledger: Ledger) -> Any:
 
 def _head(trunk: Any, run: Run, x: Any = None, **kwargs: Any) -> Any:
     """The trunk's head on a reduced sequence: pooling weighs every token by its size."""
+    check_ran(trunk, run)
     ledger, pooling = run.last, _pooling(trunk)
     if x is None:  # NaFlex passes its features by name
         x = kwargs.pop("patches")
@@ -101,8 +102,9 @@ def _head(trunk: Any, run: Run, x: Any = None, **kwargs: Any) -> Any:
         return type(trunk).forward_head(trunk, x, **kwargs)
     if pooling == "other" or (pooling == "plain" and ledger.size is not None):
         return type(trunk).forward_head(trunk, ledger.unfold(x), **kwargs)
-    if ledger.valid is not None:
-        kwargs["patch_valid"] = ledger.valid[:, ledger.prefix :]
+    if "patch_valid" in kwargs:
+        valid = ledger.valid
+        kwargs["patch_valid"] = None if valid is None else valid[:, ledger.prefix :]
     if pooling == "latent":
         return run_method(trunk, "forward_head", _attention_pool(trunk, ledger), x, **kwargs)
     x = _weighted(trunk, x, ledger) if pooling == "avg" else x

@@ -70,8 +70,9 @@ def _spread(r: Reduction, depth: int) -> list[int]:
 def _ramp(r: int, inflection: float, depth: int) -> list[int]:
     """Linear from `int(r * (1 - inflection))` to `2 r - that`, truncated."""
     start = int(r * (1 - inflection))
-    slope = (2 * r - 2 * start) / (depth - 1) if depth > 1 else 0.0
-    return [int(start + slope * block) for block in range(depth)]
+    rise, run = 2 * (r - start), max(depth - 1, 1)
+    # In whole numbers: a rounded slope would miss the end by one.
+    return [(start * run + rise * block) // run for block in range(depth)]
 
 
 def evenly(rate: float, depth: int, first: int) -> tuple[int, ...]:

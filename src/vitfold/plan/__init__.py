@@ -31,13 +31,12 @@ def save(model: nn.Module, directory: Directory, *, backbone: bool = False) -> N
     to load it, give it.
     """
     directory = Path(directory)
-    record = folded(model)
-    held = Weights(store.WEIGHTS, backbone) if backbone else None
-    made = _describe(model, record.found)
-    plan = Plan(made, record.method, record.schedule, held, _versions(made.source))
+    plan = describe(model, backbone=backbone)
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        store.write(directory, plan, (lambda path: weights.write(model, path)) if held else None)
+        store.write(
+            directory, plan, (lambda path: weights.write(model, path)) if backbone else None
+        )
     except OSError as error:
         raise PlanError(f"{str(directory)!r} cannot be written: {fields.clip(error)}") from error
 
@@ -64,24 +63,34 @@ def load(directory: Directory, model: nn.Module | None = None) -> nn.Module:
     return model
 
 
+def describe(model: nn.Module, *, backbone: bool = False) -> Plan:
+    """The plan of a folded model, as it is saved."""
+    record = folded(model)
+    held = Weights(store.WEIGHTS, backbone) if backbone else None
+    made = _describe(model, record.found)
+    return Plan(made, record.method, record.schedule, held, _versions(made.source))
+
+
 def _describe(model: nn.Module, found: Found) -> Model:
     state = model.state_dict()
-    made = [tensor for name, tensor in model.named_buffers() if name not in state]
-    dtype = _dtype(list(state.values()))
-    origin = sources.describe(model)
+    floating = (tensor for tensor in state.values() if tensor.is_floating_point())
     return Model(
-        **origin._asdict(),
+        **sources.describe(model)._asdict(),
         **_facts(found),
-        dtype=dtype or "float32",
-        buffers=_dtype(made) or dtype or "float32",
+        dtype=_dtype(next(floating)),
+        buffers=[_dtype(table) for table in _tables(model)],
         fingerprint=weights.fingerprint(state),
     )
 
 
-def _dtype(tensors: list[Tensor]) -> str | None:
-    """The dtype of the first that has a floating one."""
-    floating = (tensor.dtype for tensor in tensors if tensor.is_floating_point())
-    return next((str(dtype).removeprefix("torch.") for dtype in floating), None)
+def _dtype(tensor: Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
+
+
+def _tables(model: nn.Module) -> list[Tensor]:
+    """The floating buffers that a model computes when it is made, and does not save."""
+    state, buffers = model.state_dict(), model.named_buffers()
+    return [table for name, table in buffers if name not in state and table.is_floating_point()]
 
 
 def _facts(found: Found) -> dict[str, Any]:
@@ -188,13 +197,17 @@ def _make(made: Model, *, pretrained: bool, blank: bool = False) -> nn.Module:
 
 def _cast(model: nn.Module, made: Model, stored: Tensors) -> None:
     """Give every floating tensor the dtype that it was saved with."""
-    kept = model.state_dict()
-    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+    tables = _tables(model)
+    if len(tables) != len(made.buffers):
+        count = len(made.buffers)
+        raise PlanError(f"{fields.FILE}: model.buffers has {count} dtypes: expected {len(tables)}")
+    for table, dtype in zip(tables, made.buffers, strict=True):
+        table.data = table.data.to(DTYPES[dtype])
+    for name, tensor in model.state_dict(keep_vars=True).items():
         if tensor.is_floating_point():
-            dtype = DTYPES[made.dtype if name in kept else made.buffers]
-            if name in stored and stored[name].is_floating_point():
-                dtype = stored[name].dtype
-            tensor.data = tensor.data.to(dtype)
+            saved = stored.get(name, tensor)
+            kept = name in stored and saved.is_floating_point()
+            tensor.data = tensor.data.to(saved.dtype if kept else DTYPES[made.dtype])
 
 
 def _put_on(model: nn.Module, plan: Plan) -> None:

@@ -110,7 +110,9 @@ def options(path: str, value: object, checks: Mapping[str, Check]) -> dict[str, 
 
 
 def _hint(key: str, known: Collection[str]) -> str:
-    return nearest(key[:100], known) if known else ""
+    """What was meant; nothing where that would be a long list."""
+    hint = nearest(key[:100], known) if known else ""
+    return hint if len(hint) <= 200 else ""
 
 
 def anything(path: str, value: object) -> None:

@@ -37,7 +37,7 @@ class Model:
     arguments: what the source needs besides the name.
     depth, width, prefix: of the trunk: its blocks, its channels, its tokens that are no patches.
     dtype: of its weights.
-    buffers: the dtype of what it computes when it is made.
+    buffers: the dtypes of what it computes when it is made, in the order of its modules.
     fingerprint: of its weights, as `weights.fingerprint` takes it.
     """
 
@@ -48,7 +48,7 @@ class Model:
     width: int
     prefix: int
     dtype: str
-    buffers: str
+    buffers: list[str]
     fingerprint: str
 
 
@@ -128,8 +128,9 @@ def _model(value: object) -> Model:
     fields.integer("model.depth", given["depth"], 1, DEEPEST)
     fields.integer("model.width", given["width"], 1, WIDEST)
     fields.integer("model.prefix", given["prefix"], 0, WIDEST)
-    for key in ("dtype", "buffers"):
-        fields.choice(f"model.{key}", given[key], DTYPES)
+    fields.choice("model.dtype", given["dtype"], DTYPES)
+    for index, dtype in enumerate(fields.items("model.buffers", given["buffers"], 0, LONGEST)):
+        fields.choice(f"model.buffers[{index}]", dtype, DTYPES)
     fields.text("model.fingerprint", given["fingerprint"], "[0-9a-f]{64}", "64 hex digits")
     return Model(**given)
 

@@ -69,13 +69,14 @@ def _check_header(path: Path) -> None:
 
 def check(tensors: Mapping[str, Tensor], wanted: Mapping[str, Tensor], name: str) -> None:
     """Refuse tensors that are not exactly the ones that are wanted."""
-    for key in wanted.keys() - tensors.keys():
-        raise PlanError(f"{name}: {clip(key)} is missing: the model has it")
-    for key, tensor in tensors.items():
+    for key in tensors:
         if key not in wanted:
             raise PlanError(f"{name}: {clip(key)} is unknown to the model")
+    for key, tensor in wanted.items():
+        if key not in tensors:
+            raise PlanError(f"{name}: {clip(key)} is missing: the model has it")
         for trait in ("shape", "dtype"):
-            given, expected = _trait(tensor, trait), _trait(wanted[key], trait)
+            given, expected = _trait(tensors[key], trait), _trait(tensor, trait)
             if given != expected:
                 raise PlanError(f"{name}: {clip(key)} has {trait} {given}: expected {expected}")
 

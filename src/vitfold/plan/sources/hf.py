@@ -54,8 +54,13 @@ LEFT_OUT = ("transformers_version", "dtype", "_name_or_path", "model_type", "arc
 
 LABELS = ("id2label", "label2id")
 
-COUNTS = ("num_hidden_layers", "num_attention_heads", "auxiliary_num_convs")
-"""What is made one by one."""
+COUNTS = {
+    "num_hidden_layers": 512,
+    "num_attention_heads": 512,
+    "auxiliary_num_convs": 512,
+    "num_labels": 2**20,
+}
+"""What is made one by one, and the most of it."""
 
 
 def library() -> Any:
@@ -95,6 +100,11 @@ def _known(config: dict[str, Any], known: dict[str, Any]) -> dict[str, Any]:
     for key, value in kept.items():
         if _nested(key, known[key]):
             kept[key] = _known(value, known[key])
+    labels = kept.get("id2label") or {}
+    if all(label == f"LABEL_{index}" for index, label in labels.items()):
+        # The names that say nothing: for 21,841 classes they would outgrow the plan.
+        kept = {key: value for key, value in kept.items() if key not in LABELS}
+        kept["num_labels"] = len(labels)
     return kept
 
 
@@ -121,8 +131,8 @@ def _check_numbers(path: str, config: object) -> None:
         if isinstance(value, dict) and key not in LABELS:
             _check_numbers(inner, value)
         elif key in COUNTS:
-            fields.integer(inner, value, 0, 512)
-        elif isinstance(value, int | float):
+            fields.integer(inner, value, 0, COUNTS[key])
+        elif isinstance(value, int | float) and not isinstance(value, bool):
             fields.number(inner, value, -(2**24), 2**24)
 
 
@@ -148,9 +158,9 @@ def build(name: str, given: dict[str, Any], pretrained: bool) -> nn.Module:
 def _check_keys(path: str, config: dict[str, Any], known: dict[str, Any]) -> None:
     for key, value in config.items():
         inner = fields.join(path, key)
-        if key not in known or key in LEFT_OUT:
+        if key not in (*known, "num_labels") or key in LEFT_OUT:
             raise PlanError(f"{fields.FILE}: {inner} is unknown to the class of the configuration")
-        if _nested(key, known[key]):
+        if _nested(key, known.get(key)):
             if not isinstance(value, dict):
                 raise fields.refusal(inner, value, "an object")
             _check_keys(inner, value, known[key])

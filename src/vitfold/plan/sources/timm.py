@@ -6,6 +6,7 @@ from typing import Any
 import timm
 from torch import nn
 
+from vitfold.errors import PlanError
 from vitfold.families import trunk_kind
 from vitfold.plan import fields
 from vitfold.plan.fields import Check
@@ -47,6 +48,8 @@ def check(name: object, given: object) -> None:
 
 def build(name: str, given: dict[str, Any], pretrained: bool) -> nn.Module:
     """The model as timm creates it."""
+    if not known(name):
+        raise PlanError(f"{fields.FILE}: model.name={name!r}: timm has no such model{hint(name)}")
     model: nn.Module = timm.create_model(name, pretrained=pretrained, **given)
     return model
 
@@ -77,10 +80,15 @@ def _word(path: str, value: object) -> str:
     return fields.text(path, value, "[A-Za-z0-9_]{0,32}", "a word")
 
 
-def _sides(path: str, value: object) -> None:
-    sides = fields.items(path, value, 2, 2) if isinstance(value, list) else [value]
-    for side in sides:
-        fields.integer(path, side, 1, 2**14)
+def _wholes(most: int, count: int) -> Check:
+    """One int, or up to `count` in a list."""
+
+    def check(path: str, value: object) -> None:
+        numbers = fields.items(path, value, 1, count) if isinstance(value, list) else [value]
+        for each in numbers:
+            fields.integer(path, each, 1, most)
+
+    return check
 
 
 def _each(names: str, check: Check) -> dict[str, Check]:
@@ -89,9 +97,11 @@ def _each(names: str, check: Check) -> dict[str, Check]:
 
 # Nothing that names a file, an address, a class or a function: those stay with the caller.
 ARGUMENTS: dict[str, Check] = {
-    **_each("img_size patch_size pos_embed_grid_size", _sides),
-    **_each("ref_feat_shape rope_ref_feat_shape", _sides),
-    **_each("in_chans depth num_heads num_kv_heads attn_pool_num_heads", _whole(1, 512)),
+    **_each("img_size patch_size pos_embed_grid_size", _wholes(2**14, 2)),
+    **_each("ref_feat_shape rope_ref_feat_shape", _wholes(2**14, 2)),
+    **_each("num_kv_heads", _wholes(512, 512)),
+    **_each("rope_mrope_section", _wholes(2**16, 3)),
+    **_each("in_chans depth num_heads attn_pool_num_heads", _whole(1, 512)),
     **_each("embed_dim rel_pos_dim", _whole(1, 2**16)),
     **_each("num_classes", _whole(0, 2**20)),
     **_each("reg_tokens num_reg_tokens swiglu_align_to", _whole(0, 1024)),
