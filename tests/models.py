@@ -231,7 +231,7 @@ def _at(stage: TokenMap, found: Found) -> Callable[..., Any]:
                 kwargs[name] = _rows(table, patch)
             elif name == "position_embeddings":
                 kwargs[name] = tuple(_rows(part, patch) for part in table)
-            elif isinstance(table, Tensor):
+            elif name != "hidden_states" and isinstance(table, Tensor):
                 kwargs[name] = _both(table, place)
         return args, kwargs
 

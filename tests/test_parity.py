@@ -4,11 +4,11 @@ from typing import Any
 
 import pytest
 import torch
-import vitfold
 from reference import Reduce, Reference, drop, lgtm, ramp, tome
 from small import MODELS, eva, images, vit
 from torch import Tensor, nn
 
+import vitfold
 from vitfold import DFE, LGTM, Drop, Method, ToMe
 from vitfold.cues import CUES, random
 from vitfold.fold import watch
@@ -170,13 +170,6 @@ def test_both_ways_of_pooling(pool: str) -> None:
         (Drop(r=8, cue="x_attn"), drop([8] * 4, 1)),
     ):
         agree(vit(global_pool=pool), method, reduce)
-
-
-def test_the_plan_is_the_one_that_is_printed_in_the_definition() -> None:
-    assert ramp(13, -1.0, 12) == [26, 23, 21, 18, 16, 14, 11, 9, 7, 4, 2, 0]
-    assert ramp(15, 1.0, 12)[-1] == 30
-    assert ramp(8, 0.0, 3) == [8, 8, 8]
-    assert ramp(8, 0.5, 1) == [4]
 
 
 def test_models_are_alike_but_not_the_same() -> None:

@@ -1,6 +1,6 @@
 """Models by name: timm's, Hugging Face's, the one that comes with vitfold, and saved ones."""
 
-from pathlib import Path
+import os
 from typing import Any
 
 from torch import nn
@@ -28,7 +28,7 @@ def create_model(name: str, *, pretrained: bool = False, **kwargs: Any) -> nn.Mo
     kwargs: for the model's constructor or configuration.
     """
     known = name == digits.NAME or name.startswith(HUB) or timm.known(name)
-    if not known and Path(name).is_dir():
+    if not known and os.path.isdir(name):
         return _load(name, kwargs)
     if not known:
         raise UnsupportedModel(f"unknown model {clip(repr(name), 100)}{timm.hint(name)}")

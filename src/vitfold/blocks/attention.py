@@ -38,14 +38,14 @@ class Attend:
         out = out[0] if isinstance(out, tuple) else out
         if self.cue == "x_attn":
             self.shown.append(out)
-        return out  # type: ignore[no-any-return]
+        return out
 
     def whole(self, block: nn.Module, x: Tensor, **arguments: Any) -> Tensor:
         """Run the forward of a block that attends and feeds forward in one."""
         out = run(block, "forward", self._tap(block), x, **arguments)
         if self.cue == "x_attn":  # the two share an output: what the block adds
             self.shown.append(out - x)
-        return out  # type: ignore[no-any-return]
+        return out
 
     def _tap(self, attention: nn.Module) -> dict[str, Any]:
         shows = self.cue in PROJECTIONS

@@ -104,14 +104,18 @@ def _relpos_post_norm_attend(b: Block, x: Tensor, attend: Attend) -> Tensor:
 
 
 def _hf_bias(attention: Any, x: Tensor, attend: Attend) -> Tensor | None:
-    """The bias for an implementation of attention that the model was set to; some take none."""
+    _check_bias(attention, attend)
+    return attend.bias(x, "attention_mask")
+
+
+def _check_bias(attention: Any, attend: Attend) -> None:
+    """Refuse a bias where the implementation of attention that the model was set to takes none."""
     name = getattr(attention.config, "_attn_implementation", None) or ""
     if ("flash" in name or "flex" in name) and attend.biased("attention_mask"):
         raise UnsupportedModel(
             f"{name} takes no bias, by which merged tokens count as often as their sizes: load the "
             "model with attn_implementation='sdpa', or fold it with proportional=False"
         )
-    return attend.bias(x, "attention_mask")
 
 
 def _hf_vit_attend(b: Block, x: Tensor, attend: Attend) -> Tensor:
@@ -124,6 +128,7 @@ def _hf_vit_feed(b: Block, x: Tensor) -> Tensor:
 
 
 def _hf_beit_attend(b: Block, x: Tensor, attend: Attend) -> Tensor:
+    _check_bias(b.attention, attend)
     bias = attend.given.get("attention_mask")
     if b.relative_position_bias is not None:
         own = _hf_beit_bias(b, attend)

@@ -29,7 +29,9 @@ def tap(attention: Any, cue: str, see: See) -> dict[str, Any]:
         return {norm: _tapped(getattr(attention, norm), show)}
     if getattr(attention, projection, None) is not None:
         width = attention.head_dim
-        return {projection: _tapped(getattr(attention, projection), lambda y: see(_heads(y, width)))}
+        return {
+            projection: _tapped(getattr(attention, projection), lambda y: see(_heads(y, width)))
+        }
     third, heads = "qkv".index(cue), attention.num_heads
     if hasattr(attention, "in_proj"):  # a parallel block: MLP, q, k and v in one projection
         width = sum(attention.in_split[1:])

@@ -26,7 +26,8 @@ _short.maxstring = _short.maxother = _short.maxlong = 60
 
 def refusal(path: str, value: object, expected: str) -> PlanError:
     """The error for a value that cannot be used."""
-    return PlanError(f"{FILE}: {clip(path)}={_short.repr(value)}: expected {expected}")
+    line = f"{clip(path)}={_short.repr(value)}: expected {clip(expected)}"
+    return PlanError(f"{FILE}: {line}")
 
 
 def clip(text: object, most: int = 300) -> str:
