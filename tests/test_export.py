@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from models import images, registered
+from models import hf, images, inputs, registered
 from torch import Tensor, nn
 
 import vitfold
@@ -26,6 +26,7 @@ FAMILIES = [
     "beit_base_patch16_224",
     "vit_relpos_small_patch16_224",
     "vit_base_patch16_siglip_224",
+    "vit_tiny_r_s16_p8_224",
 ]
 METHODS: list[Method] = [
     vitfold.ToMe(r=3),
@@ -117,3 +118,67 @@ def test_equal_similarities_pick_the_earlier_token_in_onnx_too(tmp_path: Path) -
     flat = torch.ones(1, *images(model, 1).shape[1:])
     (out,) = session.run(None, {session.get_inputs()[0].name: flat.numpy()})
     torch.testing.assert_close(torch.from_numpy(out), model(flat), atol=1e-3, rtol=1e-3)
+
+
+HF = [
+    "ViTForImageClassification",
+    "DeiTForImageClassification",
+    "Dinov2ForImageClassification",
+    "Dinov2WithRegistersModel",
+    "DINOv3ViTModel",
+    "CLIPVisionModelWithProjection",
+    "SiglipVisionModel",
+    "BeitForImageClassification",
+]
+HF_SOME = HF[:1] + HF[4:5]
+
+every_hf = pytest.mark.parametrize(
+    "name",
+    [name if name in HF_SOME else pytest.param(name, marks=pytest.mark.exhaustive) for name in HF],
+)
+
+
+def main_output(output: Any) -> Tensor:
+    """Logits or embeddings, by whatever name a model has for them."""
+    for name in ("logits", "image_embeds", "pooler_output"):
+        if getattr(output, name, None) is not None:
+            return getattr(output, name)
+    raise AssertionError(f"no output of {type(output).__name__} is known")
+
+
+def hf_agrees(model: nn.Module, other: Callable[..., Any]) -> None:
+    for batch in (1, 7):
+        given = inputs(model, batch, seed=batch)
+        theirs, ours = main_output(other(**given)), main_output(model(**given))
+        torch.testing.assert_close(theirs, ours, atol=1e-3, rtol=1e-3)
+
+
+def hf_exported(model: nn.Module) -> torch.export.ExportedProgram:
+    dynamic = {"pixel_values": {0: torch.export.Dim("batch")}}
+    return torch.export.export(model, (), inputs(model), dynamic_shapes=dynamic)
+
+
+@every_hf
+def test_hugging_face_compiles_in_one_graph(name: str) -> None:
+    pytest.importorskip("transformers")
+    model = vitfold.fold(hf(name), vitfold.ToMe(r=3))
+    hf_agrees(model, torch.compile(model, fullgraph=True, backend="aot_eager"))
+
+
+@every_hf
+def test_hugging_face_exports_and_runs_in_onnx_runtime(name: str, tmp_path: Path) -> None:
+    pytest.importorskip("transformers")
+    onnxruntime = pytest.importorskip("onnxruntime")
+    model = vitfold.fold(hf(name), vitfold.ToMe(r=3))
+    program = hf_exported(model)
+    hf_agrees(model, program.module())
+    onnx = torch.onnx.export(program, (), kwargs=inputs(model), dynamo=True, verbose=False)
+    assert onnx is not None
+    onnx.save(tmp_path / "model.onnx")
+    session = onnxruntime.InferenceSession(tmp_path / "model.onnx")
+    given = inputs(model, 7)
+    outputs = session.run(None, {session.get_inputs()[0].name: given["pixel_values"].numpy()})
+    expected = main_output(model(**given))
+    assert any(
+        out.shape == expected.shape and abs(out - expected.numpy()).max() < 1e-3 for out in outputs
+    )

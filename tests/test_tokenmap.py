@@ -28,7 +28,7 @@ class Dice:
 
     def sizes(self, batch: int, tokens: int) -> Tensor:
         generator = torch.Generator().manual_seed(self.seed + 1)
-        return torch.randint(1, 9, (batch, tokens), generator=generator).double()
+        return torch.randint(1, 101, (batch, tokens), generator=generator).double()
 
 
 DICE = st.builds(Dice, st.integers(0, 2**32))
@@ -42,7 +42,7 @@ def random_map(tokens: int, gone: int, fate: Fate, dice: Dice, batch: int = 2) -
     leavers, survivors = ranks[:, :gone], ranks[:, gone:]
     pick = (dice.sizes(batch, gone) * 997).long() % max(survivors.shape[1], 1)
     target = survivors.gather(1, pick)
-    lost = dice.sizes(batch, gone) > {"merged": 9, "mixed": 4, "dropped": 0}[fate]
+    lost = dice.sizes(batch, gone) > {"merged": 100, "mixed": 50, "dropped": 0}[fate]
     target = target.masked_fill(lost, DROPPED)
     parent = torch.arange(tokens).repeat(batch, 1).scatter(1, leavers, target)
     order = dice.rows(tokens).argsort() if dice.seed % 2 else None

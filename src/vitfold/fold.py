@@ -211,8 +211,8 @@ def _schedule(record: Fold) -> tuple[int, ...]:
     layout = found.layout()
     if method.r is not None:
         return per_block(method.r, found.depth, first, layout.patches)
-    assert method.flops is not None  # one of the two is given
-    return solve(method.flops, lambda schedule: _cost(record, schedule), layout, first)
+    share = 1.0 if method.flops is None else method.flops
+    return solve(share, lambda schedule: _cost(record, schedule), layout, first)
 
 
 def _fitting(record: Fold, schedule: tuple[int, ...]) -> tuple[int, ...]:

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from torch import nn
 
 from vitfold import demo as demo_
 from vitfold import draw, plots, results
@@ -27,14 +28,16 @@ def demo(
     the figures.
     """
     output.mkdir(parents=True, exist_ok=True)
-    rows: list[demo_.Row] = []
+    made: list[tuple[demo_.Row, nn.Module]] = []
     with show.bar("folding", demo_.steps()) as progress:
-        for row in demo_.rows():
-            rows.append(row)
+        for pair in demo_.rows():
+            made.append(pair)
             progress()
+    rows = [row for row, _ in made]
     show.table("digits, 12 blocks, 197 tokens", COLUMNS, [_cells(row) for row in rows])
     _plot(rows, output / "pareto.png")
-    _pictures(output)
+    least = min(demo_.SHARES)
+    _pictures({row.method: model for row, model in made if row.flops == least}, output)
     results.write(output / "results.json", [row.to_json() for row in rows], {"command": "demo"})
     show.written(output / "results.json")
 
@@ -61,11 +64,9 @@ def _plot(rows: list[demo_.Row], path: Path) -> None:
     show.written(path)
 
 
-def _pictures(output: Path) -> None:
+def _pictures(models: dict[str, nn.Module], output: Path) -> None:
     images = demo_.picture_batch()
-    for name, share, model in demo_.folds():
-        if share != min(demo_.SHARES):
-            continue
+    for name, model in models.items():
         traced = trace(model, images)
         pictures = [traced.draw(number) for number in range(len(images))]
         plain = [draw.plain(image) for image in images]
