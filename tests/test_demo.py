@@ -10,6 +10,7 @@ import torch
 from vitfold import demo
 from vitfold.cli.demo import demo as command
 from vitfold.digits import create_digits, load_split
+from vitfold.methods import METHODS
 from vitfold.validate import interval
 
 
@@ -39,9 +40,10 @@ def test_demo_writes_table_plot_and_pictures(
     monkeypatch.setattr(demo, "load_split", lambda _: (images[:48], labels[:48]))
     monkeypatch.setattr(demo, "ROUNDS", 1)
     monkeypatch.setattr(demo, "SHARES", (0.6,))
+    monkeypatch.setenv("COLUMNS", "200")
     command(tmp_path)
     rows = json.loads((tmp_path / "results.json").read_text())["rows"]
-    assert [row["method"] for row in rows] == ["dense", "tome", "dfe", "lgtm", "drop"]
+    assert [row["method"] for row in rows] == ["dense", *METHODS]
     dense = rows[0]["gflops"]
     assert all(abs(row["gflops"] / dense - 0.6) < 0.01 for row in rows[1:])
     assert {path.name for path in tmp_path.glob("*.png")} >= {"pareto.png", "tokens-lgtm.png"}

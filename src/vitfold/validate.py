@@ -85,7 +85,8 @@ def interval(hits: int, images: int) -> tuple[float, float]:
     middle = (share + z2 / (2 * images)) / (1 + z2 / images)
     spread = math.sqrt(share * (1 - share) / images + z2 / (4 * images**2))
     half = CONFIDENT * spread / (1 + z2 / images)
-    return max(0.0, middle - half), min(1.0, middle + half)
+    # Rounding must not leave the share itself outside at either end.
+    return max(0.0, min(share, middle - half)), min(1.0, max(share, middle + half))
 
 
 def validate(
