@@ -1,0 +1,39 @@
+"""What the README shows works as it stands there."""
+
+import re
+from pathlib import Path
+
+import torch
+from models import images, registered
+
+import vitfold
+
+README = Path(__file__).parent.parent / "README.md"
+
+
+def block(word: str) -> str:
+    """The Python block that holds a word."""
+    found = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
+    return next(code for code in found if word in code)
+
+
+def test_the_method_of_the_readme_drops_the_last_tokens() -> None:
+    model = registered("vit_tiny_patch16_224")
+    try:
+        exec(block("Tail"), {"vitfold": vitfold, "model": model})
+        traced = vitfold.trace(model, images(model))
+    finally:
+        vitfold.METHODS.pop("tail", None)
+    assert traced.counts == [[18, 18], [10, 10]]
+    assert torch.equal(traced.maps[0].keep[0], torch.arange(18))
+
+
+def test_its_first_lines_fold_and_unfold() -> None:
+    model = registered("vit_tiny_patch16_224", img_size=224, depth=12)
+    pixels = images(model)
+    with torch.no_grad():
+        before = model(pixels)
+        code = block("import timm, vitfold").split("\n", 3)[3]
+        exec(code, {"vitfold": vitfold, "model": model, "images": pixels})
+        assert torch.equal(model(pixels), before)
+    assert "_vitfold" not in model.__dict__
