@@ -17,7 +17,7 @@ from vitfold.validate import Report, Score
 SHARES = (0.75, 0.6, 0.5)
 BATCH = 32
 TIMED = 16
-ROUNDS = 3
+ROUNDS = 2
 
 
 @dataclass(frozen=True)
