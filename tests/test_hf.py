@@ -107,11 +107,18 @@ def test_other_methods(name: str, method: Any) -> None:
 def test_dropping_keeps_the_shapes(name: str) -> None:
     model = hf(name)
     given = inputs(model)
-    for options in ({}, STATES):
+    for options in ({}, STATES, {"return_dict": False}):
         dense = outputs(vitfold.unfold(model), given, **options)
         dropped = outputs(vitfold.fold(model, vitfold.Drop(r=4)), given, **options)
         assert [t.shape for t in dropped] == [t.shape for t in dense]
         assert all(t.isfinite().all() for t in dropped)
+
+
+def test_dropping_without_a_pooler() -> None:
+    model = vitfold.fold(hf("SiglipVisionModel", vision_use_head=False), vitfold.Drop(r=4))
+    given = inputs(model)
+    [as_tuple] = outputs(model, given, return_dict=False)
+    assert torch.equal(as_tuple, model(**given).last_hidden_state)
 
 
 @pytest.mark.parametrize(

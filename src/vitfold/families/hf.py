@@ -54,20 +54,15 @@ def _is_backbone(trunk: Any) -> bool:
 def _read_again(outputs: Any, trunk: Any, ledger: Ledger) -> Any:
     """Outputs in which dropped positions show the mean of normalized survivors, and attention
     pooling sees survivors alone."""
+    survivors, head = ledger.fold(outputs[0]), getattr(trunk, "head", None)
+    read = {"last_hidden_state": ledger.unfold(survivors)}
+    if head is not None:
+        read["pooler_output"] = _pool(head, survivors, ledger)
     if isinstance(outputs, tuple):
-        dense, pooled = _read(outputs[0], outputs[1], trunk, ledger)
-        return (dense, pooled, *outputs[2:])
-    dense, pooled = _read(outputs.last_hidden_state, outputs.pooler_output, trunk, ledger)
-    outputs["last_hidden_state"], outputs["pooler_output"] = dense, pooled
+        return (*read.values(), *outputs[len(read) :])
+    for name, tensor in read.items():
+        outputs[name] = tensor
     return outputs
-
-
-def _read(
-    dense: Tensor, pooled: Tensor | None, trunk: Any, ledger: Ledger
-) -> tuple[Tensor, Tensor | None]:
-    survivors, head = ledger.fold(dense), getattr(trunk, "head", None)
-    pooled = pooled if head is None else _pool(head, survivors, ledger)
-    return ledger.unfold(survivors), pooled
 
 
 def _pool(head: Any, x: Tensor, ledger: Ledger) -> Tensor:

@@ -174,7 +174,7 @@ def _embed(trunk: Any) -> Any:
 
 
 def _images(arguments: Arguments) -> Tensor | None:
-    images = arguments.get("x")
+    images = arguments.get("x", arguments.get("patches"))  # NaFlex has both names
     return images if isinstance(images, Tensor) and images.dim() == 4 else None
 
 
