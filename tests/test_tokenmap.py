@@ -95,7 +95,6 @@ def test_without_sizes_every_token_counts_once(step: TokenMap, dice: Dice) -> No
     x = dice.rows(2, step.tokens, 3)
     ones = torch.ones(2, step.tokens, dtype=x.dtype)
     assert torch.equal(step.fold(x), step.fold(x, ones))
-    assert torch.equal(step.fold(x), step.fold(x, ones, step.fold_sizes(ones)))
 
 
 @LAWS

@@ -1,19 +1,23 @@
 """Images for a model: its own preprocessing, and labelled data through timm's readers."""
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import timm.data
-import torch
 from PIL import Image
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
 
 from vitfold.errors import DataError
 from vitfold.families import find
 
 Prepare = Callable[[Image.Image], Tensor]
+
+PART = re.compile(r"(?P<name>.+)\[(?:(?P<low>\d{1,3})%)?:(?:(?P<high>\d{1,3})%)?\]")
+"""The name of a split with the share of it that is meant."""
 
 
 @dataclass(frozen=True)
@@ -21,8 +25,9 @@ class Source:
     """Where labelled images are, in timm's terms.
 
     dataset: type or name, as `hfds/...`, `wds/...`, `torch/cifar10`; empty for a folder or a tar.
-    root: the folder or the tar.
-    split: validation, test, ...
+    root: the folder or the tar. In a folder, a split is a folder or a tar of its name.
+    split: validation, test, ...; `train[:90%]` is the first nine tenths of every class (but Hugging
+        Face's datasets read such a name in their own way).
     class_map: a file that maps class names to labels.
     """
 
@@ -35,16 +40,78 @@ class Source:
         """The dataset; images come as they are stored."""
         if self.root is not None and not self.dataset and not self.root.exists():
             raise DataError(f"--data-dir {self.root}: there is no such folder or file")
+        part = None if self.dataset.startswith("hf") else PART.fullmatch(self.split)
+        whole = self._read(part["name"] if part else self.split)
+        return _part(whole, part["low"], part["high"]) if part else whole
+
+    def _read(self, split: str) -> Any:
         try:
             return timm.data.create_dataset(
-                self.dataset,
-                root=None if self.root is None else str(self.root),
-                split=self.split,
-                class_map=self.class_map,
+                self.dataset, root=self._place(split), split=split, class_map=self.class_map
             )
         except Exception as error:  # readers raise what they like
             what = self.dataset or self.root
             raise DataError(f"{what} cannot be read as a dataset: {_line(error)}") from error
+
+    def _place(self, split: str) -> str | None:
+        if self.root is None:
+            return None
+        tar = self.root / f"{split}.tar"
+        return str(tar if not self.dataset and tar.is_file() else self.root)
+
+
+class Part(Dataset[Any]):
+    """Some images of a dataset."""
+
+    def __init__(self, whole: Any, places: Sequence[int]) -> None:
+        self.whole = whole
+        self.places = places
+
+    @property
+    def transform(self) -> Any:
+        """What images go through."""
+        return self.whole.transform
+
+    @transform.setter
+    def transform(self, transform: Any) -> None:
+        self.whole.transform = transform
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def __getitem__(self, place: int) -> Any:
+        return self.whole[self.places[place]]
+
+
+def _part(whole: Any, low: str | None, high: str | None) -> Part:
+    """From `low` to `high` per cent of the images of every class."""
+    classes: dict[int, list[int]] = {}
+    for place, label in enumerate(_labels(whole)):
+        classes.setdefault(label, []).append(place)
+    start, stop = int(low or 0), int(high or 100)
+    if not 0 <= start < stop <= 100:
+        raise DataError(f"a split from {start}% to {stop}%: expected 0 up to 100")
+    parts = (c[len(c) * start // 100 : len(c) * stop // 100] for c in classes.values())
+    return Part(whole, sorted(place for part in parts for place in part))
+
+
+def _labels(whole: Any) -> list[int]:
+    """The labels of a dataset, without reading its images."""
+    reader = getattr(whole, "reader", whole)
+    targets = getattr(reader, "targets", None)
+    if targets is None and hasattr(reader, "samples"):
+        targets = [label for _, label in reader.samples]
+    if targets is None:
+        raise DataError("only folders and tars can be split by per cent: give a whole split")
+    return [int(label) for label in targets]
+
+
+def classes_of(dataset: Any) -> int | None:
+    """How many classes a dataset says that it has."""
+    dataset = getattr(dataset, "whole", dataset)
+    reader = getattr(dataset, "reader", dataset)
+    index = getattr(reader, "class_to_idx", None) or getattr(reader, "class_name_to_idx", None)
+    return len(set(index.values())) if index else None
 
 
 def data_config(model: nn.Module) -> dict[str, Any]:
@@ -59,11 +126,30 @@ def preprocessing(model: nn.Module) -> Prepare:
     return timm.data.create_transform(**data_config(model), is_training=False)  # type: ignore[no-any-return]
 
 
-def loader(model: nn.Module, source: Source, batch_size: int, workers: int) -> Any:
-    """Batches of labelled images as the model expects them."""
+def augmentation(model: nn.Module, options: dict[str, Any]) -> Prepare:
+    """From a picture to the model's input, in one of many ways."""
+    config = data_config(model) | options
+    try:
+        return timm.data.create_transform(**config, is_training=True)  # type: ignore[no-any-return]
+    except Exception as error:
+        raise DataError(f"augmentation {options}: {_line(error)}") from error
+
+
+def labelled(model: nn.Module, source: Source, limit: int | None = None) -> Any:
+    """A dataset of labelled images as the model expects them.
+
+    limit: take that many, evenly spaced: folders list one class after another.
+    """
     dataset = source.open()
     dataset.transform = preprocessing(model)
-    return torch.utils.data.DataLoader(dataset, batch_size=batch_size, num_workers=workers)
+    if limit is None or not hasattr(dataset, "__getitem__") or limit >= len(dataset):
+        return dataset
+    return Part(dataset, [number * len(dataset) // limit for number in range(limit)])
+
+
+def loader(dataset: Any, batch_size: int, workers: int) -> Any:
+    """Batches of labelled images."""
+    return DataLoader(dataset, batch_size=batch_size, num_workers=workers)
 
 
 def _line(error: Exception) -> str:

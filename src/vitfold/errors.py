@@ -6,6 +6,7 @@ VitfoldError
 ├── ShapeError         images that the model does not take
 ├── FoldError          folding or unfolding at the wrong moment
 ├── PlanError          a saved plan that cannot be read, or does not fit; names the field
+├── TrainError         a training that cannot start, or cannot go on
 ├── DataError          images, folders and result files that cannot be read or written
 └── MissingExtra       an optional dependency that is not installed; names the extra
 
@@ -38,6 +39,10 @@ class FoldError(VitfoldError, RuntimeError):
 
 class PlanError(VitfoldError, ValueError):
     """A saved plan cannot be used."""
+
+
+class TrainError(VitfoldError, ValueError):
+    """A training cannot start, or cannot go on."""
 
 
 class DataError(VitfoldError, ValueError):

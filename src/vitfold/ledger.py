@@ -39,9 +39,8 @@ class Ledger:
         """The tokens `x[B, n, C]` after `step`, and the books that say so."""
         if self.size is None and (step.fate == "dropped" or step.gone.shape[1] == 0):
             return step.fold(x), self._then(step, None)
-        size = self.sizes(x)
-        total = step.fold_sizes(size)
-        return step.fold(x, size, total), self._then(step, total)
+        x, size = step.reduce(x, self.sizes(x))
+        return x, self._then(step, size)
 
     def _then(self, step: TokenMap, size: Tensor | None) -> "Ledger":
         return replace(

@@ -21,20 +21,21 @@ def bipartite(metric: Tensor, r: int, prefix: int, valid: Tensor | None = None) 
     Next come the prefix, the surviving even tokens and the odd ones, each in their order.
     """
     even, odd = prefix + prefix % 2, prefix + 1 - prefix % 2
+    rows = unit(metric)
     if valid is not None:
         allowed = valid[:, even::2, None] & valid[:, None, odd::2]
-        best, partner = best_partners(metric[:, even::2], metric[:, odd::2], allowed)
+        best, partner = best_partners(rows[:, even::2], rows[:, odd::2], allowed)
         target = torch.full_like(valid, DROPPED, dtype=torch.long)
         target[:, even::2] = partner * 2 + odd
         return _with_padding(biggest_first(best) * 2 + even, target, r, prefix, valid, stride=2)
-    best, partner = best_partners(metric[:, even::2], metric[:, odd::2])
+    best, partner = best_partners(rows[:, even::2], rows[:, odd::2])
     order = biggest_first(best)
-    merged, stay = order[:, :r], order[:, r:].sort(dim=1).values
-    places = _places(metric)
+    evens, places = order * 2 + even, _places(metric)
+    stay = evens[:, r:].sort(dim=1).values
     return TokenMap(
-        keep=torch.cat([places[:, :prefix], stay * 2 + even, places[:, odd::2]], dim=1),
-        gone=merged * 2 + even,
-        into=partner.gather(1, merged) + (prefix + stay.shape[1]),
+        keep=torch.cat([places[:, :prefix], stay, places[:, odd::2]], dim=1),
+        gone=evens[:, :r],
+        into=partner.gather(1, order[:, :r]) + (prefix + stay.shape[1]),
     )
 
 
@@ -56,7 +57,7 @@ def windowed(metric: Tensor, layout: "Windows", prefix: int, order: Tensor) -> T
     and the surviving patches in that order.
     """
     evens, odds, window, place = layout.tensors(metric.device)
-    padded = torch.nn.functional.pad(take(metric[:, prefix:], order), (0, 0, 0, 1))
+    padded = torch.nn.functional.pad(take(unit(metric)[:, prefix:], order), (0, 0, 0, 1))
     a, b = padded[:, evens], padded[:, odds]
     patches = order.shape[1]
     allowed = (evens < patches).unsqueeze(-1) & (odds < patches).unsqueeze(-2)
@@ -125,8 +126,8 @@ def _merges(cells: tuple[int, ...], patches: int, each: int) -> int:
 
 def best_partners(a: Tensor, b: Tensor, allowed: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """For every row of `a[..., n, d]` the row of `b[..., m, d]` most like it: their cosine, and
-    which it is. Zero and non-finite rows resemble nothing."""
-    scores = unit(a) @ unit(b).transpose(-1, -2)
+    which it is. All rows are `unit` rows."""
+    scores = a @ b.transpose(-1, -2)
     if allowed is not None:
         scores = scores.masked_fill(~allowed, NOWHERE)
     best, partner = scores.max(dim=-1)
@@ -134,7 +135,7 @@ def best_partners(a: Tensor, b: Tensor, allowed: Tensor | None = None) -> tuple[
 
 
 def unit(metric: Tensor) -> Tensor:
-    """Rows of length one; zero and non-finite rows become zero."""
+    """Rows of length one. Zero and non-finite rows become zero, and so resemble nothing."""
     length = torch.linalg.vector_norm(metric, dim=-1, keepdim=True)
     return metric.div(length.clamp(min=torch.finfo(metric.dtype).tiny)).nan_to_num_(0.0, 0.0, 0.0)
 

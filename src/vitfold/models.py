@@ -1,16 +1,22 @@
 """Models by name: timm's, Hugging Face's, the one that comes with vitfold, and saved ones."""
 
+import json
 import os
+import shutil
+from pathlib import Path
 from typing import Any
 
+import timm as timm_library
+from timm.models import save_for_hf
 from torch import nn
 
 from vitfold.errors import PlanError, UnsupportedModel, VitfoldError
-from vitfold.plan import load
+from vitfold.fold import folds
+from vitfold.plan import fields, load, save, sources
 from vitfold.plan.fields import clip
 from vitfold.plan.sources import digits, hf, timm
 
-HUB = "hf:"
+HUB, LOCAL = "hf:", "local-dir:"
 
 IMAGE_CLASSES = {
     "clip": "CLIPVisionModelWithProjection",
@@ -24,12 +30,15 @@ def create_model(name: str, *, pretrained: bool = False, **kwargs: Any) -> nn.Mo
     """The model of that name, with random weights unless it is pretrained.
 
     name: a timm model, with or without the tag of its weights; `digits`; `hf:` and a checkpoint on
-        the hub or in a directory; the directory of a saved plan, which comes folded and as it was.
+        the hub or in a directory; the directory of a saved plan, which comes folded and as it was,
+        or of a model as timm and transformers save it, which comes with its weights.
     kwargs: for the model's constructor or configuration.
     """
     known = name == digits.NAME or name.startswith(HUB) or timm.known(name)
-    if not known and os.path.isdir(name):
+    if not known and (Path(name) / fields.FILE).exists():
         return _load(name, kwargs)
+    if not known and os.path.isdir(name):
+        known, name, pretrained = True, _saved(Path(name)), True
     if not known:
         raise UnsupportedModel(f"unknown model {clip(repr(name), 100)}{timm.hint(name)}")
     try:
@@ -45,6 +54,8 @@ def create_model(name: str, *, pretrained: bool = False, **kwargs: Any) -> nn.Mo
 def _build(name: str, kwargs: dict[str, Any], pretrained: bool) -> nn.Module:
     if name.startswith(HUB):
         return _build_hf(name.removeprefix(HUB), kwargs, pretrained)
+    if name.startswith(LOCAL):
+        return timm_library.create_model(name, pretrained=pretrained, **kwargs)  # type: ignore[no-any-return]
     if name == digits.NAME and kwargs:
         raise UnsupportedModel(f"{name} is made in one way: leave out {', '.join(kwargs)}")
     build = digits.build if name == digits.NAME else timm.build
@@ -69,6 +80,52 @@ def _class(config: Any) -> str:
             return str(name)
     given = names[0] or config.model_type
     raise UnsupportedModel(f"{given} is no image model that can be folded: see vitfold.families()")
+
+
+def is_named(name: str) -> bool:
+    """Whether timm makes a model of that name, with any number of classes."""
+    return timm.known(name)
+
+
+def save_model(model: nn.Module, directory: str | os.PathLike[str]) -> None:
+    """Save a model with its weights, in a directory from which `create_model` makes it again: as a
+    plan where it is folded, else as its own library does."""
+    directory = Path(directory)
+    if folds(model):
+        save(model, directory, backbone=True)
+        return
+    part = directory.with_name(f".{directory.name}.part")
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        _write(model, part)
+        for file in part.iterdir():  # each file is there whole, the one before or the new one
+            os.replace(file, directory / file.name)
+    except Exception as error:
+        raise PlanError(f"{directory} cannot be written: {clip(error)}") from error
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def _write(model: Any, directory: Path) -> None:
+    if sources.identify(model)[0] == "transformers":
+        model.save_pretrained(directory)
+    else:
+        save_for_hf(model, directory, safe_serialization=True)
+
+
+def _saved(directory: Path) -> str:
+    """The name under which a library makes the model that it saved in a directory."""
+    try:
+        config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        config = None
+    if not isinstance(config, dict) or not (config.keys() & {"architecture", "model_type"}):
+        raise PlanError(
+            f"{directory} has neither {fields.FILE} nor a config.json of timm or transformers"
+        )
+    if not list(directory.glob("*.safetensors")):
+        raise PlanError(f"{directory} has no .safetensors: no other format, as a pickle, is opened")
+    return f"{LOCAL if 'architecture' in config else HUB}{directory}"
 
 
 def _load(directory: str, kwargs: dict[str, Any]) -> nn.Module:

@@ -26,14 +26,18 @@ def check_results_file(path: Path) -> None:
 
 def write(path: Path, rows: Rows, about: Mapping[str, Any]) -> None:
     """Rows, and in JSON what they are about; the file is there whole or not at all."""
-    text = _csv(rows) if path.suffix == ".csv" else _json(rows, about)
+    replace(path, _csv(rows) if path.suffix == ".csv" else _json(rows, about))
+
+
+def replace(path: Path, text: str) -> None:
+    """Write a text file; until it is whole, the one before is there."""
     temporary = path.with_name(f".{path.name}.part")
     try:
         temporary.write_text(text, encoding="utf-8")
         os.replace(temporary, path)
     except OSError as error:
         temporary.unlink(missing_ok=True)
-        raise DataError(f"results file {path} cannot be written: {error.strerror}") from error
+        raise DataError(f"{path} cannot be written: {error.strerror}") from error
 
 
 def machine() -> dict[str, Any]:

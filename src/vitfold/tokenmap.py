@@ -102,34 +102,37 @@ class TokenMap:
         blank = self.keep.new_empty(self.keep.shape[0], self.tokens)
         return blank.scatter(1, self.keep, slots).scatter(1, self.gone, self.into)
 
-    def fold(self, x: Tensor, size: Tensor | None = None, total: Tensor | None = None) -> Tensor:
-        """The mean of `x[B, N, C]` in every slot, weighted by `size[B, N]` (default: one each).
-
-        `total` is `fold_sizes(size)`, for who has it already.
-        """
-        kept = take(x, self.keep)
-        if self.fate == "dropped" or self.gone.shape[1] == 0:
-            return kept
-        size = _ones(x) if size is None else size
-        total = self.fold_sizes(size) if total is None else total
-        into = self.into.clamp(min=0) if self.fate == "mixed" else self.into
-        share = size.gather(1, self.gone) / total.gather(1, into)
-        moved = take(x, self.gone) * _channelwise(share, x)
-        if self.fate == "mixed":
-            moved = moved.where((self.into >= 0).unsqueeze(-1), 0)
-        # `kept` is a fresh copy. A slot that nothing merges into is multiplied by exactly one.
-        kept.mul_(_channelwise(size.gather(1, self.keep) / total, x))
-        return _add_rows_(kept, into, moved)
+    def fold(self, x: Tensor, size: Tensor | None = None) -> Tensor:
+        """The mean of `x[B, N, C]` in every slot, weighted by `size[B, N]` (default: one each)."""
+        return self.reduce(x, _ones(x) if size is None else size)[0]
 
     def fold_sizes(self, size: Tensor) -> Tensor:
         """`[B, slots]`: the summed size of every slot; what is dropped counts nowhere."""
-        kept = size.gather(1, self.keep)
-        if self.fate == "dropped":
-            return kept
-        moved = size.gather(1, self.gone)
+        return self._sizes(size)[2]
+
+    def reduce(self, x: Tensor, size: Tensor) -> tuple[Tensor, Tensor]:
+        """The tokens that come out of `x[B, N, C]`, and their sizes."""
+        kept = take(x, self.keep)
+        stay, move, total = self._sizes(size)
+        if self.fate == "dropped" or self.gone.shape[1] == 0:
+            return kept, total
+        into = self.into.clamp(min=0) if self.fate == "mixed" else self.into
+        moved = take(x, self.gone) * _channelwise(move / total.gather(1, into), x)
+        if self.fate == "mixed":
+            moved = moved.where((self.into >= 0).unsqueeze(-1), 0)
+        # `kept` is a fresh copy. A slot that nothing merges into is multiplied by exactly one.
+        kept.mul_(_channelwise(stay / total, x))
+        return _add_rows_(kept, into, moved), total
+
+    def _sizes(self, size: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Of the tokens that keep a slot, of those that are gone, and of the slots."""
+        stay, move = size.gather(1, self.keep), size.gather(1, self.gone)
+        if self.fate == "dropped" or self.gone.shape[1] == 0:
+            return stay, move, stay
         if self.fate == "merged":
-            return kept.scatter_add(1, self.into, moved)
-        return kept.scatter_add(1, self.into.clamp(min=0), moved.where(self.into >= 0, 0))
+            return stay, move, stay.scatter_add(1, self.into, move)
+        landed = move.where(self.into >= 0, 0)
+        return stay, move, stay.scatter_add(1, self.into.clamp(min=0), landed)
 
     def unfold(self, y: Tensor, fill: Tensor | None = None) -> Tensor:
         """`[B, N, C]`: every token shows its slot's row of `y[B, slots, C]`; the dropped show

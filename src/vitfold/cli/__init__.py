@@ -5,7 +5,7 @@ import sys
 import typer
 from rich.console import Console
 
-from vitfold.cli import bench, demo, families, trace, validate
+from vitfold.cli import bench, demo, families, trace, train, validate
 from vitfold.errors import VitfoldError
 
 app = typer.Typer(
@@ -19,6 +19,7 @@ app.command()(demo.demo)
 app.command()(bench.bench)
 app.command()(validate.validate)
 app.command()(trace.trace)
+app.command()(train.train)
 app.command()(families.families)
 
 

@@ -15,13 +15,10 @@ from vitfold.methods import Method, create_method
 from vitfold.models import create_model
 from vitfold.plan import load
 
-ModelName = Annotated[
-    str,
-    typer.Argument(
-        metavar="MODEL",
-        help="A timm name, digits (the embedded model), hf:NAME, or the directory of a saved plan.",
-    ),
-]
+MODEL_HELP = (
+    "A timm name, digits (the embedded model), hf:NAME, or the directory of a saved plan or model."
+)
+ModelName = Annotated[str, typer.Argument(metavar="MODEL", help=MODEL_HELP)]
 ModelKwargs = Annotated[
     list[str],
     typer.Option("--model-kwargs", metavar="KEY=VALUE", help="For the model; may be repeated."),
@@ -114,6 +111,12 @@ def amp(enabled: bool, dtype: str) -> torch.dtype | None:
     if dtype not in DTYPES:
         raise DataError(f"--amp-dtype {dtype!r}: expected bfloat16 or float16")
     return DTYPES[dtype] if enabled else None
+
+
+def precision(enabled: bool, dtype: str) -> str:
+    """What accelerate calls it."""
+    names = {None: "no", torch.bfloat16: "bf16", torch.float16: "fp16"}
+    return names[amp(enabled, dtype)]
 
 
 def model(

@@ -12,7 +12,7 @@ from torch import nn
 from vitfold import results
 from vitfold.bench import clone
 from vitfold.cli import options, show
-from vitfold.data import Source, loader
+from vitfold.data import Source, labelled, loader
 from vitfold.errors import DataError
 from vitfold.fold import folded
 from vitfold.validate import Batch, Report, limited
@@ -29,7 +29,7 @@ def validate(
     ] = None,
     split: Annotated[str, typer.Option(help="Part of the dataset.")] = "validation",
     class_map: Annotated[str, typer.Option(help="File that maps class names to labels.")] = "",
-    limit: Annotated[int | None, typer.Option(min=1, help="Only the first N images.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Only N images, evenly spaced.")] = None,
     batch_size: Annotated[int, typer.Option("--batch-size", "-b", min=1)] = 64,
     workers: Annotated[int, typer.Option("--workers", "-j", min=0)] = 0,
     method: options.MethodName = "tome",
@@ -55,7 +55,7 @@ def validate(
     base = options.model(model, model_kwargs, pretrained, img_size, on)
     ours = options.folded_by(base, plan, options.Choice(method, r, flops, method_kwargs))
     source = Source(dataset, data_dir, split, class_map)
-    batches = _batches(model, ours, source, batch_size, workers)
+    batches = _batches(model, ours, source, limit, batch_size, workers)
     count = _count(batches, batch_size, limit)
     with show.bar("validating", count) as progress:
         images = limited(batches, limit)
@@ -68,10 +68,10 @@ def validate(
 
 
 def _batches(
-    name: str, model: nn.Module, source: Source, batch_size: int, workers: int
+    name: str, model: nn.Module, source: Source, limit: int | None, batch_size: int, workers: int
 ) -> Iterable[Batch]:
     if source.dataset or source.root:
-        return loader(model, source, batch_size, workers)  # type: ignore[no-any-return]
+        return loader(labelled(model, source, limit), batch_size, workers)  # type: ignore[no-any-return]
     if name != "digits":
         raise DataError("no data: give --data-dir FOLDER (or tar) or --dataset NAME")
     from vitfold.digits import load_split

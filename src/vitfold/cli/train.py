@@ -1,0 +1,269 @@
+"""`vitfold train`: train a model, dense or folded, under timm's option names."""
+
+import warnings
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from torch import nn
+
+from vitfold.cli import options, show
+from vitfold.data import Source, augmentation, classes_of, labelled
+from vitfold.errors import TrainError
+from vitfold.fold import fold, folds
+from vitfold.models import create_model, is_named
+from vitfold.train import Distillation, Outcome, Recipe
+from vitfold.train import train as train_
+from vitfold.train.examples import own_randomness, seed_all
+from vitfold.train.loop import BEST, LAST, Settings, create_accelerator
+
+DATA, LEARNING, IMAGES, RUNNING = "Data", "Learning", "Images", "Running"
+
+
+def _option(panel: str, text: str = "", *names: str, **kwargs: Any) -> Any:
+    return typer.Option(*names, help=text, rich_help_panel=panel, **kwargs)
+
+
+def train(
+    model: Annotated[str | None, typer.Argument(metavar="MODEL", help=options.MODEL_HELP)] = None,
+    dataset: Annotated[
+        str, _option(DATA, "timm's dataset name: hfds/..., torch/cifar10, ...")
+    ] = "",
+    data_dir: Annotated[
+        Path | None, _option(DATA, "Folder or tar of class folders.", "--data-dir")
+    ] = None,
+    train_split: Annotated[str, _option(DATA, "What to train on.")] = "train",
+    val_split: Annotated[str, _option(DATA, "What to evaluate on.")] = "validation",
+    no_val: Annotated[bool, _option(DATA, "Do not evaluate.", "--no-val")] = False,
+    class_map: Annotated[str, _option(DATA, "File that maps class names to labels.")] = "",
+    num_classes: Annotated[int | None, _option(DATA, "Default: what the dataset has.")] = None,
+    mean: Annotated[str | None, _option(DATA, "Of the channels: 0.5,0.5,0.5.")] = None,
+    std: Annotated[str | None, _option(DATA, "Of the channels: 0.5,0.5,0.5.")] = None,
+    crop_pct: Annotated[float | None, _option(DATA, "Share of an image that is looked at.")] = None,
+    pretrained: Annotated[bool, _option(DATA, "Start from the published weights.")] = False,
+    model_kwargs: options.ModelKwargs = [],  # noqa: B006 (typer copies defaults)
+    img_size: options.ImageSize = None,
+    drop_path: Annotated[float, _option(LEARNING, "Share of blocks left out.")] = 0.0,
+    method: Annotated[str, _option(LEARNING, "none, tome, dfe, lgtm or drop.")] = "none",
+    r: options.Reduction = None,
+    flops: options.Share = None,
+    method_kwargs: options.MethodKwargs = [],  # noqa: B006
+    epochs: Annotated[int, _option(LEARNING, "", "--epochs", min=1)] = 10,
+    batch_size: Annotated[
+        int, _option(LEARNING, "Per process.", "--batch-size", "-b", min=1)
+    ] = 128,
+    grad_accum_steps: Annotated[int, _option(LEARNING, "Batches to a step.", min=1)] = 1,
+    clip_grad: Annotated[float | None, _option(LEARNING, "The longest gradient.")] = None,
+    opt: Annotated[str, _option(LEARNING, "timm's name of an optimizer.")] = "adamw",
+    lr: Annotated[float, _option(LEARNING, "Learning rate.")] = 5e-4,
+    weight_decay: Annotated[float, _option(LEARNING, "Weight decay.")] = 0.05,
+    layer_decay: Annotated[float | None, _option(LEARNING, "Of the rate, block by block.")] = None,
+    opt_kwargs: Annotated[
+        list[str], _option(LEARNING, "For the optimizer.", metavar="KEY=VALUE")
+    ] = [],  # noqa: B006
+    sched: Annotated[str, _option(LEARNING, "timm's name of a schedule.")] = "cosine",
+    warmup_epochs: Annotated[int, _option(LEARNING, "Of a rising rate.", min=0)] = 0,
+    warmup_lr: Annotated[float, _option(LEARNING, "Where that starts.")] = 1e-6,
+    min_lr: Annotated[float, _option(LEARNING, "Where the schedule ends.")] = 0.0,
+    sched_kwargs: Annotated[
+        list[str], _option(LEARNING, "For the schedule.", metavar="KEY=VALUE")
+    ] = [],  # noqa: B006
+    sam: Annotated[
+        float | None,
+        _option(LEARNING, "Sharpness-aware minimization that looks this far.", metavar="RHO"),
+    ] = None,
+    smoothing: Annotated[float, _option(LEARNING, "Of the labels.")] = 0.0,
+    distill: Annotated[
+        str, _option(LEARNING, "none, soft or hard: learn from the dense model too.")
+    ] = "none",
+    distill_alpha: Annotated[float, _option(LEARNING, "How much that counts.")] = 1.0,
+    distill_temperature: Annotated[
+        float, _option(LEARNING, "What soft logits are divided by.")
+    ] = 3.0,
+    teacher: Annotated[str | None, _option(LEARNING, "Another model to learn from.")] = None,
+    seed: Annotated[int, _option(LEARNING, "Decides all that is random.", min=0)] = 42,
+    no_aug: Annotated[bool, _option(IMAGES, "No augmentation.", "--no-aug")] = False,
+    scale: Annotated[str | None, _option(IMAGES, "Of random crops: 0.6,1.")] = None,
+    ratio: Annotated[str | None, _option(IMAGES, "Of random crops: 0.75,1.33.")] = None,
+    hflip: Annotated[float, _option(IMAGES, "How often images are mirrored.")] = 0.5,
+    color_jitter: Annotated[float, _option(IMAGES, "How far colours move.")] = 0.4,
+    aa: Annotated[
+        str | None, _option(IMAGES, "timm's AutoAugment policy: rand-m9-mstd0.5, ...")
+    ] = None,
+    reprob: Annotated[float, _option(IMAGES, "How often a part is erased.")] = 0.0,
+    aug_kwargs: Annotated[
+        list[str], _option(IMAGES, "For timm's transforms.", metavar="KEY=VALUE")
+    ] = [],  # noqa: B006
+    mixup: Annotated[float, _option(IMAGES, "Alpha of mixup.", min=0)] = 0.0,
+    cutmix: Annotated[float, _option(IMAGES, "Alpha of CutMix.", min=0)] = 0.0,
+    mixup_prob: Annotated[
+        float, _option(IMAGES, "How often images are mixed.", min=0, max=1)
+    ] = 1.0,
+    output: Annotated[Path, _option(RUNNING, "Everything goes here.", "--output", "-o")] = Path(
+        "output/train"
+    ),
+    resume: Annotated[
+        bool, _option(RUNNING, "Go on from the last checkpoint.", "--resume")
+    ] = False,
+    checkpoint_every: Annotated[int, _option(RUNNING, "Steps between checkpoints.", min=0)] = 0,
+    checkpoint_hist: Annotated[int, _option(RUNNING, "How many checkpoints stay.", min=1)] = 3,
+    log_interval: Annotated[int, _option(RUNNING, "Steps between lines in the log.", min=1)] = 50,
+    tensorboard: Annotated[
+        bool, _option(RUNNING, "Log for TensorBoard too.", "--tensorboard")
+    ] = False,
+    torchcompile: Annotated[bool, _option(RUNNING, "Compile the model.", "--torchcompile")] = False,
+    workers: Annotated[
+        int, _option(RUNNING, "Processes that read images.", "--workers", "-j", min=0)
+    ] = 0,
+    device: Annotated[str, _option(RUNNING, "auto, cpu or cuda.")] = "auto",
+    amp: options.Amp = False,
+    amp_dtype: options.AmpDtype = "bfloat16",
+) -> None:
+    """Train a model, dense or folded.
+
+    Everything goes to --output: `best` and `last` are models for any other command, log.csv has a
+    row for every epoch. On several devices or machines: `accelerate launch -m vitfold train ...`.
+    """
+    warnings.showwarning = lambda message, *_: show.note(str(message))
+    if model is None:
+        raise TrainError("no model: give a name, such as vit_tiny_patch16_224")
+    learning = _given(lr=lr, weight_decay=weight_decay, layer_decay=layer_decay)
+    rates = _given(warmup_epochs=warmup_epochs, warmup_lr=warmup_lr, min_lr=min_lr)
+    looks = _given(
+        no_aug=no_aug or None,
+        scale=_numbers("scale", scale),
+        ratio=_numbers("ratio", ratio),
+        hflip=hflip,
+        color_jitter=color_jitter,
+        auto_augment=aa,
+        re_prob=reprob,
+    )
+    mixes = {"mixup_alpha": mixup, "cutmix_alpha": cutmix, "prob": mixup_prob}
+    recipe = Recipe(
+        epochs=epochs,
+        batch_size=batch_size,
+        accumulate=grad_accum_steps,
+        clip=clip_grad,
+        sam=sam,
+        seed=seed,
+        smoothing=smoothing,
+        optimizer={"opt": opt} | learning | options.parse(opt_kwargs),
+        schedule={"sched": sched} | rates | options.parse(sched_kwargs),
+        augment=looks | options.parse(aug_kwargs),
+        mix=mixes if mixup or cutmix else {},
+        distill=_distillation(distill, distill_alpha, distill_temperature),
+    )
+    precision = options.precision(amp, amp_dtype)
+    accelerator = create_accelerator(_device(device), precision)
+    source = Source(dataset, data_dir, train_split, class_map)
+    held_out = Source(dataset, data_dir, val_split, class_map)
+    images = source.open()
+    classes = num_classes or classes_of(images)
+    overlay = _given(mean=_numbers("mean", mean), std=_numbers("std", std), crop_pct=crop_pct)
+    arguments: dict[str, Any] = options.parse(model_kwargs) | _given(img_size=img_size)
+    with own_randomness():
+        seed_all(seed)
+        base = _model(model, pretrained, num_classes, classes, drop_path, overlay, arguments)
+    images.transform = augmentation(base, recipe.augment)
+    evaluated = None if no_val else labelled(base, held_out)
+    taught = None if teacher is None else create_model(teacher, pretrained=True)
+    ours = _folded(base, method, options.Choice(method, r, flops, method_kwargs))
+    settings = Settings(
+        output,
+        resume=resume,
+        every=checkpoint_every,
+        keep=checkpoint_hist,
+        workers=workers,
+        log_every=log_interval,
+        tensorboard=tensorboard,
+        compiled=torchcompile,
+        bar=show.bar,
+        say=_say,
+    )
+    about = {
+        "model": model,
+        "arguments": arguments | overlay | _given(drop_path=drop_path or None),
+        "pretrained": pretrained,
+        "method": [record.method.to_json() for record in folds(ours)],
+        "data": [dataset, str(data_dir), train_split, class_map],
+        "teacher": teacher,
+        "precision": precision,
+    }
+    outcome = train_(
+        ours,
+        recipe,
+        images,
+        evaluated,
+        settings=settings,
+        accelerator=accelerator,
+        teacher=taught,
+        classes=classes,
+        about=about,
+    )
+    if accelerator.is_main_process:
+        _show(model, outcome, output)
+
+
+def _given(**values: Any) -> dict[str, Any]:
+    """Those that are not None."""
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def _numbers(name: str, text: str | None) -> list[float] | None:
+    try:
+        return None if text is None else [float(part) for part in text.split(",")]
+    except ValueError:
+        raise TrainError(f"--{name} {text!r}: expected numbers with commas between") from None
+
+
+def _distillation(kind: str, alpha: float, temperature: float) -> Distillation | None:
+    return None if kind == "none" else Distillation(kind, alpha, temperature)
+
+
+def _device(name: str) -> str:
+    if name not in ("auto", "cpu", "cuda"):
+        raise TrainError(f"--device {name!r}: expected auto, cpu or cuda")
+    return name if name == "auto" else options.device(name).type
+
+
+def _model(
+    name: str,
+    pretrained: bool,
+    num_classes: int | None,
+    classes: int | None,
+    drop_path: float,
+    overlay: dict[str, Any],
+    arguments: dict[str, Any],
+) -> nn.Module:
+    """The model, with a head for the classes of the data and their mean and deviation."""
+    made = dict(arguments)
+    if is_named(name):
+        made |= _given(num_classes=num_classes or classes, drop_path_rate=drop_path or None)
+        made |= {"pretrained_cfg_overlay": overlay} if overlay else {}
+    elif overlay or num_classes or drop_path:
+        raise TrainError(f"{name} has its own head and preprocessing: leave out what changes them")
+    return create_model(name, pretrained=pretrained, **made)
+
+
+def _folded(model: nn.Module, name: str, choice: options.Choice) -> nn.Module:
+    return model if name == "none" or folds(model) else fold(model, choice.build())
+
+
+def _say(figures: dict[str, float]) -> None:
+    top1 = f", top-1 {figures['top1']:.2%}" if "top1" in figures else ""
+    show.console.print(
+        f"epoch {figures['epoch']:.0f}: loss {figures['loss']:.4f}{top1}, "
+        f"{figures['images_per_second']:.0f} images/s"
+    )
+
+
+def _show(name: str, outcome: Outcome, output: Path) -> None:
+    if outcome.stopped is not None:
+        show.note(f"stopped after step {outcome.stopped}: go on with --resume")
+        raise typer.Exit(130)
+    best = [] if outcome.best is None else [["best top-1", f"{outcome.best:.2%}"]]
+    figures = outcome.epochs[-1]
+    rows = [["epochs", str(len(outcome.epochs))], ["loss", f"{figures['loss']:.4f}"], *best]
+    show.table(f"{name}, trained", ["", "figures"], rows)
+    for kept in (BEST, LAST) if best else (LAST,):
+        show.written(output / kept)

@@ -1,0 +1,154 @@
+"""Checkpoints of a training: safetensors and JSON in a directory that is there whole or not at all.
+
+A checkpoint is a tree of dicts, lists, numbers and words with tensors among its leaves. The tensors
+lie in one file; the tree, with their names in their places, and the digest of that file in another.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import re
+import shutil
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from vitfold.errors import TrainError
+
+TENSORS, TREE = "tensors.safetensors", "state.json"
+
+FORMAT = 1
+
+_NAME = re.compile(r"step-(\d{9})")
+
+
+def write(directory: Path, step: int, state: Any, keep: int) -> bool:
+    """Write the checkpoint of a step and forget all but the last `keep`; whether that went well.
+
+    What goes wrong, a full disk for instance, is a warning: the checkpoints before are still there.
+    """
+    place, part = directory / f"step-{step:09d}", directory / f".step-{step:09d}.part"
+    try:
+        _clear(part)
+        part.mkdir(parents=True)
+        _fill(part, state)
+        _clear(place)
+        os.replace(part, place)
+        _to_disk(directory)
+    except (OSError, SafetensorError) as error:
+        with contextlib.suppress(OSError):
+            _clear(part)
+        warnings.warn(f"no checkpoint at step {step}: {_line(error)}", stacklevel=2)
+        return False
+    for _, old in _all(directory)[keep:]:
+        with contextlib.suppress(OSError):
+            _clear(old)
+    return True
+
+
+def _fill(directory: Path, state: Any) -> None:
+    tensors: dict[str, Tensor] = {}
+    tree = _pack(state, "", tensors)
+    save_file(tensors, directory / TENSORS)
+    _to_disk(directory / TENSORS)
+    held = {"format": FORMAT, "sha256": _digest(directory / TENSORS), "tree": tree}
+    (directory / TREE).write_text(json.dumps(held), encoding="utf-8")
+    _to_disk(directory / TREE)
+    _to_disk(directory)
+
+
+def read(directory: Path) -> tuple[int, Any] | None:
+    """The last checkpoint that is whole, and its step; broken ones are passed by with a warning."""
+    for step, place in _all(directory):
+        try:
+            return step, _open(place)
+        except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
+            warnings.warn(f"{place} is passed by: {_line(error)}", stacklevel=2)
+    return None
+
+
+def last(directory: Path) -> Path | None:
+    """The newest checkpoint."""
+    found = _all(directory)
+    return found[0][1] if found else None
+
+
+def tidy(directory: Path) -> None:
+    """Remove what a stop has left half written."""
+    for part in directory.glob(".step-*.part"):
+        _clear(part)
+
+
+def _all(directory: Path) -> list[tuple[int, Path]]:
+    """Newest first."""
+    if not directory.is_dir():
+        return []
+    found = [(_NAME.fullmatch(place.name), place) for place in directory.iterdir()]
+    return sorted(((int(name[1]), place) for name, place in found if name), reverse=True)
+
+
+def _open(place: Path) -> Any:
+    held = json.loads((place / TREE).read_text(encoding="utf-8"))
+    if held["format"] != FORMAT:
+        raise ValueError(f"format {held['format']!r}: expected {FORMAT}")
+    if held["sha256"] != _digest(place / TENSORS):
+        raise ValueError(f"{TENSORS} is not what was written")
+    with safe_open(place / TENSORS, framework="pt") as file:
+        return _unpack(held["tree"], {key: file.get_tensor(key) for key in file.keys()})  # noqa: SIM118
+
+
+def _pack(value: Any, path: str, tensors: dict[str, Tensor]) -> Any:
+    """The value as JSON has it; what JSON has no form for is an object with one key."""
+    if isinstance(value, Tensor):
+        tensors[path] = value.detach().cpu().clone(memory_format=torch.contiguous_format)
+        return {"tensor": path}
+    if isinstance(value, dict):
+        return {"items": [[k, _pack(v, f"{path}/{k}", tensors)] for k, v in value.items()]}
+    if isinstance(value, list | tuple):
+        packed = [_pack(v, f"{path}/{i}", tensors) for i, v in enumerate(value)]
+        return packed if isinstance(value, list) else {"tuple": packed}
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    raise TrainError(f"{path.strip('/')}: a checkpoint cannot hold a {type(value).__name__}")
+
+
+def _unpack(tree: Any, tensors: dict[str, Tensor]) -> Any:
+    if isinstance(tree, list):
+        return [_unpack(value, tensors) for value in tree]
+    if not isinstance(tree, dict):
+        return tree
+    [(kind, held)] = tree.items()
+    if kind == "tensor":
+        return tensors[held]
+    if kind == "tuple":
+        return tuple(_unpack(value, tensors) for value in held)
+    return {key: _unpack(value, tensors) for key, value in held}
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _to_disk(path: Path) -> None:
+    """Wait until a file, or the names in a directory, are on the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _clear(path: Path) -> None:
+    if path.exists():
+        shutil.rmtree(path)
+
+
+def _line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]

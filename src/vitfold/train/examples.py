@@ -1,0 +1,128 @@
+"""Training images in an order, and with an augmentation, that the seed alone decides.
+
+What happens to an image depends on the seed, the epoch and its index; which images a step sees
+depends on the seed and the step. So a training that goes on after a stop sees what it would have
+seen, whatever the number of workers.
+"""
+
+import contextlib
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from vitfold.errors import TrainError
+
+Place = tuple[int, int]
+"""An epoch, and the index of an image."""
+
+ORDER, IMAGE, STEP = range(3)
+"""What random numbers are for; no two purposes share any."""
+
+
+def seed_all(*key: int) -> None:
+    """Start every random generator that augmentations and models use from these numbers."""
+    state = numpy.random.SeedSequence(key).generate_state(2)
+    random.seed(int(state[0]))
+    numpy.random.seed(int(state[0]))
+    torch.manual_seed(int(state[1]))
+
+
+@contextlib.contextmanager
+def own_randomness() -> Iterator[None]:
+    """Leave the random generators of the program as they were."""
+    python, arrays = random.getstate(), numpy.random.get_state()
+    with torch.random.fork_rng():
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            numpy.random.set_state(arrays)
+
+
+class Examples(Dataset[Any]):
+    """A dataset of labelled images, each augmented as its place decides."""
+
+    def __init__(self, dataset: Any, seed: int) -> None:
+        self.dataset = dataset
+        self.seed = seed
+
+    def __getitem__(self, place: Place) -> Any:
+        seed_all(self.seed, IMAGE, *place)
+        return self.dataset[place[1]]
+
+
+@dataclass(frozen=True)
+class Order:
+    """Which images every step sees.
+
+    images: in the dataset.
+    batch: images that one process passes through the model at once.
+    accumulate: such batches in a step.
+    processes, rank: how many share the work, and which one this is.
+    """
+
+    images: int
+    batch: int
+    accumulate: int
+    seed: int
+    processes: int = 1
+    rank: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.steps:
+            together = self.batch * self.accumulate * self.processes
+            raise TrainError(
+                f"{self.images} images are fewer than the {together} of one step: give a smaller "
+                "--batch-size"
+            )
+
+    @property
+    def steps(self) -> int:
+        """In an epoch; images that do not fill a step wait for another epoch."""
+        return self.images // (self.batch * self.accumulate * self.processes)
+
+    def batches(self, start: int, stop: int) -> Iterator[list[Place]]:
+        """The batches of this process, from one step up to another."""
+        for step in range(start, stop):
+            epoch, place = divmod(step, self.steps)
+            if place == 0 or step == start:
+                shuffled = self._shuffled(epoch)
+            yield from self._of_step(epoch, shuffled[place])
+
+    def _shuffled(self, epoch: int) -> Tensor:
+        """`[steps, accumulate, batch]`: indices for this process."""
+        generator = torch.Generator()
+        state = numpy.random.SeedSequence((self.seed, ORDER, epoch)).generate_state(1)
+        generator.manual_seed(int(state[0]))
+        every = torch.randperm(self.images, generator=generator)
+        shape = (self.steps, self.accumulate, self.processes, self.batch)
+        return every[: self.steps * self.accumulate * self.processes * self.batch].view(shape)[
+            :, :, self.rank
+        ]
+
+    def _of_step(self, epoch: int, indices: Tensor) -> Iterator[list[Place]]:
+        for batch in indices.tolist():
+            yield [(epoch, index) for index in batch]
+
+
+class _Places:
+    """The batches that are left, as a loader takes them."""
+
+    def __init__(self, order: Order, start: int, stop: int) -> None:
+        self.order, self.start, self.stop = order, start, stop
+
+    def __iter__(self) -> Iterator[list[Place]]:
+        return self.order.batches(self.start, self.stop)
+
+
+def load(examples: Examples, order: Order, start: int, stop: int, workers: int) -> Iterator[Any]:
+    """The batches from one step up to another, over as many epochs as they take."""
+    places: Any = _Places(order, start, stop)
+    pinned = torch.cuda.is_available()
+    return iter(DataLoader(examples, batch_sampler=places, num_workers=workers, pin_memory=pinned))

@@ -1,0 +1,74 @@
+"""What a training has done, in files: `log.csv` for epochs, `log.jsonl` for steps and epochs."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from vitfold import results
+from vitfold.errors import missing
+
+EPOCHS, EVENTS = "log.csv", "log.jsonl"
+
+
+class Log:
+    """Rows in a directory. A training that goes on from step `start` forgets what came later."""
+
+    def __init__(self, directory: Path, start: int, tensorboard: bool = False) -> None:
+        self.directory = directory
+        self.events = [event for event in self._read() if event["step"] <= start]
+        text = "".join(json.dumps(event) + "\n" for event in self.events)
+        results.replace(directory / EVENTS, text)
+        self.board = _board(directory, start) if tensorboard else None
+
+    def step(self, step: int, **figures: float) -> None:
+        """What a step came to."""
+        self._add({"kind": "step", "step": step, **figures})
+
+    def epoch(self, step: int, **figures: float) -> None:
+        """What an epoch came to."""
+        self._add({"kind": "epoch", "step": step, **figures})
+        rows = [{k: v for k, v in e.items() if k != "kind"} for e in self.epochs]
+        results.write(self.directory / EPOCHS, rows, {})
+
+    @property
+    def epochs(self) -> list[dict[str, Any]]:
+        """The epochs so far."""
+        return [event for event in self.events if event["kind"] == "epoch"]
+
+    def close(self) -> None:
+        """Write what is still held back."""
+        if self.board:
+            self.board.close()
+
+    def _add(self, event: dict[str, Any]) -> None:
+        self.events.append(event)
+        with (self.directory / EVENTS).open("a", encoding="utf-8") as file:
+            file.write(json.dumps(event) + "\n")
+        if self.board:
+            for name, value in event.items():
+                if name not in ("kind", "step"):
+                    self.board.add_scalar(f"{event['kind']}/{name}", value, event["step"])
+
+    def _read(self) -> list[dict[str, Any]]:
+        path = self.directory / EVENTS
+        if not path.exists():
+            return []
+        lines = path.read_text(encoding="utf-8").splitlines()
+        return [event for line in lines for event in _event(line)]
+
+
+def _event(line: str) -> list[dict[str, Any]]:
+    """A row, unless a stop has cut it off."""
+    try:
+        event = json.loads(line)
+    except ValueError:
+        return []
+    return [event] if isinstance(event, dict) and "step" in event else []
+
+
+def _board(directory: Path, start: int) -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        raise missing("tensorboard", "train") from None
+    return SummaryWriter(str(directory), purge_step=start + 1)

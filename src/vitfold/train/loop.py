@@ -1,0 +1,378 @@
+"""The loop: steps, evaluations and checkpoints, on one device or many."""
+
+import contextlib
+import copy
+import json
+import math
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import timm.data
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Subset
+
+from vitfold.errors import DataError, TrainError, missing
+from vitfold.fold import unfold
+from vitfold.models import save_model
+from vitfold.results import replace
+from vitfold.train import checkpoint
+from vitfold.train.examples import STEP, Examples, Order, load, own_randomness, seed_all
+from vitfold.train.log import Log
+from vitfold.train.objective import Objective, logits_of
+from vitfold.train.optimizing import PlainStep, SharpnessAwareStep, optimizer, scheduler
+from vitfold.train.recipe import Recipe
+
+Bar = Callable[[str, int | None], AbstractContextManager[Callable[[], None]]]
+"""Makes a progress bar of a name and a length; what it yields moves it on."""
+
+RECIPE = "recipe.json"
+
+BEST, LAST, CHECKPOINTS = "best", "last", "checkpoints"
+
+
+@contextlib.contextmanager
+def no_bar(_what: str, _total: int | None) -> Iterator[Callable[[], None]]:
+    """Shows nothing."""
+    yield lambda: None
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Where and how a training runs; nothing of it changes what comes out.
+
+    output: where everything goes.
+    resume: go on from the last checkpoint there, if there is one.
+    every: steps between checkpoints, besides the one of every epoch; 0: none.
+    keep: how many checkpoints stay.
+    workers: processes that read images.
+    log_every: steps between lines in the log.
+    compiled: run the model through `torch.compile`.
+    bar, say: show progress, and what every epoch came to.
+    """
+
+    output: Path
+    resume: bool = False
+    every: int = 0
+    keep: int = 3
+    workers: int = 0
+    log_every: int = 50
+    tensorboard: bool = False
+    compiled: bool = False
+    bar: Bar = no_bar
+    say: Callable[[dict[str, float]], None] = field(default=lambda _: None)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a training came to.
+
+    epochs: a row of figures each.
+    best: the highest top-1, where it was evaluated; its weights are in `best/`.
+    stopped: the step at which a signal ended it; None: it went to its end.
+    """
+
+    epochs: list[dict[str, float]]
+    best: float | None
+    stopped: int | None
+
+
+def train(
+    model: nn.Module,
+    recipe: Recipe,
+    images: Any,
+    held_out: Any = None,
+    *,
+    settings: Settings,
+    accelerator: Any = None,
+    teacher: nn.Module | None = None,
+    classes: int | None = None,
+    about: dict[str, Any] | None = None,
+) -> Outcome:
+    """Train `model` in place, folded or not.
+
+    images, held_out: datasets that give `(image, label)` by index, transformed for the model.
+    teacher: what to distill from; None: a copy of the model, as it is now and not folded.
+    classes: of the labels, where images are mixed.
+    about: what else decides the result; a training goes on only where it is the same.
+    """
+    accelerator = accelerator or create_accelerator()
+    with own_randomness(), _signals() as stop:
+        training = Training(
+            model, recipe, images, held_out, settings, accelerator, teacher, classes, about or {}
+        )
+        return training.run(stop)
+
+
+def create_accelerator(device: str = "auto", precision: str = "no") -> Any:
+    """What accelerate finds: one device, or many as its launcher has set them up."""
+    try:
+        import accelerate
+    except ImportError:
+        raise missing("accelerate", "train") from None
+    return accelerate.Accelerator(cpu=device == "cpu", mixed_precision=precision)
+
+
+class Training:
+    """One training, from its start or from a checkpoint."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        recipe: Recipe,
+        images: Any,
+        held_out: Any,
+        settings: Settings,
+        accelerator: Any,
+        teacher: nn.Module | None,
+        classes: int | None,
+        about: dict[str, Any],
+    ) -> None:
+        self.model, self.recipe, self.settings = model, recipe, settings
+        self.accelerator, self.held_out = accelerator, held_out
+        self.order = Order(
+            _length(images),
+            recipe.batch_size,
+            recipe.accumulate,
+            recipe.seed,
+            accelerator.num_processes,
+            accelerator.process_index,
+        )
+        self.total = recipe.epochs * self.order.steps
+        self.examples = Examples(images, recipe.seed)
+        self.mix = _mix(recipe, classes)
+        self.checkpoints = settings.output / CHECKPOINTS
+        found = self._open({**about, "processes": accelerator.num_processes})
+        self.start, state = found or (0, None)
+        self.best: float | None = state["best"] if state else None
+        self._set_up(teacher, state)
+
+    def _set_up(self, teacher: nn.Module | None, state: Any) -> None:
+        recipe, accelerator = self.recipe, self.accelerator
+        if recipe.distill and teacher is None:
+            teacher = unfold(copy.deepcopy(self.model))
+        if teacher is not None:
+            teacher.to(accelerator.device).requires_grad_(False)
+        if state:
+            self.model.load_state_dict(state["model"])
+        objective: nn.Module = Objective(self.model, self._smoothing, recipe.distill, teacher)
+        self.model.to(accelerator.device)
+        self.inner = optimizer(self.model, recipe.optimizer)
+        if state:
+            self.inner.load_state_dict(state["optimizer"])
+        self.objective = accelerator.prepare(
+            torch.compile(objective) if self.settings.compiled else objective
+        )
+        prepared = accelerator.prepare(self.inner)
+        self.update = (
+            SharpnessAwareStep(prepared, recipe.sam) if recipe.sam else PlainStep(prepared)
+        )
+        self.schedule = scheduler(self.inner, recipe.schedule, recipe.epochs, self.order.steps)
+        if state:
+            self.schedule.load_state_dict(state["schedule"])
+            if accelerator.scaler and state["scaler"]:
+                accelerator.scaler.load_state_dict(state["scaler"])
+        self.schedule.step_update(self.start)
+
+    @property
+    def _smoothing(self) -> float:
+        return 0.0 if self.mix else self.recipe.smoothing  # mixed labels come smoothed
+
+    def run(self, stop: list[int]) -> Outcome:
+        """Go on to the end, or until a signal is in `stop`."""
+        self.log = Log(self.settings.output, self.start, self.settings.tensorboard and self._main)
+        self.model.train()
+        batches = load(self.examples, self.order, self.start, self.total, self.settings.workers)
+        step = self.start
+        while step < self.total and not stop:
+            step = self._epoch(step, batches, stop)
+        if self._main:
+            self.log.close()
+        if step == self.total and self._main:
+            save_model(self.model, self.settings.output / LAST)
+        self.accelerator.wait_for_everyone()
+        return Outcome(self.log.epochs, self.best, step if step < self.total else None)
+
+    def _epoch(self, step: int, batches: Iterator[Any], stop: list[int]) -> int:
+        """The rest of an epoch; the step after its last one."""
+        epoch, start, first = step // self.order.steps, time.perf_counter(), step
+        end = (epoch + 1) * self.order.steps
+        name = f"epoch {epoch + 1}/{self.recipe.epochs}"
+        total = torch.zeros((), device=self.accelerator.device)
+        bar = self.settings.bar if self._main else no_bar
+        with bar(name, end - step) as advance:
+            while step < end and not stop:
+                loss = self._step(step, [next(batches) for _ in range(self.recipe.accumulate)])
+                total += loss
+                step += 1
+                self._after(step, loss, last=step == end)
+                advance()
+        if step == end:
+            seconds = time.perf_counter() - start
+            self._end_epoch(epoch + 1, step, float(total) / (step - first), seconds, step - first)
+        if step == end or stop:
+            self._checkpoint(step)
+        return step
+
+    def _step(self, step: int, batches: list[Any]) -> Tensor:
+        loss: Tensor = self.update(lambda: self._backward(step, batches), self._clip)
+        self.schedule.step_update(step + 1)
+        return loss
+
+    def _backward(self, step: int, batches: list[Any]) -> Tensor:
+        """The gradient of the mean loss over all batches of a step."""
+        total = torch.zeros((), device=self.accelerator.device)
+        for number, (images, labels) in enumerate(batches):
+            seed_all(self.recipe.seed, STEP, step, number, self.accelerator.process_index)
+            images, labels = (part.to(self.accelerator.device) for part in (images, labels))
+            if self.mix:
+                images, labels = self.mix(images.clone(), labels)
+            last = number == len(batches) - 1
+            alone = contextlib.nullcontext() if last else self.accelerator.no_sync(self.objective)
+            with alone:
+                loss = self.objective(images, labels) / len(batches)
+                self.accelerator.backward(loss)
+            total += loss.detach()
+        return total
+
+    def _clip(self) -> None:
+        if self.recipe.clip is not None:
+            self.accelerator.clip_grad_norm_(self.model.parameters(), self.recipe.clip)
+
+    def _after(self, step: int, loss: Tensor, last: bool) -> None:
+        """Log and checkpoint between the steps of an epoch."""
+        saves = bool(self.settings.every) and step % self.settings.every == 0
+        logs = step % self.settings.log_every == 0
+        if not (saves or logs or last):
+            return
+        value = float(loss)
+        if not math.isfinite(value):
+            raise TrainError(self._lost(step, value))
+        if logs and self._main:
+            self.log.step(step, loss=value, lr=self._rate)
+        if saves and not last:
+            self._checkpoint(step)
+
+    def _lost(self, step: int, loss: float) -> str:
+        kept = checkpoint.last(self.checkpoints)
+        where = f"the last good checkpoint is {kept}" if kept else "there is no checkpoint yet"
+        return f"the loss is {loss} at step {step}: {where}; try a smaller --lr, or --clip-grad 1"
+
+    def _end_epoch(self, epoch: int, step: int, loss: float, seconds: float, steps: int) -> None:
+        together = self.recipe.batch_size * self.recipe.accumulate * self.order.processes
+        figures = {"epoch": epoch, "lr": self._rate, "loss": loss}
+        if self.held_out is not None:
+            figures["top1"] = self._evaluate()
+        figures |= {"seconds": seconds, "images_per_second": steps * together / seconds}
+        top1 = figures.get("top1")
+        if top1 is not None and (self.best is None or top1 > self.best):
+            self.best = top1
+            if self._main:
+                save_model(self.model, self.settings.output / BEST)
+        if self._main:
+            self.log.epoch(step, **figures)
+            self.settings.say(figures)
+
+    def _evaluate(self) -> float:
+        """Top-1 on the held-out images, shared out among the processes."""
+        process, processes = self.order.rank, self.order.processes
+        share = Subset(self.held_out, range(process, len(self.held_out), processes))
+        counts = torch.zeros(2, device=self.accelerator.device)
+        self.model.eval()
+        with torch.inference_mode(), self.accelerator.autocast():
+            for images, labels in DataLoader(
+                share, self.recipe.batch_size, num_workers=self.settings.workers
+            ):
+                logits = logits_of(self.model(images.to(self.accelerator.device)))
+                hits = logits.argmax(1).cpu() == labels
+                counts += torch.tensor([float(hits.sum()), len(labels)], device=counts.device)
+        self.model.train()
+        hits, images = self.accelerator.reduce(counts).tolist()
+        if not images:
+            raise DataError("no held-out images: the dataset is empty")
+        return float(hits / images)
+
+    def _checkpoint(self, step: int) -> None:
+        if not self._main:
+            return
+        schedule = self.schedule.state_dict()
+        scaler = self.accelerator.scaler
+        state = {
+            "model": self.model.state_dict(),
+            "optimizer": self.inner.state_dict(),
+            "schedule": {name: value for name, value in schedule.items() if not callable(value)},
+            "scaler": scaler.state_dict() if scaler else {},
+            "best": self.best,
+        }
+        checkpoint.write(self.checkpoints, step, state, self.settings.keep)
+
+    def _open(self, about: dict[str, Any]) -> tuple[int, Any] | None:
+        """The checkpoint to go on from, in a directory that is this training's own."""
+        output, resume = self.settings.output, self.settings.resume
+        asked = json.loads(json.dumps({"recipe": self.recipe.to_json(), **about}))
+        if checkpoint.last(self.checkpoints) and not resume:
+            raise TrainError(
+                f"{output} holds a training: go on with it by --resume, or give another --output"
+            )
+        if resume and (output / RECIPE).exists():
+            _same(json.loads((output / RECIPE).read_text(encoding="utf-8")), asked, "")
+        if self._main:
+            output.mkdir(parents=True, exist_ok=True)
+            checkpoint.tidy(self.checkpoints)
+            replace(output / RECIPE, json.dumps(asked, indent=2) + "\n")
+        self.accelerator.wait_for_everyone()
+        return checkpoint.read(self.checkpoints)
+
+    @property
+    def _rate(self) -> float:
+        return float(self.inner.param_groups[0]["lr"])
+
+    @property
+    def _main(self) -> bool:
+        return bool(self.accelerator.is_main_process)
+
+
+def _length(images: Any) -> int:
+    if not hasattr(images, "__len__") or not hasattr(images, "__getitem__"):
+        raise DataError(
+            "a dataset that is read as a stream cannot be shuffled the same way twice: give a "
+            "folder, a tar or hfds/..."
+        )
+    return len(images)
+
+
+def _mix(recipe: Recipe, classes: int | None) -> Any:
+    if not recipe.mix:
+        return None
+    if classes is None:
+        raise TrainError("mixing images takes the number of classes")
+    return timm.data.Mixup(**recipe.mix, label_smoothing=recipe.smoothing, num_classes=classes)
+
+
+def _same(before: Any, now: Any, path: str) -> None:
+    """Refuse to go on with what was begun in another way."""
+    if isinstance(before, dict) and isinstance(now, dict):
+        for key in before.keys() | now.keys():
+            _same(before.get(key), now.get(key), f"{path}.{key}".strip("."))
+    elif before != now:
+        raise TrainError(f"{path} was {before!r}, now {now!r}: --resume takes the same options")
+
+
+@contextlib.contextmanager
+def _signals() -> Iterator[list[int]]:
+    """Signals that ask for an end, in a list; a training then ends after its step."""
+    caught: list[int] = []
+    before = {}
+    with contextlib.suppress(ValueError):  # only the main thread may ask for signals
+        for number in (signal.SIGINT, signal.SIGTERM):
+            before[number] = signal.signal(number, lambda given, _: caught.append(given))
+    try:
+        yield caught
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,100 @@
+"""Optimizers and schedules by timm's names, and sharpness-aware steps around them."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import timm.optim
+import timm.scheduler
+from torch import nn
+
+from vitfold.errors import TrainError, missing
+from vitfold.train.recipe import Options
+
+
+def optimizer(model: nn.Module, options: Options) -> Any:
+    """timm's optimizer; parameters that stay as they are, are none of its business."""
+    try:
+        return timm.optim.create_optimizer_v2(model, **options)
+    except Exception as error:  # constructors of optimizers raise what they like
+        raise TrainError(f"optimizer {_shown(options)}: {_line(error)}") from error
+
+
+def scheduler(optimizer: Any, options: Options, epochs: int, steps: int) -> Any:
+    """timm's schedule, which moves on with every step of the `steps` in an epoch."""
+    try:
+        found, length = timm.scheduler.create_scheduler_v2(
+            optimizer, num_epochs=epochs, step_on_epochs=False, updates_per_epoch=steps, **options
+        )
+    except Exception as error:
+        raise TrainError(f"schedule {_shown(options)}: {_line(error)}") from error
+    if found is None:
+        return _Still()
+    if length > epochs:
+        raise TrainError(f"schedule {_shown(options)} takes {length} epochs: expected {epochs}")
+    return found
+
+
+class _Still:
+    """No schedule: the rate stays."""
+
+    def step_update(self, step: int) -> None:
+        """Nothing."""
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Nothing."""
+
+
+Backward = Callable[[], Any]
+
+
+class PlainStep:
+    """One update from one gradient."""
+
+    def __init__(self, optimizer: Any) -> None:
+        self.optimizer = optimizer
+
+    def __call__(self, backward: Backward, clip: Callable[[], None]) -> Any:
+        """`backward` makes the gradient, and what it returns is returned."""
+        loss = backward()
+        clip()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        return loss
+
+
+class SharpnessAwareStep:
+    """One update from the gradient at the sharpest point nearby, for all batches of a step alike.
+
+    Gradients that a scaler has made bigger point the same way; where they overflow, the second
+    gradient does so too, and the scaler leaves out the step.
+    """
+
+    def __init__(self, optimizer: Any, rho: float) -> None:
+        try:
+            from pytorch_optimizer import SAM
+        except ImportError:
+            raise missing("pytorch-optimizer", "train") from None
+        self.optimizer = optimizer
+        self.sam = SAM(optimizer.param_groups, lambda *_, **__: optimizer, rho=rho)
+
+    def __call__(self, backward: Backward, clip: Callable[[], None]) -> Any:
+        """`backward` is run twice on the same images."""
+        loss = backward()
+        self.sam.first_step()
+        self.optimizer.zero_grad()
+        backward()
+        clip()
+        self.sam.second_step()
+        self.optimizer.zero_grad()
+        return loss
+
+
+def _shown(options: Options) -> str:
+    return ", ".join(f"{name}={value}" for name, value in options.items())
+
+
+def _line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
