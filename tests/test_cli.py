@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 import vitfold
-from vitfold.cli import main
+from vitfold.cli import main, options
 from vitfold.models import create_model
 
 TINY = ["--model-kwargs", "depth=2 embed_dim=48 num_heads=3"]
@@ -101,6 +101,49 @@ def test_a_plan_stands_for_model_and_method(run, capsys, tmp_path: Path) -> None
     assert "LGTM(r=4" in capsys.readouterr().out
 
 
+def test_a_saved_plan_takes_no_other_method(run, capsys, tmp_path: Path) -> None:
+    model = vitfold.fold(create_model("digits"), "tome", r=8)
+    vitfold.save(model, tmp_path, backbone=True)
+    assert run("bench", tmp_path, "--method", "lgtm", "--r", "2") == 2
+    assert "a saved plan says how to fold" in capsys.readouterr().err
+
+
+def test_how_far_to_reduce_may_stand_among_the_methods_options() -> None:
+    assert options.Choice("tome", None, None, ["flops=0.9"]).build() == vitfold.ToMe(flops=0.9)
+    assert options.Choice(None, None, None, ["r=5"]).build() == vitfold.ToMe(r=5)
+    assert options.Choice("lgtm", None, None, []).build() == vitfold.LGTM(flops=0.6)
+
+
+def test_values_may_hold_spaces() -> None:
+    given = ["img_size=(64, 64) depth=2", "act_layer=gelu"]
+    assert options.parse(given) == {"img_size": (64, 64), "depth": 2, "act_layer": "gelu"}
+
+
+def test_a_model_is_an_option_too(run, capsys, tmp_path: Path) -> None:
+    Image.new("RGB", (40, 30)).save(tmp_path / "p.png")
+    for given in (["--model", "digits"], ["--model=digits"]):
+        assert run("trace", tmp_path / "p.png", *given, "--r", "8", "-o", tmp_path) == 0
+    assert "block" in capsys.readouterr().out
+
+
+def test_pictures_of_the_same_name_are_all_kept(run, tmp_path: Path) -> None:
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        Image.new("RGB", (40, 30)).save(tmp_path / folder / "p.png")
+    paths = (tmp_path / "a" / "p.png", tmp_path / "b" / "p.png")
+    assert run("trace", "digits", *paths, "--r", "8", "-o", tmp_path / "out") == 0
+    assert len(list((tmp_path / "out").glob("*-tokens.png"))) == 2
+
+
+def test_the_embedded_model_reads_colour_pictures(run, tmp_path: Path) -> None:
+    assert run("validate", "digits", "--data-dir", pictures(tmp_path / "data"), "--r", "4") == 0
+
+
+def test_it_says_its_version(run, capsys) -> None:
+    assert run("--version") == 0
+    assert capsys.readouterr().out == f"vitfold {vitfold.__version__}\n"
+
+
 def test_families_lists_what_folds_and_what_does_not(run, capsys) -> None:
     assert run("families") == 0
     shown = capsys.readouterr().out
@@ -122,6 +165,15 @@ def test_families_lists_what_folds_and_what_does_not(run, capsys) -> None:
         (["bench", MODEL, "--method-kwargs", "cue=z"], "unknown cue"),
         (["bench", MODEL, "--method-kwargs", "windows=3"], "no option"),
         (["bench", MODEL, "--device", "warp"], "not to be had"),
+        (["bench", "x[bold]y"], "unknown model 'x[bold]y'"),
+        (["bench", "digits", "--method-kwargs", "cue=[/]"], "unknown cue '[/]'"),
+        (["bench", "digits", "--method-kwargs", "cue={[]:1}"], "unknown cue"),
+        (["bench", "digits", "--r", "3", "--method-kwargs", "r=4"], "--r 3 and r=4: give one"),
+        (["bench", "digits", "--plan", "nowhere", "--r", "3"], "leave out --method, --r"),
+        (["bench", "digits", "--device", "meta"], "--device 'meta' is not to be had"),
+        (["bench", "test_vit", "--r", "4", "--img-size", "50", "-b", "1"], "images of 3x50x50"),
+        (["demo", "-o", __file__], "--output"),
+        (["trace", "digits", __file__, "-o", f"{__file__}/deep"], "--output"),
         (["bench", MODEL, "-b", "0"], "expected numbers from 1 up"),
         (["bench", MODEL, "--results-file", "rows.txt"], ".json or .csv"),
         (["bench", "--plan", "nowhere"], "nowhere"),

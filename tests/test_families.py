@@ -24,7 +24,7 @@ import vitfold
 from vitfold.blocks.kinds import KINDS as BLOCKS
 from vitfold.blocks.standin import run
 from vitfold.blocks.taps import tap
-from vitfold.errors import FoldError, MethodError, UnsupportedModel
+from vitfold.errors import FoldError, MethodError, ShapeError, UnsupportedModel
 from vitfold.families import families, find, trunk_kind
 from vitfold.families.table import UNDESCRIBED, Family
 from vitfold.flops import count, dry_count
@@ -789,6 +789,88 @@ def test_a_subclass_that_runs_past_its_blocks_is_refused() -> None:
     model = vitfold.fold(own(Blind), vitfold.ToMe(r=4))
     with pytest.raises(UnsupportedModel, match="does not run its own blocks"):
         model(images(model))
+
+
+class Mean(VisionTransformer):
+    """Reads out in a way of its own."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.forward_features(x)[:, 1:].mean(dim=1))
+
+
+def test_a_forward_of_its_own_reads_dense_features() -> None:
+    model = vitfold.fold(own(Mean), vitfold.ToMe(r=4))
+    x = images(model)
+    features = model.forward_features(x)
+    torch.testing.assert_close(model(x), model.head(features[:, 1:].mean(dim=1)))
+
+
+class Around(nn.Module):
+    """Runs the blocks of a trunk itself."""
+
+    def __init__(self, trunk: nn.Module) -> None:
+        super().__init__()
+        self.trunk = trunk
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.trunk._pos_embed(self.trunk.patch_embed(x))
+        for block in self.trunk.blocks:
+            x = block(x)
+        return x
+
+
+def test_blocks_that_somebody_else_runs_say_that_they_are_dense() -> None:
+    trunk = own()
+    model, x = Around(trunk), images(trunk)
+    dense = model(x)
+    vitfold.fold(model, "tome", r=4)
+    with pytest.warns(UserWarning, match="outside of its forward: it runs dense"):
+        assert torch.equal(model(x), dense)
+
+
+def test_unfolding_takes_off_nothing_but_the_fold() -> None:
+    def wrapper(x: Tensor, **_: Any) -> Tensor:
+        return x
+
+    model = own()
+    model.forward_features = wrapper
+    with pytest.raises(UnsupportedModel, match="forward_features of a VisionTransformer is replac"):
+        vitfold.fold(model, "tome", r=2)
+    assert model.__dict__["forward_features"] is wrapper
+    model = vitfold.fold(own(), "tome", r=2)
+    ours = model.blocks[0].forward
+    model.blocks[0].forward = wrapper
+    with pytest.raises(FoldError, match="replaced after folding"):
+        vitfold.unfold(model)
+    del model.blocks[0].forward
+    with pytest.raises(FoldError, match="replaced after folding"):
+        vitfold.unfold(model)
+    model.blocks[0].forward = ours
+    assert "_vitfold" not in vars(vitfold.unfold(model))
+
+
+def test_a_block_that_was_exchanged_is_refused() -> None:
+    model = vitfold.fold(own(), "tome", r=2)
+    model.blocks[0] = own().blocks[0]
+    with pytest.raises(FoldError, match="does not run the blocks that were folded"):
+        model(images(model))
+
+
+def test_images_of_other_channels_are_refused() -> None:
+    model = vitfold.fold(own(), "tome", r=2)
+    with pytest.raises(ShapeError, match=r"images of 1x\d+x\d+ do not fit VisionTransformer"):
+        model(images(model)[:, :1])
+
+
+def test_a_size_that_no_model_has_is_refused() -> None:
+    with pytest.raises(ShapeError, match="does not take them"):
+        vitfold.fold(timm.create_model("test_vit", img_size=50), "tome", flops=0.7)
+
+
+def test_what_is_no_model_is_refused() -> None:
+    for act in (vitfold.unfold, lambda given: vitfold.trace(given, torch.zeros(1))):
+        with pytest.raises(UnsupportedModel, match=r"int is not a torch\.nn\.Module"):
+            act(3)
 
 
 class OtherBlock(Block):

@@ -139,5 +139,5 @@ def test_a_saved_plan_is_a_name(tmp_path: Path) -> None:
     with pytest.raises(PlanError, match="is a saved plan: leave out depth"):
         create_model(str(tmp_path), depth=3)
     (tmp_path / "empty").mkdir()
-    with pytest.raises(PlanError, match=r"has no plan\.json"):
+    with pytest.raises(PlanError, match=r"has neither plan\.json nor a config\.json"):
         create_model(str(tmp_path / "empty"))

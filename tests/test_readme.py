@@ -3,6 +3,7 @@
 import re
 from pathlib import Path
 
+import pytest
 import torch
 from models import images, registered
 
@@ -37,3 +38,14 @@ def test_its_first_lines_fold_and_unfold() -> None:
         exec(code, {"vitfold": vitfold, "model": model, "images": pixels})
         assert torch.equal(model(pixels), before)
     assert "_vitfold" not in model.__dict__
+
+
+def test_its_second_lines_show_and_save(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    model = registered("vit_tiny_patch16_224", img_size=224, depth=12)
+    code = block("vitfold.trace(").splitlines()
+    names = {"vitfold": vitfold, "model": model, "images": images(model)}
+    exec("\n".join(code[:-1]), names)
+    assert names["trace"].counts[-1] == [names["trace"].maps[-1].slots] * len(names["images"])
+    assert code[-1] == 'model = vitfold.load("deit-s-tome")'
+    assert vitfold.load("deit-s-tome", model) is model

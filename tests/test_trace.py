@@ -1,5 +1,6 @@
 """Traces: counts, maps, pictures."""
 
+import numpy
 import pytest
 import torch
 from models import images, registered
@@ -94,3 +95,15 @@ def test_strip_shows_the_image_and_every_block_that_changed() -> None:
 def test_numbers_out_of_range_are_named() -> None:
     with pytest.raises(DataError, match="image=7"):
         traced(vitfold.ToMe(r=4)).draw(7)
+
+
+def test_what_is_no_picture_is_refused() -> None:
+    result = traced(vitfold.ToMe(r=4))
+    for given in ("0", torch.zeros(2, 3, 8, 8), 0.5):
+        with pytest.raises(DataError, match="expected"):
+            result.draw(given)
+
+
+def test_numbers_of_numpy_are_numbers() -> None:
+    result = traced(vitfold.ToMe(r=4))
+    assert result.draw(numpy.int64(0)).tobytes() == result.draw(0).tobytes()

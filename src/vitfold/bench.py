@@ -14,6 +14,7 @@ from vitfold.blocks.kinds import Kind
 from vitfold.blocks.standin import run
 from vitfold.blocks.taps import tap
 from vitfold.families import find
+from vitfold.flops import dry_count
 from vitfold.fold import folded, unfold
 from vitfold.ledger import Ledger
 from vitfold.match import biggest_first
@@ -142,6 +143,8 @@ def _merge_all(x: Tensor, size: Tensor, metric: Tensor, r: int) -> tuple[Tensor,
 def candidates(ours: nn.Module) -> dict[str, nn.Module]:
     """A folded model beside its dense self, textbook ToMe and free slicing: all on one set of
     weights, and all but the dense one removing the same number of tokens."""
+    record = folded(ours)
+    dry_count(lambda: record.found.trunk(**record.found.example()))  # images that do not fit, first
     removes = removed(ours)
     book = textbook(ours, removes)
     named = {DENSE: clone(ours), TEXTBOOK: book, BOUND: free_slicing(ours, removes), FOLDED: ours}

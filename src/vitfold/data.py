@@ -123,14 +123,25 @@ def data_config(model: nn.Module) -> dict[str, Any]:
 
 def preprocessing(model: nn.Module) -> Prepare:
     """From a picture to the model's input."""
-    return timm.data.create_transform(**data_config(model), is_training=False)  # type: ignore[no-any-return]
+    return _transform(data_config(model), is_training=False)
+
+
+def _transform(config: dict[str, Any], **options: Any) -> Prepare:
+    """timm's transform; for a model of one channel, of grey pictures."""
+    channels = config["input_size"][0]
+    if channels not in (1, 3):
+        raise DataError(f"the model takes {channels} channels: pictures have 1 or 3")
+    for name in ("mean", "std"):
+        config[name] = tuple(config[name])[:channels]
+    transform: Prepare = timm.data.create_transform(**config, **options)
+    return transform if channels == 3 else lambda picture: transform(picture.convert("L"))
 
 
 def augmentation(model: nn.Module, options: dict[str, Any]) -> Prepare:
     """From a picture to the model's input, in one of many ways."""
     config = data_config(model) | options
     try:
-        return timm.data.create_transform(**config, is_training=True)  # type: ignore[no-any-return]
+        return _transform(config, is_training=True)
     except Exception as error:
         raise DataError(f"augmentation {options}: {_line(error)}") from error
 

@@ -5,6 +5,7 @@ import contextvars
 import copy
 import functools
 import inspect
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -54,7 +55,7 @@ def enter(trunk: nn.Module, method: str, *args: Any, **kwargs: Any) -> Any:
         return record.found.kind.call(trunk, method, run, args, kwargs)
     record.running.append(None)
     try:
-        with _shape_errors(record, args):
+        with _errors(record, (*args, *kwargs.values())):
             return record.found.kind.call(trunk, method, run, args, kwargs)
     finally:
         record.running.pop()
@@ -66,9 +67,16 @@ def pass_block(
     """The forward of a block of a folded trunk: folded in a run of the trunk, its own elsewhere."""
     run: Run | None = kwargs.pop("vitfold", None)
     if run is None:
+        if not torch.compiler.is_compiling():
+            warnings.warn(_outside(block), stacklevel=2)
         return type(block).forward(block, x, *args, **kwargs)
     given = dict(zip(kind.arguments, args, strict=False)) | kwargs
     return checkpointed(block, lambda tokens: run.block(index, block, kind, tokens, given), x)
+
+
+def _outside(block: nn.Module) -> str:
+    name = type(block).__name__
+    return f"a {name} of a folded model is called outside of its forward: it runs dense, not folded"
 
 
 def _entry(trunk: nn.Module, method: str) -> Callable[..., Any]:
@@ -110,22 +118,36 @@ def watch() -> Iterator[list[Run]]:
 
 
 @contextlib.contextmanager
-def _shape_errors(fold: Fold, args: tuple[Any, ...]) -> Iterator[None]:
-    """What the model says of images that it does not take, as an error of ours."""
+def _errors(fold: Fold, given: tuple[Any, ...]) -> Iterator[None]:
+    """What the model says of images that it does not take, as an error of ours; and what it says
+    when it cannot hand a run on to its blocks."""
     try:
         yield
-    except (AssertionError, ValueError) as error:
-        images = args[0] if args else None
-        size = fold.found.size
-        if isinstance(error, VitfoldError) or not isinstance(images, Tensor):
+    except TypeError as error:
+        if "'vitfold'" not in str(error):
             raise
-        if tuple(images.shape[1:]) == size:
-            raise
-        given, wanted = ("x".join(map(str, s)) for s in (images.shape[1:], size))
-        raise ShapeError(
-            f"images of {given} do not fit {type(fold.found.trunk).__name__}, which takes "
-            f"{wanted}: resize them, or create the model for them ({error})"
+        raise FoldError(
+            f"{type(fold.found.trunk).__name__} does not run the blocks that were folded, or does "
+            "not hand keyword arguments down to them: unfold it before its blocks change"
         ) from error
+    except (AssertionError, ValueError, RuntimeError) as error:
+        images = next((x for x in given if isinstance(x, Tensor) and x.dim() == 4), None)
+        if isinstance(error, VitfoldError) or images is None:
+            raise
+        size = fold.found.size
+        other = tuple(images.shape[1:]) != size
+        if isinstance(error, RuntimeError) and images.shape[1:2] == size[:1]:
+            raise
+        shape, wanted = ("x".join(map(str, s)) for s in (images.shape[1:], size))
+        takes = f"takes {wanted}: resize them, or create" if other else "does not take them: create"
+        raise ShapeError(
+            f"images of {shape} do not fit {type(fold.found.trunk).__name__}, which {takes} the "
+            f"model for them ({_line(error)})"
+        ) from error
+
+
+def _line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def fold(model: ModelT, method: Method | str, /, **options: Any) -> ModelT:
@@ -164,17 +186,38 @@ def unfold(model: ModelT) -> ModelT:
     """Take the fold off, in place; the model is exactly what it was. Returns it."""
     for record in folds(model):
         _refuse_running(record)
+        _refuse_changed(record)
         found = record.found
-        for entry in found.kind.entries:
-            del found.trunk.__dict__[entry]
-        for block in found.blocks:
-            del block.__dict__["forward"]
+        for module, entry in _entries(found):
+            del module.__dict__[entry]
         del found.trunk.__dict__[MARK]
     return model
 
 
+def _entries(found: Found) -> list[tuple[nn.Module, str]]:
+    """What lies over methods of their classes while a trunk is folded."""
+    trunk = [(found.trunk, entry) for entry in found.kind.entries]
+    return trunk + [(block, "forward") for block in found.blocks]
+
+
+def _is_ours(module: nn.Module, entry: str) -> bool:
+    return getattr(module.__dict__.get(entry), "func", None) in (enter, pass_block)
+
+
+def _refuse_changed(record: Fold) -> None:
+    """Refuse to take off what somebody has put something over, or taken away."""
+    for module, entry in _entries(record.found):
+        if not _is_ours(module, entry):
+            raise FoldError(
+                f"the {entry} of a {type(module).__name__} was replaced after folding: put back "
+                "what was there, then unfold"
+            )
+
+
 def folds(model: nn.Module) -> list[Fold]:
     """What lies on the trunks of `model`."""
+    if not isinstance(model, nn.Module):
+        raise UnsupportedModel(f"{type(model).__name__} is not a torch.nn.Module: give a model")
     return [module.__dict__[MARK] for module in model.modules() if MARK in module.__dict__]
 
 
@@ -245,10 +288,9 @@ def _refuse_running(record: Fold | None) -> None:
 
 
 def _refuse_patched(found: Found) -> None:
-    for module in (found.trunk, *found.blocks):
-        forward = module.__dict__.get("forward")
-        if forward is not None and getattr(forward, "func", None) not in (enter, pass_block):
+    for module, entry in _entries(found):
+        if entry in module.__dict__ and not _is_ours(module, entry):
             raise UnsupportedModel(
-                f"the forward of a {type(module).__name__} is replaced, by offloading hooks "
+                f"the {entry} of a {type(module).__name__} is replaced, by offloading hooks "
                 "perhaps: fold before that"
             )

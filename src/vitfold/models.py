@@ -35,7 +35,7 @@ def create_model(name: str, *, pretrained: bool = False, **kwargs: Any) -> nn.Mo
     kwargs: for the model's constructor or configuration.
     """
     known = name == digits.NAME or name.startswith(HUB) or timm.known(name)
-    if not known and (Path(name) / fields.FILE).exists():
+    if not known and os.path.isfile(os.path.join(name, fields.FILE)):
         return _load(name, kwargs)
     if not known and os.path.isdir(name):
         known, name, pretrained = True, _saved(Path(name)), True

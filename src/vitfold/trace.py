@@ -1,5 +1,6 @@
 """What happened to every token: counts, maps and pictures."""
 
+import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -49,24 +50,36 @@ class Trace:
 
         `image` is the number of a traced image, or what to paint instead of image `index`.
         """
-        number = image if isinstance(image, int) else index
-        return draw.paint(self._picture(image), self.groups(number, block))
+        picture, number = self._picture(image, index)
+        return draw.paint(picture, self.groups(number, block))
 
     def strip(self, image: int | Image.Image | Tensor = 0, *, index: int = 0) -> Image.Image:
         """The image and its tokens after every block that changed them, side by side."""
         counts = [[self.maps[0].tokens] * len(self.counts[0]), *self.counts]
         blocks = [b for b in range(len(self.maps)) if counts[b] != counts[b + 1]]
         pictures = [self.draw(image, index=index, block=block) for block in blocks]
-        number = image if isinstance(image, int) else index
+        picture, number = self._picture(image, index)
         labels = [f"block {b + 1}: {self.counts[b][number]}" for b in blocks]
-        return draw.row([draw.plain(self._picture(image)), *pictures], ["image", *labels])
+        return draw.row([draw.plain(picture), *pictures], ["image", *labels])
 
-    def _picture(self, image: int | Image.Image | Tensor) -> Image.Image | Tensor:
-        if not isinstance(image, int):
-            return image
+    def _picture(
+        self, image: int | Image.Image | Tensor, index: int
+    ) -> tuple[Image.Image | Tensor, int]:
+        """What to paint on, and the number of the image whose tokens are painted."""
+        if isinstance(image, Image.Image):
+            return image, index
+        if isinstance(image, Tensor):
+            if image.dim() != 3:
+                raise DataError(f"a picture of shape {list(image.shape)}: expected [C, H, W]")
+            return image, index
+        try:
+            number = operator.index(image)
+        except TypeError:
+            kind = type(image).__name__
+            raise DataError(f"{kind}: expected a number, a PIL picture or a tensor") from None
         if self.images is None:
             raise DataError("what was traced is not images: give the picture to paint on")
-        return self._at("image", self.images.unbind(), image)
+        return self._at("image", self.images.unbind(), number), number
 
     @staticmethod
     def _at(what: str, items: Sequence[T], index: int) -> T:

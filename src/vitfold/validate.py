@@ -143,6 +143,8 @@ def _logits(model: nn.Module, images: Tensor) -> Tensor:
 
 
 def _check_labels(labels: Tensor, logits: Tensor) -> None:
+    if len(labels) and int(labels.min()) < 0:
+        raise DataError("images without a label in the dataset: put them in folders, one a class")
     if len(labels) and int(labels.max()) >= logits.shape[1]:
         raise DataError(
             f"label {int(labels.max())} in the dataset, but the model has {logits.shape[1]} "

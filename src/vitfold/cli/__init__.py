@@ -1,9 +1,12 @@
 """The command line: one thin file per command. Errors are one line and exit with 2."""
 
+import importlib.metadata
 import sys
+from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 
 from vitfold.cli import bench, demo, families, trace, train, validate
 from vitfold.errors import VitfoldError
@@ -23,10 +26,37 @@ app.command()(train.train)
 app.command()(families.families)
 
 
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"vitfold {importlib.metadata.version('vitfold')}")
+        raise typer.Exit
+
+
+@app.callback()
+def before_a_command(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    """What comes before a command."""
+
+
 def main() -> None:
     """Run the command line."""
     try:
-        app()
+        app(_positional(sys.argv[1:]))
     except VitfoldError as error:
-        Console(stderr=True, highlight=False, soft_wrap=True).print(f"[red]error:[/] {error}")
+        console = Console(stderr=True, highlight=False, soft_wrap=True)
+        console.print(f"[red]error:[/] {escape(str(error))}")
         sys.exit(2)
+
+
+def _positional(arguments: list[str]) -> list[str]:
+    """timm's `--model NAME`, as the first argument of the command."""
+    for place, argument in enumerate(arguments):
+        name, equals, value = argument.partition("=")
+        if name == "--model" and place and (equals or place + 1 < len(arguments)):
+            rest = arguments[place + (1 if equals else 2) :]
+            name = value if equals else arguments[place + 1]
+            return [arguments[0], name, *arguments[1:place], *rest]
+    return arguments

@@ -19,7 +19,7 @@ COLUMNS = ("", "images/s", "quartiles", "GFLOPs", "peak MB", "x dense", "share o
 
 def bench(
     model: options.ModelName = "digits",
-    method: options.MethodName = "tome",
+    method: options.MethodName = None,
     r: options.Reduction = None,
     flops: options.Share = None,
     method_kwargs: options.MethodKwargs = [],  # noqa: B006 (typer copies defaults)
@@ -52,7 +52,8 @@ def bench(
     _show(model, ours, rows)
     if results_file:
         about = {"command": "bench", "model": model, "method": folded(ours).method.to_json()}
-        results.write(results_file, [row.to_json() for row in rows], about)
+        tags = {"model": model, "method": str(folded(ours).method)}
+        results.write(results_file, [tags | row.to_json() for row in rows], about)
         show.written(results_file)
 
 
@@ -101,7 +102,7 @@ def _cells(row: bench_.Row) -> list[str]:
     return [
         row.name,
         f"{row.images_per_second:.1f}",
-        f"{row.low:.1f} to {row.high:.1f}",
+        f"{row.low:.1f}-{row.high:.1f}",
         f"{row.gflops:.2f}",
         f"{row.memory_mb:.0f}",
         f"{row.speedup:.2f}",

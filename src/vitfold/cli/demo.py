@@ -8,7 +8,7 @@ from torch import nn
 
 from vitfold import demo as demo_
 from vitfold import draw, plots, results
-from vitfold.cli import show
+from vitfold.cli import options, show
 from vitfold.trace import trace
 
 COLUMNS = ("method", "accuracy", "95 %", "agrees", "GFLOPs", "img/s", "x dense", "bound")
@@ -25,7 +25,7 @@ def demo(
     speed here, also as a share of the free-slicing bound; writes a Pareto plot, token pictures and
     the figures.
     """
-    output.mkdir(parents=True, exist_ok=True)
+    options.directory(output)
     made: list[tuple[demo_.Row, nn.Module]] = []
     with show.bar("folding", demo_.steps()) as progress:
         for pair in demo_.rows():

@@ -6,4 +6,4 @@ from vitfold.families import families as families_
 
 def families() -> None:
     """What can be folded with the libraries installed here, and what is refused, and why."""
-    show.console.print(families_(), markup=False)
+    show.console.print(families_(), markup=False, soft_wrap=True)

@@ -1,6 +1,7 @@
 """Options that commands share, under timm's names, and what they stand for."""
 
 import ast
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,7 +12,7 @@ from torch import nn
 
 from vitfold.errors import DataError, MethodError
 from vitfold.fold import fold, folds
-from vitfold.methods import Method, create_method
+from vitfold.methods import METHODS, Method, create_method
 from vitfold.models import create_model
 from vitfold.plan import load
 
@@ -25,7 +26,9 @@ ModelKwargs = Annotated[
 ]
 Pretrained = Annotated[bool, typer.Option(help="Load the published weights.")]
 ImageSize = Annotated[int | None, typer.Option("--img-size", min=1, help="Side of the images.")]
-MethodName = Annotated[str, typer.Option("--method", help="tome, dfe, lgtm or drop.")]
+MethodName = Annotated[
+    str | None, typer.Option("--method", help=f"{', '.join(METHODS)}.", show_default="tome")
+]
 Reduction = Annotated[
     str | None,
     typer.Option("--r", help="Tokens per block: 13, or 16,16,8 for each, or 13:-1 for a ramp."),
@@ -52,26 +55,36 @@ DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
 @dataclass(frozen=True)
 class Choice:
-    """A method, or a plan in its place, as the command line gives it."""
+    """A method as the command line gives it."""
 
-    method: str
+    method: str | None
     r: str | None
     flops: float | None
     options: list[str]
 
+    @property
+    def given(self) -> bool:
+        """Whether there is anything of a method on the command line."""
+        return any(value not in (None, []) for value in vars(self).values())
+
     def build(self) -> Method:
-        """The method. Without --r and --flops it costs 0.6 of the dense model."""
+        """The method. Where nothing says how far to reduce, it costs 0.6 of the dense model."""
         options = parse(self.options)
+        for name, value in (("r", self.r), ("flops", self.flops)):
+            if value is not None and name in options:
+                raise MethodError(f"--{name} {value} and {name}={options[name]!r}: give one")
         if self.r is not None:
             options["r"] = reduction(self.r)
-        if self.flops is not None or self.r is None:
-            options["flops"] = 0.6 if self.flops is None else self.flops
-        return create_method(self.method, options)
+        if self.flops is not None:
+            options["flops"] = self.flops
+        if "r" not in options and "flops" not in options:
+            options["flops"] = 0.6
+        return create_method(self.method or "tome", options)
 
 
 def parse(pairs: list[str]) -> dict[str, Any]:
     """`KEY=VALUE` pairs; values are Python literals where they can be."""
-    return dict(_pair(text) for item in pairs for text in item.split())
+    return dict(_pair(text) for item in pairs for text in re.split(r"\s+(?=\w+=)", item.strip()))
 
 
 def _pair(text: str) -> tuple[str, Any]:
@@ -80,7 +93,7 @@ def _pair(text: str) -> tuple[str, Any]:
         raise DataError(f"{text!r}: expected KEY=VALUE")
     try:
         return key, ast.literal_eval(value)
-    except (ValueError, SyntaxError):
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
         return key, value
 
 
@@ -96,9 +109,11 @@ def reduction(text: str) -> int | list[int] | tuple[int, float]:
 
 
 def device(name: str) -> torch.device:
-    """A device that is there."""
+    """A device that is there, and computes."""
     try:
         found = torch.device(name)
+        if found.type == "meta":
+            raise RuntimeError("it computes nothing")
         torch.empty(0, device=found)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
@@ -131,6 +146,18 @@ def model(
 
 def folded_by(model: nn.Module, plan: Path | None, choice: Choice) -> nn.Module:
     """The model, folded by the plan or by the method; what came folded stays as it is."""
+    if choice.given and (plan is not None or folds(model)):
+        what = f"--plan {plan}" if plan is not None else "a saved plan"
+        raise MethodError(f"{what} says how to fold: leave out --method, --r, --flops and the like")
     if plan is not None:
         return load(plan, model)
     return model if folds(model) else fold(model, choice.build())
+
+
+def directory(path: Path) -> Path:
+    """A directory for results, made before the work and not after it."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(f"--output {path} is no directory to write to: {error.strerror}") from None
+    return path

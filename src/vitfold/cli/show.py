@@ -30,7 +30,7 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> 
     """A table; all columns but the first are figures."""
     shown = Table(title=title, title_justify="left")
     for number, column in enumerate(columns):
-        shown.add_column(column, justify="right" if number else "left")
+        shown.add_column(column, justify="right" if number else "left", no_wrap=not number)
     for row in rows:
         shown.add_row(*row)
     console.print(shown)

@@ -18,7 +18,7 @@ from vitfold.trace import trace as trace_
 def trace(
     model: options.ModelName,
     images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Image files.")],
-    method: options.MethodName = "lgtm",
+    method: options.MethodName = None,
     r: options.Reduction = None,
     flops: options.Share = None,
     method_kwargs: options.MethodKwargs = [],  # noqa: B006 (typer copies defaults)
@@ -33,6 +33,7 @@ def trace(
 ) -> None:
     """Token counts of every block, and for every image two pictures: the groups after the last
     block (NAME-tokens.png) and after every block that changed them (NAME-blocks.png)."""
+    options.directory(output)
     on = options.device(device)
     dense = options.model(model, model_kwargs, pretrained, img_size, on)
     ours = options.folded_by(dense, plan, options.Choice(method, r, flops, method_kwargs))
@@ -56,12 +57,13 @@ def _show(traced: Trace, images: list[Path]) -> None:
 
 
 def _draw(traced: Trace, images: list[Path], batch: Tensor, output: Path) -> None:
-    output.mkdir(parents=True, exist_ok=True)
-    for number, path in enumerate(images):
+    stems = [path.stem for path in images]
+    for number, stem in enumerate(stems):
+        name = stem if stems.count(stem) == 1 else f"{stem}-{number + 1}"
         for kind, picture in (
             ("tokens", traced.draw(batch[number], index=number)),
             ("blocks", traced.strip(batch[number], index=number)),
         ):
-            target = output / f"{path.stem}-{kind}.png"
+            target = output / f"{name}-{kind}.png"
             picture.save(target)
             show.written(target)

@@ -32,7 +32,7 @@ def validate(
     limit: Annotated[int | None, typer.Option(min=1, help="Only N images, evenly spaced.")] = None,
     batch_size: Annotated[int, typer.Option("--batch-size", "-b", min=1)] = 64,
     workers: Annotated[int, typer.Option("--workers", "-j", min=0)] = 0,
-    method: options.MethodName = "tome",
+    method: options.MethodName = None,
     r: options.Reduction = None,
     flops: options.Share = None,
     method_kwargs: options.MethodKwargs = [],  # noqa: B006 (typer copies defaults)
@@ -63,7 +63,8 @@ def validate(
     _show(model, ours, report)
     if results_file:
         about = {"command": "validate", "model": model, "method": folded(ours).method.to_json()}
-        results.write(results_file, [report.to_json()], about)
+        tags = {"model": model, "method": str(folded(ours).method)}
+        results.write(results_file, [tags | report.to_json()], about)
         show.written(results_file)
 
 

@@ -9,7 +9,7 @@ from vitfold.blocks.kinds import ATTENTIONS, KINDS, Kind
 from vitfold.blocks.names import full_name, maker
 from vitfold.errors import UnsupportedModel
 from vitfold.families import hf, timm
-from vitfold.families.reasons import reason
+from vitfold.families.reasons import TEXT, reason
 from vitfold.families.table import Families, tabulate
 from vitfold.families.trunks import Size, Trunk
 from vitfold.layout import Layout
@@ -122,9 +122,12 @@ def _block_kind(trunk: nn.Module, block: nn.Module) -> Kind:
 
 def _why(model: nn.Module) -> str:
     """The reason for a model, or for the first of its parts that has one."""
+    if why := reason(type(model)):
+        return why
     for module in model.modules():
-        if why := reason(type(module)):
-            return why if module is model else f"of its {full_name(type(module))}, {why}"
+        why = reason(type(module))
+        if why and why != TEXT:  # that a part reads text says nothing of the others
+            return f"of its {full_name(type(module))}, {why}"
     return f"no family describes {type(model).__name__}, nor any part of it"
 
 
@@ -132,5 +135,7 @@ def _refuse_wrappers(model: nn.Module) -> None:
     for module in model.modules():
         for cls in type(module).__mro__:
             if cls.__name__ in WRAPPERS:
-                wrapper = WRAPPERS[cls.__name__]
-                raise UnsupportedModel(f"the model is wrapped in {wrapper}: fold before wrapping")
+                wrapper, remedy = WRAPPERS[cls.__name__], "fold before wrapping"
+                if wrapper == "DataParallel":  # its copies would run the model they come from
+                    remedy = "use DistributedDataParallel, and fold before wrapping"
+                raise UnsupportedModel(f"the model is wrapped in {wrapper}: {remedy}")

@@ -100,7 +100,6 @@ def _trunk(
     blocks: str, prefix: Callable[[Any], int], arguments: tuple[str, ...] = ("pixel_values",)
 ) -> Trunk:
     return Trunk(
-        "transformers",
         blocks,
         ("forward",),
         functools.partial(call, blocks),
@@ -185,7 +184,6 @@ TRUNKS: dict[str, Trunk] = {
     f"{_MODELS}clip.modeling_clip.CLIPVisionModel": _trunk("encoder.layers", _one),
     f"{_MODELS}siglip.modeling_siglip.SiglipVisionModel": _trunk("encoder.layers", _none),
     f"{_MODELS}siglip2.modeling_siglip2.Siglip2VisionModel": Trunk(
-        "transformers",
         "encoder.layers",
         ("forward",),
         functools.partial(call, "encoder.layers"),

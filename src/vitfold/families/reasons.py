@@ -8,7 +8,7 @@ _STAGES = (
 _WINDOWS = "its attention is confined to windows"
 _WINDOWED_PYRAMID = "its attention is confined to windows, in a pyramid that merges its patches"
 _CHANNELS = "it attends across channels, not across tokens"
-_TEXT = "it reads text, not images"
+TEXT = "it reads text, not images"
 
 _TIMM = {
     _CONVOLUTIONS: """
@@ -85,7 +85,7 @@ def reason(cls: type) -> str | None:
         if why is not None:
             return why
         if base.__module__.startswith("transformers.models.") and "Text" in base.__name__:
-            return _TEXT
+            return TEXT
     return None
 
 

@@ -53,7 +53,10 @@ def call(trunk: Any, method: str, run: Run, args: tuple[Any, ...], kwargs: dict[
     """Run a method of the trunk on the folded blocks."""
     check_depth(trunk, trunk.blocks, run)
     parts = _parts(trunk, run)
-    if method == "forward":
+    if method == "forward" and maker(type(trunk)) not in HEADS:
+        run.shape = "dense at the end"  # nobody knows what it does with its tokens
+        out = run_method(trunk, "forward", _showing(trunk, run, parts), *args, **kwargs)
+    elif method == "forward":
         parts["forward_features"] = functools.partial(
             run_method, trunk, "forward_features", dict(parts)
         )
@@ -74,6 +77,16 @@ def _parts(trunk: Any, run: Run) -> dict[str, Any]:
     if run.valid is not None:
         parts["_forward_embeds"] = functools.partial(_embed_padded, trunk, run)
     return parts
+
+
+def _showing(trunk: Any, run: Run, parts: dict[str, Any]) -> dict[str, Any]:
+    """Parts for a forward of its own: it reads dense features, as anybody else."""
+
+    def features(*args: Any, **kwargs: Any) -> Any:
+        out = run_method(trunk, "forward_features", dict(parts), *args, **kwargs)
+        return _filled(out, run.last)
+
+    return {**parts, "forward_features": features}
 
 
 def _embed_padded(trunk: Any, run: Run, *args: Any, **kwargs: Any) -> Any:
@@ -214,9 +227,7 @@ def _trunk(
     padding: Callable[[Any, Arguments], Tensor | None] = no_padding,
 ) -> Trunk:
     entries = ("forward", "forward_features", "forward_intermediates")
-    return Trunk(
-        "timm", "blocks", entries, call, _prefix, _size, arguments, _grid, _example, padding
-    )
+    return Trunk("blocks", entries, call, _prefix, _size, arguments, _grid, _example, padding)
 
 
 TRUNKS: dict[str, Trunk] = {

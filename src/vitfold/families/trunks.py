@@ -19,7 +19,6 @@ Arguments = Mapping[str, Any]
 class Trunk:
     """One class of trunks, known by the full name of the class.
 
-    library: who makes it.
     blocks: the path to its list of blocks.
     entries: the methods that run the blocks.
     call: runs one of them: `(trunk, method, run, args, kwargs)`.
@@ -31,7 +30,6 @@ class Trunk:
     padding: `[B, patches]`, False for padded patches, where such arguments are given.
     """
 
-    library: str
     blocks: str
     entries: tuple[str, ...]
     call: Callable[[Any, str, Run, tuple[Any, ...], dict[str, Any]], Any]

@@ -1,7 +1,6 @@
 """What every method is: a frozen dataclass of what the user chose, that plans what blocks do."""
 
 import dataclasses
-import math
 import types
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -39,7 +38,8 @@ class Method:
 
     r: tokens to remove per block: an int, a list (a number for every block, zeros left out at the
        end) or `(r, inflection)`, a ramp.
-    flops: the share of the dense model's FLOPs to reach, in place of `r`.
+    flops: the share of the FLOPs of the dense vision transformer to reach, in place of `r`; what
+        else a model does, a text tower or a decoder, costs what it costs.
     """
 
     name: ClassVar[str]
@@ -53,6 +53,8 @@ class Method:
             raise MethodError(f"{type(self).__name__} takes r or flops, got {given}: give one")
         if self.r is not None:
             check_reduction(self.r)
+        if isinstance(self.r, list):  # a copy: the caller's own may change
+            object.__setattr__(self, "r", list(self.r))
         if self.flops is not None:
             check_share(self.flops)
 
@@ -144,11 +146,14 @@ def check_skip(skip: object) -> None:
     check_whole("skip", skip, least=0)
 
 
-def halved(r: int, patches: int) -> int:
-    """How many of `r` tokens can leave: at most half of them."""
-    return min(r, patches // 2)
-
-
-def one_sixth(depth: int) -> int:
-    """How many of the first blocks the dense feature extractor leaves alone."""
-    return math.floor(depth / 6)
+def everywhere(
+    layout: Layout, schedule: tuple[int, ...], step: Callable[[int, int], Step]
+) -> tuple[Step | None, ...]:
+    """What every block does where all do the same: `step(block, removes)`, or nothing."""
+    patches = layout.patches
+    steps: list[Step | None] = []
+    for block, r in enumerate(schedule):
+        removes = min(r, patches // 2)  # at most half can leave
+        patches -= removes
+        steps.append(step(block, removes) if removes else None)
+    return tuple(steps)

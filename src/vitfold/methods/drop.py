@@ -7,7 +7,7 @@ from torch import Tensor
 from vitfold.layout import Layout
 from vitfold.ledger import Ledger
 from vitfold.match import lowest
-from vitfold.methods.base import Method, Step, check_cue, check_skip, halved, register
+from vitfold.methods.base import Method, Step, check_cue, check_skip, everywhere, register
 from vitfold.methods.schedule import check_whole
 from vitfold.tokenmap import TokenMap
 
@@ -36,19 +36,12 @@ class Drop(Method):
         return self.skip
 
     def plan(self, layout: Layout, schedule: tuple[int, ...]) -> tuple[Step | None, ...]:
-        patches = layout.patches
-        steps: list[Step | None] = []
-        for block, r in enumerate(schedule):
-            r = halved(r, patches)
-            patches -= r
-            steps.append(drop(self.cue, r, self.seed + block))
-        return tuple(steps)
+        return everywhere(layout, schedule, self.drop)
 
+    def drop(self, block: int, r: int) -> Step:
+        """The step that drops `r` tokens."""
 
-def drop(cue: str, r: int, seed: int) -> Step | None:
-    """The step that drops `r` tokens."""
+        def match(metric: Tensor, ledger: Ledger) -> TokenMap:
+            return lowest(metric, r, ledger.prefix, ledger.valid)
 
-    def match(metric: Tensor, ledger: Ledger) -> TokenMap:
-        return lowest(metric, r, ledger.prefix, ledger.valid)
-
-    return Step(cue, r, match, seed) if r else None
+        return Step(self.cue, r, match, self.seed + block)

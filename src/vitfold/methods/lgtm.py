@@ -11,8 +11,8 @@ from vitfold.errors import MethodError
 from vitfold.layout import Layout
 from vitfold.ledger import Ledger
 from vitfold.match import Windows, smallest_first, windowed
-from vitfold.methods.base import Step, check_skip, halved, register
-from vitfold.methods.merging import Merging, merge
+from vitfold.methods.base import Step, register
+from vitfold.methods.merging import Late
 from vitfold.methods.schedule import check_whole
 from vitfold.tokenmap import TokenMap
 
@@ -21,7 +21,7 @@ LOCATIONS = ("1d", "2d")
 
 @register("lgtm")
 @dataclass(frozen=True)
-class LGTM(Merging):
+class LGTM(Late):
     """Local-global token merging after `skip` dense blocks (default: a sixth of the depth).
 
     window: side of the first window (default: half the side of the patch grid); it grows by one
@@ -30,21 +30,15 @@ class LGTM(Merging):
         (`1d`), or by mean row, then mean column (`2d`).
     """
 
-    skip: int | None = None
     window: int | None = None
     location: str = "1d"
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.skip is not None:
-            check_skip(self.skip)
         if self.window is not None:
             check_whole("window", self.window, least=2)
         if self.location not in LOCATIONS:
             raise MethodError(f"location={self.location!r}: expected one of {', '.join(LOCATIONS)}")
-
-    def first(self, depth: int) -> int:
-        return depth // 6 if self.skip is None else self.skip
 
     def plan(self, layout: Layout, schedule: tuple[int, ...]) -> tuple[Step | None, ...]:
         grid = layout.grid or (1, 1)
@@ -55,17 +49,18 @@ class LGTM(Merging):
         for block, r in enumerate(schedule):
             local = local and side * side <= patches
             if block < first:
-                step = None
-            elif local:
+                steps.append(None)
+                continue
+            if local:
                 step = self._merge_locally(_windows(patches, grid, side, r), block)
                 side += 1
             else:
-                step = merge(self.cue, halved(r, patches), self.seed + block)
-            patches -= step.removes if step else 0
-            steps.append(step)
+                step = self.merge(block, min(r, patches // 2))
+            patches -= step.removes
+            steps.append(step if step.removes else None)
         return tuple(steps)
 
-    def _merge_locally(self, windows: Windows, block: int) -> Step | None:
+    def _merge_locally(self, windows: Windows, block: int) -> Step:
         def match(metric: Tensor, ledger: Ledger) -> TokenMap:
             if ledger.valid is not None:
                 raise MethodError("LGTM needs a whole grid and these images are padded: use ToMe")
@@ -73,7 +68,7 @@ class LGTM(Merging):
             return windowed(metric, windows, ledger.prefix, order)
 
         removes = sum(windows.merges)
-        return Step(self.cue, removes, match, self.seed + block) if removes else None
+        return Step(self.cue, removes, match, self.seed + block)
 
     def _order(self, metric: Tensor, ledger: Ledger, columns: int) -> Tensor:
         """`[B, n]`: the patch tokens as they lie on the grid, row by row."""

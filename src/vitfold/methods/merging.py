@@ -7,7 +7,7 @@ from torch import Tensor
 from vitfold.layout import Layout
 from vitfold.ledger import Ledger
 from vitfold.match import bipartite
-from vitfold.methods.base import Method, Step, check_cue, check_switch, halved
+from vitfold.methods.base import Method, Step, check_cue, check_skip, check_switch, everywhere
 from vitfold.methods.schedule import check_whole
 from vitfold.tokenmap import TokenMap
 
@@ -33,19 +33,27 @@ class Merging(Method):
         check_whole("seed", self.seed, least=0)
 
     def plan(self, layout: Layout, schedule: tuple[int, ...]) -> tuple[Step | None, ...]:
-        patches = layout.patches
-        steps: list[Step | None] = []
-        for block, r in enumerate(schedule):
-            r = halved(r, patches)
-            patches -= r
-            steps.append(merge(self.cue, r, self.seed + block))
-        return tuple(steps)
+        return everywhere(layout, schedule, self.merge)
+
+    def merge(self, block: int, r: int) -> Step:
+        """The step that merges `r` tokens over the whole sequence."""
+
+        def match(metric: Tensor, ledger: Ledger) -> TokenMap:
+            return bipartite(metric, r, ledger.prefix, ledger.valid)
+
+        return Step(self.cue, r, match, self.seed + block)
 
 
-def merge(cue: str, r: int, seed: int) -> Step | None:
-    """The step that merges `r` tokens over the whole sequence."""
+@dataclass(frozen=True)
+class Late(Merging):
+    """Merge after `skip` dense blocks (default: a sixth of the depth)."""
 
-    def match(metric: Tensor, ledger: Ledger) -> TokenMap:
-        return bipartite(metric, r, ledger.prefix, ledger.valid)
+    skip: int | None = None
 
-    return Step(cue, r, match, seed) if r else None
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.skip is not None:
+            check_skip(self.skip)
+
+    def first(self, depth: int) -> int:
+        return depth // 6 if self.skip is None else self.skip

@@ -7,6 +7,7 @@ seen, whatever the number of workers.
 
 import contextlib
 import random
+import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -124,5 +125,17 @@ class _Places:
 def load(examples: Examples, order: Order, start: int, stop: int, workers: int) -> Iterator[Any]:
     """The batches from one step up to another, over as many epochs as they take."""
     places: Any = _Places(order, start, stop)
-    pinned = torch.cuda.is_available()
-    return iter(DataLoader(examples, batch_sampler=places, num_workers=workers, pin_memory=pinned))
+    loader: DataLoader[Any] = DataLoader(
+        examples,
+        batch_sampler=places,
+        num_workers=workers,
+        worker_init_fn=_ignore_signals,
+        pin_memory=torch.cuda.is_available(),
+    )
+    return iter(loader)
+
+
+def _ignore_signals(_worker: int) -> None:
+    """A signal to all processes is answered by the one that trains, after its step."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
