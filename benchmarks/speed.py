@@ -141,6 +141,7 @@ def main(
     found = [
         row for case in cases for row in measure(case, device, compile, repeats, amp=suite == "gpu")
     ]
+    output.mkdir(parents=True, exist_ok=True)
     name = output / f"speed-{suite}{'-compiled' if compile else ''}"
     results.write(name.with_suffix(".json"), found, {"command": "benchmarks/speed.py"})
     table = markdown(found)

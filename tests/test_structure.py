@@ -22,7 +22,8 @@ FLOORS = [
     ["digits", "draw", "measure", "plots", "results"],
     ["plan"],
     ["models", "trace", "bench", "validate", "data"],
-    ["train", "demo"],
+    ["train", "sweep", "report", "analysis"],
+    ["demo"],
     ["cli"],
     ["__main__"],
     [""],
@@ -75,7 +76,8 @@ def test_what_is_exported_is_there() -> None:
 
 def test_the_core_needs_no_extra() -> None:
     """Optional dependencies are imported where they are used, not when vitfold is."""
-    extras = {"transformers", "matplotlib", "sklearn", "onnx", "onnxruntime", "accelerate"}
+    extras = {"transformers", "matplotlib", "sklearn", "onnx", "onnxruntime"}
+    extras |= {"accelerate", "pytorch_optimizer", "curvlinops", "scipy"}
     for file in FILES:
         assert not roots(file) & extras, file.name
 

@@ -1,5 +1,6 @@
 """Plots. matplotlib comes with the extra `report`."""
 
+import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,24 +12,75 @@ Point = tuple[float, float, float, float]
 
 
 def pareto(
-    path: Path, series: Mapping[str, Sequence[Point]], dense: Point, across: str, up: str
-) -> None:
+    path: Path | None,
+    series: Mapping[str, Sequence[Point]],
+    dense: Point | None,
+    across: str,
+    up: str,
+) -> str:
     """Accuracy against cost: a line for every method, the dense model as a star."""
-    plt = _pyplot()
+    plt = pyplot()
     figure, axes = plt.subplots(figsize=(7, 4.5), layout="constrained")
     for name, points in series.items():
         cost, value, low, high = zip(*sorted(points), strict=True)
         line = axes.plot(cost, value, marker="o", label=name)[0]
         axes.fill_between(cost, low, high, color=line.get_color(), alpha=0.08)
-    axes.plot(dense[0], dense[1], marker="*", markersize=14, color="black", label="dense")
+    if dense is not None:
+        axes.plot(dense[0], dense[1], marker="*", markersize=14, color="black", label="dense")
     axes.set(xlabel=across, ylabel=up)
     axes.grid(alpha=0.3)
     axes.legend()
-    figure.savefig(path, dpi=150)
-    plt.close(figure)
+    return finish(figure, path)
 
 
-def _pyplot() -> Any:
+def lines(
+    series: Mapping[str, Sequence[float]], across: str, up: str, path: Path | None = None
+) -> str:
+    """Values by number, from one: a line for every name."""
+    plt = pyplot()
+    figure, axes = plt.subplots(figsize=(7, 4.5), layout="constrained")
+    for name, values in series.items():
+        axes.plot(range(1, len(values) + 1), values, marker=".", label=name)
+    axes.set(xlabel=across, ylabel=up)
+    axes.grid(alpha=0.3)
+    if len(series) > 1:
+        columns = -(-len(series) // 16)
+        axes.legend(fontsize="x-small", ncols=columns)
+    return finish(figure, path)
+
+
+def maps(pictures: Mapping[str, Any], path: Path | None = None) -> str:
+    """Square maps of values side by side, on one scale of colours."""
+    plt = pyplot()
+    across = min(len(pictures), 6)
+    down = -(-len(pictures) // across)
+    size = (2.2 * across + 1, 2.4 * down)
+    figure, axes = plt.subplots(down, across, figsize=size, squeeze=False, layout="constrained")
+    for place in axes.flat:
+        place.set_axis_off()
+    for (name, values), place in zip(pictures.items(), axes.flat, strict=False):
+        shown = place.imshow(values, vmin=-1, vmax=1, cmap="viridis")
+        place.set_title(name, fontsize="small")
+    figure.colorbar(shown, ax=axes, shrink=0.8)
+    return finish(figure, path)
+
+
+def finish(figure: Any, path: Path | None) -> str:
+    """Write the figure where there is a path; give it as SVG where there is none."""
+    plt = pyplot()
+    try:
+        if path is not None:
+            figure.savefig(path, dpi=150)
+            return ""
+        out = io.StringIO()
+        figure.savefig(out, format="svg")
+        return out.getvalue()[out.getvalue().index("<svg") :]
+    finally:
+        plt.close(figure)
+
+
+def pyplot() -> Any:
+    """matplotlib, drawing to files."""
     try:
         import matplotlib
     except ImportError:

@@ -29,6 +29,20 @@ def write(path: Path, rows: Rows, about: Mapping[str, Any]) -> None:
     replace(path, _csv(rows) if path.suffix == ".csv" else _json(rows, about))
 
 
+def read(path: Path) -> dict[str, Any]:
+    """What `write` wrote: what it is about, and its rows. Figures of a CSV file come as text."""
+    try:
+        text = path.read_text(encoding="utf-8")
+        if path.suffix == ".csv":
+            return {"rows": list(csv.DictReader(io.StringIO(text)))}
+        found = json.loads(text)
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path} cannot be read as results: {error}") from error
+    if not isinstance(found, dict) or not isinstance(found.get("rows"), list):
+        raise DataError(f"{path} holds no results of vitfold: it has no rows")
+    return found
+
+
 def replace(path: Path, text: str) -> None:
     """Write a text file; until it is whole, the one before is there."""
     temporary = path.with_name(f".{path.name}.part")

@@ -95,7 +95,8 @@ def trace(model: nn.Module, images: Tensor | Mapping[str, Any]) -> Trace:
     with watch() as runs, torch.no_grad():
         trunk(**images) if isinstance(images, Mapping) else trunk(images)
     books = runs[-1].books
-    pixels = images["pixel_values"] if isinstance(images, Mapping) else images
+    given = images.values() if isinstance(images, Mapping) else [images]
+    pixels = next(value for value in given if isinstance(value, Tensor))
     return Trace(
         counts=[_counts(ledger, pixels) for ledger in books[1:]],
         maps=[ledger.whole(pixels) for ledger in books[1:]],

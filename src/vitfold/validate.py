@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -18,47 +18,18 @@ CONFIDENT = 1.959964
 """Standard deviations on either side that hold 95 % of a normal distribution."""
 
 
-@dataclass
-class Score:
-    """Predictions so far.
+@dataclass(frozen=True, eq=False)
+class Predictions:
+    """What a model said of labelled images.
 
-    agreement: those that are the dense model's prediction too.
-    seconds: in the folded model alone.
+    labels: `[N]`.
+    best: `[N, up to 5]` classes, the likeliest first.
+    seconds: in the model alone.
     """
 
-    images: int = 0
-    top1: int = 0
-    top5: int = 0
-    dense_top1: int = 0
-    agreement: int = 0
-    seconds: float = field(default=0.0)
-
-    def add(self, logits: Tensor, dense: Tensor, labels: Tensor, seconds: float) -> None:
-        """Count one batch."""
-        best = logits.topk(min(5, logits.shape[1]), dim=1).indices
-        hits = best == labels.unsqueeze(1)
-        self.images += len(labels)
-        self.top1 += int(hits[:, 0].sum())
-        self.top5 += int(hits.sum())
-        self.dense_top1 += int((dense.argmax(1) == labels).sum())
-        self.agreement += int((dense.argmax(1) == best[:, 0]).sum())
-        self.seconds += seconds
-
-    def report(self) -> "Report":
-        """The shares."""
-        if not self.images:
-            raise DataError("no images: the dataset is empty")
-        low, high = interval(self.top1, self.images)
-        return Report(
-            images=self.images,
-            top1=self.top1 / self.images,
-            top1_low=low,
-            top1_high=high,
-            top5=self.top5 / self.images,
-            dense_top1=self.dense_top1 / self.images,
-            agreement=self.agreement / self.images,
-            images_per_second=self.images / max(self.seconds, 1e-9),
-        )
+    labels: Tensor
+    best: Tensor
+    seconds: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -89,6 +60,69 @@ def interval(hits: int, images: int) -> tuple[float, float]:
     return max(0.0, min(share, middle - half)), min(1.0, max(share, middle + half))
 
 
+def score(ours: Predictions, dense: Predictions) -> Report:
+    """Shares of right answers, and of the answers that are the dense model's too."""
+    images = len(ours.labels)
+    if not images:
+        raise DataError("no images: the dataset is empty")
+    hits = ours.best == ours.labels.unsqueeze(1)
+    top1, first = int(hits[:, 0].sum()), dense.best[:, 0]
+    low, high = interval(top1, images)
+    return Report(
+        images=images,
+        top1=top1 / images,
+        top1_low=low,
+        top1_high=high,
+        top5=int(hits.sum()) / images,
+        dense_top1=int((first == ours.labels).sum()) / images,
+        agreement=int((first == ours.best[:, 0]).sum()) / images,
+        images_per_second=images / max(ours.seconds, 1e-9),
+    )
+
+
+class Watch:
+    """Runs a model over batches and keeps what it says."""
+
+    def __init__(self, model: nn.Module, device: torch.device, amp: torch.dtype | None) -> None:
+        self.model, self.device, self.amp = model, device, amp
+        self.best: list[Tensor] = []
+        self.labels: list[Tensor] = []
+        self.seconds = 0.0
+
+    def see(self, images: Tensor, labels: Tensor) -> None:
+        """One batch."""
+        images = images.to(self.device)
+        with torch.inference_mode(), evaluating(self.model), _amp(self.device, self.amp):
+            start = time.perf_counter()
+            logits = _logits(self.model, images)
+            self.seconds += _elapsed(start, self.device)
+        _check_labels(labels, logits)
+        self.best.append(logits.topk(min(5, logits.shape[1]), dim=1).indices.cpu())
+        self.labels.append(labels.cpu())
+
+    def predictions(self) -> Predictions:
+        """All that was said."""
+        if not self.labels:
+            return Predictions(torch.empty(0), torch.empty(0, 1))
+        return Predictions(torch.cat(self.labels), torch.cat(self.best), self.seconds)
+
+
+def predict(
+    model: nn.Module,
+    batches: Iterable[Batch],
+    *,
+    device: torch.device | None = None,
+    amp: torch.dtype | None = None,
+    progress: Progress = lambda: None,
+) -> Predictions:
+    """What a model says of labelled batches."""
+    watch = Watch(model, device or next(model.parameters()).device, amp)
+    for images, labels in batches:
+        watch.see(images, labels)
+        progress()
+    return watch.predictions()
+
+
 def validate(
     folded: nn.Module,
     dense: nn.Module,
@@ -100,17 +134,12 @@ def validate(
 ) -> Report:
     """Run both models over labelled batches."""
     device = device or next(folded.parameters()).device
-    score = Score()
-    with torch.inference_mode(), evaluating(folded), evaluating(dense), _amp(device, amp):
-        for images, labels in batches:
-            images, labels = images.to(device), labels.to(device)
-            start = time.perf_counter()
-            logits = _logits(folded, images)
-            elapsed = _elapsed(start, device)
-            _check_labels(labels, logits)
-            score.add(logits, _logits(dense, images), labels, elapsed)
-            progress()
-    return score.report()
+    ours, base = Watch(folded, device, amp), Watch(dense, device, amp)
+    for images, labels in batches:
+        ours.see(images, labels)
+        base.see(images, labels)
+        progress()
+    return score(ours.predictions(), base.predictions())
 
 
 def limited(batches: Iterable[Batch], limit: int | None) -> Iterator[Batch]:

@@ -8,7 +8,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from vitfold.cli import bench, demo, families, trace, train, validate
+from vitfold.cli import analyze, bench, demo, families, report, sweep, trace, train, validate
 from vitfold.errors import VitfoldError
 
 app = typer.Typer(
@@ -21,6 +21,9 @@ app = typer.Typer(
 app.command()(demo.demo)
 app.command()(bench.bench)
 app.command()(validate.validate)
+app.command()(sweep.sweep)
+app.command()(report.report)
+app.add_typer(analyze.app, name="analyze")
 app.command()(trace.trace)
 app.command()(train.train)
 app.command()(families.families)

@@ -9,7 +9,6 @@ from torch import nn
 from vitfold import bench as bench_
 from vitfold import results
 from vitfold.cli import options, show
-from vitfold.errors import DataError
 from vitfold.families import find
 from vitfold.fold import folded
 from vitfold.measure import random_inputs
@@ -44,7 +43,7 @@ def bench(
     """
     if results_file:
         results.check_results_file(results_file)
-    sizes = _sizes(batch_size)
+    sizes = options.batch_sizes(batch_size)
     on, dtype = options.device(device), options.amp(amp, amp_dtype)
     dense = options.model(model, model_kwargs, False, img_size, on)
     ours = options.folded_by(dense, plan, options.Choice(method, r, flops, method_kwargs))
@@ -55,16 +54,6 @@ def bench(
         tags = {"model": model, "method": str(folded(ours).method)}
         results.write(results_file, [tags | row.to_json() for row in rows], about)
         show.written(results_file)
-
-
-def _sizes(text: str) -> list[int]:
-    try:
-        sizes = [int(part) for part in text.split(",")]
-    except ValueError:
-        sizes = []
-    if not sizes or min(sizes) < 1:
-        raise DataError(f"--batch-size {text!r}: expected numbers from 1 up, as 32 or 1,8,32")
-    return sizes
 
 
 def _measure(

@@ -9,6 +9,7 @@ from torch import nn
 from vitfold import demo as demo_
 from vitfold import draw, plots, results
 from vitfold.cli import options, show
+from vitfold.sweep import Row
 from vitfold.trace import trace
 
 COLUMNS = ("method", "accuracy", "95 %", "agrees", "GFLOPs", "img/s", "x dense", "bound")
@@ -26,11 +27,8 @@ def demo(
     the figures.
     """
     options.directory(output)
-    made: list[tuple[demo_.Row, nn.Module]] = []
     with show.bar("folding", demo_.steps()) as progress:
-        for pair in demo_.rows():
-            made.append(pair)
-            progress()
+        made = list(demo_.rows(progress))
     rows = [row for row, _ in made]
     show.table("digits, 12 blocks, 197 tokens", COLUMNS, [_cells(row) for row in rows])
     _plot(rows, output / "pareto.png")
@@ -40,26 +38,30 @@ def demo(
     show.written(output / "results.json")
 
 
-def _cells(row: demo_.Row) -> list[str]:
+def _cells(row: Row) -> list[str]:
     name = "dense" if row.method == "dense" else f"{row.method} {row.flops:.2f}"
+    report, [speed] = row.report, row.speeds
     return [
         name,
-        f"{row.accuracy:.1%}",
-        f"{row.low:.0%}-{row.high:.0%}",
-        f"{row.agreement:.1%}",
+        f"{report.top1:.1%}",
+        f"{report.top1_low:.0%}-{report.top1_high:.0%}",
+        f"{report.agreement:.1%}",
         f"{row.gflops:.3f}",
-        f"{row.images_per_second:.0f}",
-        f"{row.speedup:.2f}",
-        f"{row.share:.3f}",
+        f"{speed.images_per_second:.0f}",
+        f"{speed.speedup:.2f}",
+        "" if speed.share is None else f"{speed.share:.3f}",
     ]
 
 
-def _plot(rows: list[demo_.Row], path: Path) -> None:
-    points = {row: (row.gflops, row.accuracy, row.low, row.high) for row in rows}
+def _plot(rows: list[Row], path: Path) -> None:
     methods = dict.fromkeys(row.method for row in rows[1:])
-    series = {name: [points[row] for row in rows if row.method == name] for name in methods}
-    plots.pareto(path, series, points[rows[0]], "GFLOPs per image", "accuracy on held-out digits")
+    series = {name: [_point(row) for row in rows if row.method == name] for name in methods}
+    plots.pareto(path, series, _point(rows[0]), "GFLOPs per image", "accuracy on held-out digits")
     show.written(path)
+
+
+def _point(row: Row) -> plots.Point:
+    return row.gflops, row.report.top1, row.report.top1_low, row.report.top1_high
 
 
 def _pictures(models: dict[str, nn.Module], output: Path) -> None:

@@ -10,7 +10,7 @@ import torch
 import typer
 from torch import nn
 
-from vitfold.errors import DataError, MethodError
+from vitfold.errors import DataError, MethodError, nearest
 from vitfold.fold import fold, folds
 from vitfold.methods import METHODS, Method, create_method
 from vitfold.models import create_model
@@ -49,6 +49,17 @@ AmpDtype = Annotated[str, typer.Option(help="Lower precision of --amp: bfloat16 
 ResultsFile = Annotated[
     Path | None, typer.Option("--results-file", help="Rows to this .json or .csv file.")
 ]
+
+Dataset = Annotated[
+    str, typer.Option(help="timm's dataset name: hfds/..., wds/..., torch/cifar10, ...")
+]
+DataDirectory = Annotated[
+    Path | None, typer.Option("--data-dir", help="Folder or tar of class folders.")
+]
+Split = Annotated[str, typer.Option(help="Part of the dataset.")]
+ClassMap = Annotated[str, typer.Option(help="File that maps class names to labels.")]
+Limit = Annotated[int | None, typer.Option(min=1, help="Only N images, evenly spaced.")]
+Workers = Annotated[int, typer.Option("--workers", "-j", min=0, help="Processes that read images.")]
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -106,6 +117,52 @@ def reduction(text: str) -> int | list[int] | tuple[int, float]:
         return [int(part) for part in text.split(",")] if "," in text else int(text)
     except ValueError:
         raise MethodError(f"--r {text!r}: expected 13, or 16,16,8, or 13:-1") from None
+
+
+def shares(text: str) -> list[float]:
+    """`0.9,0.6`, or `0.9..0.4` in steps of 0.1, or `0.9..0.4:0.05`."""
+    try:
+        ends, _, step = text.partition(":")
+        if ".." not in ends:
+            found = [float(part) for part in text.split(",")]
+        else:
+            first, last = (float(end) for end in ends.split(".."))
+            by = abs(float(step or 0.1))
+            count = round(abs(first - last) / by) + 1
+            sign = 1 if last > first else -1
+            found = [round(first + sign * by * number, 6) for number in range(count)]
+    except (ValueError, ZeroDivisionError):
+        found = []
+    if not found or not all(0 < share <= 1 for share in found):
+        raise MethodError(f"--flops {text!r}: expected shares in (0, 1], as 0.9,0.6 or 0.9..0.4")
+    return found
+
+
+def batch_sizes(text: str) -> list[int]:
+    """`32`, or `1,8,32`."""
+    try:
+        sizes = [int(part) for part in text.split(",")]
+    except ValueError:
+        sizes = []
+    if not sizes or min(sizes) < 1:
+        raise DataError(f"--batch-size {text!r}: expected numbers from 1 up, as 32 or 1,8,32")
+    return sizes
+
+
+def whole_numbers(option: str, text: str) -> list[int]:
+    """`16`, or `4,8,16`."""
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise MethodError(f"{option} {text!r}: expected numbers, as 16 or 4,8,16") from None
+
+
+def method_name(text: str) -> str:
+    """A registered name."""
+    name = text.strip().lower()
+    if name not in METHODS:
+        raise MethodError(f"unknown method {text!r}{nearest(name, METHODS)}")
+    return name
 
 
 def device(name: str) -> torch.device:

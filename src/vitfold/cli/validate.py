@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Annotated, Any
 
 import torch
@@ -21,17 +20,13 @@ from vitfold.validate import validate as validate_
 
 def validate(
     model: options.ModelName = "digits",
-    dataset: Annotated[
-        str, typer.Option(help="timm's dataset name: hfds/..., wds/..., torch/cifar10, ...")
-    ] = "",
-    data_dir: Annotated[
-        Path | None, typer.Option("--data-dir", help="Folder or tar of class folders.")
-    ] = None,
-    split: Annotated[str, typer.Option(help="Part of the dataset.")] = "validation",
-    class_map: Annotated[str, typer.Option(help="File that maps class names to labels.")] = "",
-    limit: Annotated[int | None, typer.Option(min=1, help="Only N images, evenly spaced.")] = None,
+    dataset: options.Dataset = "",
+    data_dir: options.DataDirectory = None,
+    split: options.Split = "validation",
+    class_map: options.ClassMap = "",
+    limit: options.Limit = None,
     batch_size: Annotated[int, typer.Option("--batch-size", "-b", min=1)] = 64,
-    workers: Annotated[int, typer.Option("--workers", "-j", min=0)] = 0,
+    workers: options.Workers = 0,
     method: options.MethodName = None,
     r: options.Reduction = None,
     flops: options.Share = None,
@@ -55,7 +50,7 @@ def validate(
     base = options.model(model, model_kwargs, pretrained, img_size, on)
     ours = options.folded_by(base, plan, options.Choice(method, r, flops, method_kwargs))
     source = Source(dataset, data_dir, split, class_map)
-    batches = _batches(model, ours, source, limit, batch_size, workers)
+    batches = batches_of(model, ours, source, limit, batch_size, workers)
     count = _count(batches, batch_size, limit)
     with show.bar("validating", count) as progress:
         images = limited(batches, limit)
@@ -68,9 +63,10 @@ def validate(
         show.written(results_file)
 
 
-def _batches(
+def batches_of(
     name: str, model: nn.Module, source: Source, limit: int | None, batch_size: int, workers: int
 ) -> Iterable[Batch]:
+    """Labelled images: the source's, or the embedded model's own."""
     if source.dataset or source.root:
         return loader(labelled(model, source, limit), batch_size, workers)  # type: ignore[no-any-return]
     if name != "digits":

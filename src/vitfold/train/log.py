@@ -1,13 +1,25 @@
 """What a training has done, in files: `log.csv` for epochs, `log.jsonl` for steps and epochs."""
 
+import contextlib
 import json
+import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from vitfold import results
-from vitfold.errors import missing
+from vitfold.errors import VitfoldError, missing
 
 EPOCHS, EVENTS = "log.csv", "log.jsonl"
+
+
+@contextlib.contextmanager
+def lenient(what: str) -> Iterator[None]:
+    """Where the disk is full, a training goes on, with a warning."""
+    try:
+        yield
+    except (OSError, VitfoldError) as error:
+        warnings.warn(f"{what} is not written: {error}", stacklevel=3)
 
 
 class Log:
@@ -28,7 +40,8 @@ class Log:
         """What an epoch came to."""
         self._add({"kind": "epoch", "step": step, **figures})
         rows = [{k: v for k, v in e.items() if k != "kind"} for e in self.epochs]
-        results.write(self.directory / EPOCHS, rows, {})
+        with lenient(EPOCHS):
+            results.write(self.directory / EPOCHS, rows, {})
 
     @property
     def epochs(self) -> list[dict[str, Any]]:
@@ -42,7 +55,7 @@ class Log:
 
     def _add(self, event: dict[str, Any]) -> None:
         self.events.append(event)
-        with (self.directory / EVENTS).open("a", encoding="utf-8") as file:
+        with lenient(EVENTS), (self.directory / EVENTS).open("a", encoding="utf-8") as file:
             file.write(json.dumps(event) + "\n")
         if self.board:
             for name, value in event.items():

@@ -23,7 +23,7 @@ from vitfold.models import save_model
 from vitfold.results import replace
 from vitfold.train import checkpoint
 from vitfold.train.examples import STEP, Examples, Order, load, own_randomness, seed_all
-from vitfold.train.log import Log
+from vitfold.train.log import Log, lenient
 from vitfold.train.objective import Objective, logits_of
 from vitfold.train.optimizing import PlainStep, SharpnessAwareStep, optimizer, scheduler
 from vitfold.train.recipe import Recipe
@@ -115,6 +115,7 @@ def create_accelerator(device: str = "auto", precision: str = "no") -> Any:
         import accelerate
     except ImportError:
         raise missing("accelerate", "train") from None
+    accelerate.state.AcceleratorState._reset_state()  # of a training before this one
     return accelerate.Accelerator(cpu=device == "cpu", mixed_precision=precision)
 
 
@@ -273,7 +274,8 @@ class Training:
         if top1 is not None and (self.best is None or top1 > self.best):
             self.best = top1
             if self._main:
-                save_model(self.model, self.settings.output / BEST)
+                with lenient(BEST):
+                    save_model(self.model, self.settings.output / BEST)
         if self._main:
             self.log.epoch(step, **figures)
             self.settings.say(figures)

@@ -1,0 +1,214 @@
+"""`vitfold analyze ...`: looking into a model."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from torch import nn
+
+from vitfold import analysis, plots, results
+from vitfold.bench import clone
+from vitfold.cli import options, show
+from vitfold.cli.validate import batches_of
+from vitfold.data import Source
+from vitfold.errors import DataError
+from vitfold.fold import fold
+from vitfold.validate import Batch
+
+app = typer.Typer(
+    help="Look into a model: how alike its tokens are, how sharp its minimum is.",
+    no_args_is_help=True,
+)
+
+Output = Annotated[Path | None, typer.Option("--output", "-o", help="A plot: .png, .svg or .pdf.")]
+BatchSize = Annotated[int, typer.Option("--batch-size", "-b", min=1)]
+
+
+@app.command()
+def similarity(
+    model: options.ModelName = "digits",
+    dataset: options.Dataset = "",
+    data_dir: options.DataDirectory = None,
+    split: options.Split = "validation",
+    class_map: options.ClassMap = "",
+    limit: options.Limit = 256,
+    batch_size: BatchSize = 32,
+    workers: options.Workers = 0,
+    model_kwargs: options.ModelKwargs = [],  # noqa: B006 (typer copies defaults)
+    pretrained: options.Pretrained = True,
+    img_size: options.ImageSize = None,
+    device: options.Device = "cpu",
+    output: Output = None,
+    results_file: options.ResultsFile = None,
+) -> None:
+    """Mean similarity of tokens before, inside and after the attention of every block."""
+    _check(output, results_file)
+    base = options.model(model, model_kwargs, pretrained, img_size, options.device(device))
+    source = Source(dataset, data_dir, split, class_map)
+    batches: list[Batch] = list(batches_of(model, base, source, limit, batch_size, workers))
+    with show.bar("looking", len(batches)) as progress:
+        found = analysis.token_similarity(base, batches, progress)
+    series = {name: getattr(found, name) for name in ("before", "inside", "after")}
+    _by_block(f"{model}: mean cosine of two tokens", series)
+    if output is not None:
+        plots.lines(series, "block", "mean cosine of two tokens", output)
+    _finish("similarity", model, _rows(series), output, results_file)
+
+
+@app.command("merged-similarity")
+def merged_similarity(
+    model: options.ModelName = "digits",
+    method: options.MethodName = None,
+    r: Annotated[
+        str, typer.Option("--r", help="Tokens per block, one or more: 4,8,16.")
+    ] = "4,8,16",
+    method_kwargs: options.MethodKwargs = [],  # noqa: B006
+    dataset: options.Dataset = "",
+    data_dir: options.DataDirectory = None,
+    split: options.Split = "validation",
+    class_map: options.ClassMap = "",
+    limit: options.Limit = 256,
+    batch_size: BatchSize = 32,
+    workers: options.Workers = 0,
+    model_kwargs: options.ModelKwargs = [],  # noqa: B006
+    pretrained: options.Pretrained = True,
+    img_size: options.ImageSize = None,
+    device: options.Device = "cpu",
+    output: Output = None,
+    results_file: options.ResultsFile = None,
+) -> None:
+    """Mean similarity of the tokens that merge with each other, against r."""
+    _check(output, results_file)
+    base = options.model(model, model_kwargs, pretrained, img_size, options.device(device))
+    source = Source(dataset, data_dir, split, class_map)
+    batches: list[Batch] = list(batches_of(model, base, source, limit, batch_size, workers))
+    asked = options.whole_numbers("--r", r)
+    with show.bar("merging", len(batches) * len(asked)) as progress:
+        found = analysis.merged_similarity(
+            base, batches, asked, method or "tome", options.parse(method_kwargs), progress
+        )
+    series = {f"r={r}": values for r, values in found.items()}
+    _by_block(f"{model}: mean cosine of merged pairs", series)
+    if output is not None:
+        gaps = {name: [_gap(value) for value in values] for name, values in series.items()}
+        plots.lines(gaps, "block", "mean cosine of merged pairs", output)
+    _finish("merged-similarity", model, _rows(series), output, results_file)
+
+
+@app.command()
+def sharpness(
+    model: options.ModelName = "digits",
+    method: options.MethodName = None,
+    r: options.Reduction = None,
+    flops: options.Share = None,
+    method_kwargs: options.MethodKwargs = [],  # noqa: B006
+    dataset: options.Dataset = "",
+    data_dir: options.DataDirectory = None,
+    split: options.Split = "validation",
+    class_map: options.ClassMap = "",
+    limit: options.Limit = 128,
+    batch_size: BatchSize = 32,
+    workers: options.Workers = 0,
+    tolerance: Annotated[float, typer.Option(help="Relative, of the eigenvalue.")] = 0.01,
+    model_kwargs: options.ModelKwargs = [],  # noqa: B006
+    pretrained: options.Pretrained = True,
+    img_size: options.ImageSize = None,
+    device: options.Device = "cpu",
+    results_file: options.ResultsFile = None,
+) -> None:
+    """The largest eigenvalue of the Hessian of the loss, before and after folding."""
+    _check(None, results_file)
+    base = options.model(model, model_kwargs, pretrained, img_size, options.device(device))
+    source = Source(dataset, data_dir, split, class_map)
+    batches: list[Batch] = list(batches_of(model, base, source, limit, batch_size, workers))
+    chosen = options.Choice(method, r, flops, method_kwargs).build()
+    both: dict[str, nn.Module] = {"dense": base, str(chosen): fold(clone(base), chosen)}
+    values: dict[str, float] = {}
+    for name, each in both.items():
+        with show.bar(f"products with the Hessian, {name}", None) as progress:
+            values[name] = analysis.sharpness(each, batches, tolerance, progress)
+    dense = values["dense"]
+    rows = [{"model": name, "largest_eigenvalue": value} for name, value in values.items()]
+    cells = [[name, f"{value:.1f}", f"{value / dense:.2f}"] for name, value in values.items()]
+    show.table(f"{model}: sharpness", ["", "largest eigenvalue", "x dense"], cells)
+    _finish("sharpness", model, rows, None, results_file)
+
+
+@app.command()
+def positions(
+    model: options.ModelName = "digits",
+    model_kwargs: options.ModelKwargs = [],  # noqa: B006
+    pretrained: options.Pretrained = True,
+    img_size: options.ImageSize = None,
+    output: Output = Path("positions.png"),
+) -> None:
+    """Similarity of position embeddings: a map for some patches of the grid."""
+    _check(output, None)
+    base = options.model(model, model_kwargs, pretrained, img_size, options.device("cpu"))
+    found = analysis.position_similarity(base)
+    height, width = found.shape[:2]
+    places = [(y, x) for y in _spread(height) for x in _spread(width)]
+    maps = {f"row {y + 1}, column {x + 1}": found[y, x].numpy() for y, x in places}
+    show.table(
+        f"{model}: cosine of two position embeddings",
+        ["", "mean"],
+        [["neighbours", f"{_neighbours(found):.3f}"], ["all", f"{float(found.mean()):.3f}"]],
+    )
+    plots.maps(maps, output)
+    if output is not None:
+        show.written(output)
+
+
+def _neighbours(found: Any) -> float:
+    """The mean over patches that share an edge."""
+    height, width = found.shape[:2]
+    pairs = [found[y, x, y + 1, x] for y in range(height - 1) for x in range(width)]
+    pairs += [found[y, x, y, x + 1] for y in range(height) for x in range(width - 1)]
+    return float(sum(map(float, pairs)) / max(len(pairs), 1))
+
+
+def _spread(side: int) -> list[int]:
+    """Three places along a side."""
+    return sorted({side // 6, side // 2, side - 1 - side // 6})
+
+
+def _gap(value: float | None) -> float:
+    return float("nan") if value is None else value
+
+
+def _by_block(title: str, series: Mapping[str, list[Any]]) -> None:
+    rows = [
+        [str(block + 1), *("" if v is None else f"{v:.3f}" for v in values)]
+        for block, values in enumerate(zip(*series.values(), strict=True))
+    ]
+    show.table(title, ["block", *series], rows)
+
+
+def _rows(series: Mapping[str, list[Any]]) -> list[dict[str, Any]]:
+    return [
+        {"block": block + 1, **dict(zip(series, values, strict=True))}
+        for block, values in enumerate(zip(*series.values(), strict=True))
+    ]
+
+
+def _check(output: Path | None, results_file: Path | None) -> None:
+    """Refuse files before the work, not after it."""
+    if results_file:
+        results.check_results_file(results_file)
+    if output is not None:
+        if output.suffix not in (".png", ".svg", ".pdf"):
+            raise DataError(f"--output {output.name!r}: expected .png, .svg or .pdf")
+        if not output.parent.is_dir():
+            raise DataError(f"--output {output}: there is no directory {output.parent}")
+        plots.pyplot()
+
+
+def _finish(
+    what: str, model: str, rows: list[dict[str, Any]], output: Path | None, file: Path | None
+) -> None:
+    if output is not None:
+        show.written(output)
+    if file is not None:
+        results.write(file, rows, {"command": f"analyze {what}", "model": model})
+        show.written(file)

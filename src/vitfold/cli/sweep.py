@@ -1,0 +1,187 @@
+"""`vitfold sweep`: many folds of one model on the same images."""
+
+import base64
+import functools
+import io
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from torch import nn
+
+from vitfold import draw, results
+from vitfold.cli import options, show
+from vitfold.cli.validate import batches_of
+from vitfold.data import Source
+from vitfold.errors import DataError
+from vitfold.fold import folds
+from vitfold.methods import METHODS
+from vitfold.models import create_model
+from vitfold.sweep import Row, candidates, smaller_inputs, smaller_models
+from vitfold.sweep import sweep as sweep_
+from vitfold.trace import trace
+
+PICTURES = 4
+"""How many images are drawn for every method."""
+
+
+def sweep(
+    model: options.ModelName = "digits",
+    methods: Annotated[str, typer.Option(help="With commas between.")] = ",".join(METHODS),
+    flops: Annotated[
+        str, typer.Option(help="Shares of the dense FLOPs: 0.9,0.6, or 0.9..0.4, or 0.9..0.4:0.05.")
+    ] = "0.9..0.4",
+    method_kwargs: options.MethodKwargs = [],  # noqa: B006 (typer copies defaults)
+    smaller_input: Annotated[
+        bool, typer.Option(help="The dense model on smaller images, too.")
+    ] = True,
+    smaller_model: Annotated[
+        list[str], typer.Option(metavar="MODEL", help="Another dense model, too; may be repeated.")
+    ] = [],  # noqa: B006
+    dataset: options.Dataset = "",
+    data_dir: options.DataDirectory = None,
+    split: options.Split = "validation",
+    class_map: options.ClassMap = "",
+    limit: options.Limit = None,
+    batch_size: Annotated[
+        str, typer.Option("--batch-size", "-b", help="For speed, one or more: 1,32.")
+    ] = "1,32",
+    val_batch_size: Annotated[int, typer.Option(min=1, help="For accuracy.")] = 64,
+    repeats: Annotated[int, typer.Option(min=1, help="Rounds of timing that count.")] = 5,
+    workers: options.Workers = 0,
+    model_kwargs: options.ModelKwargs = [],  # noqa: B006
+    pretrained: options.Pretrained = True,
+    img_size: options.ImageSize = None,
+    device: options.Device = "cpu",
+    amp: options.Amp = False,
+    amp_dtype: options.AmpDtype = "bfloat16",
+    results_file: options.ResultsFile = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Begin the file anew.")] = False,
+) -> None:
+    """Accuracy, agreement, FLOPs and speed of every method over a range of FLOPs.
+
+    Rows go to --results-file as they come; the same command goes on from those that are there.
+    """
+    if results_file:
+        results.check_results_file(results_file)
+    shares, sizes = options.shares(flops), options.batch_sizes(batch_size)
+    names = [options.method_name(name) for name in methods.split(",")]
+    on, dtype = options.device(device), options.amp(amp, amp_dtype)
+    base = options.model(model, model_kwargs, pretrained, img_size, on)
+    source = Source(dataset, data_dir, split, class_map)
+    batches = functools.partial(batches_of, model, base, source, limit, val_batch_size, workers)
+    asked = candidates(base, names, shares, options.parse(method_kwargs))
+    asked += smaller_inputs(base, shares) if smaller_input else []
+    asked += smaller_models({name: functools.partial(_other, name, on) for name in smaller_model})
+    about: dict[str, Any] = {
+        "command": "sweep",
+        "model": model,
+        "data": [dataset, str(data_dir), split, limit],
+        "batch_sizes": sizes,
+        "options": options.parse(method_kwargs),
+        "amp": str(dtype),
+    }
+    book = Book(results_file, about, overwrite)
+    left = [candidate for candidate in asked if candidate.key not in book.done]
+    first: Any = batches()
+    count = len(first) * len(left) if hasattr(first, "__len__") else None
+    images = next(iter(first))[0][:PICTURES].to(on) if left else None
+    with show.bar("sweeping", count) as progress:
+        for row, made in sweep_(
+            base, left, batches, sizes=sizes, repeats=repeats, amp=dtype, progress=progress,
+            skip=show.note,
+        ):  # fmt: skip
+            book.add(row, _picture(made, images))
+    show.table(f"{model}: {len(book.rows)} candidates", _columns(sizes), _cells(book, sizes))
+    if results_file:
+        show.written(results_file)
+
+
+class Book:
+    """The rows of a sweep, in a file that holds all of them at any time."""
+
+    def __init__(self, path: Path | None, about: dict[str, Any], overwrite: bool) -> None:
+        self.path, self.about = path, about
+        self.rows: list[dict[str, Any]] = []
+        self.pictures: dict[str, str] = {}
+        if path is not None and path.exists() and not overwrite:
+            before = results.read(path)
+            if path.suffix == ".json":
+                _same(path, before, about)
+                self.pictures = before.get("pictures", {})
+            self.rows = before["rows"]
+
+    @property
+    def done(self) -> set[tuple[str, float]]:
+        """What needs no other run."""
+        return {(row["method"], float(row["flops"])) for row in self.rows}
+
+    def add(self, row: Row, picture: str | None) -> None:
+        """One more row, in the file before the next one is begun."""
+        self.rows.append(row.to_json())
+        if picture:
+            self.pictures[row.method] = picture
+        if self.path is not None:
+            rows = self.rows if self.path.suffix == ".json" else [_short(r) for r in self.rows]
+            results.write(self.path, rows, self.about | {"pictures": self.pictures})
+
+
+def _same(path: Path, before: dict[str, Any], about: dict[str, Any]) -> None:
+    for name, value in about.items():
+        if before.get(name) != value:
+            raise DataError(
+                f"{path} holds a sweep with {name}={before.get(name)!r}, not {value!r}: give "
+                "another --results-file, or --overwrite"
+            )
+
+
+def _short(row: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in row.items() if name not in ("counts", "changed")}
+
+
+def _other(name: str, on: torch.device) -> nn.Module:
+    return create_model(name, pretrained=True).to(on).eval()
+
+
+def _picture(model: nn.Module, images: torch.Tensor | None) -> str | None:
+    """The tokens of some images after the last block, as a web page holds pictures."""
+    if images is None or not folds(model):
+        return None
+    traced = trace(model, images)
+    if traced.grid is None:
+        return None
+    plain = [draw.plain(image) for image in images]
+    drawn = [traced.draw(number) for number in range(len(images))]
+    labels = ["image"] * len(plain) + [f"{counts} tokens" for counts in traced.counts[-1]]
+    out = io.BytesIO()
+    draw.row(plain + drawn, labels).save(out, "PNG")
+    return "data:image/png;base64," + base64.b64encode(out.getvalue()).decode()
+
+
+def _columns(sizes: list[int]) -> list[str]:
+    speeds = [f"{what}, b={size}" for size in sizes for what in ("img/s", "x dense", "bound")]
+    return ["method", "asked", "top-1", "95 %", "agrees", "GFLOPs", *speeds]
+
+
+def _cells(book: Book, sizes: list[int]) -> list[list[str]]:
+    return [
+        [
+            row["method"],
+            f"{float(row['flops']):.2f}",
+            f"{float(row['top1']):.2%}",
+            f"{float(row['top1_low']):.1%}-{float(row['top1_high']):.1%}",
+            f"{float(row['agreement']):.2%}",
+            f"{float(row['gflops']):.3f}",
+            *(_figure(row, f"{name}_b{size}", digits) for size in sizes for name, digits in SPEEDS),
+        ]
+        for row in book.rows
+    ]
+
+
+SPEEDS = (("images_per_second", 0), ("speedup", 2), ("share", 3))
+
+
+def _figure(row: dict[str, Any], name: str, digits: int) -> str:
+    value = row.get(name)
+    return "" if value in (None, "") else f"{float(value):.{digits}f}"

@@ -1,0 +1,248 @@
+"""Many folds of one model on the same images, beside what else costs less: smaller images, and
+smaller models."""
+
+import copy
+import functools
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vitfold.bench import BOUND, DENSE, FOLDED, clone, free_slicing, removed
+from vitfold.errors import MethodError
+from vitfold.families import find
+from vitfold.flops import dry_count
+from vitfold.fold import fold, folds
+from vitfold.measure import compare, flops, random_inputs
+from vitfold.methods import create_method
+from vitfold.trace import trace
+from vitfold.validate import Batch, Predictions, Report, predict, score
+
+SMALLER_INPUT, SMALLER_MODEL = "smaller input", "smaller model"
+
+Progress = Callable[[], None]
+
+
+@dataclass(frozen=True)
+class Speed:
+    """How fast it is at one batch size.
+
+    speedup: the time of the dense model over its own.
+    share: the time of free slicing over its own, where it folds.
+    """
+
+    batch_size: int
+    images_per_second: float
+    speedup: float
+    share: float | None
+
+
+@dataclass(frozen=True)
+class Row:
+    """What came of one candidate.
+
+    flops: the share of the dense FLOPs that it was asked for.
+    detail: the method with its options, the size of the images, the name of the model.
+    counts: how many tokens leave every block.
+    changed: the images whose prediction is not the dense model's.
+    """
+
+    method: str
+    flops: float
+    detail: str
+    report: Report
+    gflops: float
+    speeds: tuple[Speed, ...]
+    counts: list[int] = field(default_factory=list)
+    changed: list[int] = field(default_factory=list)
+
+    def to_json(self) -> dict[str, Any]:
+        """One flat row: speeds by batch size."""
+        flat: dict[str, Any] = {"method": self.method, "flops": self.flops, "detail": self.detail}
+        figures = self.report.to_json()
+        del figures["images_per_second"]
+        flat |= figures | {"gflops": self.gflops}
+        for speed in self.speeds:
+            for name in ("images_per_second", "speedup", "share"):
+                flat[f"{name}_b{speed.batch_size}"] = getattr(speed, name)
+        return flat | {"counts": self.counts, "changed": self.changed}
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """Something that costs less than the dense model, made when its turn comes."""
+
+    method: str
+    flops: float
+    make: Callable[[], nn.Module]
+
+    @property
+    def key(self) -> tuple[str, float]:
+        """What it is known by."""
+        return self.method, self.flops
+
+
+def candidates(
+    model: nn.Module,
+    methods: Sequence[str],
+    shares: Sequence[float],
+    options: Mapping[str, Any] | None = None,
+) -> list[Candidate]:
+    """The dense model, and every method at every share."""
+    made = [Candidate(DENSE, 1.0, lambda: clone(model))]
+    for name in methods:
+        for share in shares:
+            method = functools.partial(create_method, name, {**(options or {}), "flops": share})
+            made.append(Candidate(name, share, functools.partial(_fold, model, method)))
+    return made
+
+
+def _fold(model: nn.Module, method: Callable[[], Any]) -> nn.Module:
+    return fold(clone(model), method())
+
+
+def smaller_inputs(model: nn.Module, shares: Sequence[float]) -> list[Candidate]:
+    """The model on smaller images, at the size that comes nearest to every share."""
+    found = find(model)
+    if not hasattr(found.trunk, "set_input_size"):
+        return []
+    dense = dry_count(lambda: found.trunk(**found.example()))
+    height, width = found.layout().grid or (0, 0)
+    made: dict[int, float] = {}
+    for rows in range(1, height):
+        small = _smaller(model, rows, max(1, round(rows * width / height)))
+        made[rows] = dry_count(functools.partial(small, found.example()["x"])) / dense
+    nearest = {
+        share: min(made, key=lambda rows: abs(made[rows] - share)) for share in shares if made
+    }
+    return [
+        Candidate(
+            SMALLER_INPUT,
+            share,
+            functools.partial(_smaller, model, rows, max(1, round(rows * width / height))),
+        )
+        for share, rows in nearest.items()
+    ]
+
+
+def smaller_models(models: Mapping[str, Callable[[], nn.Module]]) -> list[Candidate]:
+    """Other models, on the same images."""
+    return [Candidate(f"{SMALLER_MODEL} {name}", 0.0, make) for name, make in models.items()]
+
+
+class Smaller(nn.Module):
+    """A model that sees its images smaller than they are."""
+
+    def __init__(self, model: nn.Module, size: tuple[int, int]) -> None:
+        super().__init__()
+        self.model = model
+        self.size = size
+
+    def forward(self, x: Tensor) -> Any:
+        """What the model says of the smaller images."""
+        return self.model(F.interpolate(x, self.size, mode="bicubic", antialias=True))
+
+
+def _smaller(model: nn.Module, rows: int, columns: int) -> Smaller:
+    small = copy.deepcopy(clone(model))
+    found = find(small)
+    height, width = found.layout().grid or (1, 1)
+    _, tall, wide = found.size
+    size = (tall * rows // height, wide * columns // width)
+    found.trunk.set_input_size(img_size=size)
+    return Smaller(small, size).eval()
+
+
+def sweep(
+    model: nn.Module,
+    asked: Iterable[Candidate],
+    batches: Callable[[], Iterable[Batch]],
+    *,
+    sizes: Sequence[int] = (1, 32),
+    repeats: int = 5,
+    amp: torch.dtype | None = None,
+    progress: Progress = lambda: None,
+    skip: Callable[[str], None] = lambda _: None,
+) -> Iterator[tuple[Row, nn.Module]]:
+    """A row for every candidate, with its model. A share that a method cannot reach is skipped.
+
+    batches: gives the same labelled images at every call.
+    progress: called for every batch of every candidate.
+    """
+    dense = clone(model).eval()
+    expected: Predictions | None = None
+    for candidate in asked:
+        try:
+            made = candidate.make().eval()
+        except MethodError as error:
+            skip(f"{candidate.method} at {candidate.flops}: {error}")
+            continue
+        if expected is None:
+            expected = predict(dense, batches(), amp=amp, progress=progress)
+        ours = (
+            expected
+            if candidate.method == DENSE
+            else predict(made, batches(), amp=amp, progress=progress)
+        )
+        yield _row(candidate, made, dense, ours, expected, sizes, repeats, amp), made
+
+
+def _row(
+    candidate: Candidate,
+    made: nn.Module,
+    dense: nn.Module,
+    ours: Predictions,
+    expected: Predictions,
+    sizes: Sequence[int],
+    repeats: int,
+    amp: torch.dtype | None,
+) -> Row:
+    changed = (ours.best[:, 0] != expected.best[:, 0]).nonzero().flatten().tolist()
+    one = random_inputs(dense, 1)
+    return Row(
+        candidate.method,
+        candidate.flops,
+        _detail(made),
+        score(ours, expected),
+        flops(_trunk(made), one) / 1e9,
+        tuple(_speed(made, dense, size, repeats, amp) for size in sizes),
+        _counts(made, one),
+        changed,
+    )
+
+
+def _trunk(model: nn.Module) -> nn.Module:
+    return model if isinstance(model, Smaller) else find(model).trunk
+
+
+def _detail(model: nn.Module) -> str:
+    if records := folds(model):
+        return str(records[0].method)
+    if isinstance(model, Smaller):
+        return f"{model.size[0]} x {model.size[1]} px"
+    return type(model).__name__
+
+
+def _counts(model: nn.Module, one: Mapping[str, Any]) -> list[int]:
+    if folds(model):
+        return [counts[0] for counts in trace(model, one).counts]
+    found = find(model)
+    return [found.layout().tokens] * found.depth
+
+
+def _speed(
+    made: nn.Module, dense: nn.Module, size: int, repeats: int, amp: torch.dtype | None
+) -> Speed:
+    named = {DENSE: _trunk(dense), FOLDED: _trunk(made)}
+    if folds(made):
+        named[BOUND] = find(free_slicing(made, removed(made))).trunk
+    inputs = random_inputs(dense, size)
+    device = next(dense.parameters()).device
+    with torch.autocast(device.type, dtype=amp, enabled=amp is not None):
+        rates = compare(named, inputs, repeats=repeats, warmup=1)
+    bound = rates[BOUND].median if BOUND in rates else None
+    ours = rates[FOLDED].median
+    return Speed(size, ours, ours / rates[DENSE].median, None if bound is None else ours / bound)
