@@ -1,6 +1,12 @@
 """What all tests share."""
 
+import pytest
 import torch
 
 # Models here are tiny: threads would spend their time waiting for each other.
 torch.set_num_threads(1)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests of training fork, which autograd allows only until other tests start its threads."""
+    items.sort(key=lambda item: item.path.name != "test_train.py")
