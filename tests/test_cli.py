@@ -7,8 +7,10 @@ import tarfile
 from pathlib import Path
 
 import pytest
+import timm.data
 import torch
 from PIL import Image
+from timm.data import IterableImageDataset
 
 import vitfold
 from vitfold.cli import main, options
@@ -84,6 +86,25 @@ def test_validate_stops_at_the_limit(run, tmp_path: Path) -> None:
                "-b", "2", "--data-dir", folder, "--limit", "3",
                "--results-file", target) == 0  # fmt: skip
     assert json.loads(target.read_text())["rows"][0]["images"] == 3
+
+
+def test_a_stream_stops_at_the_limit(run, monkeypatch, tmp_path: Path) -> None:
+    stream = IterableImageDataset(".", reader=[(Image.new("RGB", (64, 64)), 1)] * 7)
+    monkeypatch.setattr(timm.data, "create_dataset", lambda *_, **__: stream)
+    for limit, images in ((3, 3), (20, 7)):
+        target = tmp_path / f"{limit}.json"
+        assert run("validate", MODEL, *TINY, "--no-pretrained", "--img-size", "64", "--r", "2",
+                   "-b", "2", "--dataset", "wds/any", "--limit", limit,
+                   "--results-file", target) == 0  # fmt: skip
+        assert json.loads(target.read_text())["rows"][0]["images"] == images
+
+
+def test_a_sweep_of_the_embedded_digits_stops_at_the_limit(run, tmp_path: Path) -> None:
+    target = tmp_path / "out.json"
+    assert run("sweep", "digits", "--methods", "drop", "--flops", "0.5", "--no-smaller-input",
+               "--limit", "5", "-b", "1", "--repeats", "1",
+               "--results-file", target) == 0  # fmt: skip
+    assert [row["images"] for row in json.loads(target.read_text())["rows"]] == [5, 5]
 
 
 def test_trace_writes_pictures(run, capsys, tmp_path: Path) -> None:

@@ -76,6 +76,15 @@ def test_smaller_images_cost_about_what_is_asked() -> None:
     assert model.patch_embed.grid_size == (5, 5)
 
 
+def test_making_smaller_inputs_leaves_the_model_as_it_was() -> None:
+    model = registered("vit_tiny_patch16_224", depth=3)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    made: Any = smaller_inputs(model, [0.6, 0.3])[1].make()
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    assert model.pos_embed.shape == before["pos_embed"].shape
+    assert made.model.patch_embed.proj.weight is model.patch_embed.proj.weight
+
+
 def test_smaller_models_stand_beside() -> None:
     model = registered("vit_tiny_patch16_224", depth=3)
     other = registered("vit_tiny_patch16_224", depth=1)

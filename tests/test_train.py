@@ -22,6 +22,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 from test_cli import pictures, vitfold_
+from timm.data import IterableImageDataset
 from torch import Tensor, nn
 
 import vitfold
@@ -586,13 +587,20 @@ def test_what_timm_does_not_know_is_refused(
         run(tmp_path, Recipe(**{**vars(RECIPE), **options}))
 
 
-def test_a_stream_of_images_is_refused(tmp_path: Path) -> None:
-    class Stream:
-        def __iter__(self) -> Iterator[Any]:
-            yield from ()
+class Stream:
+    def __iter__(self) -> Iterator[Any]:
+        yield from ()
 
+
+class LongStream(IterableImageDataset):
+    def __len__(self) -> int:
+        return 100
+
+
+@pytest.mark.parametrize("stream", [Stream(), LongStream(".", reader=Stream())])
+def test_a_stream_of_images_is_refused(stream: Any, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="read as a stream"):
-        train(small(), RECIPE, Stream(), settings=Settings(tmp_path))
+        train(small(), RECIPE, stream, settings=Settings(tmp_path))
 
 
 def test_a_log_forgets_what_is_done_again(tmp_path: Path) -> None:

@@ -9,9 +9,9 @@ from typing import Any
 import timm.data
 from PIL import Image
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset
 
-from vitfold.errors import DataError
+from vitfold.errors import DataError, one_line
 from vitfold.families import find
 
 Prepare = Callable[[Image.Image], Tensor]
@@ -51,7 +51,7 @@ class Source:
             )
         except Exception as error:  # readers raise what they like
             what = self.dataset or self.root
-            raise DataError(f"{what} cannot be read as a dataset: {_line(error)}") from error
+            raise DataError(f"{what} cannot be read as a dataset: {one_line(error)}") from error
 
     def _place(self, split: str) -> str | None:
         if self.root is None:
@@ -143,25 +143,27 @@ def augmentation(model: nn.Module, options: dict[str, Any]) -> Prepare:
     try:
         return _transform(config, is_training=True)
     except Exception as error:
-        raise DataError(f"augmentation {options}: {_line(error)}") from error
+        raise DataError(f"augmentation {options}: {one_line(error)}") from error
 
 
 def labelled(model: nn.Module, source: Source, limit: int | None = None) -> Any:
     """A dataset of labelled images as the model expects them.
 
-    limit: take that many, evenly spaced: folders list one class after another.
+    limit: take that many, evenly spaced: folders list one class after another. A stream comes
+        whole.
     """
     dataset = source.open()
     dataset.transform = preprocessing(model)
-    if limit is None or not hasattr(dataset, "__getitem__") or limit >= len(dataset):
+    if limit is None or streams(dataset) or limit >= len(dataset):
         return dataset
     return Part(dataset, [number * len(dataset) // limit for number in range(limit)])
+
+
+def streams(dataset: Any) -> bool:
+    """Whether images come in an order of their own, as WebDataset reads them."""
+    return isinstance(dataset, IterableDataset) or not hasattr(dataset, "__getitem__")
 
 
 def loader(dataset: Any, batch_size: int, workers: int) -> Any:
     """Batches of labelled images."""
     return DataLoader(dataset, batch_size=batch_size, num_workers=workers)
-
-
-def _line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]

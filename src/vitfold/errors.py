@@ -60,6 +60,13 @@ def nearest(word: str, known: Iterable[str]) -> str:
     return f" (did you mean {close[0]!r}?)" if close else f" (known: {', '.join(names)})"
 
 
+def one_line(error: BaseException) -> str:
+    """What another library's error says, in one line."""
+    if isinstance(error, KeyError):  # says no more than the key
+        return f"{error} is missing"
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
 def missing(package: str, extra: str) -> MissingExtra:
     """The error for a dependency that an extra brings."""
     return MissingExtra(f'{package} is not installed: pip install "vitfold[{extra}]"')

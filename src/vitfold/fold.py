@@ -15,7 +15,14 @@ from torch import Tensor, nn
 
 from vitfold.blocks.kinds import Kind
 from vitfold.blocks.recompute import checkpointed
-from vitfold.errors import FoldError, MethodError, ShapeError, UnsupportedModel, VitfoldError
+from vitfold.errors import (
+    FoldError,
+    MethodError,
+    ShapeError,
+    UnsupportedModel,
+    VitfoldError,
+    one_line,
+)
 from vitfold.families import Found, find
 from vitfold.flops import dry_count, solve
 from vitfold.methods import Method, create_method
@@ -142,12 +149,8 @@ def _errors(fold: Fold, given: tuple[Any, ...]) -> Iterator[None]:
         takes = f"takes {wanted}: resize them, or create" if other else "does not take them: create"
         raise ShapeError(
             f"images of {shape} do not fit {type(fold.found.trunk).__name__}, which {takes} the "
-            f"model for them ({_line(error)})"
+            f"model for them ({one_line(error)})"
         ) from error
-
-
-def _line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def fold(model: ModelT, method: Method | str, /, **options: Any) -> ModelT:

@@ -37,7 +37,7 @@ class Ledger:
 
     def reduce(self, x: Tensor, step: TokenMap) -> tuple[Tensor, "Ledger"]:
         """The tokens `x[B, n, C]` after `step`, and the books that say so."""
-        if self.size is None and (step.fate == "dropped" or step.gone.shape[1] == 0):
+        if self.size is None and not step.merges:
             return step.fold(x), self._then(step, None)
         x, size = step.reduce(x, self.sizes(x))
         return x, self._then(step, size)

@@ -28,14 +28,15 @@ def bipartite(metric: Tensor, r: int, prefix: int, valid: Tensor | None = None) 
         target = torch.full_like(valid, DROPPED, dtype=torch.long)
         target[:, even::2] = partner * 2 + odd
         return _with_padding(biggest_first(best) * 2 + even, target, r, prefix, valid, stride=2)
-    best, partner = best_partners(rows[:, even::2], rows[:, odd::2])
-    order = biggest_first(best)
+    scores = rows[:, even::2] @ rows[:, odd::2].transpose(1, 2)
+    order = biggest_first(scores.amax(dim=-1))
+    partner = take(scores, order[:, :r]).argmax(dim=-1)  # only those that merge need to know
     evens, places = order * 2 + even, _places(metric)
     stay = evens[:, r:].sort(dim=1).values
     return TokenMap(
         keep=torch.cat([places[:, :prefix], stay, places[:, odd::2]], dim=1),
         gone=evens[:, :r],
-        into=partner.gather(1, order[:, :r]) + (prefix + stay.shape[1]),
+        into=partner + (prefix + stay.shape[1]),
     )
 
 

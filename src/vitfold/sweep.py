@@ -1,7 +1,6 @@
 """Many folds of one model on the same images, beside what else costs less: smaller images, and
 smaller models."""
 
-import copy
 import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -111,20 +110,17 @@ def smaller_inputs(model: nn.Module, shares: Sequence[float]) -> list[Candidate]
         return []
     dense = dry_count(lambda: found.trunk(**found.example()))
     height, width = found.layout().grid or (0, 0)
-    made: dict[int, float] = {}
-    for rows in range(1, height):
-        small = _smaller(model, rows, max(1, round(rows * width / height)))
-        made[rows] = dry_count(functools.partial(small, found.example()["x"])) / dense
+    grids = [(rows, max(1, round(rows * width / height))) for rows in range(1, height)]
+    made = {
+        grid: dry_count(functools.partial(_smaller(model, *grid), found.example()["x"])) / dense
+        for grid in grids
+    }
     nearest = {
-        share: min(made, key=lambda rows: abs(made[rows] - share)) for share in shares if made
+        share: min(made, key=lambda grid: abs(made[grid] - share)) for share in shares if made
     }
     return [
-        Candidate(
-            SMALLER_INPUT,
-            share,
-            functools.partial(_smaller, model, rows, max(1, round(rows * width / height))),
-        )
-        for share, rows in nearest.items()
+        Candidate(SMALLER_INPUT, share, functools.partial(_smaller, model, *grid))
+        for share, grid in nearest.items()
     ]
 
 
@@ -147,7 +143,7 @@ class Smaller(nn.Module):
 
 
 def _smaller(model: nn.Module, rows: int, columns: int) -> Smaller:
-    small = copy.deepcopy(clone(model))
+    small = clone(model)
     found = find(small)
     height, width = found.layout().grid or (1, 1)
     _, tall, wide = found.size
@@ -208,7 +204,7 @@ def _row(
         _detail(made),
         score(ours, expected),
         flops(_trunk(made), one) / 1e9,
-        tuple(_speed(made, dense, size, repeats, amp) for size in sizes),
+        _speeds(made, dense, sizes, repeats, amp),
         _counts(made, one),
         changed,
     )
@@ -233,12 +229,26 @@ def _counts(model: nn.Module, one: Mapping[str, Any]) -> list[int]:
     return [found.layout().tokens] * found.depth
 
 
-def _speed(
-    made: nn.Module, dense: nn.Module, size: int, repeats: int, amp: torch.dtype | None
-) -> Speed:
+def _speeds(
+    made: nn.Module,
+    dense: nn.Module,
+    sizes: Sequence[int],
+    repeats: int,
+    amp: torch.dtype | None,
+) -> tuple[Speed, ...]:
     named = {DENSE: _trunk(dense), FOLDED: _trunk(made)}
     if folds(made):
         named[BOUND] = find(free_slicing(made, removed(made))).trunk
+    return tuple(_speed(named, dense, size, repeats, amp) for size in sizes)
+
+
+def _speed(
+    named: Mapping[str, nn.Module],
+    dense: nn.Module,
+    size: int,
+    repeats: int,
+    amp: torch.dtype | None,
+) -> Speed:
     inputs = random_inputs(dense, size)
     device = next(dense.parameters()).device
     with torch.autocast(device.type, dtype=amp, enabled=amp is not None):

@@ -107,8 +107,15 @@ class TokenMap:
         blank = self.keep.new_empty(self.keep.shape[0], self.tokens)
         return blank.scatter(1, self.keep, slots).scatter(1, self.gone, self.into)
 
+    @property
+    def merges(self) -> bool:
+        """Whether any slot may hold more than the token that keeps it."""
+        return self.fate != "dropped" and self.gone.shape[1] > 0
+
     def fold(self, x: Tensor, size: Tensor | None = None) -> Tensor:
         """The mean of `x[B, N, C]` in every slot, weighted by `size[B, N]` (default: one each)."""
+        if not self.merges:
+            return take(x, self.keep)
         return self.reduce(x, _ones(x) if size is None else size)[0]
 
     def fold_sizes(self, size: Tensor) -> Tensor:
@@ -119,7 +126,7 @@ class TokenMap:
         """The tokens that come out of `x[B, N, C]`, and their sizes."""
         kept = take(x, self.keep)
         stay, move, total = self._sizes(size)
-        if self.fate == "dropped" or self.gone.shape[1] == 0:
+        if not self.merges:
             return kept, total
         into = self.into.clamp(min=0) if self.fate == "mixed" else self.into
         moved = take(x, self.gone) * _channelwise(move / total.gather(1, into), x)
@@ -132,7 +139,7 @@ class TokenMap:
     def _sizes(self, size: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Of the tokens that keep a slot, of those that are gone, and of the slots."""
         stay, move = size.gather(1, self.keep), size.gather(1, self.gone)
-        if self.fate == "dropped" or self.gone.shape[1] == 0:
+        if not self.merges:
             return stay, move, stay
         if self.fate == "merged":
             return stay, move, stay.scatter_add(1, self.into, move)

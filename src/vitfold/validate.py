@@ -80,6 +80,15 @@ def score(ours: Predictions, dense: Predictions) -> Report:
     )
 
 
+def logits(model: nn.Module, images: Tensor) -> Tensor:
+    """`[B, classes]`: what a classifier of either library says of images."""
+    output = model(images)
+    said = getattr(output, "logits", output)
+    if not isinstance(said, Tensor) or said.dim() != 2:
+        raise DataError(f"{type(model).__name__} gives no logits: a classifier is needed")
+    return said
+
+
 class Watch:
     """Runs a model over batches and keeps what it says."""
 
@@ -94,10 +103,10 @@ class Watch:
         images = images.to(self.device)
         with torch.inference_mode(), evaluating(self.model), _amp(self.device, self.amp):
             start = time.perf_counter()
-            logits = _logits(self.model, images)
+            said = logits(self.model, images)
             self.seconds += _elapsed(start, self.device)
-        _check_labels(labels, logits)
-        self.best.append(logits.topk(min(5, logits.shape[1]), dim=1).indices.cpu())
+        _check_labels(labels, said)
+        self.best.append(said.topk(min(5, said.shape[1]), dim=1).indices.cpu())
         self.labels.append(labels.cpu())
 
     def predictions(self) -> Predictions:
@@ -163,19 +172,11 @@ def _elapsed(start: float, device: torch.device) -> float:
     return time.perf_counter() - start
 
 
-def _logits(model: nn.Module, images: Tensor) -> Tensor:
-    output = model(images)
-    logits = getattr(output, "logits", output)
-    if not isinstance(logits, Tensor) or logits.dim() != 2:
-        raise DataError(f"{type(model).__name__} gives no logits: validate needs a classifier")
-    return logits
-
-
-def _check_labels(labels: Tensor, logits: Tensor) -> None:
+def _check_labels(labels: Tensor, said: Tensor) -> None:
     if len(labels) and int(labels.min()) < 0:
         raise DataError("images without a label in the dataset: put them in folders, one a class")
-    if len(labels) and int(labels.max()) >= logits.shape[1]:
+    if len(labels) and int(labels.max()) >= said.shape[1]:
         raise DataError(
-            f"label {int(labels.max())} in the dataset, but the model has {logits.shape[1]} "
+            f"label {int(labels.max())} in the dataset, but the model has {said.shape[1]} "
             "classes: give its data, or --class-map"
         )

@@ -9,7 +9,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from vitfold.errors import missing
 from vitfold.measure import Progress, evaluating
-from vitfold.validate import Batch
+from vitfold.validate import Batch, logits
 
 
 def sharpness(
@@ -56,7 +56,6 @@ class _Logits(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, images: torch.Tensor) -> Any:
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
         """`[B, classes]`."""
-        output = self.model(images)
-        return getattr(output, "logits", output)
+        return logits(self.model, images)

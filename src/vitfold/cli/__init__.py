@@ -2,13 +2,14 @@
 
 import importlib.metadata
 import sys
+import warnings
 from typing import Annotated
 
 import typer
 from rich.console import Console
 from rich.markup import escape
 
-from vitfold.cli import analyze, bench, demo, families, report, sweep, trace, train, validate
+from vitfold.cli import analyze, bench, demo, families, report, show, sweep, trace, train, validate
 from vitfold.errors import VitfoldError
 
 app = typer.Typer(
@@ -46,12 +47,14 @@ def before_a_command(
 
 def main() -> None:
     """Run the command line."""
-    try:
-        app(_positional(sys.argv[1:]))
-    except VitfoldError as error:
-        console = Console(stderr=True, highlight=False, soft_wrap=True)
-        console.print(f"[red]error:[/] {escape(str(error))}")
-        sys.exit(2)
+    with warnings.catch_warnings():
+        warnings.showwarning = lambda message, *_: show.note(str(message))
+        try:
+            app(_positional(sys.argv[1:]))
+        except VitfoldError as error:
+            console = Console(stderr=True, highlight=False, soft_wrap=True)
+            console.print(f"[red]error:[/] {escape(str(error))}")
+            sys.exit(2)
 
 
 def _positional(arguments: list[str]) -> list[str]:

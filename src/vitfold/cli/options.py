@@ -10,7 +10,7 @@ import torch
 import typer
 from torch import nn
 
-from vitfold.errors import DataError, MethodError, nearest
+from vitfold.errors import DataError, MethodError, nearest, one_line
 from vitfold.fold import fold, folds
 from vitfold.methods import METHODS, Method, create_method
 from vitfold.models import create_model
@@ -173,8 +173,7 @@ def device(name: str) -> torch.device:
             raise RuntimeError("it computes nothing")
         torch.empty(0, device=found)
     except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise DataError(f"--device {name!r} is not to be had here: {reason}") from None
+        raise DataError(f"--device {name!r} is not to be had here: {one_line(error)}") from None
     return found
 
 

@@ -1,6 +1,5 @@
 """`vitfold train`: train a model, dense or folded, under timm's option names."""
 
-import warnings
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,6 +10,7 @@ from vitfold.cli import options, show
 from vitfold.data import Source, augmentation, classes_of, labelled
 from vitfold.errors import TrainError
 from vitfold.fold import fold, folds
+from vitfold.methods import METHODS
 from vitfold.models import create_model, is_named
 from vitfold.train import Distillation, Outcome, Recipe
 from vitfold.train import train as train_
@@ -25,7 +25,7 @@ def _option(panel: str, text: str = "", *names: str, **kwargs: Any) -> Any:
 
 
 def train(
-    model: Annotated[str | None, typer.Argument(metavar="MODEL", help=options.MODEL_HELP)] = None,
+    model: options.ModelName,
     dataset: Annotated[
         str, _option(DATA, "timm's dataset name: hfds/..., torch/cifar10, ...")
     ] = "",
@@ -44,7 +44,7 @@ def train(
     model_kwargs: options.ModelKwargs = [],  # noqa: B006 (typer copies defaults)
     img_size: options.ImageSize = None,
     drop_path: Annotated[float, _option(LEARNING, "Share of blocks left out.")] = 0.0,
-    method: Annotated[str, _option(LEARNING, "none, tome, dfe, lgtm or drop.")] = "none",
+    method: Annotated[str, _option(LEARNING, f"none, {', '.join(METHODS)}.")] = "none",
     r: options.Reduction = None,
     flops: options.Share = None,
     method_kwargs: options.MethodKwargs = [],  # noqa: B006
@@ -124,9 +124,6 @@ def train(
     Everything goes to --output: `best` and `last` are models for any other command, log.csv has a
     row for every epoch. On several devices or machines: `accelerate launch -m vitfold train ...`.
     """
-    warnings.showwarning = lambda message, *_: show.note(str(message))
-    if model is None:
-        raise TrainError("no model: give a name, such as vit_tiny_patch16_224")
     learning = _given(lr=lr, weight_decay=weight_decay, layer_decay=layer_decay)
     rates = _given(warmup_epochs=warmup_epochs, warmup_lr=warmup_lr, min_lr=min_lr)
     looks = _given(

@@ -1,8 +1,7 @@
 """`vitfold validate`: accuracy on labelled images."""
 
-import math
-from collections.abc import Iterable
-from typing import Annotated, Any
+from collections.abc import Iterable, Sized
+from typing import Annotated
 
 import torch
 import typer
@@ -11,7 +10,7 @@ from torch import nn
 from vitfold import results
 from vitfold.bench import clone
 from vitfold.cli import options, show
-from vitfold.data import Source, labelled, loader
+from vitfold.data import Source, labelled, loader, streams
 from vitfold.errors import DataError
 from vitfold.fold import folded
 from vitfold.validate import Batch, Report, limited
@@ -51,10 +50,9 @@ def validate(
     ours = options.folded_by(base, plan, options.Choice(method, r, flops, method_kwargs))
     source = Source(dataset, data_dir, split, class_map)
     batches = batches_of(model, ours, source, limit, batch_size, workers)
-    count = _count(batches, batch_size, limit)
+    count = len(batches) if isinstance(batches, Sized) else None
     with show.bar("validating", count) as progress:
-        images = limited(batches, limit)
-        report = validate_(ours, clone(ours), images, device=on, amp=dtype, progress=progress)
+        report = validate_(ours, clone(ours), batches, device=on, amp=dtype, progress=progress)
     _show(model, ours, report)
     if results_file:
         about = {"command": "validate", "model": model, "method": folded(ours).method.to_json()}
@@ -66,20 +64,17 @@ def validate(
 def batches_of(
     name: str, model: nn.Module, source: Source, limit: int | None, batch_size: int, workers: int
 ) -> Iterable[Batch]:
-    """Labelled images: the source's, or the embedded model's own."""
+    """Labelled images, at most `limit`: the source's, or the embedded model's own."""
     if source.dataset or source.root:
-        return loader(labelled(model, source, limit), batch_size, workers)  # type: ignore[no-any-return]
+        dataset = labelled(model, source, limit)
+        batches: Iterable[Batch] = loader(dataset, batch_size, workers)
+        return limited(batches, limit) if streams(dataset) else batches
     if name != "digits":
         raise DataError("no data: give --data-dir FOLDER (or tar) or --dataset NAME")
     from vitfold.digits import load_split
 
-    return list(zip(*(torch.split(part, batch_size) for part in load_split("test")), strict=True))
-
-
-def _count(batches: Any, batch_size: int, limit: int | None) -> int | None:
-    if not hasattr(batches, "__len__"):
-        return None
-    return len(batches) if limit is None else min(len(batches), math.ceil(limit / batch_size))
+    parts = (torch.split(part[:limit], batch_size) for part in load_split("test"))
+    return list(zip(*parts, strict=True))
 
 
 def _show(name: str, model: nn.Module, report: Report) -> None:

@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from vitfold.errors import TrainError
+from vitfold.errors import TrainError, one_line
 
 TENSORS, TREE = "tensors.safetensors", "state.json"
 
@@ -44,7 +44,7 @@ def write(directory: Path, step: int, state: Any, keep: int) -> bool:
     except (OSError, SafetensorError) as error:
         with contextlib.suppress(OSError):
             _clear(part)
-        warnings.warn(f"no checkpoint at step {step}: {_line(error)}", stacklevel=2)
+        warnings.warn(f"no checkpoint at step {step}: {one_line(error)}", stacklevel=2)
         return False
     for _, old in _all(directory)[keep:]:
         with contextlib.suppress(OSError):
@@ -69,7 +69,7 @@ def read(directory: Path) -> tuple[int, Any] | None:
         try:
             return step, _open(place)
         except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
-            warnings.warn(f"{place} is passed by: {_line(error)}", stacklevel=2)
+            warnings.warn(f"{place} is passed by: {one_line(error)}", stacklevel=2)
     return None
 
 
@@ -148,7 +148,3 @@ def _to_disk(path: Path) -> None:
 def _clear(path: Path) -> None:
     if path.exists():
         shutil.rmtree(path)
-
-
-def _line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -77,16 +77,20 @@ class Order:
 
     def __post_init__(self) -> None:
         if not self.steps:
-            together = self.batch * self.accumulate * self.processes
             raise TrainError(
-                f"{self.images} images are fewer than the {together} of one step: give a smaller "
-                "--batch-size"
+                f"{self.images} images are fewer than the {self.together} of one step: give a "
+                "smaller --batch-size"
             )
+
+    @property
+    def together(self) -> int:
+        """Images of one step, in all processes."""
+        return self.batch * self.accumulate * self.processes
 
     @property
     def steps(self) -> int:
         """In an epoch; images that do not fill a step wait for another epoch."""
-        return self.images // (self.batch * self.accumulate * self.processes)
+        return self.images // self.together
 
     def batches(self, start: int, stop: int) -> Iterator[list[Place]]:
         """The batches of this process, from one step up to another."""
@@ -103,28 +107,16 @@ class Order:
         generator.manual_seed(int(state[0]))
         every = torch.randperm(self.images, generator=generator)
         shape = (self.steps, self.accumulate, self.processes, self.batch)
-        return every[: self.steps * self.accumulate * self.processes * self.batch].view(shape)[
-            :, :, self.rank
-        ]
+        return every[: self.steps * self.together].view(shape)[:, :, self.rank]
 
     def _of_step(self, epoch: int, indices: Tensor) -> Iterator[list[Place]]:
         for batch in indices.tolist():
             yield [(epoch, index) for index in batch]
 
 
-class _Places:
-    """The batches that are left, as a loader takes them."""
-
-    def __init__(self, order: Order, start: int, stop: int) -> None:
-        self.order, self.start, self.stop = order, start, stop
-
-    def __iter__(self) -> Iterator[list[Place]]:
-        return self.order.batches(self.start, self.stop)
-
-
 def load(examples: Examples, order: Order, start: int, stop: int, workers: int) -> Iterator[Any]:
     """The batches from one step up to another, over as many epochs as they take."""
-    places: Any = _Places(order, start, stop)
+    places: Any = order.batches(start, stop)  # torch asks for an iterable and declares a sampler
     loader: DataLoader[Any] = DataLoader(
         examples,
         batch_sampler=places,

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Subset
 
+from vitfold.data import streams
 from vitfold.errors import DataError, TrainError, missing
 from vitfold.fold import unfold
 from vitfold.models import save_model
@@ -24,9 +25,10 @@ from vitfold.results import replace
 from vitfold.train import checkpoint
 from vitfold.train.examples import STEP, Examples, Order, load, own_randomness, seed_all
 from vitfold.train.log import Log, lenient
-from vitfold.train.objective import Objective, logits_of
+from vitfold.train.objective import Objective
 from vitfold.train.optimizing import PlainStep, SharpnessAwareStep, optimizer, scheduler
 from vitfold.train.recipe import Recipe
+from vitfold.validate import logits
 
 Bar = Callable[[str, int | None], AbstractContextManager[Callable[[], None]]]
 """Makes a progress bar of a name and a length; what it yields moves it on."""
@@ -265,11 +267,10 @@ class Training:
         return f"the loss is {loss} at step {step}: {where}; try a smaller --lr, or --clip-grad 1"
 
     def _end_epoch(self, epoch: int, step: int, loss: float, seconds: float, steps: int) -> None:
-        together = self.recipe.batch_size * self.recipe.accumulate * self.order.processes
         figures = {"epoch": epoch, "lr": self._rate, "loss": loss}
         if self.held_out is not None:
             figures["top1"] = self._evaluate()
-        figures |= {"seconds": seconds, "images_per_second": steps * together / seconds}
+        figures |= {"seconds": seconds, "images_per_second": steps * self.order.together / seconds}
         top1 = figures.get("top1")
         if top1 is not None and (self.best is None or top1 > self.best):
             self.best = top1
@@ -290,8 +291,8 @@ class Training:
             for images, labels in DataLoader(
                 share, self.recipe.batch_size, num_workers=self.settings.workers
             ):
-                logits = logits_of(self.model(images.to(self.accelerator.device)))
-                hits = logits.argmax(1).cpu() == labels
+                said = logits(self.model, images.to(self.accelerator.device))
+                hits = said.argmax(1).cpu() == labels
                 counts += torch.tensor([float(hits.sum()), len(labels)], device=counts.device)
         self.model.train()
         hits, images = self.accelerator.reduce(counts).tolist()
@@ -340,7 +341,7 @@ class Training:
 
 
 def _length(images: Any) -> int:
-    if not hasattr(images, "__len__") or not hasattr(images, "__getitem__"):
+    if streams(images):
         raise DataError(
             "a dataset that is read as a stream cannot be shuffled the same way twice: give a "
             "folder, a tar or hfds/..."

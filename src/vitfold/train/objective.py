@@ -1,12 +1,11 @@
 """What training makes small: the loss on labels, and on what a teacher says."""
 
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vitfold.train.recipe import Distillation
+from vitfold.validate import logits
 
 
 class Objective(nn.Module):
@@ -31,12 +30,12 @@ class Objective(nn.Module):
 
     def forward(self, images: Tensor, labels: Tensor) -> Tensor:
         """The mean loss of a batch."""
-        student = logits_of(self.model(images))
+        student = logits(self.model, images)
         loss = F.cross_entropy(student, labels, label_smoothing=self.smoothing)
         if self.distill is None:
             return loss
         with torch.no_grad():
-            taught = logits_of(self.teachers[0](images))
+            taught = logits(self.teachers[0], images)
         return loss + self.distill.alpha * distillation(self.distill, student, taught)
 
 
@@ -48,9 +47,3 @@ def distillation(how: Distillation, student: Tensor, teacher: Tensor) -> Tensor:
     ours, theirs = F.log_softmax(student / t, dim=1), F.log_softmax(teacher / t, dim=1)
     apart = F.kl_div(ours, theirs, reduction="sum", log_target=True)
     return apart * t**2 / student.numel()  # a mean over logits, whose gradients keep their scale
-
-
-def logits_of(output: Any) -> Tensor:
-    """The logits in what a classifier gives."""
-    logits: Tensor = getattr(output, "logits", output)
-    return logits

@@ -7,7 +7,7 @@ import timm.optim
 import timm.scheduler
 from torch import nn
 
-from vitfold.errors import TrainError, missing
+from vitfold.errors import TrainError, missing, one_line
 from vitfold.train.recipe import Options
 
 
@@ -16,7 +16,7 @@ def optimizer(model: nn.Module, options: Options) -> Any:
     try:
         return timm.optim.create_optimizer_v2(model, **options)
     except Exception as error:  # constructors of optimizers raise what they like
-        raise TrainError(f"optimizer {_shown(options)}: {_line(error)}") from error
+        raise TrainError(f"optimizer {_shown(options)}: {one_line(error)}") from error
 
 
 def scheduler(optimizer: Any, options: Options, epochs: int, steps: int) -> Any:
@@ -26,7 +26,7 @@ def scheduler(optimizer: Any, options: Options, epochs: int, steps: int) -> Any:
             optimizer, num_epochs=epochs, step_on_epochs=False, updates_per_epoch=steps, **options
         )
     except Exception as error:
-        raise TrainError(f"schedule {_shown(options)}: {_line(error)}") from error
+        raise TrainError(f"schedule {_shown(options)}: {one_line(error)}") from error
     if found is None:
         return _Still()
     if length > epochs:
@@ -94,7 +94,3 @@ class SharpnessAwareStep:
 
 def _shown(options: Options) -> str:
     return ", ".join(f"{name}={value}" for name, value in options.items())
-
-
-def _line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
