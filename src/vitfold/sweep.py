@@ -15,7 +15,7 @@ from vitfold.errors import MethodError
 from vitfold.families import find
 from vitfold.flops import dry_count
 from vitfold.fold import fold, folds
-from vitfold.measure import compare, flops, random_inputs
+from vitfold.measure import Inputs, compare, flops, random_inputs
 from vitfold.methods import create_method
 from vitfold.trace import trace
 from vitfold.validate import Batch, Predictions, Report, predict, score
@@ -203,11 +203,16 @@ def _row(
         candidate.flops,
         _detail(made),
         score(ours, expected),
-        flops(_trunk(made), one) / 1e9,
+        gigaflops(made, one),
         _speeds(made, dense, sizes, repeats, amp),
         _counts(made, one),
         changed,
     )
+
+
+def gigaflops(model: nn.Module, one: Inputs) -> float:
+    """What one image costs in the vision transformer of a candidate."""
+    return flops(_trunk(model), one) / 1e9
 
 
 def _trunk(model: nn.Module) -> nn.Module:

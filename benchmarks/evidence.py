@@ -1,0 +1,190 @@
+"""What token reduction costs in accuracy: `python benchmarks/evidence.py MODEL --data-dir DIR`.
+
+Folds one model in all the ways that docs/evidence.md speaks of, on the same labelled images, and
+writes a table for every question to benchmarks/evidence-NAME.md. Differences between two folds are
+paired: both saw the same images. What every fold said is kept in --output, so a run goes on where
+it was stopped, and other questions can be asked of it.
+
+    python benchmarks/evidence.py models/vit_cifar10_cpu_adamw --data-dir cifar10 --split test
+    python benchmarks/evidence.py digits
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+import vitfold
+from vitfold import analysis
+from vitfold.bench import clone
+from vitfold.cli import options, show
+from vitfold.cli.validate import batches_of
+from vitfold.cues import CUES
+from vitfold.data import Source
+from vitfold.families import find
+from vitfold.measure import Inputs, random_inputs
+from vitfold.methods import Method
+from vitfold.sweep import gigaflops, smaller_inputs
+from vitfold.validate import CONFIDENT, Batch, interval, predict
+
+SHARES = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4)
+SHARE = 0.6
+COLUMNS = ("fold", "GFLOPs", "top-1", "95 %", "against dense", "agrees with dense", "95 %")
+
+
+@dataclass(frozen=True)
+class Fold:
+    """One way to make the model cheaper."""
+
+    name: str
+    make: Callable[[], nn.Module]
+
+
+def questions(model: nn.Module) -> dict[str, list[Fold]]:
+    """The folds that answer each question."""
+
+    def by(method: Method) -> Fold:
+        return Fold(str(method), lambda: vitfold.fold(clone(model), method))
+
+    depth = find(model).depth
+    smaller = [
+        Fold(f"smaller input, flops={one.flops}", one.make) for one in smaller_inputs(model, SHARES)
+    ]
+    return {
+        f"Merging and dropping by every cue, at {SHARE} of the FLOPs": [
+            by(method(flops=SHARE, cue=cue))
+            for cue in CUES
+            for method in (vitfold.ToMe, vitfold.Drop)
+        ],
+        "The methods over the range": [
+            *(
+                by(method(flops=share))
+                for method in (vitfold.ToMe, vitfold.DFE, vitfold.LGTM, vitfold.Drop)
+                for share in SHARES
+            ),
+            *smaller,
+        ],
+        f"How many blocks stay dense, at {SHARE} of the FLOPs": [
+            by(vitfold.DFE(flops=SHARE, skip=skip)) for skip in range(depth // 2 + 1)
+        ],
+        "Proportional attention": [
+            by(vitfold.ToMe(flops=SHARE, proportional=switch)) for switch in (True, False)
+        ],
+    }
+
+
+def main(
+    model: options.ModelName,
+    dataset: options.Dataset = "",
+    data_dir: options.DataDirectory = None,
+    split: options.Split = "validation",
+    limit: options.Limit = None,
+    batch_size: Annotated[int, typer.Option("--batch-size", "-b", min=1)] = 250,
+    device: options.Device = "cpu",
+    output: Annotated[Path, typer.Option(help="For what every fold said.")] = Path("local"),
+    sharpness: Annotated[bool, typer.Option(help="Of the minimum, too.")] = True,
+) -> None:
+    """Run what is missing, and write the tables."""
+    dense = options.model(model, [], True, None, options.device(device))
+    source = Source(dataset, data_dir, split)
+    name = Path(model).name
+    said = Answers(output / f"evidence-{name}.safetensors")
+    batches = list(batches_of(model, dense, source, limit, batch_size, 0))
+    asked = questions(dense)
+    folds = {fold.name: fold for group in asked.values() for fold in group}
+    folds = {"dense": Fold("dense", lambda: dense), **folds}
+    left = [fold for fold in folds.values() if fold.name not in said.best]
+    with show.bar("folding", len(left) * len(batches)) as progress:
+        for fold in left:
+            found = predict(fold.make().eval(), batches, progress=progress)
+            said.add(fold.name, found.best[:, 0], found.labels)
+    one = random_inputs(dense, 1)
+    lines = [f"# {name}: {len(said.labels)} images", ""]
+    for title, group in asked.items():
+        rows = [row(fold, said, one) for fold in (folds["dense"], *group)]
+        show.table(f"{name}: {title}", COLUMNS, rows)
+        lines += [f"## {title}", "", *markdown(COLUMNS, rows), ""]
+    if sharpness:
+        rows = list(sharp(dense, batches))
+        show.table(f"{name}: largest eigenvalue of the Hessian", SHARP, rows)
+        lines += ["## Sharpness", "", *markdown(SHARP, rows), ""]
+    target = Path("benchmarks") / f"evidence-{name}.md"
+    target.write_text("\n".join(lines), encoding="utf-8")
+    show.written(target)
+
+
+class Answers:
+    """What every fold said of every image, in a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.best: dict[str, Tensor] = load_file(path) if path.exists() else {}
+
+    @property
+    def labels(self) -> Tensor:
+        """What is right."""
+        return self.best["labels"]
+
+    def add(self, name: str, best: Tensor, labels: Tensor) -> None:
+        """One more fold, written before the next one is begun."""
+        self.best |= {name: best.contiguous(), "labels": labels}
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        part = self.path.with_suffix(".part")
+        save_file(self.best, part)
+        part.replace(self.path)
+
+    def gain(self, ours: str, other: str) -> tuple[float, float]:
+        """By how much one fold is more often right than another, give or take."""
+        a, b = (self.best[name] == self.labels for name in (ours, other))
+        images, won, lost = len(a), int((a & ~b).sum()), int((b & ~a).sum())
+        gain = (won - lost) / images
+        return gain, CONFIDENT * math.sqrt((won + lost) / images - gain**2) / math.sqrt(images)
+
+
+def row(fold: Fold, said: Answers, one: Inputs) -> list[str]:
+    """Figures of one fold."""
+    best, images = said.best[fold.name], len(said.labels)
+    right = int((best == said.labels).sum())
+    same = int((best == said.best["dense"]).sum())
+    gain, spread = said.gain(fold.name, "dense")
+    return [
+        fold.name,
+        f"{gigaflops(fold.make(), one):.3f}",
+        f"{right / images:.2%}",
+        "{:.1%} to {:.1%}".format(*interval(right, images)),
+        f"{gain * 100:+.2f} ± {spread * 100:.2f}",
+        f"{same / images:.2%}",
+        "{:.1%} to {:.1%}".format(*interval(same, images)),
+    ]
+
+
+SHARP = ("fold", "largest eigenvalue")
+
+
+def sharp(dense: nn.Module, batches: list[Batch]) -> Iterator[list[str]]:
+    """Of the dense model and of two folds, on the first images."""
+    some, ways = batches[:2], [None, *(vitfold.ToMe(flops=share) for share in (0.6, 0.4))]
+    with show.bar("sharpness", None) as progress:
+        for method in ways:
+            model = clone(dense) if method is None else vitfold.fold(clone(dense), method)
+            yield [
+                "dense" if method is None else str(method),
+                f"{analysis.sharpness(model, some, progress=progress):.2f}",
+            ]
+
+
+def markdown(columns: tuple[str, ...], rows: list[list[str]]) -> list[str]:
+    """A table."""
+    lines = [columns, ["---"] * len(columns), *rows]
+    return ["| " + " | ".join(line) + " |" for line in lines]
+
+
+if __name__ == "__main__":
+    torch.manual_seed(0)
+    typer.run(main)
