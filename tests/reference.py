@@ -67,28 +67,36 @@ def unit(cue: Tensor) -> Tensor:
     return torch.stack(rows)
 
 
-def pairs(cue: Tensor, first: list[int], second: list[int], r: int) -> dict[int, int]:
-    """The `r` of `first` that most resemble one of `second`, each with that one.
+def pairs(
+    cue: Tensor, first: list[int], second: list[int], r: int, sizes: list[int] | None = None
+) -> dict[int, int]:
+    """The `r` of `first` that most resemble one of `second`, each with that one; or that cost the
+    least to merge, where sizes count.
 
     Among equals the earlier goes first, on both sides: `index` and `sorted` see to that.
     """
     candidates = []
     for a in first:
         likeness = (cue[second] @ cue[a]).tolist()
+        if sizes is not None:
+            weights = [math.sqrt(sizes[a] * sizes[b] / (sizes[a] + sizes[b])) for b in second]
+            likeness = [(like - 1) * w for like, w in zip(likeness, weights, strict=True)]
         best = max(likeness)
         candidates.append((a, second[likeness.index(best)], best))
     candidates = sorted(candidates, key=lambda candidate: -candidate[2])
     return {a: b for a, b, _ in candidates[:r]}
 
 
-def merge_globally(tokens: list[Token], cue: Tensor, prefix: int, r: int) -> list[Token]:
+def merge_globally(
+    tokens: list[Token], cue: Tensor, prefix: int, r: int, sized: bool = False
+) -> list[Token]:
     """Bipartite soft matching over the whole sequence."""
     r = min(r, (len(tokens) - prefix) // 2)
     if r == 0:
         return tokens
     even = [i for i in range(len(tokens)) if i % 2 == 0 and i >= prefix]
     odd = [i for i in range(len(tokens)) if i % 2 == 1 and i >= prefix]
-    into = pairs(unit(cue), even, odd, r)
+    into = pairs(unit(cue), even, odd, r, [token.size for token in tokens] if sized else None)
     order = [*range(prefix), *(i for i in even if i not in into), *odd]
     return gather(tokens, order, into)
 
@@ -166,6 +174,11 @@ def window(
 def tome(schedule: list[int], prefix: int) -> Reduce:
     """ToMe; with leading zeros DFE."""
     return lambda block, tokens, cue: merge_globally(tokens, cue, prefix, schedule[block])
+
+
+def ward(schedule: list[int], prefix: int) -> Reduce:
+    """ToMe that weighs by size."""
+    return lambda block, tokens, cue: merge_globally(tokens, cue, prefix, schedule[block], True)
 
 
 def drop(schedule: list[int], prefix: int) -> Reduce:

@@ -33,6 +33,7 @@ METHODS: list[Method] = [
     vitfold.DFE(r=3, skip=1),
     vitfold.LGTM(r=4, skip=0),
     vitfold.Drop(r=3),
+    vitfold.Ward(r=3),
 ]
 EVERY = list(itertools.product(FAMILIES, METHODS))
 # Every family once, and every method once, in what runs by default.

@@ -15,14 +15,25 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import vitfold
-from vitfold import DFE, LGTM, METHODS, Drop, FoldError, Method, MethodError, ToMe, VitfoldError
+from vitfold import (
+    DFE,
+    LGTM,
+    METHODS,
+    Drop,
+    FoldError,
+    Method,
+    MethodError,
+    ToMe,
+    VitfoldError,
+    Ward,
+)
 from vitfold.flops import NEAR
 from vitfold.fold import folded
 from vitfold.layout import Layout
 from vitfold.methods.base import from_json
-from vitfold.methods.schedule import evenly, per_block
+from vitfold.methods.schedule import along, per_block
 
-ALL = [ToMe, DFE, LGTM, Drop]
+ALL = [ToMe, DFE, LGTM, Drop, Ward]
 
 
 # What is chosen.
@@ -98,11 +109,43 @@ def test_ramps_run_along_a_line_to_their_end(r: int, inflection: float, depth: i
 
 @given(st.floats(0, 100), st.integers(1, 48), st.integers(0, 48))
 def test_even_schedules_are_whole_and_even(rate: float, depth: int, first: int) -> None:
-    blocks = evenly(rate, depth, first)
+    blocks = along(rate, 0.0, depth, first)
     assert len(blocks) == depth
     assert not any(blocks[:first])
     assert all(abs(r - rate) <= 1 for r in blocks[first:])
     assert abs(sum(blocks) - rate * max(depth - first, 0)) <= 1
+
+
+@given(st.floats(0, 100), st.floats(-1, 1), st.integers(1, 48), st.integers(0, 48))
+def test_ramps_of_a_share_are_whole_and_straight(
+    rate: float, inflection: float, depth: int, first: int
+) -> None:
+    blocks = along(rate, inflection, depth, first)
+    assert len(blocks) == depth
+    assert not any(blocks[:first])
+    run = max(depth - first - 1, 1)
+    for place, r in enumerate(blocks[first:]):
+        assert abs(r - rate * (1 - inflection + 2 * inflection * place / run)) <= 1 + 1e-6
+    assert min(blocks, default=0) >= 0
+
+
+def test_a_share_is_reached_along_a_ramp() -> None:
+    falling = vitfold.fold(vit(depth=12), ToMe(flops=0.7, inflection=-1))
+    rising = vitfold.fold(vit(depth=12), ToMe(flops=0.7, inflection=1))
+    early, late = (folded(model).schedule for model in (falling, rising))
+    assert early[0] > early[5] > early[11]
+    assert late[0] < late[5] < late[11]
+    assert sum(early) < sum(late)  # what leaves early costs nothing in all later blocks
+
+
+def test_ward_merges_more_of_a_share_early() -> None:
+    usual, named, even = (
+        folded(vitfold.fold(vit(depth=12), Ward(flops=0.7, **options))).schedule
+        for options in ({}, {"inflection": -0.5}, {"inflection": 0.0})
+    )
+    assert usual == named
+    assert usual[0] > even[0] >= even[-1] > usual[-1]
+    assert folded(vitfold.fold(vit(depth=12), Ward(r=2))).schedule == (2,) * 12
 
 
 @settings(max_examples=200, deadline=None)
@@ -202,8 +245,16 @@ REFUSED: dict[str, tuple[Callable[[], object], str]] = {
     "no share": (lambda: ToMe(flops=0), r"flops=0: expected a share .* \(0, 1\]"),
     "too much": (lambda: ToMe(flops=1.5), "flops=1.5: expected a share"),
     "odd share": (lambda: ToMe(flops=float("nan")), "flops=nan: expected a share"),
+    "inflection": (
+        lambda: ToMe(flops=0.5, inflection=2),
+        "inflection=2: expected a number from -1 to 1",
+    ),
+    "inflection of r": (
+        lambda: ToMe(r=8, inflection=0.5),
+        r"inflection=0.5 goes with flops: with r, give \(r, inflection\)",
+    ),
     "cue": (lambda: ToMe(r=8, cue="x_atn"), r"unknown cue 'x_atn' \(did you mean 'x_attn'\?\)"),
-    "drop cue": (lambda: Drop(r=8, cue="keys"), "unknown cue 'keys' .*k, q, random, v, x_attn"),
+    "drop cue": (lambda: Drop(r=8, cue="keys"), "unknown cue 'keys' .*k, q, random, v, x, x_attn"),
     "switch": (
         lambda: ToMe(r=8, proportional=1),  # type: ignore[arg-type]
         "proportional=1: expected True or False",
@@ -225,7 +276,7 @@ REFUSED: dict[str, tuple[Callable[[], object], str]] = {
     "half in a ramp": (lambda: vitfold.fold(vit(), LGTM(r=(20, -1))), "r=40 is more than half"),
     "late": (lambda: vitfold.fold(vit(), ToMe(r=8, skip=5)), "skip=5 is more than the 4 blocks"),
     "name": (lambda: vitfold.fold(vit(), "tomee", r=8), r"'tomee' \(did you mean 'tome'\?\)"),
-    "far name": (lambda: vitfold.fold(vit(), "xyz", r=8), "'xyz' .*dfe, drop, lgtm, tome"),
+    "far name": (lambda: vitfold.fold(vit(), "xyz", r=8), "'xyz' .*dfe, drop, lgtm, tome, ward"),
     "option": (
         lambda: vitfold.fold(vit(), "lgtm", r=8, windows=4),
         r"LGTM has no option 'windows' \(did you mean 'window'\?\)",

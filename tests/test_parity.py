@@ -4,12 +4,12 @@ from typing import Any
 
 import pytest
 import torch
-from reference import Reduce, Reference, drop, lgtm, ramp, tome
+from reference import Reduce, Reference, drop, lgtm, ramp, tome, ward
 from small import MODELS, eva, images, vit
 from torch import Tensor, nn
 
 import vitfold
-from vitfold import DFE, LGTM, Drop, Method, ToMe
+from vitfold import DFE, LGTM, Drop, Method, ToMe, Ward
 from vitfold.cues import CUES, random
 from vitfold.fold import watch
 from vitfold.tokenmap import DROPPED
@@ -50,6 +50,13 @@ def test_the_reference_itself_is_the_dense_model(name: str, dtype: torch.dtype) 
     x = images(model, dtype=dtype)
     expected = Reference(model).logits(x)
     torch.testing.assert_close(model(x).double(), expected, rtol=0, atol=CLOSE[dtype])
+
+
+@pytest.mark.parametrize("dtype", CLOSE, ids=str)
+@pytest.mark.parametrize("name", MODELS)
+def test_ward(name: str, dtype: torch.dtype) -> None:
+    model: Any = MODELS[name](depth=DEPTH)
+    agree(model, Ward(r=6), ward([6] * DEPTH, model.num_prefix_tokens), dtype)
 
 
 @pytest.mark.parametrize("dtype", CLOSE, ids=str)

@@ -191,6 +191,7 @@ OPTIONS: dict[str, list[dict[str, Any]]] = {
     "tome": [{"r": 13}, {"r": [0, 5, 2]}, {"r": (6, -1.0)}, {"r": (6, 1), "cue": "v"}],
     "dfe": [{"r": 5}, {"r": 5, "skip": 3}, {"flops": 0.8, "proportional": False}],
     "lgtm": [{"r": 9}, {"r": [4, 4], "window": 2, "location": "2d"}, {"flops": 0.7, "skip": 1}],
+    "ward": [{"r": 5}, {"flops": 0.8}, {"flops": 0.8, "inflection": 0.25, "cue": "k"}],
     "drop": [{"r": 5}, {"r": (4, 0.5), "cue": "random", "seed": 7}, {"flops": 0.75}],
 }
 

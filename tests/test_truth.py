@@ -12,7 +12,7 @@ from small import MODELS, deit, dino, dino3, eva, images, vit
 from torch import Tensor, nn
 
 import vitfold
-from vitfold import DFE, LGTM, Drop, Method, ToMe
+from vitfold import DFE, LGTM, Drop, Method, ToMe, Ward
 from vitfold.cues import CUES
 from vitfold.fold import watch
 
@@ -22,6 +22,7 @@ METHODS: dict[str, Method] = {
     "lgtm": LGTM(r=8, skip=0),
     "drop": Drop(r=8, cue="x_attn"),
     "random": ToMe(r=8, cue="random"),
+    "ward": Ward(r=8),
     "unweighted": ToMe(r=8, proportional=False),
 }
 
@@ -115,7 +116,7 @@ def test_what_is_not_finite_harms_no_neighbour(method: Method, bad: float) -> No
 
 @settings(max_examples=40, deadline=None)
 @given(
-    st.sampled_from([ToMe, DFE, LGTM, Drop]),
+    st.sampled_from([ToMe, DFE, LGTM, Drop, Ward]),
     st.sampled_from([0.0, 1.0, -3.0, 1e12]),
     st.tuples(st.integers(1, 9), st.integers(1, 9)),
     st.sampled_from(CUES),

@@ -13,7 +13,7 @@ from vitfold.errors import (
 from vitfold.families import families
 from vitfold.fold import fold, unfold
 from vitfold.measure import flops, peak_memory, throughput
-from vitfold.methods import DFE, LGTM, METHODS, Drop, Method, Step, ToMe, register
+from vitfold.methods import DFE, LGTM, METHODS, Drop, Method, Step, ToMe, Ward, register
 from vitfold.models import create_model
 from vitfold.plan import load, save
 from vitfold.tokenmap import TokenMap
@@ -56,4 +56,5 @@ __all__ = [
     "ShapeError",
     "UnsupportedModel",
     "VitfoldError",
+    "Ward",
 ]

@@ -5,7 +5,9 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-Cue = Literal["k", "q", "v", "x_pre", "x_attn", "random"]
+Cue = Literal["k", "q", "v", "x_pre", "x_attn", "x", "random"]
+"""Keys, queries and values as a mean over heads; what enters the block; what attention adds to it;
+their sum, which is what merges; nothing."""
 
 CUES: tuple[str, ...] = get_args(Cue)
 

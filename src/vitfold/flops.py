@@ -10,7 +10,6 @@ from torch.utils.module_tracker import ModuleTracker
 
 from vitfold.errors import MethodError
 from vitfold.layout import Layout
-from vitfold.methods.schedule import evenly
 
 CLOSE = 0.002
 """How near to the share that is asked for the search stops."""
@@ -21,6 +20,9 @@ NEAR = 0.01
 TRIES = 12
 
 Schedule = tuple[int, ...]
+
+Spread = Callable[[float, int, int], Schedule]
+"""From how many tokens leave a block on average, the depth and the first block that reduces."""
 
 
 def count(call: Callable[[], Any]) -> int:
@@ -52,13 +54,15 @@ def dry_count(call: Callable[[], Any]) -> int:
         return count(call)
 
 
-def solve(share: float, cost: Callable[[Schedule], int], layout: Layout, first: int) -> Schedule:
-    """The schedule that removes tokens evenly and costs `share` of what none costs.
+def solve(
+    share: float, cost: Callable[[Schedule], int], layout: Layout, first: int, spread: Spread
+) -> Schedule:
+    """The schedule that removes tokens as `spread` has it, and costs `share` of what none costs.
 
     Where that is too coarse, because windows merge several tokens at once, later and later blocks
     remove more, to make up for what is left.
     """
-    search = _Search(share, cost, layout)
+    search = _Search(share, cost, layout, spread)
     schedule = search.dense
     for start in sorted({first, first + 1, first + 2, layout.depth // 2, layout.depth - 2}):
         if first <= start < layout.depth and search.distance > NEAR / 2:
@@ -75,8 +79,11 @@ def solve(share: float, cost: Callable[[Schedule], int], layout: Layout, first: 
 class _Search:
     """Schedules that were tried, and the shares that they reach."""
 
-    def __init__(self, share: float, cost: Callable[[Schedule], int], layout: Layout) -> None:
+    def __init__(
+        self, share: float, cost: Callable[[Schedule], int], layout: Layout, spread: Spread
+    ) -> None:
         self.share = share
+        self.spread = spread
         self.cost = cost
         self.layout = layout
         self.dense: Schedule = (0,) * layout.depth
@@ -106,7 +113,7 @@ class _Search:
         """
 
         def more(rate: float) -> Schedule:
-            extra = evenly(rate, self.layout.depth, start)
+            extra = self.spread(rate, self.layout.depth, start)
             return tuple(a + b for a, b in zip(base, extra, strict=True))
 
         most = self.layout.patches / 2

@@ -258,7 +258,7 @@ def _schedule(record: Fold) -> tuple[int, ...]:
     if method.r is not None:
         return per_block(method.r, found.depth, first, layout.patches)
     share = 1.0 if method.flops is None else method.flops
-    return solve(share, lambda schedule: _cost(record, schedule), layout, first)
+    return solve(share, lambda schedule: _cost(record, schedule), layout, first, method.spread)
 
 
 def _fitting(record: Fold, schedule: tuple[int, ...]) -> tuple[int, ...]:

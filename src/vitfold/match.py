@@ -15,20 +15,29 @@ from vitfold.tokenmap import DROPPED, TokenMap, take
 NOWHERE = float("-inf")
 
 
-def bipartite(metric: Tensor, r: int, prefix: int, valid: Tensor | None = None) -> TokenMap:
+def bipartite(
+    metric: Tensor,
+    r: int,
+    prefix: int,
+    valid: Tensor | None = None,
+    size: Tensor | None = None,
+) -> TokenMap:
     """Merge the `r` tokens at even positions that most resemble one at an odd position.
 
     Next come the prefix, the surviving even tokens and the odd ones, each in their order.
+    size: `[B, N]`; where it is given, large groups have to resemble each other more.
     """
     even, odd = prefix + prefix % 2, prefix + 1 - prefix % 2
     rows = unit(metric)
+    scores = rows[:, even::2] @ rows[:, odd::2].transpose(1, 2)
+    if size is not None:
+        scores = _harder_for_large(scores, size[:, even::2], size[:, odd::2])
     if valid is not None:
         allowed = valid[:, even::2, None] & valid[:, None, odd::2]
-        best, partner = best_partners(rows[:, even::2], rows[:, odd::2], allowed)
+        best, partner = best_allowed(scores, allowed)
         target = torch.full_like(valid, DROPPED, dtype=torch.long)
         target[:, even::2] = partner * 2 + odd
         return _with_padding(biggest_first(best) * 2 + even, target, r, prefix, valid, stride=2)
-    scores = rows[:, even::2] @ rows[:, odd::2].transpose(1, 2)
     order = biggest_first(scores.amax(dim=-1))
     partner = take(scores, order[:, :r]).argmax(dim=-1)  # only those that merge need to know
     evens, places = order * 2 + even, _places(metric)
@@ -62,7 +71,7 @@ def windowed(metric: Tensor, layout: "Windows", prefix: int, order: Tensor) -> T
     a, b = padded[:, evens], padded[:, odds]
     patches = order.shape[1]
     allowed = (evens < patches).unsqueeze(-1) & (odds < patches).unsqueeze(-2)
-    best, partner = best_partners(a, b, allowed)
+    best, partner = best_allowed(a @ b.transpose(-1, -2), allowed)
     chosen = biggest_first(best)[:, window, place]
     merged = evens[window, chosen]
     partners = partner.flatten(1).gather(1, window * evens.shape[1] + chosen)
@@ -125,13 +134,16 @@ def _merges(cells: tuple[int, ...], patches: int, each: int) -> int:
     return min(each, even, (even + odd) // 2) if odd else 0
 
 
-def best_partners(a: Tensor, b: Tensor, allowed: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """For every row of `a[..., n, d]` the row of `b[..., m, d]` most like it: their cosine, and
-    which it is. All rows are `unit` rows."""
-    scores = a @ b.transpose(-1, -2)
-    if allowed is not None:
-        scores = scores.masked_fill(~allowed, NOWHERE)
-    best, partner = scores.max(dim=-1)
+def _harder_for_large(cosine: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    """Minus the distance `1 - cosine[B, n, m]` between groups of `a[B, n]` and `b[B, m]` tokens,
+    times the root of `a b / (a + b)`."""
+    share = (a.reciprocal().unsqueeze(-1) + b.reciprocal().unsqueeze(-2)).rsqrt()
+    return (cosine - 1) * share.to(cosine.dtype)
+
+
+def best_allowed(scores: Tensor, allowed: Tensor) -> tuple[Tensor, Tensor]:
+    """For every row of `scores[..., n, m]` the highest that is allowed, and where it is."""
+    best, partner = scores.masked_fill(~allowed, NOWHERE).max(dim=-1)
     return best, partner
 
 

@@ -102,11 +102,13 @@ def reduce(
     x: Tensor, ledger: Ledger, step: Step, before: Tensor, attend: Attend
 ) -> tuple[Tensor, Ledger]:
     """Fewer tokens, and the books that say so."""
-    return ledger.reduce(x, step.match(metric(step, before, attend), ledger))
+    return ledger.reduce(x, step.match(metric(step, x, before, attend), ledger))
 
 
-def metric(step: Step, before: Tensor, attend: Attend) -> Tensor:
+def metric(step: Step, x: Tensor, before: Tensor, attend: Attend) -> Tensor:
     """`[B, n, d]`: the cue of a step, without gradient."""
+    if step.cue == "x":
+        return x.detach()
     if step.cue == "x_pre":
         return before.detach()
     if step.cue == "random":

@@ -5,5 +5,17 @@ from vitfold.methods.dfe import DFE
 from vitfold.methods.drop import Drop
 from vitfold.methods.lgtm import LGTM
 from vitfold.methods.tome import ToMe
+from vitfold.methods.ward import Ward
 
-__all__ = ["DFE", "LGTM", "METHODS", "Drop", "Method", "Step", "ToMe", "create_method", "register"]
+__all__ = [
+    "DFE",
+    "LGTM",
+    "METHODS",
+    "Drop",
+    "Method",
+    "Step",
+    "ToMe",
+    "Ward",
+    "create_method",
+    "register",
+]

@@ -12,7 +12,14 @@ from vitfold.cues import CUES
 from vitfold.errors import MethodError, nearest
 from vitfold.layout import Layout
 from vitfold.ledger import Ledger
-from vitfold.methods.schedule import Reduction, check_reduction, check_share, check_whole
+from vitfold.methods.schedule import (
+    Reduction,
+    along,
+    check_inflection,
+    check_reduction,
+    check_share,
+    check_whole,
+)
 from vitfold.tokenmap import TokenMap
 
 
@@ -40,12 +47,18 @@ class Method:
        end) or `(r, inflection)`, a ramp.
     flops: the share of the FLOPs of the dense vision transformer to reach, in place of `r`; what
         else a model does, a text tower or a decoder, costs what it costs.
+    inflection: of the ramp along which `flops` spreads what leaves, as that of `(r, inflection)`:
+        from -1, most of it early, to 1 (default: `slope`).
     """
 
     name: ClassVar[str]
 
+    slope: ClassVar[float] = 0.0
+    """Of the ramp, where the user says nothing."""
+
     r: Reduction | None = None
     flops: float | None = field(default=None, kw_only=True)
+    inflection: float | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
         if (self.r is None) == (self.flops is None):
@@ -57,11 +70,22 @@ class Method:
             object.__setattr__(self, "r", list(self.r))
         if self.flops is not None:
             check_share(self.flops)
+        if self.inflection is not None:
+            check_inflection(self.inflection)
+            if self.flops is None:
+                raise MethodError(
+                    f"inflection={self.inflection!r} goes with flops: with r, give (r, inflection)"
+                )
 
     @property
     def proportional(self) -> bool:
         """Whether a token of size s counts s times in attention."""
         return True
+
+    def spread(self, rate: float, depth: int, first: int) -> tuple[int, ...]:
+        """`rate` tokens a block on average, from block `first` on, as `flops` spreads them."""
+        inflection = self.slope if self.inflection is None else self.inflection
+        return along(rate, inflection, depth, first)
 
     def first(self, depth: int) -> int:
         """The first block that reduces."""

@@ -32,7 +32,11 @@ def _check_ramp(r: tuple[object, ...]) -> None:
     if len(r) != 2:
         raise MethodError(f"r={r!r}: expected (r, inflection); a number per block goes in a list")
     check_whole("r", r[0], least=0)
-    inflection = r[1]
+    check_inflection(r[1])
+
+
+def check_inflection(inflection: object) -> None:
+    """Refuse what is no slope of a ramp."""
     number = isinstance(inflection, int | float) and not isinstance(inflection, bool)
     if not number or not -1 <= float(inflection) <= 1:  # type: ignore[arg-type]
         raise MethodError(f"inflection={inflection!r}: expected a number from -1 to 1")
@@ -75,7 +79,13 @@ def _ramp(r: int, inflection: float, depth: int) -> list[int]:
     return [(start * run + rise * block) // run for block in range(depth)]
 
 
-def evenly(rate: float, depth: int, first: int) -> tuple[int, ...]:
-    """`rate` tokens a block on average, in whole tokens, from block `first` on."""
-    before = [math.floor(rate * max(block - first, 0)) for block in range(depth + 1)]
+def along(rate: float, inflection: float, depth: int, first: int) -> tuple[int, ...]:
+    """`rate` tokens a block on average, in whole tokens, from block `first` on: along a ramp from
+    `rate * (1 - inflection)` to `rate * (1 + inflection)`."""
+    run = max(depth - first - 1, 1)
+    blocks = [max(block - first, 0) for block in range(depth + 1)]
+    before = [
+        math.floor(rate * n * (1 - inflection) + rate * inflection * n * (n - 1) / run)
+        for n in blocks
+    ]
     return tuple(after - now for now, after in itertools.pairwise(before))
