@@ -35,6 +35,7 @@ from vitfold.validate import CONFIDENT, Batch, interval, predict
 
 SHARES = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4)
 SHARE = 0.6
+METHODS = (vitfold.ToMe, vitfold.DFE, vitfold.LGTM, vitfold.Drop, vitfold.Ward)
 COLUMNS = ("fold", "GFLOPs", "top-1", "95 %", "against dense", "agrees with dense", "95 %")
 
 
@@ -63,11 +64,7 @@ def questions(model: nn.Module) -> dict[str, list[Fold]]:
             for method in (vitfold.ToMe, vitfold.Drop)
         ],
         "The methods over the range": [
-            *(
-                by(method(flops=share))
-                for method in (vitfold.ToMe, vitfold.DFE, vitfold.LGTM, vitfold.Drop)
-                for share in SHARES
-            ),
+            *(by(method(flops=share)) for method in METHODS for share in SHARES),
             *smaller,
         ],
         f"How many blocks stay dense, at {SHARE} of the FLOPs": [
@@ -75,6 +72,18 @@ def questions(model: nn.Module) -> dict[str, list[Fold]]:
         ],
         "Proportional attention": [
             by(vitfold.ToMe(flops=SHARE, proportional=switch)) for switch in (True, False)
+        ],
+        "What Ward is made of": [
+            by(method(flops=share, **options))
+            for share in (0.6, 0.5)
+            for method, options in (
+                (vitfold.ToMe, {}),
+                (vitfold.ToMe, {"cue": "x"}),
+                (vitfold.ToMe, {"inflection": -0.5}),
+                (vitfold.Ward, {"inflection": 0.0}),
+                (vitfold.Ward, {}),
+                (vitfold.Ward, {"inflection": -1.0}),
+            )
         ],
     }
 
@@ -110,6 +119,9 @@ def main(
         rows = [row(fold, said, one) for fold in (folds["dense"], *group)]
         show.table(f"{name}: {title}", COLUMNS, rows)
         lines += [f"## {title}", "", *markdown(COLUMNS, rows), ""]
+    rows = [duel(share, rival, said) for share in (0.6, 0.5) for rival in METHODS[:-1]]
+    show.table(f"{name}: Ward against each", DUEL, rows)
+    lines += ["## Ward against each", "", *markdown(DUEL, rows), ""]
     if sharpness:
         rows = list(sharp(dense, batches))
         show.table(f"{name}: largest eigenvalue of the Hessian", SHARP, rows)
@@ -139,9 +151,10 @@ class Answers:
         save_file(self.best, part)
         part.replace(self.path)
 
-    def gain(self, ours: str, other: str) -> tuple[float, float]:
-        """By how much one fold is more often right than another, give or take."""
-        a, b = (self.best[name] == self.labels for name in (ours, other))
+    def gain(self, ours: str, other: str, truth: str = "labels") -> tuple[float, float]:
+        """By how much one fold is more often right than another, give or take: on the labels, or
+        by what the dense model says."""
+        a, b = (self.best[name] == self.best[truth] for name in (ours, other))
         images, won, lost = len(a), int((a & ~b).sum()), int((b & ~a).sum())
         gain = (won - lost) / images
         return gain, CONFIDENT * math.sqrt((won + lost) / images - gain**2) / math.sqrt(images)
@@ -162,6 +175,16 @@ def row(fold: Fold, said: Answers, one: Inputs) -> list[str]:
         f"{same / images:.2%}",
         "{:.1%} to {:.1%}".format(*interval(same, images)),
     ]
+
+
+DUEL = ("Ward against", "top-1", "agreement with dense")
+
+
+def duel(share: float, rival: type[Method], said: Answers) -> list[str]:
+    """How much better Ward is than another method at the same share, in points."""
+    ours, other = (str(method(flops=share)) for method in (vitfold.Ward, rival))
+    gains = (said.gain(ours, other, truth) for truth in ("labels", "dense"))
+    return [other, *(f"{gain * 100:+.2f} ± {spread * 100:.2f}" for gain, spread in gains)]
 
 
 SHARP = ("fold", "largest eigenvalue")

@@ -1,7 +1,7 @@
 """How close folding comes to removing tokens for free: `python benchmarks/speed.py`.
 
 For every row of a suite: the dense model, textbook ToMe, free slicing with the same token
-schedule, and ToMe, DFE and LGTM removing the same numbers of tokens, on one set of random weights,
+schedule, and ToMe, DFE, LGTM and Ward removing the same numbers of tokens, on one set of random weights,
 in turn. Writes a table as Markdown and the figures as JSON beside it.
 
     python benchmarks/speed.py                                    # float32 on the CPU
@@ -56,10 +56,11 @@ SUITES = {
 
 
 def candidates(model: nn.Module, case: Case) -> dict[str, nn.Module]:
-    """ToMe's candidates, DFE at its counts, and LGTM beside a bound of its own."""
+    """ToMe's candidates, DFE and Ward at its counts, and LGTM beside a bound of its own."""
     tome = vitfold.fold(bench.clone(model), vitfold.ToMe(r=case.r))
     named = bench.candidates(tome)
     named["DFE"] = vitfold.fold(bench.clone(model), vitfold.DFE(r=case.r, skip=0))
+    named["Ward"] = vitfold.fold(bench.clone(model), vitfold.Ward(r=case.r))
     lgtm = vitfold.fold(bench.clone(model), vitfold.LGTM(r=case.r, skip=0))
     named["LGTM"] = lgtm
     named["LGTM's bound"] = bench.free_slicing(model, bench.removed(lgtm))
