@@ -17,21 +17,23 @@ from typing import Annotated
 
 import torch
 import typer
+from PIL.Image import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import vitfold
-from vitfold import analysis
+from vitfold import analysis, draw
 from vitfold.bench import clone
 from vitfold.cli import options, show
 from vitfold.cli.validate import batches_of
 from vitfold.cues import CUES
 from vitfold.data import Source
+from vitfold.errors import MethodError
 from vitfold.families import find
 from vitfold.measure import Inputs, random_inputs
 from vitfold.methods import Method
 from vitfold.sweep import gigaflops, smaller_inputs
-from vitfold.validate import CONFIDENT, Batch, interval, predict
+from vitfold.validate import CONFIDENT, Batch, interval, logits, predict
 
 SHARES = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4)
 SHARE = 0.6
@@ -111,22 +113,35 @@ def main(
     left = [fold for fold in folds.values() if fold.name not in said.best]
     with show.bar("folding", len(left) * len(batches)) as progress:
         for fold in left:
-            found = predict(fold.make().eval(), batches, progress=progress)
+            try:
+                made = fold.make().eval()
+            except MethodError as error:  # out of reach
+                show.note(f"{fold.name}: {error}")
+                continue
+            found = predict(made, batches, progress=progress)
             said.add(fold.name, found.best[:, 0], found.labels)
     one = random_inputs(dense, 1)
     lines = [f"# {name}: {len(said.labels)} images", ""]
     for title, group in asked.items():
-        rows = [row(fold, said, one) for fold in (folds["dense"], *group)]
+        rows = [row(fold, said, one) for fold in (folds["dense"], *group) if fold.name in said.best]
         show.table(f"{name}: {title}", COLUMNS, rows)
         lines += [f"## {title}", "", *markdown(COLUMNS, rows), ""]
     rows = [duel(share, rival, said) for share in (0.6, 0.5) for rival in METHODS[:-1]]
     show.table(f"{name}: Ward against each", DUEL, rows)
     lines += ["## Ward against each", "", *markdown(DUEL, rows), ""]
+    sure = margins(dense, batches)
+    rows = [change(str(method(flops=SHARE)), said, sure) for method in METHODS]
+    show.table(f"{name}: images whose prediction changes", CHANGES, rows)
+    lines += ["## Images whose prediction changes", "", *markdown(CHANGES, rows), ""]
+    picture = Path("benchmarks") / f"evidence-{name}.png"
+    surprises(dense, batches, said, sure).save(picture)
+    lines += [f"![the changed images of which the dense model was surest]({picture.name})", ""]
+    target = Path("benchmarks") / f"evidence-{name}.md"
+    target.write_text("\n".join(lines), encoding="utf-8")
     if sharpness:
         rows = list(sharp(dense, batches))
         show.table(f"{name}: largest eigenvalue of the Hessian", SHARP, rows)
         lines += ["## Sharpness", "", *markdown(SHARP, rows), ""]
-    target = Path("benchmarks") / f"evidence-{name}.md"
     target.write_text("\n".join(lines), encoding="utf-8")
     show.written(target)
 
@@ -187,12 +202,66 @@ def duel(share: float, rival: type[Method], said: Answers) -> list[str]:
     return [other, *(f"{gain * 100:+.2f} ± {spread * 100:.2f}" for gain, spread in gains)]
 
 
+CHANGES = (
+    "fold",
+    "changed",
+    "right to wrong",
+    "wrong to right",
+    "wrong to wrong",
+    "median margin of the changed",
+    "of the others",
+)
+
+
+def margins(dense: nn.Module, batches: list[Batch]) -> Tensor:
+    """By how much the dense model prefers its first class to its second, in probability."""
+    best = []
+    with torch.inference_mode(), show.bar("margins", len(batches)) as progress:
+        for images, _ in batches:
+            best.append(logits(dense, images).softmax(1).topk(2, dim=1).values)
+            progress()
+    first, second = torch.cat(best).unbind(1)
+    return first - second
+
+
+def change(name: str, said: Answers, sure: Tensor) -> list[str]:
+    """What becomes of the images on which a fold and the dense model differ."""
+    ours, dense, labels = said.best[name], said.best["dense"], said.labels
+    changed = ours != dense
+    lost, won = changed & (dense == labels), changed & (ours == labels)
+    return [
+        name,
+        *(str(int(some.sum())) for some in (changed, lost, won, changed & ~lost & ~won)),
+        *(f"{float(sure[some].median()):.2f}" for some in (changed, ~changed)),
+    ]
+
+
+def surprises(dense: nn.Module, batches: list[Batch], said: Answers, sure: Tensor) -> Image:
+    """The images that ToMe changes although the dense model was sure: what ToMe and Ward make of
+    them, and what each of the three says (right is in brackets)."""
+    ways = [vitfold.ToMe(flops=SHARE), vitfold.Ward(flops=SHARE)]
+    changed = (said.best[str(ways[0])] != said.best["dense"]).nonzero().flatten()
+    chosen = changed[sure[changed].argsort(descending=True)[:7]]
+    images = torch.cat([batch for batch, _ in batches])[chosen]
+    pictures = [draw.plain(image) for image in images]
+    words = [f"{said.best['dense'][i]} ({said.labels[i]})" for i in chosen.tolist()]
+    for way in ways:
+        traced = vitfold.trace(vitfold.fold(clone(dense), way), images)
+        pictures += [traced.draw(number) for number in range(len(images))]
+        words += [f"{way.name}: {said.best[str(way)][i]}" for i in chosen.tolist()]
+    return draw.row(pictures, words)
+
+
 SHARP = ("fold", "largest eigenvalue")
+SHARP_IMAGES = 64
 
 
 def sharp(dense: nn.Module, batches: list[Batch]) -> Iterator[list[str]]:
-    """Of the dense model and of two folds, on the first images."""
-    some, ways = batches[:2], [None, *(vitfold.ToMe(flops=share) for share in (0.6, 0.4))]
+    """Of the dense model and of two folds, on some images of every class."""
+    images, labels = (torch.cat(parts) for parts in zip(*batches, strict=True))
+    every = max(len(labels) // SHARP_IMAGES, 1)
+    some = [(images[::every][:SHARP_IMAGES], labels[::every][:SHARP_IMAGES])]
+    ways = [None, *(vitfold.ToMe(flops=share) for share in (0.6, 0.4))]
     with show.bar("sharpness", None) as progress:
         for method in ways:
             model = clone(dense) if method is None else vitfold.fold(clone(dense), method)

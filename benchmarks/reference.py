@@ -104,7 +104,7 @@ def card(command: list[str], report: Report, epochs: list[dict[str, str]]) -> st
         "",
         "# A small ViT on CIFAR-10, to measure token reduction on",
         "",
-        f"Top-1 on the 10,000 test images: {report.top1:.2%} "
+        f"Top-1 on {report.images:,} test images: {report.top1:.2%} "
         f"(95 % interval {report.top1_low:.2%} to {report.top1_high:.2%}).",
         "",
         "Trained from nothing, on the first nine tenths of the training images of every class; "

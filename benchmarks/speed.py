@@ -1,8 +1,8 @@
 """How close folding comes to removing tokens for free: `python benchmarks/speed.py`.
 
 For every row of a suite: the dense model, textbook ToMe, free slicing with the same token
-schedule, and ToMe, DFE, LGTM and Ward removing the same numbers of tokens, on one set of random weights,
-in turn. Writes a table as Markdown and the figures as JSON beside it.
+schedule, and ToMe, DFE, LGTM and Ward removing the same numbers of tokens, on one set of random
+weights, in turn. Writes a table as Markdown and the figures as JSON beside it.
 
     python benchmarks/speed.py                                    # float32 on the CPU
     python benchmarks/speed.py --suite gpu --device cuda          # bfloat16, eager

@@ -45,6 +45,8 @@ def test_methods_hold_what_was_chosen(kind: type[Method]) -> None:
     assert (method, hash(method)) == (kind(r=7), hash(kind(r=7)))
     assert method != kind(r=8)
     assert repr(method).startswith(f"{kind.__name__}(r=7")
+    assert str(method) == f"{kind.__name__}(r=7)"
+    assert str(kind(flops=0.5, cue="v")) == f"{kind.__name__}(flops=0.5, cue='v')"
     assert from_json(json.loads(json.dumps(method.to_json()))) == method
     assert vitfold.METHODS[kind.name] is kind
     with pytest.raises(dataclasses.FrozenInstanceError):

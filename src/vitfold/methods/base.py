@@ -77,6 +77,15 @@ class Method:
                     f"inflection={self.inflection!r} goes with flops: with r, give (r, inflection)"
                 )
 
+    def __str__(self) -> str:
+        """What was chosen, and nothing that goes without saying."""
+        chosen = [
+            f"{f.name}={value!r}"
+            for f in dataclasses.fields(self)
+            if (value := getattr(self, f.name)) != f.default
+        ]
+        return f"{type(self).__name__}({', '.join(chosen)})"
+
     @property
     def proportional(self) -> bool:
         """Whether a token of size s counts s times in attention."""
