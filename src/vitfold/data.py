@@ -161,7 +161,8 @@ def labelled(model: nn.Module, source: Source, limit: int | None = None) -> Any:
 
 def streams(dataset: Any) -> bool:
     """Whether images come in an order of their own, as WebDataset reads them."""
-    return isinstance(dataset, IterableDataset) or not hasattr(dataset, "__getitem__")
+    whole = hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")
+    return isinstance(dataset, IterableDataset) or not whole
 
 
 def loader(dataset: Any, batch_size: int, workers: int) -> Any:

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -125,11 +125,7 @@ def predict(
     progress: Progress = lambda: None,
 ) -> Predictions:
     """What a model says of labelled batches."""
-    watch = Watch(model, device or next(model.parameters()).device, amp)
-    for images, labels in batches:
-        watch.see(images, labels)
-        progress()
-    return watch.predictions()
+    return _predict_all((model,), batches, device, amp, progress)[0]
 
 
 def validate(
@@ -142,13 +138,24 @@ def validate(
     progress: Progress = lambda: None,
 ) -> Report:
     """Run both models over labelled batches."""
-    device = device or next(folded.parameters()).device
-    ours, base = Watch(folded, device, amp), Watch(dense, device, amp)
+    return score(*_predict_all((folded, dense), batches, device, amp, progress))
+
+
+def _predict_all(
+    models: Sequence[nn.Module],
+    batches: Iterable[Batch],
+    device: torch.device | None,
+    amp: torch.dtype | None,
+    progress: Progress,
+) -> list[Predictions]:
+    """What several models say of the same batches, read once."""
+    device = device or next(models[0].parameters()).device
+    watches = [Watch(model, device, amp) for model in models]
     for images, labels in batches:
-        ours.see(images, labels)
-        base.see(images, labels)
+        for watch in watches:
+            watch.see(images, labels)
         progress()
-    return score(ours.predictions(), base.predictions())
+    return [watch.predictions() for watch in watches]
 
 
 def limited(batches: Iterable[Batch], limit: int | None) -> Iterator[Batch]:

@@ -1,6 +1,7 @@
 """What the merging methods share: their options, and the step that merges over all tokens."""
 
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -22,6 +23,9 @@ class Merging(Method):
     seed: of the cue `random`.
     """
 
+    by_size: ClassVar[bool] = False
+    """Whether large groups have to resemble each other more."""
+
     cue: str = field(default="k", kw_only=True)
     proportional: bool = field(default=True, kw_only=True)
     seed: int = field(default=0, kw_only=True)
@@ -39,7 +43,8 @@ class Merging(Method):
         """The step that merges `r` tokens over the whole sequence."""
 
         def match(metric: Tensor, ledger: Ledger) -> TokenMap:
-            return bipartite(metric, r, ledger.prefix, ledger.valid)
+            size = ledger.size if self.by_size else None
+            return bipartite(metric, r, ledger.prefix, ledger.valid, size)
 
         return Step(self.cue, r, match, self.seed + block)
 

@@ -3,13 +3,8 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from torch import Tensor
-
-from vitfold.ledger import Ledger
-from vitfold.match import bipartite
-from vitfold.methods.base import Step, register
+from vitfold.methods.base import register
 from vitfold.methods.tome import ToMe
-from vitfold.tokenmap import TokenMap
 
 
 @register("ward")
@@ -23,11 +18,6 @@ class Ward(ToMe):
     """
 
     slope: ClassVar[float] = -0.5
+    by_size: ClassVar[bool] = True
 
     cue: str = "x"
-
-    def merge(self, block: int, r: int) -> Step:
-        def match(metric: Tensor, ledger: Ledger) -> TokenMap:
-            return bipartite(metric, r, ledger.prefix, ledger.valid, ledger.size)
-
-        return Step(self.cue, r, match, self.seed + block)
