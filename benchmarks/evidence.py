@@ -122,26 +122,28 @@ def main(
             said.add(fold.name, found.best[:, 0], found.labels)
     one = random_inputs(dense, 1)
     lines = [f"# {name}: {len(said.labels)} images", ""]
+
+    def tell(title: str, columns: tuple[str, ...], rows: list[list[str]]) -> None:
+        show.table(f"{name}: {title}", columns, rows)
+        lines.extend([f"## {title}", "", *markdown(columns, rows), ""])
+
+    # Finding the schedule of a fold takes seconds, and some stand in several tables.
+    figures = {name: row(folds[name], said, one) for name in folds if name in said.best}
     for title, group in asked.items():
-        rows = [row(fold, said, one) for fold in (folds["dense"], *group) if fold.name in said.best]
-        show.table(f"{name}: {title}", COLUMNS, rows)
-        lines += [f"## {title}", "", *markdown(COLUMNS, rows), ""]
-    rows = [duel(share, rival, said) for share in (0.6, 0.5) for rival in METHODS[:-1]]
-    show.table(f"{name}: Ward against each", DUEL, rows)
-    lines += ["## Ward against each", "", *markdown(DUEL, rows), ""]
+        names = ["dense", *(fold.name for fold in group)]
+        tell(title, COLUMNS, [figures[name] for name in names if name in figures])
+    duels = [duel(share, rival, said) for share in (0.6, 0.5) for rival in METHODS[:-1]]
+    tell("Ward against each", DUEL, duels)
     sure = margins(dense, batches)
-    rows = [change(str(method(flops=SHARE)), said, sure) for method in METHODS]
-    show.table(f"{name}: images whose prediction changes", CHANGES, rows)
-    lines += ["## Images whose prediction changes", "", *markdown(CHANGES, rows), ""]
+    changes = [change(str(method(flops=SHARE)), said, sure) for method in METHODS]
+    tell("Images whose prediction changes", CHANGES, changes)
     picture = Path("benchmarks") / f"evidence-{name}.png"
     surprises(dense, batches, said, sure).save(picture)
     lines += [f"![the changed images of which the dense model was surest]({picture.name})", ""]
     target = Path("benchmarks") / f"evidence-{name}.md"
     target.write_text("\n".join(lines), encoding="utf-8")
     if sharpness:
-        rows = list(sharp(dense, batches))
-        show.table(f"{name}: largest eigenvalue of the Hessian", SHARP, rows)
-        lines += ["## Sharpness", "", *markdown(SHARP, rows), ""]
+        tell("Sharpness", SHARP, list(sharp(dense, batches)))
     target.write_text("\n".join(lines), encoding="utf-8")
     show.written(target)
 
