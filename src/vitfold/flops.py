@@ -1,5 +1,6 @@
 """Counting floating point operations, and finding the schedule that costs a share of them."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -109,23 +110,29 @@ class _Search:
     def add(self, base: Schedule, start: int) -> Schedule:
         """`base` with as much more removed from block `start` on as leaves it above the share.
 
-        The share falls as the rate grows, nearly along a line: false position in a bracket.
+        The share falls as the rate grows, nearly along a line: from a first guess along the line
+        from `base` until there is a bracket, then by false position in it.
         """
 
         def more(rate: float) -> Schedule:
             extra = self.spread(rate, self.layout.depth, start)
             return tuple(a + b for a, b in zip(base, extra, strict=True))
 
-        most = self.layout.patches / 2
-        low, high = (0.0, self.try_out(base)), (most, self.try_out(more(most)))
-        if high[1] > self.share:
-            return more(most)
+        depth, patches, whole = self.layout.depth, self.layout.patches, self.try_out(base)
+        most = patches / 2
+        # What reaches the share if every block costs what its tokens do.
+        rate = min((whole - self.share) * 2 * depth * patches / (depth - start) ** 2, most)
+        low, high = (0.0, whole), (math.inf, 0.0)
         for attempt in range(TRIES):
-            if self.distance <= CLOSE:
-                break
-            rate = _between(low, high, self.share, halve=attempt % 3 == 2)
             point = (rate, self.try_out(more(rate)))
             low, high = (point, high) if point[1] > self.share else (low, point)
+            if self.distance <= CLOSE or low[0] == most:
+                break
+            if high[0] < math.inf:
+                rate = _between(low, high, self.share, halve=attempt % 4 == 3)
+            else:
+                saved = whole - low[1]
+                rate = min(rate * (whole - self.share) / saved, most) if saved > 0 else most
         return more(low[0])
 
 
