@@ -11,9 +11,9 @@ from vitfold.errors import (
     VitfoldError,
 )
 from vitfold.families import families
-from vitfold.fold import fold, unfold
+from vitfold.fold import fold, masked, unfold
 from vitfold.measure import flops, peak_memory, throughput
-from vitfold.methods import DFE, LGTM, METHODS, Drop, Method, Step, ToMe, Ward, register
+from vitfold.methods import DFE, LGTM, LTMP, METHODS, Drop, Method, Step, ToMe, Ward, register
 from vitfold.models import create_model
 from vitfold.plan import load, save
 from vitfold.tokenmap import TokenMap
@@ -24,15 +24,18 @@ __version__ = "0.1.0"
 __all__ = [
     # on and off
     "fold",
+    "masked",
     "unfold",
     # methods
     "DFE",
     "Drop",
     "LGTM",
+    "LTMP",
     "METHODS",
     "Method",
     "Step",
     "ToMe",
+    "Ward",
     "register",
     # seeing
     "TokenMap",
@@ -56,5 +59,4 @@ __all__ = [
     "ShapeError",
     "UnsupportedModel",
     "VitfoldError",
-    "Ward",
 ]

@@ -18,9 +18,9 @@ _RANDOM_CHANNELS = 16
 
 
 def sum_over_heads(heads: Tensor) -> Tensor:
-    """`[B, N, d]` from `[B, H, N, d]`, without gradient. As good as the mean: neither the angles
-    between tokens nor the order of their lengths depends on the scale."""
-    first, *others = heads.detach().unbind(dim=1)
+    """`[B, N, d]` from `[B, H, N, d]`. As good as the mean: neither the angles between tokens nor
+    the order of their lengths depends on the scale."""
+    first, *others = heads.unbind(dim=1)
     if not others:
         return first
     # Adding slices is several times faster than reducing over this strided axis.

@@ -25,16 +25,22 @@ from vitfold.errors import (
 )
 from vitfold.families import Found, find
 from vitfold.flops import dry_count, solve
-from vitfold.methods import Method, create_method
+from vitfold.methods import Base, Method, create_method
+from vitfold.methods.base import Learned
 from vitfold.methods.schedule import per_block
-from vitfold.run import Run
+from vitfold.run import Form, Run
 
 ModelT = TypeVar("ModelT", bound=nn.Module)
 
 MARK = "_vitfold"
 """The attribute of a trunk that holds its fold."""
 
+LEARNED = "vitfold"
+"""The name, in a trunk and in its state dict, of what its method learns."""
+
 _watched: contextvars.ContextVar[list[Run] | None] = contextvars.ContextVar("runs", default=None)
+
+_masked: contextvars.ContextVar[bool] = contextvars.ContextVar("masked", default=False)
 
 
 @dataclass(eq=False)
@@ -42,16 +48,26 @@ class Fold:
     """What lies on a trunk while it is folded.
 
     schedule: how many tokens each block is asked to remove.
+    learned: what the method learns, where it does; a module of the trunk.
     running: one entry for every call under way.
     """
 
     found: Found
-    method: Method
+    method: Base
     schedule: tuple[int, ...]
+    learned: Learned | None = None
     running: list[None] = field(default_factory=list)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Fold":
-        return Fold(copy.deepcopy(self.found, memo), self.method, self.schedule)
+        learned = copy.deepcopy(self.learned, memo)
+        return Fold(copy.deepcopy(self.found, memo), self.method, self.schedule, learned)
+
+    @property
+    def form(self) -> Form:
+        """How tokens travel in the next call."""
+        if not self.method.ragged:
+            return "alike"
+        return "masked" if self.found.trunk.training or _masked.get() else "packed"
 
 
 def enter(trunk: nn.Module, method: str, *args: Any, **kwargs: Any) -> Any:
@@ -99,7 +115,15 @@ def start(fold: Fold, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Run:
     """A new run for a call with these arguments."""
     found = fold.found
     given = dict(zip(found.kind.arguments, args, strict=False)) | kwargs
-    run = Run(fold.method, fold.schedule, found.prefix, found.kind.grid(found.trunk, given))
+    run = Run(
+        fold.method,
+        fold.schedule,
+        found.prefix,
+        found.kind.grid(found.trunk, given),
+        fold.learned,
+        fold.form,
+        soft=found.trunk.training,
+    )
     run.valid = _valid(found.kind.padding(found.trunk, given), found.prefix)
     if not torch.compiler.is_compiling() and (runs := _watched.get()) is not None:
         runs.append(run)
@@ -111,6 +135,17 @@ def _valid(padding: Tensor | None, prefix: int) -> Tensor | None:
     if padding is None or (not torch.compiler.is_compiling() and bool(padding.all())):
         return None
     return torch.cat([padding.new_ones(padding.shape[0], prefix), padding], dim=1)
+
+
+@contextlib.contextmanager
+def masked() -> Iterator[None]:
+    """Within it, and in this thread, methods that keep another number of tokens for every image
+    only mask those that would leave, as they do in training."""
+    token = _masked.set(True)
+    try:
+        yield
+    finally:
+        _masked.reset(token)
 
 
 @contextlib.contextmanager
@@ -153,7 +188,7 @@ def _errors(fold: Fold, given: tuple[Any, ...]) -> Iterator[None]:
         ) from error
 
 
-def fold(model: ModelT, method: Method | str, /, **options: Any) -> ModelT:
+def fold(model: ModelT, method: Base | str, /, **options: Any) -> ModelT:
     """Fold `model` in place and return it: `fold(model, ToMe(r=13))`, `fold(model, "lgtm", r=16)`.
 
     A model that is folded already holds the new method alone.
@@ -161,18 +196,18 @@ def fold(model: ModelT, method: Method | str, /, **options: Any) -> ModelT:
     return _replace(model, _method(method, options), _schedule)
 
 
-def fold_with(model: ModelT, method: Method, schedule: tuple[int, ...]) -> ModelT:
+def fold_with(model: ModelT, method: Base, schedule: tuple[int, ...]) -> ModelT:
     """Fold with a schedule that was resolved before; nothing is solved again."""
     return _replace(model, method, lambda record: _fitting(record, schedule))
 
 
-def _replace(model: ModelT, method: Method, resolve: Callable[[Fold], tuple[int, ...]]) -> ModelT:
+def _replace(model: ModelT, method: Base, resolve: Callable[[Fold], tuple[int, ...]]) -> ModelT:
     """Fold with the schedule that is resolved for the new fold; when it fails, all is as before."""
     found = find(model)
     before: Fold | None = getattr(found.trunk, MARK, None)
     _refuse_running(before)
     _refuse_patched(found)
-    new = Fold(found, method, (0,) * found.depth)
+    new = Fold(found, method, (0,) * found.depth, _learned(found, method))
     unfold(model)
     try:
         _put_on(new)
@@ -194,6 +229,8 @@ def unfold(model: ModelT) -> ModelT:
         for module, entry in _entries(found):
             del module.__dict__[entry]
         del found.trunk.__dict__[MARK]
+        if record.learned is not None:
+            del found.trunk._modules[LEARNED]
     return model
 
 
@@ -224,6 +261,14 @@ def folds(model: nn.Module) -> list[Fold]:
     return [module.__dict__[MARK] for module in model.modules() if MARK in module.__dict__]
 
 
+def own_state(model: nn.Module) -> dict[str, Tensor]:
+    """The state dict of a model without what methods have learned."""
+    records = [record.learned for record in folds(model) if record.learned is not None]
+    learned = {id(t) for module in records for t in module.state_dict(keep_vars=True).values()}
+    state = model.state_dict(keep_vars=True)
+    return {name: tensor.detach() for name, tensor in state.items() if id(tensor) not in learned}
+
+
 def folded(model: nn.Module) -> Fold:
     """What lies on the trunk of `model`, or an error that says that nothing does."""
     records = folds(model)
@@ -232,10 +277,10 @@ def folded(model: nn.Module) -> Fold:
     return records[0]
 
 
-def _method(method: object, options: dict[str, Any]) -> Method:
+def _method(method: object, options: dict[str, Any]) -> Base:
     if isinstance(method, str):
         return create_method(method, options)
-    if not isinstance(method, Method):
+    if not isinstance(method, Base):
         raise MethodError(f"{method!r} is not a method: give one, such as ToMe(r=13), or its name")
     if options:
         name = type(method).__name__
@@ -250,11 +295,27 @@ def _put_on(record: Fold) -> None:
     for index, (block, kind) in enumerate(zip(found.blocks, found.kinds, strict=True)):
         block.__dict__["forward"] = functools.partial(pass_block, block, index, kind)
     found.trunk.__dict__[MARK] = record
+    if record.learned is not None:
+        found.trunk.add_module(LEARNED, record.learned)
+
+
+def _learned(found: Found, method: Base) -> Learned | None:
+    """What a method learns on a trunk, where its weights are."""
+    learned = method.learn(found.depth)
+    if learned is None:
+        return None
+    if hasattr(found.trunk, LEARNED) and MARK not in found.trunk.__dict__:
+        raise FoldError(f"{type(found.trunk).__name__} has a part of its own called {LEARNED!r}")
+    weight = next(found.trunk.parameters())
+    learned.train(found.trunk.training)
+    return learned.to(weight.device, torch.promote_types(weight.dtype, torch.float32))
 
 
 def _schedule(record: Fold) -> tuple[int, ...]:
     method, found, first = record.method, record.found, _first(record)
     layout = found.layout()
+    if not isinstance(method, Method):
+        return (0,) * found.depth
     if method.r is not None:
         return per_block(method.r, found.depth, first, layout.patches)
     share = 1.0 if method.flops is None else method.flops

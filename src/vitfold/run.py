@@ -9,27 +9,47 @@ from torch import Tensor, nn
 from vitfold import cues
 from vitfold.blocks.attention import Attend
 from vitfold.blocks.kinds import Kind
+from vitfold.blocks.masked import MaskedAttend
+from vitfold.blocks.own import OwnAttend, ScoredAttend
+from vitfold.blocks.packed import PackedAttend
 from vitfold.errors import FoldError
 from vitfold.layout import Layout
-from vitfold.ledger import Ledger
-from vitfold.methods import Method, Step
+from vitfold.ledger import Ledger, Masked, Packed
+from vitfold.methods.base import Base, Learned, Step
 
 Shape = Literal["reduced", "dense at the end", "dense"]
 """Which blocks hand out one token for every original position: none, the last, all."""
+
+Form = Literal["alike", "packed", "masked"]
+"""How tokens travel: as many for every image, as many as each image has left, or all of them with a
+mask."""
+
+BOOKS: dict[Form, type[Ledger]] = {"alike": Ledger, "packed": Packed, "masked": Masked}
+
+ATTENDS: dict[Form, type[OwnAttend]] = {
+    "alike": ScoredAttend,
+    "packed": PackedAttend,
+    "masked": MaskedAttend,
+}
 
 
 @dataclass(eq=False)
 class Run:
     """One forward pass. Made anew for every call, so calls may overlap.
 
+    learned: what the method has learned, where it learns.
+    soft: whether a mask is to have gradients that do not vanish.
     books: the ledger that each block starts from. A block that is run again (activation
         checkpointing) finds the one it started from, and writes the same successor.
     """
 
-    method: Method
+    method: Base
     schedule: tuple[int, ...]
     prefix: int
     grid: tuple[int, int] | None
+    learned: Learned | None = None
+    form: Form = "alike"
+    soft: bool = False
     shape: Shape = "reduced"
     valid: Tensor | None = None
     books: list[Ledger] = field(default_factory=list)
@@ -51,8 +71,11 @@ class Run:
         patches = tokens - self.prefix
         grid = self.grid if self.grid and self.grid[0] * self.grid[1] == patches else None
         layout = Layout(tokens, self.prefix, grid, self.depth)
-        self.plan = self.method.plan(layout, self.schedule)
-        self.books[:] = [Ledger(tokens, self.prefix, grid, valid=self.valid)]
+        if self.learned is None:
+            self.plan = self.method.plan(layout, self.schedule)
+        else:
+            self.plan = self.learned.plan(layout)
+        self.books[:] = [BOOKS[self.form].open(x, self.prefix, grid, self.valid, self.soft)]
 
     def block(
         self, index: int, block: nn.Module, kind: Kind, x: Tensor, given: Mapping[str, Any]
@@ -62,8 +85,9 @@ class Run:
             self.start(x)
         ledger, step = self.books[index], self.plan[index]
         before = reduced(x, ledger, index)
-        cue = step.cue if step else None
-        attend = Attend(ledger, given, self.method.proportional, cue)
+        if isinstance(ledger, Packed) and step and step.received:
+            before = ledger.pack(before)
+        attend = self.attend(ledger, given, step)
         x = kind.attend(block, before, attend)
         if step and kind.feed:
             x, ledger = reduce(x, ledger, step, before, attend)
@@ -71,7 +95,19 @@ class Run:
         if step and not kind.feed:
             x, ledger = reduce(x, ledger, step, before, attend)
         self.books[index + 1 :] = [ledger]
-        return ledger.unfold(x) if self.shows(index, block) else x
+        if self.shows(index, block):
+            return ledger.unfold(x)
+        if index == self.depth - 1:
+            x, self.books[-1] = ledger.level(x)
+        return x
+
+    def attend(self, ledger: Ledger, given: Mapping[str, Any], step: Step | None) -> Attend:
+        """How a block attends, and what it shows."""
+        cue, received = (step.cue, step.received) if step else (None, False)
+        alike = self.form == "alike" or (isinstance(ledger, Packed) and ledger.whole_images)
+        if alike and not received:
+            return Attend(ledger, given, self.method.proportional, cue)
+        return ATTENDS[self.form](ledger, given, self.method.proportional, cue, received)
 
     def shows(self, index: int, block: nn.Module) -> bool:
         """Whether what leaves a block is dense: when it is asked for, or when somebody looks."""
@@ -88,7 +124,7 @@ def watches(hook: object) -> bool:
 
 def reduced(x: Tensor, ledger: Ledger, index: int) -> Tensor:
     """The tokens of now, from those or from dense ones."""
-    if x.shape[1] == ledger.now:
+    if ledger.holds(x):
         return x
     if x.shape[1] != ledger.tokens:
         raise FoldError(
@@ -102,15 +138,23 @@ def reduce(
     x: Tensor, ledger: Ledger, step: Step, before: Tensor, attend: Attend
 ) -> tuple[Tensor, Ledger]:
     """Fewer tokens, and the books that say so."""
-    return ledger.reduce(x, step.match(metric(step, x, before, attend), ledger))
+    seen = [metric(step, x, before, attend)]
+    if step.received and isinstance(attend, OwnAttend) and attend.received is not None:
+        seen.append(attend.received)
+    if not isinstance(ledger, Masked):
+        seen = [part.detach() for part in seen]
+    if isinstance(ledger, Packed):
+        seen = [ledger.pack(part) for part in seen]
+    change: Any = step.match(seen[0], ledger, *seen[1:])
+    return ledger.reduce(x, change)
 
 
 def metric(step: Step, x: Tensor, before: Tensor, attend: Attend) -> Tensor:
-    """`[B, n, d]`: the cue of a step, without gradient."""
+    """`[B, n, d]`: the cue of a step."""
     if step.cue == "x":
-        return x.detach()
+        return x
     if step.cue == "x_pre":
-        return before.detach()
+        return before
     if step.cue == "random":
         return cues.random(before, step.seed)
-    return sum(attend.shown[1:], attend.shown[0]).detach()
+    return sum(attend.shown[1:], attend.shown[0])

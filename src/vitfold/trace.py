@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from vitfold import draw
 from vitfold.errors import DataError
 from vitfold.fold import folded, watch
-from vitfold.ledger import Ledger
 from vitfold.tokenmap import TokenMap
 
 T = TypeVar("T")
@@ -98,15 +97,9 @@ def trace(model: nn.Module, images: Tensor | Mapping[str, Any]) -> Trace:
     given = images.values() if isinstance(images, Mapping) else [images]
     pixels = next(value for value in given if isinstance(value, Tensor))
     return Trace(
-        counts=[_counts(ledger, pixels) for ledger in books[1:]],
+        counts=[ledger.counts(len(pixels)) for ledger in books[1:]],
         maps=[ledger.whole(pixels) for ledger in books[1:]],
         prefix=books[0].prefix,
         grid=books[0].grid,
         images=pixels if pixels.dim() == 4 else None,
     )
-
-
-def _counts(ledger: Ledger, pixels: Tensor) -> list[int]:
-    if ledger.valid is None:
-        return [ledger.now] * pixels.shape[0]
-    return [int(count) for count in ledger.valid.sum(dim=1)]

@@ -14,7 +14,7 @@ from vitfold.fold import fold, fold_with, folded
 from vitfold.layout import Layout
 from vitfold.ledger import Ledger
 from vitfold.measure import Progress
-from vitfold.methods import Method, Step, create_method
+from vitfold.methods import Base, Method, Step, create_method
 from vitfold.tokenmap import TokenMap, take
 from vitfold.validate import Batch
 
@@ -41,8 +41,8 @@ class Watched(Method):
     def _watched(self, step: Step, block: int) -> Step:
         return replace(step, match=functools.partial(self._match, step, block))
 
-    def _match(self, step: Step, block: int, metric: Tensor, ledger: Ledger) -> TokenMap:
-        found = step.match(metric, ledger)
+    def _match(self, step: Step, block: int, metric: Tensor, ledger: Ledger) -> Any:
+        found: Any = step.match(metric, ledger)
         self.see(block, metric, found)
         return found
 
@@ -65,7 +65,7 @@ def merged_similarity(
 
 
 def _one(
-    model: nn.Module, images: Sequence[Tensor], method: Method, progress: Progress
+    model: nn.Module, images: Sequence[Tensor], method: Base, progress: Progress
 ) -> list[float | None]:
     ours = fold(clone(model).eval(), method)
     record = folded(ours)

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from vitfold.blocks.standin import call, run
@@ -33,7 +34,7 @@ class Attend:
 
     def __call__(self, attention: nn.Module, x: Tensor, **arguments: Any) -> Tensor:
         """Run an attention module on its normalized tokens."""
-        parts = self._relative_position(attention, x) | self._tap(attention)
+        parts = self._parts(attention, x) | self._tap(attention)
         out = call(attention, parts, x, **arguments)
         out = out[0] if isinstance(out, tuple) else out
         if self.cue == "x_attn":
@@ -67,17 +68,29 @@ class Attend:
     def join(self, bias: Tensor | None, x: Tensor) -> Tensor | None:
         """A bias over the original tokens, for the tokens of now, with their log sizes."""
         bias = self.ledger.mask(bias, x.dtype)
-        size = self.ledger.log_size(x) if self.proportional else None
+        size = self.sizes(x) if self.proportional else None
         if bias is None or size is None:
             return size if bias is None else bias
         return bias + size
 
-    def rope(self) -> Tensor | None:
-        """The rotary table that the block was given, for the tokens of now."""
-        table = self.given.get("rope")
-        return None if table is None else self.ledger.positions(table)
+    def sizes(self, x: Tensor) -> Tensor | None:
+        """`[B, 1, 1, n]`: log sizes, once they differ."""
+        return self.ledger.log_size(x)
 
-    def _relative_position(self, attention: Any, x: Tensor) -> dict[str, Any]:
+    def rope(self) -> Tensor | None:
+        """The rotary table that the block was given, sines beside cosines."""
+        table = self.given.get("rope")
+        if table is None:
+            return None
+        half = torch.arange(table.shape[-1], device=table.device) >= table.shape[-1] // 2
+        return self.positions(table, half)
+
+    def positions(self, table: Tensor, still: Tensor) -> Tensor:
+        """A table over original patches, for the tokens of now. `still` is the row that would turn
+        nothing."""
+        return self.ledger.positions(table)
+
+    def _parts(self, attention: Any, x: Tensor) -> dict[str, Any]:
         """Parts in place of a bias that the module itself makes for the original tokens."""
         if self.ledger.origin is None:
             return {}

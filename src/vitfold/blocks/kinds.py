@@ -160,7 +160,9 @@ def _dino_positions(attend: Attend) -> dict[str, Any]:
     tables = attend.given.get("position_embeddings")
     if tables is None:
         return {}
-    return {"position_embeddings": tuple(attend.ledger.positions(table) for table in tables)}
+    cosine, sine = tables
+    one, zero = cosine.new_ones(()), sine.new_zeros(())
+    return {"position_embeddings": (attend.positions(cosine, one), attend.positions(sine, zero))}
 
 
 def _dino_feed(b: Block, x: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from torch import nn
 
 from vitfold.errors import DataError, MethodError, nearest, one_line
 from vitfold.fold import fold, folds
-from vitfold.methods import METHODS, Method, create_method
+from vitfold.methods import METHODS, Base, create_method
 from vitfold.models import create_model
 from vitfold.plan import load
 
@@ -78,7 +78,7 @@ class Choice:
         """Whether there is anything of a method on the command line."""
         return any(value not in (None, []) for value in vars(self).values())
 
-    def build(self) -> Method:
+    def build(self) -> Base:
         """The method. Where nothing says how far to reduce, it costs 0.6 of the dense model."""
         options = parse(self.options)
         for name, value in (("r", self.r), ("flops", self.flops)):

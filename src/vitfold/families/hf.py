@@ -37,7 +37,7 @@ def call(
     run.shape = "dense" if shows else "dense at the end"
     outputs = getattr(type(trunk), method)(trunk, *args, vitfold=run, **kwargs)
     check_ran(trunk, run)
-    if _is_backbone(trunk) or all(step.fate == "merged" for step in run.last.maps):
+    if _is_backbone(trunk) or not run.last.drops:
         return outputs
     return _read_again(outputs, trunk, run.last)
 
@@ -57,7 +57,7 @@ def _read_again(outputs: Any, trunk: Any, ledger: Ledger) -> Any:
     survivors, head = ledger.fold(outputs[0]), getattr(trunk, "head", None)
     read = {"last_hidden_state": ledger.unfold(survivors)}
     if head is not None:
-        read["pooler_output"] = _pool(head, survivors, ledger)
+        read["pooler_output"] = _pool(head, *ledger.level(survivors))
     if isinstance(outputs, tuple):
         return (*read.values(), *outputs[len(read) :])
     for name, tensor in read.items():

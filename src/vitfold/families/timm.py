@@ -4,6 +4,7 @@ import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import torch
 from timm.layers import AttentionPoolLatent
 from torch import Tensor
 
@@ -98,7 +99,7 @@ def _embed_padded(trunk: Any, run: Run, *args: Any, **kwargs: Any) -> Any:
 
 def _filled(out: Any, ledger: Ledger) -> Any:
     """Dense features in which a dropped position shows the mean of normalized survivors."""
-    if all(step.fate == "merged" for step in ledger.maps):
+    if not ledger.drops:
         return out
     if isinstance(out, dict):
         return out | {"patches": _filled(out["patches"], ledger)}
@@ -111,7 +112,7 @@ def _head(trunk: Any, run: Run, x: Any = None, **kwargs: Any) -> Any:
     ledger, pooling = run.last, _pooling(trunk)
     if x is None:  # NaFlex passes its features by name
         x = kwargs.pop("patches")
-    if not ledger.maps:
+    if not ledger.changed:
         return type(trunk).forward_head(trunk, x, **kwargs)
     if pooling == "other" or (pooling == "plain" and ledger.size is not None):
         return type(trunk).forward_head(trunk, ledger.unfold(x), **kwargs)
@@ -120,7 +121,8 @@ def _head(trunk: Any, run: Run, x: Any = None, **kwargs: Any) -> Any:
         kwargs["patch_valid"] = None if valid is None else valid[:, ledger.prefix :]
     if pooling == "latent":
         return run_method(trunk, "forward_head", _attention_pool(trunk, ledger), x, **kwargs)
-    x = _weighted(trunk, x, ledger) if pooling == "avg" else x
+    if pooling == "avg":
+        x = _weighted(trunk, x, ledger, kwargs.get("patch_valid"))
     return type(trunk).forward_head(trunk, x, **kwargs)
 
 
@@ -151,15 +153,16 @@ def _pooling(trunk: Any) -> str:
     return "plain"
 
 
-def _weighted(trunk: Any, x: Tensor, ledger: Ledger) -> Tensor:
-    """`x` scaled so that its plain mean is the mean weighted by size."""
+def _weighted(trunk: Any, x: Tensor, ledger: Ledger, valid: Tensor | None) -> Tensor:
+    """`x` scaled so that its mean, over what is valid, is the mean weighted by size."""
     if ledger.size is None:
         return x
-    size = ledger.size if ledger.valid is None else ledger.size * ledger.valid
     first = 0 if getattr(trunk, "pool_include_prefix", False) else ledger.prefix
-    number = (size[:, first:] > 0).sum(dim=1, keepdim=True)
-    weight = size * (number / size[:, first:].sum(dim=1, keepdim=True))
-    return x * weight.unsqueeze(-1).to(x.dtype)
+    size = (ledger.size if ledger.valid is None else ledger.size * ledger.valid)[:, first:]
+    number = size.shape[1] if valid is None else (size > 0).sum(dim=1, keepdim=True)
+    weight = size * (number / size.sum(dim=1, keepdim=True))
+    ones = weight.new_ones(len(weight), first)
+    return x * torch.cat([ones, weight], dim=1).unsqueeze(-1).to(x.dtype)
 
 
 def _attention_pool(trunk: Any, ledger: Ledger) -> dict[str, Any]:

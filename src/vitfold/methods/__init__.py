@@ -1,16 +1,19 @@
 """The methods. A new one is one file here, and one line below."""
 
-from vitfold.methods.base import METHODS, Method, Step, create_method, register
+from vitfold.methods.base import METHODS, Base, Method, Step, create_method, register
 from vitfold.methods.dfe import DFE
 from vitfold.methods.drop import Drop
 from vitfold.methods.lgtm import LGTM
+from vitfold.methods.ltmp import LTMP
 from vitfold.methods.tome import ToMe
 from vitfold.methods.ward import Ward
 
 __all__ = [
     "DFE",
     "LGTM",
+    "LTMP",
     "METHODS",
+    "Base",
     "Drop",
     "Method",
     "Step",

@@ -6,12 +6,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, TypeVar
 
-from torch import Tensor
+from torch import nn
 
 from vitfold.cues import CUES
 from vitfold.errors import MethodError, nearest
 from vitfold.layout import Layout
-from vitfold.ledger import Ledger
+from vitfold.ledger import Mark
 from vitfold.methods.schedule import (
     Reduction,
     along,
@@ -28,20 +28,74 @@ class Step:
     """What one block does between attention and MLP.
 
     cue: what its tokens are compared by.
-    removes: how many tokens leave.
+    removes: how many tokens leave; of no meaning where every image keeps its own number.
     match: the map, from that cue `[B, N, d]` and the books so far.
     seed: of the cue `random`.
+    received: whether `match` gets the attention `[B, N]` that tokens received, as a third argument.
     """
 
     cue: str
     removes: int
-    match: Callable[[Tensor, Ledger], TokenMap]
+    match: Callable[..., TokenMap | Mark]
     seed: int = 0
+    received: bool = False
+
+
+class Learned(nn.Module):
+    """What a method learns: parameters, and what blocks do by them."""
+
+    def plan(self, layout: Layout) -> tuple[Step | None, ...]:
+        """What every block does."""
+        raise NotImplementedError
+
+    def constrain(self) -> None:
+        """Bring the parameters back into their bounds, after a step of an optimizer."""
 
 
 @dataclass(frozen=True)
-class Method:
-    """Base of all methods. A subclass adds its options and says in `plan` what each block does.
+class Base:
+    """What every method is: a value that says in `plan` what each block does."""
+
+    name: ClassVar[str]
+
+    ragged: ClassVar[bool] = False
+    """Whether every image keeps its own number of tokens."""
+
+    def __str__(self) -> str:
+        """What was chosen, and nothing that goes without saying."""
+        chosen = [
+            f"{f.name}={value!r}"
+            for f in dataclasses.fields(self)
+            if (value := getattr(self, f.name)) != f.default
+        ]
+        return f"{type(self).__name__}({', '.join(chosen)})"
+
+    @property
+    def proportional(self) -> bool:
+        """Whether a token of size s counts s times in attention."""
+        return True
+
+    def first(self, depth: int) -> int:
+        """The first block that reduces."""
+        return 0
+
+    def learn(self, depth: int) -> Learned | None:
+        """What is to be learned for a model of so many blocks; it plans in the method's place."""
+        return None
+
+    def plan(self, layout: Layout, schedule: tuple[int, ...]) -> tuple[Step | None, ...]:
+        """What every block does when block i is asked to remove `schedule[i]` tokens."""
+        raise NotImplementedError
+
+    def to_json(self) -> dict[str, Any]:
+        """Name and options, as JSON has them."""
+        options = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        return {"name": self.name} | {k: v for k, v in options.items() if v is not None}
+
+
+@dataclass(frozen=True)
+class Method(Base):
+    """Base of the methods that remove a number of tokens that is known before.
 
     r: tokens to remove per block: an int, a list (a number for every block, zeros left out at the
        end) or `(r, inflection)`, a ramp.
@@ -50,8 +104,6 @@ class Method:
     inflection: of the ramp along which `flops` spreads what leaves, as that of `(r, inflection)`:
         from -1, most of it early, to 1 (default: `slope`).
     """
-
-    name: ClassVar[str]
 
     slope: ClassVar[float] = 0.0
     """Of the ramp, where the user says nothing."""
@@ -77,48 +129,26 @@ class Method:
                     f"inflection={self.inflection!r} goes with flops: with r, give (r, inflection)"
                 )
 
-    def __str__(self) -> str:
-        """What was chosen, and nothing that goes without saying."""
-        chosen = [
-            f"{f.name}={value!r}"
-            for f in dataclasses.fields(self)
-            if (value := getattr(self, f.name)) != f.default
-        ]
-        return f"{type(self).__name__}({', '.join(chosen)})"
-
-    @property
-    def proportional(self) -> bool:
-        """Whether a token of size s counts s times in attention."""
-        return True
-
     def spread(self, rate: float, depth: int, first: int) -> tuple[int, ...]:
         """`rate` tokens a block on average, from block `first` on, as `flops` spreads them."""
         inflection = self.slope if self.inflection is None else self.inflection
         return along(rate, inflection, depth, first)
 
-    def first(self, depth: int) -> int:
-        """The first block that reduces."""
-        return 0
-
-    def plan(self, layout: Layout, schedule: tuple[int, ...]) -> tuple[Step | None, ...]:
-        """What every block does when block i is asked to remove `schedule[i]` tokens."""
-        raise NotImplementedError
-
     def to_json(self) -> dict[str, Any]:
-        """Name and options, as JSON has them. A ramp keeps its two parts apart from a list."""
-        options = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        """Name and options. A ramp keeps its two parts apart from a list."""
+        options = super().to_json()
         if isinstance(self.r, tuple):
             options["r"] = dict(zip(RAMP, self.r, strict=True))
-        return {"name": self.name} | {k: v for k, v in options.items() if v is not None}
+        return options
 
 
 RAMP = ("r", "inflection")
 """The parts of a ramp in JSON."""
 
-METHODS: dict[str, type[Method]] = {}
+METHODS: dict[str, type[Base]] = {}
 """The registered methods by name."""
 
-M = TypeVar("M", bound=Method)
+M = TypeVar("M", bound=Base)
 
 
 def register(name: str) -> Callable[[type[M]], type[M]]:
@@ -132,7 +162,7 @@ def register(name: str) -> Callable[[type[M]], type[M]]:
     return enter
 
 
-def create_method(name: str, options: Mapping[str, Any] = types.MappingProxyType({})) -> Method:
+def create_method(name: str, options: Mapping[str, Any] = types.MappingProxyType({})) -> Base:
     """The method of that name with these options; unknown ones are refused by name."""
     if not isinstance(name, str) or name.lower() not in METHODS:
         raise MethodError(f"unknown method {name!r}{nearest(str(name), METHODS)}")
@@ -144,7 +174,7 @@ def create_method(name: str, options: Mapping[str, Any] = types.MappingProxyType
     return method(**options)
 
 
-def from_json(data: object) -> Method:
+def from_json(data: object) -> Base:
     """The method that `to_json` described; what that never writes is refused."""
     if not isinstance(data, dict):
         raise MethodError(f"{data!r}: expected an object with a name and options")
@@ -172,6 +202,13 @@ def check_switch(name: str, value: object) -> None:
     """Refuse what is not a bool."""
     if not isinstance(value, bool):
         raise MethodError(f"{name}={value!r}: expected True or False")
+
+
+def check_number(name: str, value: object, least: float, most: float) -> None:
+    """Refuse what is not a number in a range; a bool is none."""
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not number or not least <= float(value) <= most:  # type: ignore[arg-type]
+        raise MethodError(f"{name}={value!r}: expected a number from {least:g} to {most:g}")
 
 
 def check_skip(skip: object) -> None:

@@ -1,5 +1,6 @@
 """Saving a folded model, and loading it: `plan.json` and, where asked for, its weights."""
 
+import functools
 import os
 from pathlib import Path
 from typing import TypeVar, overload
@@ -9,8 +10,8 @@ from torch import Tensor, nn
 
 from vitfold.errors import MethodError, PlanError
 from vitfold.families import find
-from vitfold.fold import fold_with
-from vitfold.plan import fields, store, weights
+from vitfold.fold import fold_with, own_state
+from vitfold.plan import fields, learned, store, weights
 from vitfold.plan.schema import Plan, decode
 from vitfold.plan.subject import describe, fit, rebuild
 
@@ -22,6 +23,8 @@ Directory = str | os.PathLike[str]
 def save(model: nn.Module, directory: Directory, *, backbone: bool = False) -> None:
     """Save how `model` is folded, in a directory that may hold an older plan.
 
+    What the method has learned is saved with it.
+
     backbone: save the model's own weights too. Without them, loading takes the pretrained weights
         that the model is known by, or a model that is given.
 
@@ -30,11 +33,11 @@ def save(model: nn.Module, directory: Directory, *, backbone: bool = False) -> N
     """
     directory = Path(directory)
     plan = describe(model, backbone=backbone)
+    state = learned.state(model) | (own_state(model) if backbone else {})
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        store.write(
-            directory, plan, (lambda path: weights.write(model, path)) if backbone else None
-        )
+        writes = functools.partial(weights.write, state) if plan.weights else None
+        store.write(directory, plan, writes)
     except (OSError, SafetensorError) as error:
         raise PlanError(f"{str(directory)!r} cannot be written: {fields.clip(error)}") from error
 
@@ -51,25 +54,29 @@ def load(directory: Directory, model: nn.Module | None = None) -> nn.Module:
     """
     directory = Path(directory)
     plan = decode(store.read(directory))
-    stored = _stored(directory, plan)
+    stored, taught = _stored(directory, plan)
     if model is None:
         model = rebuild(plan, stored)
     else:
         fit(plan, model, find(model), stored)
     _put_on(model, plan)
     weights.copy(stored or {}, model)
+    learned.copy(taught, model)
     return model
 
 
-def _stored(directory: Path, plan: Plan) -> dict[str, Tensor] | None:
-    """What is in the file of weights; None where the model's own are not in it."""
+def _stored(directory: Path, plan: Plan) -> tuple[dict[str, Tensor] | None, dict[str, Tensor]]:
+    """What is in the file of weights: the model's own, None where they are not in it, and what the
+    method has learned."""
     if plan.weights is None:
-        return None
-    stored = weights.read(directory, plan.weights.file)
+        learned.check({}, plan)
+        return None, {}
+    own, taught = learned.split(weights.read(directory, plan.weights.file))
+    learned.check(taught, plan)
     if plan.weights.backbone:
-        return stored
-    weights.check(stored, {}, plan.weights.file)
-    return None
+        return own, taught
+    weights.check(own, {}, plan.weights.file)
+    return None, taught
 
 
 def _put_on(model: nn.Module, plan: Plan) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from vitfold.errors import MethodError, PlanError
-from vitfold.methods import Method
+from vitfold.methods import Base
 from vitfold.methods.base import from_json
 from vitfold.plan import fields
 from vitfold.plan.sources import OTHER, SOURCES
@@ -72,7 +72,7 @@ class Plan:
     """
 
     model: Model
-    method: Method
+    method: Base
     schedule: tuple[int, ...]
     weights: Weights | None
     versions: dict[str, str]
@@ -135,7 +135,7 @@ def _model(value: object) -> Model:
     return Model(**given)
 
 
-def _method(value: object) -> Method:
+def _method(value: object) -> Base:
     try:
         return from_json(value)
     except MethodError as error:

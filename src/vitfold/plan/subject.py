@@ -1,18 +1,15 @@
 """The model that a plan is about: described, compared with another, made again."""
 
 import importlib.metadata
-from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor, nn
 
 from vitfold.errors import MissingExtra, PlanError, UnsupportedModel
 from vitfold.families import Found, find
-from vitfold.fold import folded
+from vitfold.fold import folded, own_state
 from vitfold.plan import fields, sources, store, weights
 from vitfold.plan.schema import DTYPES, PACKAGES, Model, Plan, Weights
-
-Tensors = Mapping[str, Tensor]
 
 REMEDY = "give the model, vitfold.load(directory, model), or save it with backbone=True"
 
@@ -20,13 +17,14 @@ REMEDY = "give the model, vitfold.load(directory, model), or save it with backbo
 def describe(model: nn.Module, *, backbone: bool = False) -> Plan:
     """The plan of a folded model, as it is saved."""
     record = folded(model)
-    held = Weights(store.WEIGHTS, backbone) if backbone else None
+    holds = backbone or record.learned is not None
+    held = Weights(store.WEIGHTS, backbone) if holds else None
     made = _describe(model, record.found)
     return Plan(made, record.method, record.schedule, held, _versions(made.source))
 
 
 def _describe(model: nn.Module, found: Found) -> Model:
-    state = model.state_dict()
+    state = own_state(model)
     floating = (tensor for tensor in state.values() if tensor.is_floating_point())
     return Model(
         **sources.describe(model)._asdict(),
@@ -69,7 +67,7 @@ def _version(package: str) -> str:
         return "unknown"
 
 
-def fit(plan: Plan, model: nn.Module, found: Found, stored: Tensors | None) -> None:
+def fit(plan: Plan, model: nn.Module, found: Found, stored: weights.Tensors | None) -> None:
     """Refuse a model that the plan was not made for, or that its weights do not fit."""
     kind = type(model).__name__
     for field, value in _facts(found).items():
@@ -78,7 +76,7 @@ def fit(plan: Plan, model: nn.Module, found: Found, stored: Tensors | None) -> N
     source, name = sources.identify(model)
     _fit_name(plan.model, source, name)
     if plan.weights and stored is not None:
-        weights.check(stored, model.state_dict(), plan.weights.file)
+        weights.check(stored, own_state(model), plan.weights.file)
         if weights.fingerprint(stored) != plan.model.fingerprint:
             raise PlanError(f"{plan.weights.file}: its values are not those of model.fingerprint")
 
@@ -93,7 +91,7 @@ def _fit_name(wanted: Model, source: str, name: str) -> None:
         raise PlanError(f"{fields.FILE}: model.name={wanted.name!r}: this model is {name}")
 
 
-def rebuild(plan: Plan, stored: Tensors | None) -> nn.Module:
+def rebuild(plan: Plan, stored: weights.Tensors | None) -> nn.Module:
     """The model by name, in evaluation mode. Memory is taken after all has been checked."""
     if plan.model.source == sources.OTHER:
         raise PlanError(
@@ -109,7 +107,7 @@ def rebuild(plan: Plan, stored: Tensors | None) -> nn.Module:
     fit(plan, blank, found, stored)
     model = _make(plan.model, pretrained=stored is None)
     _cast(model, plan.model, stored or {})
-    if stored is None and weights.fingerprint(model.state_dict()) != plan.model.fingerprint:
+    if stored is None and weights.fingerprint(own_state(model)) != plan.model.fingerprint:
         raise PlanError(
             f"{fields.FILE}: model.fingerprint: what was saved were not the pretrained weights of "
             f"{plan.model.name!r}: {REMEDY}"
@@ -135,7 +133,7 @@ def _make(made: Model, *, pretrained: bool, blank: bool = False) -> nn.Module:
         raise PlanError(f"{fields.FILE}: {what} ({reason})") from error
 
 
-def _cast(model: nn.Module, made: Model, stored: Tensors) -> None:
+def _cast(model: nn.Module, made: Model, stored: weights.Tensors) -> None:
     """Give every floating tensor the dtype that it was saved with."""
     tables = _tables(model)
     if len(tables) != len(made.buffers):

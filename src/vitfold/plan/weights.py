@@ -12,15 +12,17 @@ from torch import Tensor, nn
 from vitfold.errors import PlanError
 from vitfold.plan.fields import clip
 
+Tensors = Mapping[str, Tensor]
+
 HEADER = 2**23
 """The most bytes that the header of a file may have."""
 
 
-def write(model: nn.Module, path: Path) -> None:
-    """Write the state dict of a model, as it is."""
+def write(state: Tensors, path: Path) -> None:
+    """Write tensors by name, as they are."""
     tensors: dict[str, Tensor] = {}
     owned: set[int] = set()
-    for name, tensor in model.state_dict().items():
+    for name, tensor in state.items():
         plain = tensor.detach().cpu().contiguous()
         place = plain.untyped_storage().data_ptr()
         # The format has no shared memory: what is tied is written twice.
@@ -67,7 +69,7 @@ def _check_header(path: Path) -> None:
         raise PlanError(f"{path.name}: a header of {size} bytes: expected at most {HEADER}")
 
 
-def check(tensors: Mapping[str, Tensor], wanted: Mapping[str, Tensor], name: str) -> None:
+def check(tensors: Tensors, wanted: Tensors, name: str) -> None:
     """Refuse tensors that are not exactly the ones that are wanted."""
     for key in tensors:
         if key not in wanted:
@@ -86,7 +88,7 @@ def _trait(tensor: Tensor, trait: str) -> str:
     return str(list(value)) if trait == "shape" else str(value).removeprefix("torch.")
 
 
-def copy(tensors: Mapping[str, Tensor], model: nn.Module) -> None:
+def copy(tensors: Tensors, model: nn.Module) -> None:
     """Give a model the values of tensors that `check` accepts."""
     state = model.state_dict()
     with torch.no_grad():
@@ -94,7 +96,7 @@ def copy(tensors: Mapping[str, Tensor], model: nn.Module) -> None:
             state[name].copy_(tensor)
 
 
-def fingerprint(tensors: Mapping[str, Tensor]) -> str:
+def fingerprint(tensors: Tensors) -> str:
     """SHA-256 of names, dtypes, shapes and values."""
     digest = hashlib.sha256()
     for name in sorted(tensors):

@@ -1,4 +1,4 @@
-"""The books of one forward pass: what has become of every token so far. Immutable."""
+"""The books of images that all have the same number of tokens."""
 
 import functools
 from dataclasses import dataclass, replace
@@ -30,10 +30,44 @@ class Ledger:
     maps: tuple[TokenMap, ...] = ()
     valid: Tensor | None = None
 
+    @classmethod
+    def open(
+        cls,
+        x: Tensor,
+        prefix: int,
+        grid: tuple[int, int] | None,
+        valid: Tensor | None,
+        soft: bool = False,
+    ) -> "Ledger":
+        """The books on the tokens `x[B, N, C]` that enter the first block."""
+        return cls(x.shape[1], prefix, grid, valid=valid)
+
     @property
     def now(self) -> int:
         """How many tokens there are."""
         return self.tokens if self.origin is None else self.origin.shape[1]
+
+    @property
+    def changed(self) -> bool:
+        """Whether tokens may have left."""
+        return bool(self.maps)
+
+    @property
+    def drops(self) -> bool:
+        """Whether tokens may have gone nowhere."""
+        return any(step.fate != "merged" for step in self.maps)
+
+    def holds(self, x: Tensor) -> bool:
+        """Whether `x` is the tokens of now, and no dense ones."""
+        return x.shape[1] == self.now
+
+    def counts(self, batch: int) -> list[int]:
+        """How many tokens each image has."""
+        return [self.now] * batch if self.valid is None else self.valid.sum(dim=1).tolist()
+
+    def level(self, x: Tensor) -> tuple[Tensor, "Ledger"]:
+        """The tokens in rows of one length, and the books on those: for what reads out."""
+        return x, self
 
     def reduce(self, x: Tensor, step: TokenMap) -> tuple[Tensor, "Ledger"]:
         """The tokens `x[B, n, C]` after `step`, and the books that say so."""
@@ -97,7 +131,7 @@ class Ledger:
             mask = torch.zeros_like(mask, dtype=dtype).masked_fill(~mask, float("-inf"))
         while mask.dim() < 4:
             mask = mask.unsqueeze(0)
-        return _pick(_pick(mask, self.origin, -1), self.origin, -2)
+        return pick(pick(mask, self.origin, -1), self.origin, -2)
 
     def positions(self, table: Tensor) -> Tensor:
         """A table `[..., N - prefix, D]` over original patches, for the patches of now:
@@ -106,10 +140,10 @@ class Ledger:
             return table
         while table.dim() < 4:
             table = table.unsqueeze(0)
-        return _pick(table, self.origin[:, self.prefix :] - self.prefix, -2)
+        return pick(table, self.origin[:, self.prefix :] - self.prefix, -2)
 
 
-def _pick(table: Tensor, index: Tensor, dim: int) -> Tensor:
+def pick(table: Tensor, index: Tensor, dim: int) -> Tensor:
     """Entries `index[B, n]` of `table[B or 1, H, R, K]` along `dim`, unless that axis is one."""
     if table.shape[dim] == 1:
         return table

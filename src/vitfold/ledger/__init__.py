@@ -1,0 +1,11 @@
+"""The books of one forward pass: what has become of every token so far. Immutable.
+
+`Ledger` is for images that all have the same number of tokens, `Packed` for images that each keep
+their own, `Masked` for training: there no token leaves, and a mask says which are still there.
+"""
+
+from vitfold.ledger.masked import Mark, Masked
+from vitfold.ledger.packed import Packed, PackedMap
+from vitfold.ledger.rows import Ledger
+
+__all__ = ["Ledger", "Mark", "Masked", "Packed", "PackedMap"]

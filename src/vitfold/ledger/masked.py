@@ -1,0 +1,147 @@
+"""The books of a training pass: every token stays, and a mask says which still count.
+
+What merges and leaves is decided as in inference. The mask is differentiable, so thresholds learn.
+"""
+
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from vitfold.ledger.packed import PackedMap
+from vitfold.ledger.rows import Ledger
+from vitfold.tokenmap import DROPPED, TokenMap, take
+
+
+@dataclass(frozen=True, eq=False)
+class Mark:
+    """What a block does to masked tokens.
+
+    keep: `[B, N]` what the mask is multiplied by: one for what stays, zero for what goes.
+    into: `[B, N]` what each token becomes part of: itself, another one, or -1.
+    """
+
+    keep: Tensor
+    into: Tensor
+
+    @classmethod
+    def nothing(cls, mask: Tensor) -> "Mark":
+        """All stays as it is."""
+        places = torch.arange(mask.shape[1], device=mask.device)
+        return cls(torch.ones_like(mask), places.expand_as(mask))
+
+    @property
+    def stays(self) -> Tensor:
+        """`[B, N]`: which tokens are still themselves."""
+        return self.into == torch.arange(self.into.shape[1], device=self.into.device)
+
+    def then(self, second: "Mark") -> "Mark":
+        """This followed by another, of the same tokens."""
+        into = second.into.gather(1, self.into.clamp(min=0)).where(self.into >= 0, DROPPED)
+        return Mark(self.keep * second.keep, into)
+
+
+@dataclass(frozen=True, eq=False)
+class Masked(Ledger):
+    """The books over all `[B, N]` original tokens. `size` is zero for what is gone.
+
+    presence: `[B, N]` one for what still counts, zero for what is gone, with a gradient.
+    weight: `[B, N]` the sizes; of what is gone, those that it had.
+    target: `[B, N]` the token that each is part of now, -1 for dropped.
+    soft: whether rows of attention get a little on top, as in training.
+    steps: how many blocks have decided something.
+    """
+
+    presence: Tensor = field(kw_only=True)
+    weight: Tensor = field(kw_only=True)
+    target: Tensor = field(kw_only=True)
+    soft: bool = False
+    steps: int = 0
+
+    @classmethod
+    def open(
+        cls,
+        x: Tensor,
+        prefix: int,
+        grid: tuple[int, int] | None,
+        valid: Tensor | None,
+        soft: bool = False,
+    ) -> "Masked":
+        batch, tokens = x.shape[:2]
+        here = x.new_ones(batch, tokens, dtype=torch.bool) if valid is None else valid
+        ones = torch.ones_like(here, dtype=torch.promote_types(x.dtype, torch.float32))
+        places = torch.arange(tokens, device=x.device).expand(batch, -1)
+        mask, target = here.to(ones.dtype), places.where(here, DROPPED)
+        return cls(
+            tokens,
+            prefix,
+            grid,
+            size=mask,
+            origin=places,
+            valid=here,
+            presence=mask,
+            weight=ones,
+            target=target,
+            soft=soft,
+        )
+
+    @property
+    def changed(self) -> bool:
+        return self.steps > 0
+
+    @property
+    def drops(self) -> bool:
+        return True
+
+    def counts(self, batch: int) -> list[int]:
+        return self.here.sum(dim=1).tolist()
+
+    @property
+    def here(self) -> Tensor:
+        """`[B, N]`: whether a token still counts."""
+        assert self.valid is not None
+        return self.valid
+
+    def reduce(self, x: Tensor, step: Mark) -> tuple[Tensor, "Masked"]:  # type: ignore[override]
+        places = torch.arange(self.tokens, device=x.device)
+        moves = (step.into >= 0) & ~step.stays & self.here
+        into = step.into.where(moves, places)
+        moving = self.weight * moves
+        total = self.weight.scatter_add(1, into, moving)
+        joined = self.weight / total
+        share = (moving / total.gather(1, into)).unsqueeze(-1).to(x.dtype)
+        index = into.unsqueeze(-1).expand_as(x)
+        merged = (x * joined.unsqueeze(-1).to(x.dtype)).scatter_add(1, index, x * share)
+        # What goes keeps its own size and features: its gradient is that of what it was.
+        here = self.here & step.stays
+        books = replace(
+            self,
+            presence=self.presence * step.keep,
+            weight=total,
+            size=total * here,
+            valid=here,
+            target=step.into.gather(1, self.target.clamp(min=0)).where(self.target >= 0, DROPPED),
+            steps=self.steps + 1,
+        )
+        return merged, books
+
+    def flat(self) -> TokenMap:
+        """The map from the original tokens of all images to those that still count."""
+        first = torch.arange(len(self.target), device=self.target.device).unsqueeze(1)
+        target = (self.target + first * self.tokens).where(self.target >= 0, DROPPED)
+        return TokenMap.from_parent(target.view(1, -1))
+
+    def whole(self, like: Tensor) -> PackedMap:  # type: ignore[override]
+        return PackedMap(self.flat(), tuple(self.counts(len(self.target))))
+
+    def fold(self, x: Tensor) -> Tensor:
+        return x
+
+    def unfold(self, x: Tensor) -> Tensor:
+        dropped = (self.target < 0).unsqueeze(-1)
+        return take(x, self.target.clamp(min=0)).where(~dropped, self._mean(x))
+
+    def log_weight(self, like: Tensor) -> Tensor:
+        """`[B, 1, 1, N]`: what proportional attention adds, of what is gone too: the mask says
+        whether it counts."""
+        return self.weight.log().to(like.dtype)[:, None, None]

@@ -1,0 +1,242 @@
+"""The books of images that each keep their own number of tokens.
+
+The tokens of all images lie one after another, `[1, T, C]`, as if they were those of one image: so
+linear layers and norms see no padding, and a `TokenMap` of one image describes what leaves.
+"""
+
+import functools
+import itertools
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from vitfold import ragged
+from vitfold.ledger.rows import Ledger, pick
+from vitfold.tokenmap import DROPPED, Fate, TokenMap, take
+
+
+@dataclass(frozen=True, eq=False)
+class PackedMap:
+    """What a `TokenMap` is, where every image has slots of its own number.
+
+    flat: from the original tokens of all images to the slots of all images.
+    lengths: how many slots each image has.
+    """
+
+    flat: TokenMap
+    lengths: tuple[int, ...]
+
+    @property
+    def tokens(self) -> int:
+        """N: how many tokens of each image go in."""
+        return self.flat.tokens // max(len(self.lengths), 1)
+
+    @property
+    def slots(self) -> int:
+        """How many tokens come out where most do."""
+        return max(self.lengths, default=0)
+
+    @property
+    def fate(self) -> Fate:
+        """What may happen to those that are gone."""
+        return self.flat.fate
+
+    @property
+    def slot(self) -> Tensor:
+        """`[B, N]`: the slot of every token in its own image, -1 for dropped."""
+        slot = _apart(self.flat.slot, len(self.lengths))
+        first = ragged.starts(torch.tensor(self.lengths, device=slot.device)).unsqueeze(1)
+        return torch.where(slot >= 0, slot - first, DROPPED)
+
+    def fold(self, x: Tensor, size: Tensor | None = None) -> Tensor:
+        """`[B, slots, C]`: the mean of `x[B, N, C]` in every slot, zeros where there is none."""
+        flat = None if size is None else _one_image(size)
+        return ragged.pad(self.flat.fold(_one_image(x), flat), self._here(x))
+
+    def fold_sizes(self, size: Tensor) -> Tensor:
+        """`[B, slots]`: the summed size of every slot."""
+        return ragged.pad(self.flat.fold_sizes(_one_image(size)), self._here(size))
+
+    def unfold(self, y: Tensor) -> Tensor:
+        """`[B, N, C]`: every token shows its slot's row of `y[B, slots, C]`, the dropped zeros."""
+        rows = y[self._here(y)].unsqueeze(0)
+        return _apart(self.flat.unfold(rows), len(self.lengths))
+
+    def _here(self, like: Tensor) -> Tensor:
+        """`[B, slots]`: which slots an image has."""
+        return ragged.table(torch.tensor(self.lengths, device=like.device))[1]
+
+
+@dataclass(frozen=True, eq=False)
+class Packed(Ledger):
+    """The books over one long row: `size`, `origin` and `maps` are those of one image, whose
+    original tokens are all of the batch.
+
+    lengths: how many tokens each image has.
+    """
+
+    lengths: tuple[int, ...] = ()
+
+    @classmethod
+    def open(
+        cls,
+        x: Tensor,
+        prefix: int,
+        grid: tuple[int, int] | None,
+        valid: Tensor | None,
+        soft: bool = False,
+    ) -> "Packed":
+        """Padding leaves before the first block."""
+        batch, tokens = x.shape[:2]
+        books = cls(tokens, prefix, grid, lengths=(tokens,) * batch)
+        if valid is None:
+            return books
+        rows = torch.arange(batch * tokens, device=x.device)
+        here = valid.flatten()
+        padding = TokenMap.dropping(rows[here].unsqueeze(0), rows[~here].unsqueeze(0))
+        return books._then(padding, None)
+
+    @property
+    def now(self) -> int:
+        return sum(self.lengths)
+
+    @property
+    def starts(self) -> list[int]:
+        """Where each image begins, and where the last one ends."""
+        return list(itertools.accumulate(self.lengths, initial=0))
+
+    @cached_property
+    def image(self) -> Tensor:
+        """`[T]`: the image of every token."""
+        assert self.origin is not None
+        return self.origin[0] // self.tokens
+
+    def rows(self, like: Tensor) -> tuple[Tensor, Tensor]:
+        """`[B, longest]`: the tokens of each image, and which of those places hold one."""
+        return ragged.table(self.numbers(like))
+
+    def numbers(self, like: Tensor) -> Tensor:
+        """`[B]`: the lengths, where the tokens are."""
+        return torch.tensor(self.lengths, device=like.device)
+
+    @property
+    def whole_images(self) -> bool:
+        """Whether every image still has all of its tokens."""
+        return self.origin is None
+
+    def holds(self, x: Tensor) -> bool:
+        images = (len(self.lengths), self.tokens) if self.whole_images else (1, self.now)
+        return x.shape[:2] in (images, (1, self.now))
+
+    def pack(self, x: Tensor) -> Tensor:
+        """`[1, T, ...]`: the tokens of now one after another. While images are whole, they may
+        still lie beside each other, as the model has them."""
+        return x if x.shape[:2] == (1, self.now) else _one_image(x)
+
+    def counts(self, batch: int) -> list[int]:
+        return list(self.lengths)
+
+    def reduce(self, x: Tensor, step: TokenMap) -> tuple[Tensor, Ledger]:
+        return super().reduce(self.pack(x), step) if step.gone.shape[1] else (x, self)
+
+    def _then(self, step: TokenMap, size: Tensor | None) -> "Packed":
+        origin = step.keep if self.origin is None else self.origin.gather(1, step.keep)
+        lengths = torch.bincount(origin[0] // self.tokens, minlength=len(self.lengths)).tolist()
+        maps = (*self.maps, step)
+        return replace(self, size=size, origin=origin, maps=maps, lengths=tuple(lengths))
+
+    def flat(self, like: Tensor) -> TokenMap:
+        """The map from the original tokens of all images to those of now."""
+        if not self.maps:
+            return TokenMap.identity(1, self.now, like.device)
+        return functools.reduce(TokenMap.then, self.maps)
+
+    def whole(self, like: Tensor) -> PackedMap:  # type: ignore[override]
+        return PackedMap(self.flat(like), self.lengths)
+
+    def fold(self, x: Tensor) -> Tensor:
+        return x if self.origin is None else take(_one_image(x), self.origin)
+
+    def unfold(self, x: Tensor) -> Tensor:
+        batch = len(self.lengths)
+        if self.whole_images:
+            beside = x.shape[:2] == (batch, self.tokens)
+            return x if beside else _apart(x, batch)
+        flat = self.flat(x)
+        fill = None if flat.fate == "merged" else self._mean(x)
+        return _apart(flat.unfold(x, fill), batch)
+
+    def _mean(self, x: Tensor) -> Tensor:
+        """`[1, B * tokens, C]`: the mean of the surviving patches of every token's image."""
+        assert self.origin is not None
+        patch = self.origin[0] % self.tokens >= self.prefix
+        weight = (self.sizes(x)[0] * patch).unsqueeze(1)
+        rows = torch.cat([x[0] * weight, weight.to(x.dtype)], dim=1)
+        total = rows.new_zeros(len(self.lengths), rows.shape[1]).index_add(0, self.image, rows)
+        mean = (total[:, :-1] / total[:, -1:]).to(x.dtype)
+        return mean.repeat_interleave(self.tokens, dim=0).unsqueeze(0)
+
+    def rotations(self, table: Tensor, still: Tensor) -> Tensor:
+        """A table over original patches, for all tokens of now: `[1, 1 or H, T, D]`. Prefix tokens
+        get the row `still`."""
+        table = _four(table)
+        rows = still.to(table.dtype).expand(*table.shape[:2], self.prefix, -1)
+        full = torch.cat([rows, table], dim=2)
+        full = full.expand(len(self.lengths), -1, -1, -1).transpose(0, 1).flatten(1, 2)
+        return (full if self.origin is None else full[:, self.origin[0]]).unsqueeze(0)
+
+    def bias(self, mask: Tensor, image: int) -> Tensor:
+        """`[1, 1 or H, n or 1, n]`: a bias over original tokens, for those of one image."""
+        mask = _four(mask)
+        mask = mask[image : image + 1] if mask.shape[0] > 1 else mask
+        if self.origin is None:
+            return mask
+        start, end = self.starts[image : image + 2]
+        place = self.origin[:, start:end] % self.tokens
+        return pick(pick(mask, place, -1), place, -2)
+
+    def biases(self, mask: Tensor, rows: Tensor) -> Tensor:
+        """`[B, 1 or H, longest or 1, longest]`: the same for all images, at `rows[B, longest]`."""
+        place = rows if self.origin is None else self.origin[0][rows]
+        return pick(pick(_four(mask), place % self.tokens, -1), place % self.tokens, -2)
+
+    def level(self, x: Tensor) -> tuple[Tensor, Ledger]:
+        if self.whole_images:
+            return self.unfold(x), self
+        rows, here = self.rows(x)
+        size = ragged.pad(self.sizes(x), here)
+        books = Level(self.tokens, self.prefix, self.grid, size, rows, self.maps, here, packed=self)
+        return ragged.pad(x, here), books
+
+
+@dataclass(frozen=True, eq=False)
+class Level(Ledger):
+    """The books of packed tokens in rows as long as the longest image's, padded."""
+
+    packed: Packed = field(kw_only=True)
+
+    def whole(self, like: Tensor) -> PackedMap:  # type: ignore[override]
+        return self.packed.whole(like)
+
+    def unfold(self, x: Tensor) -> Tensor:
+        assert self.valid is not None  # it is made with it
+        return self.packed.unfold(x[self.valid].unsqueeze(0))
+
+
+def _four(mask: Tensor) -> Tensor:
+    """A mask with all four axes."""
+    while mask.dim() < 4:
+        mask = mask.unsqueeze(0)
+    return mask
+
+
+def _one_image(x: Tensor) -> Tensor:
+    """All tokens of `x[B, N, C]` as those of one image."""
+    return x.flatten(0, 1).unsqueeze(0)
+
+
+def _apart(x: Tensor, batch: int) -> Tensor:
+    """The images again, each with all of its tokens."""
+    return x[0].view(batch, x.shape[1] // max(batch, 1), *x.shape[2:])
