@@ -23,13 +23,13 @@ from torch import Tensor, nn
 
 import vitfold
 from vitfold import analysis, draw
-from vitfold.bench import clone
 from vitfold.cli import options, show
 from vitfold.cli.validate import batches_of
 from vitfold.cues import CUES
 from vitfold.data import Source
 from vitfold.errors import MethodError
 from vitfold.families import find
+from vitfold.fold import clone
 from vitfold.measure import Inputs, random_inputs
 from vitfold.methods import Method
 from vitfold.sweep import gigaflops, smaller_inputs

@@ -7,9 +7,9 @@ row, then mean column (2d).
 from pathlib import Path
 
 import vitfold
-from vitfold.bench import clone
 from vitfold.cli import show
 from vitfold.digits import create_digits, load_split
+from vitfold.fold import clone
 from vitfold.methods.lgtm import LOCATIONS
 from vitfold.validate import Report, validate
 

@@ -57,11 +57,11 @@ SUITES = {
 
 def candidates(model: nn.Module, case: Case) -> dict[str, nn.Module]:
     """ToMe's candidates, DFE and Ward at its counts, and LGTM beside a bound of its own."""
-    tome = vitfold.fold(bench.clone(model), vitfold.ToMe(r=case.r))
+    tome = vitfold.fold(clone(model), vitfold.ToMe(r=case.r))
     named = bench.candidates(tome)
-    named["DFE"] = vitfold.fold(bench.clone(model), vitfold.DFE(r=case.r, skip=0))
-    named["Ward"] = vitfold.fold(bench.clone(model), vitfold.Ward(r=case.r))
-    lgtm = vitfold.fold(bench.clone(model), vitfold.LGTM(r=case.r, skip=0))
+    named["DFE"] = vitfold.fold(clone(model), vitfold.DFE(r=case.r, skip=0))
+    named["Ward"] = vitfold.fold(clone(model), vitfold.Ward(r=case.r))
+    lgtm = vitfold.fold(clone(model), vitfold.LGTM(r=case.r, skip=0))
     named["LGTM"] = lgtm
     named["LGTM's bound"] = bench.free_slicing(model, bench.removed(lgtm))
     return named

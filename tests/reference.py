@@ -225,6 +225,46 @@ def ramp(r: int, inflection: float, depth: int) -> list[int]:
     return [int(start + Fraction(end - start) * i / (depth - 1)) for i in range(depth)]
 
 
+def ltmp(reference: "Reference", acts: list[tuple[str, list[float]]], prefix: int) -> Reduce:
+    """`("merge", thresholds)` and `("prune", thresholds)` in their order: survivors stay in theirs,
+    and are even or odd by it. A merged token counts as the most attended of its group."""
+
+    def reduce(block: int, tokens: list[Token], cue: Tensor) -> list[Token]:
+        scores = reference.received
+        for act, thresholds in acts:
+            into: dict[int, int] = {}
+            if act == "merge":
+                into = above(unit(cue), prefix, thresholds[block])
+                keep = [i for i in range(len(tokens)) if i not in into]
+            else:
+                keep = attended(scores, prefix, thresholds[block])
+            tokens = gather(tokens, keep, into)
+            groups = [[i, *(a for a in into if into[a] == i)] for i in keep]
+            scores, cue = [max(scores[i] for i in group) for group in groups], cue[keep]
+        return tokens
+
+    return reduce
+
+
+def above(cue: Tensor, prefix: int, threshold: float) -> dict[int, int]:
+    """Every even token whose best odd one is more alike than the threshold, with that one."""
+    even = [i for i in range(prefix, len(cue)) if i % 2 == 0]
+    odd = [i for i in range(prefix, len(cue)) if i % 2 == 1]
+    into = {}
+    for a in even if odd else []:
+        likeness = (cue[odd] @ cue[a]).tolist()
+        if max(likeness) > threshold:
+            into[a] = odd[likeness.index(max(likeness))]
+    return into
+
+
+def attended(scores: list[float], prefix: int, threshold: float) -> list[int]:
+    """The prefix, and what is above the threshold; one patch at least."""
+    patches = range(prefix, len(scores))
+    keep = [i for i in patches if scores[i] > threshold]
+    return [*range(prefix), *(keep or [max(patches, key=lambda i: scores[i])])]
+
+
 # What a model computes.
 
 
@@ -239,6 +279,7 @@ class Reference:
         self.prefix: int = model.num_prefix_tokens
         self.depth = len(model.blocks)
         self.rope = _rope(model)
+        self.received: list[float] = []
 
     def logits(self, images: Tensor, reduce: Reduce | None = None) -> Tensor:
         """`[B, classes]`."""
@@ -280,10 +321,9 @@ class Reference:
         at = f"blocks.{block}."
         x = torch.stack([token.vector for token in tokens])
         q, k, v = self.projections(block, self.norm(at + "norm1", x))
-        heads = []
-        for head in range(len(q)):
-            weights = self.attention(q[head], k[head], tokens)
-            heads.append(weights @ v[head])
+        weights = [self.attention(*pair, tokens) for pair in zip(q, k, strict=True)]
+        heads = [w @ values for w, values in zip(weights, v, strict=True)]
+        self.received = mean([w.mean(dim=0) for w in weights]).tolist()
         out = self.linear(at + "attn.proj", torch.cat(heads, dim=1))
         cues = {"k": mean(k), "q": mean(q), "v": mean(v), "x_pre": x, "x_attn": out}
         x = x + self.scaled(out, at + "ls1.gamma", at + "gamma_1")

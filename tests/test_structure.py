@@ -11,8 +11,9 @@ SOURCE = Path(vitfold.__file__).parent
 
 FLOORS = [
     ["errors"],
-    ["layout", "tokenmap", "cues"],
+    ["layout", "tokenmap", "cues", "ragged"],
     ["ledger", "match"],
+    ["threshold"],
     ["methods"],
     ["blocks"],
     ["run"],

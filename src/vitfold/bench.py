@@ -1,6 +1,5 @@
 """A folded model beside the dense one, textbook ToMe and the free-slicing bound."""
 
-import copy
 import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -15,7 +14,7 @@ from vitfold.blocks.standin import run
 from vitfold.blocks.taps import tap
 from vitfold.families import find
 from vitfold.flops import dry_count
-from vitfold.fold import folded, unfold
+from vitfold.fold import clone, folded
 from vitfold.ledger import Ledger
 from vitfold.match import biggest_first
 from vitfold.measure import Inputs, Progress, Throughput, batch_of, compare, flops, peak_memory
@@ -44,12 +43,6 @@ class Row:
     def to_json(self) -> dict[str, Any]:
         """By field name."""
         return asdict(self)
-
-
-def clone(model: nn.Module) -> nn.Module:
-    """A copy of the modules that shares their weights, without a fold."""
-    tensors = [*model.parameters(), *model.buffers()]
-    return unfold(copy.deepcopy(model, {id(tensor): tensor for tensor in tensors}))
 
 
 def removed(model: nn.Module) -> tuple[int, ...]:

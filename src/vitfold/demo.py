@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from vitfold.digits import create_digits, load_split
 from vitfold.measure import Progress
-from vitfold.methods import METHODS
+from vitfold.methods import ready
 from vitfold.sweep import Row, candidates, sweep
 
 SHARES = (0.75, 0.6, 0.5)
@@ -18,7 +18,7 @@ ROUNDS = 2
 
 def steps() -> int:
     """How often `rows` calls its progress."""
-    candidates = 1 + len(METHODS) * len(SHARES)
+    candidates = 1 + len(ready()) * len(SHARES)
     return candidates * -(-len(load_split("test")[1]) // BATCH)
 
 
@@ -26,7 +26,7 @@ def rows(progress: Progress = lambda: None) -> Iterator[tuple[Row, nn.Module]]:
     """The dense model first, then every method at every share, each with its model."""
     dense = create_digits().eval()
     batches = list(zip(*(part.split(BATCH) for part in load_split("test")), strict=True))
-    asked = candidates(dense, list(METHODS), SHARES)
+    asked = candidates(dense, ready(), SHARES)
     return sweep(dense, asked, lambda: batches, sizes=(TIMED,), repeats=ROUNDS, progress=progress)
 
 

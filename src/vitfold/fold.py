@@ -172,6 +172,13 @@ def _errors(fold: Fold, given: tuple[Any, ...]) -> Iterator[None]:
             f"{type(fold.found.trunk).__name__} does not run the blocks that were folded, or does "
             "not hand keyword arguments down to them: unfold it before its blocks change"
         ) from error
+    except AttributeError as error:
+        if not any(isinstance(part, list | tuple) for part in given[:1]):
+            raise
+        raise ShapeError(
+            f"images came as a {type(given[0]).__name__}: stack them into one tensor "
+            "[B, C, H, W]; images of different sizes go into calls of their own"
+        ) from error
     except (AssertionError, ValueError, RuntimeError) as error:
         images = next((x for x in given if isinstance(x, Tensor) and x.dim() == 4), None)
         if isinstance(error, VitfoldError) or images is None:
@@ -261,12 +268,10 @@ def folds(model: nn.Module) -> list[Fold]:
     return [module.__dict__[MARK] for module in model.modules() if MARK in module.__dict__]
 
 
-def own_state(model: nn.Module) -> dict[str, Tensor]:
-    """The state dict of a model without what methods have learned."""
-    records = [record.learned for record in folds(model) if record.learned is not None]
-    learned = {id(t) for module in records for t in module.state_dict(keep_vars=True).values()}
-    state = model.state_dict(keep_vars=True)
-    return {name: tensor.detach() for name, tensor in state.items() if id(tensor) not in learned}
+def clone(model: ModelT) -> ModelT:
+    """A copy of the modules that shares their weights, without a fold."""
+    tensors = [*model.parameters(), *model.buffers()]
+    return unfold(copy.deepcopy(model, {id(tensor): tensor for tensor in tensors}))
 
 
 def folded(model: nn.Module) -> Fold:

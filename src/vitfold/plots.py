@@ -49,6 +49,26 @@ def lines(
     return finish(figure, path)
 
 
+def learned(path: Path, steps: Sequence[Mapping[str, Any]]) -> None:
+    """How thresholds were learned: the share of the FLOPs from step to step; at the end, thresholds
+    and tokens by block."""
+    plt = pyplot()
+    told = [figures for figures in steps if "share" in figures]
+    last = told[-1]
+    names = [name for name in last if name.endswith("_threshold")]
+    figure, axes = plt.subplots(1, 2 + len(names), figsize=(5 + 3.2 * len(names), 3.4))
+    number = [figures["step"] for figures in told]
+    axes[0].plot(number, [figures["share"] for figures in told], label="reached")
+    axes[0].plot(number, [figures["share_asked"] for figures in told], "--", label="asked")
+    axes[0].set(xlabel="step", ylabel="share of the FLOPs")
+    axes[0].legend()
+    for name, place in zip([*names, "tokens"], axes[1:], strict=True):
+        place.bar(range(1, len(last[name]) + 1), last[name])
+        place.set(xlabel="block", ylabel=name.replace("_", " "))
+    figure.tight_layout()
+    finish(figure, path)
+
+
 def maps(pictures: Mapping[str, Any], path: Path | None = None) -> str:
     """Square maps of values side by side, on one scale of colours."""
     plt = pyplot()

@@ -39,6 +39,7 @@ class Run:
 
     learned: what the method has learned, where it learns.
     soft: whether a mask is to have gradients that do not vanish.
+    width: how many channels tokens have.
     books: the ledger that each block starts from. A block that is run again (activation
         checkpointing) finds the one it started from, and writes the same successor.
     """
@@ -54,6 +55,7 @@ class Run:
     valid: Tensor | None = None
     books: list[Ledger] = field(default_factory=list)
     plan: tuple[Step | None, ...] = ()
+    width: int = 0
 
     @property
     def depth(self) -> int:
@@ -67,12 +69,14 @@ class Run:
 
     def start(self, x: Tensor) -> None:
         """Open the books on the tokens that enter the first block."""
-        tokens = x.shape[1]
+        tokens, self.width = x.shape[1:]
         patches = tokens - self.prefix
         grid = self.grid if self.grid and self.grid[0] * self.grid[1] == patches else None
         layout = Layout(tokens, self.prefix, grid, self.depth)
         if self.learned is None:
             self.plan = self.method.plan(layout, self.schedule)
+        elif not len(x):  # no image, and no token to ask
+            self.plan = (None,) * self.depth
         else:
             self.plan = self.learned.plan(layout)
         self.books[:] = [BOOKS[self.form].open(x, self.prefix, grid, self.valid, self.soft)]

@@ -10,11 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vitfold.bench import BOUND, DENSE, FOLDED, clone, free_slicing, removed
+from vitfold.bench import BOUND, DENSE, FOLDED, free_slicing, removed
 from vitfold.errors import MethodError
 from vitfold.families import find
 from vitfold.flops import dry_count
-from vitfold.fold import fold, folds
+from vitfold.fold import clone, fold, folds
 from vitfold.measure import Inputs, compare, flops, random_inputs
 from vitfold.methods import create_method
 from vitfold.trace import trace

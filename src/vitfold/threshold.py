@@ -10,7 +10,7 @@ from torch import Tensor
 from vitfold import ragged
 from vitfold.ledger import Mark
 from vitfold.match import NOWHERE, best_allowed, unit
-from vitfold.tokenmap import TokenMap
+from vitfold.tokenmap import DROPPED, TokenMap
 
 
 def merge(metric: Tensor, lengths: Tensor, prefix: int, threshold: float) -> TokenMap:
@@ -77,7 +77,8 @@ def merge_masked(
     known = best > NOWHERE
     value = _cosine(best).where(known, -1.0)
     goes = _straight(value, threshold, temperature).where(known, 0)
-    return Mark(1 - goes, partner.where(goes.detach() > 0.5, places))
+    into = partner.where(goes.detach() > 0.5, places)
+    return Mark(1 - goes, into, into)
 
 
 def prune_masked(
@@ -93,7 +94,8 @@ def prune_masked(
     saved = none & (places == best)
     keep = (keep + saved * (1 - keep.detach())).where(free, 1)
     stays = keep.detach() > 0.5
-    return Mark(keep, places.expand_as(here).where(stays, -1))
+    places = places.expand_as(here)
+    return Mark(keep, places.where(stays, DROPPED), places)
 
 
 def fold_scores_masked(score: Tensor, step: Mark) -> Tensor:

@@ -9,8 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vitfold.bench import clone
-from vitfold.fold import fold, fold_with, folded
+from vitfold.fold import clone, fold, fold_with, folded
 from vitfold.layout import Layout
 from vitfold.ledger import Ledger
 from vitfold.measure import Progress

@@ -9,10 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vitfold.bench import clone
 from vitfold.blocks.attention import Attend
 from vitfold.blocks.kinds import Kind
 from vitfold.families import find
+from vitfold.fold import clone
 from vitfold.ledger import Ledger
 from vitfold.measure import Progress
 from vitfold.validate import Batch

@@ -63,7 +63,7 @@ def _one_by_one(
     attend: PackedAttend, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float | None
 ) -> tuple[Tensor, Tensor | None]:
     """One image after another: on a CPU, what an image needs stays in the cache."""
-    out = torch.empty_like(q.transpose(1, 2)).transpose(1, 2)
+    out = torch.empty_like(v.transpose(1, 2)).transpose(1, 2)
     scores = q.new_empty(q.shape[2]) if attend.wanted else None
     sizes = attend.sizes(q) if attend.proportional else None
     for number, (start, end) in enumerate(itertools.pairwise(attend.books.starts)):

@@ -8,12 +8,11 @@ import typer
 from torch import nn
 
 from vitfold import analysis, plots, results
-from vitfold.bench import clone
 from vitfold.cli import options, show
 from vitfold.cli.validate import batches_of
 from vitfold.data import Source
 from vitfold.errors import DataError
-from vitfold.fold import fold
+from vitfold.fold import clone, fold
 from vitfold.validate import Batch
 
 app = typer.Typer(

@@ -16,7 +16,7 @@ from vitfold.cli.validate import batches_of
 from vitfold.data import Source
 from vitfold.errors import DataError
 from vitfold.fold import folds
-from vitfold.methods import METHODS
+from vitfold.methods import ready
 from vitfold.models import create_model
 from vitfold.sweep import Row, candidates, smaller_inputs, smaller_models
 from vitfold.sweep import sweep as sweep_
@@ -28,7 +28,7 @@ PICTURES = 4
 
 def sweep(
     model: options.ModelName = "digits",
-    methods: Annotated[str, typer.Option(help="With commas between.")] = ",".join(METHODS),
+    methods: Annotated[str, typer.Option(help="With commas between.")] = ",".join(ready()),
     flops: Annotated[
         str, typer.Option(help="Shares of the dense FLOPs: 0.9,0.6, or 0.9..0.4, or 0.9..0.4:0.05.")
     ] = "0.9..0.4",

@@ -1,14 +1,16 @@
 """`vitfold train`: train a model, dense or folded, under timm's option names."""
 
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from torch import nn
 
+from vitfold import plots
 from vitfold.cli import options, show
 from vitfold.data import Source, augmentation, classes_of, labelled
-from vitfold.errors import TrainError
+from vitfold.errors import MissingExtra, TrainError
 from vitfold.fold import fold, folds
 from vitfold.methods import METHODS
 from vitfold.models import create_model, is_named
@@ -16,12 +18,32 @@ from vitfold.train import Distillation, Outcome, Recipe
 from vitfold.train import train as train_
 from vitfold.train.examples import own_randomness, seed_all
 from vitfold.train.loop import BEST, LAST, Settings, create_accelerator
+from vitfold.train.optimizing import learned_parameters
+
+CALIBRATION = 512
+"""How many training images, evenly spaced, bring thresholds to the share that was asked for."""
 
 DATA, LEARNING, IMAGES, RUNNING = "Data", "Learning", "Images", "Running"
 
 
 def _option(panel: str, text: str = "", *names: str, **kwargs: Any) -> Any:
     return typer.Option(*names, help=text, rich_help_panel=panel, **kwargs)
+
+
+def _by(default: str) -> dict[str, str]:
+    """A default that the method may change, as help shows it."""
+    return {"show_default": default}
+
+
+USUAL = {
+    "epochs": 10,
+    "opt": "adamw",
+    "lr": 5e-4,
+    "weight_decay": 0.05,
+    "smoothing": 0.0,
+    "log_interval": 50,
+}
+"""What is done where neither the user nor the method says anything."""
 
 
 def train(
@@ -48,15 +70,31 @@ def train(
     r: options.Reduction = None,
     flops: options.Share = None,
     method_kwargs: options.MethodKwargs = [],  # noqa: B006
-    epochs: Annotated[int, _option(LEARNING, "", "--epochs", min=1)] = 10,
+    epochs: Annotated[
+        int | None,
+        _option(LEARNING, "How often every image is seen.", "--epochs", min=1, **_by("10")),
+    ] = None,
     batch_size: Annotated[
         int, _option(LEARNING, "Per process.", "--batch-size", "-b", min=1)
     ] = 128,
     grad_accum_steps: Annotated[int, _option(LEARNING, "Batches to a step.", min=1)] = 1,
     clip_grad: Annotated[float | None, _option(LEARNING, "The longest gradient.")] = None,
-    opt: Annotated[str, _option(LEARNING, "timm's name of an optimizer.")] = "adamw",
-    lr: Annotated[float, _option(LEARNING, "Learning rate.")] = 5e-4,
-    weight_decay: Annotated[float, _option(LEARNING, "Weight decay.")] = 0.05,
+    opt: Annotated[
+        str | None, _option(LEARNING, "timm's name of an optimizer.", **_by("adamw"))
+    ] = None,
+    lr: Annotated[
+        float | None,
+        _option(
+            LEARNING, "Learning rate; of a method that learns: of the model too.", **_by("5e-4")
+        ),
+    ] = None,
+    lr_merge: Annotated[
+        float | None, _option(LEARNING, "Of thresholds for merging.", **_by("ltmp: 5e-3"))
+    ] = None,
+    lr_prune: Annotated[
+        float | None, _option(LEARNING, "Of thresholds for pruning.", **_by("ltmp: 5e-6"))
+    ] = None,
+    weight_decay: Annotated[float | None, _option(LEARNING, "Weight decay.", **_by("0.05"))] = None,
     layer_decay: Annotated[float | None, _option(LEARNING, "Of the rate, block by block.")] = None,
     opt_kwargs: Annotated[
         list[str], _option(LEARNING, "For the optimizer.", metavar="KEY=VALUE")
@@ -72,7 +110,9 @@ def train(
         float | None,
         _option(LEARNING, "Sharpness-aware minimization that looks this far.", metavar="RHO"),
     ] = None,
-    smoothing: Annotated[float, _option(LEARNING, "Of the labels.")] = 0.0,
+    smoothing: Annotated[
+        float | None, _option(LEARNING, "Of the labels.", **_by("0; ltmp: 0.1"))
+    ] = None,
     distill: Annotated[
         str, _option(LEARNING, "none, soft or hard: learn from the dense model too.")
     ] = "none",
@@ -107,7 +147,9 @@ def train(
     ] = False,
     checkpoint_every: Annotated[int, _option(RUNNING, "Steps between checkpoints.", min=0)] = 0,
     checkpoint_hist: Annotated[int, _option(RUNNING, "How many checkpoints stay.", min=1)] = 3,
-    log_interval: Annotated[int, _option(RUNNING, "Steps between lines in the log.", min=1)] = 50,
+    log_interval: Annotated[
+        int | None, _option(RUNNING, "Steps between lines in the log.", min=1, **_by("50; ltmp: 1"))
+    ] = None,
     tensorboard: Annotated[
         bool, _option(RUNNING, "Log for TensorBoard too.", "--tensorboard")
     ] = False,
@@ -124,8 +166,6 @@ def train(
     Everything goes to --output: `best` and `last` are models for any other command, log.csv has a
     row for every epoch. On several devices or machines: `accelerate launch -m vitfold train ...`.
     """
-    learning = _given(lr=lr, weight_decay=weight_decay, layer_decay=layer_decay)
-    rates = _given(warmup_epochs=warmup_epochs, warmup_lr=warmup_lr, min_lr=min_lr)
     looks = _given(
         no_aug=no_aug or None,
         scale=_numbers("scale", scale),
@@ -136,20 +176,6 @@ def train(
         re_prob=reprob,
     )
     mixes = {"mixup_alpha": mixup, "cutmix_alpha": cutmix, "prob": mixup_prob}
-    recipe = Recipe(
-        epochs=epochs,
-        batch_size=batch_size,
-        accumulate=grad_accum_steps,
-        clip=clip_grad,
-        sam=sam,
-        seed=seed,
-        smoothing=smoothing,
-        optimizer={"opt": opt} | learning | options.parse(opt_kwargs),
-        schedule={"sched": sched} | rates | options.parse(sched_kwargs),
-        augment=looks | options.parse(aug_kwargs),
-        mix=mixes if mixup or cutmix else {},
-        distill=_distillation(distill, distill_alpha, distill_temperature),
-    )
     precision = options.precision(amp, amp_dtype)
     accelerator = create_accelerator(_device(device), precision)
     source = Source(dataset, data_dir, train_split, class_map)
@@ -161,17 +187,48 @@ def train(
     with own_randomness():
         seed_all(seed)
         base = _model(model, pretrained, num_classes, classes, drop_path, overlay, arguments)
+    ours = _folded(base, method, options.Choice(method, r, flops, method_kwargs))
+    given = _given(
+        epochs=epochs,
+        opt=opt,
+        lr=lr,
+        lr_merge=lr_merge,
+        lr_prune=lr_prune,
+        weight_decay=weight_decay,
+        smoothing=smoothing,
+        log_interval=log_interval,
+    )
+    usual = folds(ours)[0].method.training if folds(ours) else {}
+    learns = [f"lr_{name}" for name, _ in learned_parameters(ours)]
+    chosen = {**USUAL, **usual, **given}
+    learning = _given(lr=chosen["lr"], weight_decay=chosen["weight_decay"], layer_decay=layer_decay)
+    rates = _given(warmup_epochs=warmup_epochs, warmup_lr=warmup_lr, min_lr=min_lr)
+    recipe = Recipe(
+        epochs=chosen["epochs"],
+        batch_size=batch_size,
+        accumulate=grad_accum_steps,
+        clip=clip_grad,
+        sam=sam,
+        seed=seed,
+        smoothing=chosen["smoothing"],
+        optimizer={"opt": chosen["opt"]} | learning | options.parse(opt_kwargs),
+        schedule={"sched": sched} | rates | options.parse(sched_kwargs),
+        augment=looks | options.parse(aug_kwargs),
+        mix=mixes if mixup or cutmix else {},
+        distill=_distillation(distill, distill_alpha, distill_temperature),
+        rates=_rates(usual, learns) | _rates(given, given),
+        frozen=bool(learns) and chosen["lr"] is None,
+    )
     images.transform = augmentation(base, recipe.augment)
     evaluated = None if no_val else labelled(base, held_out)
     taught = None if teacher is None else create_model(teacher, pretrained=True)
-    ours = _folded(base, method, options.Choice(method, r, flops, method_kwargs))
     settings = Settings(
         output,
         resume=resume,
         every=checkpoint_every,
         keep=checkpoint_hist,
         workers=workers,
-        log_every=log_interval,
+        log_every=chosen["log_interval"],
         tensorboard=tensorboard,
         compiled=torchcompile,
         bar=show.bar,
@@ -195,6 +252,7 @@ def train(
         accelerator=accelerator,
         teacher=taught,
         classes=classes,
+        calibration=labelled(base, source, CALIBRATION) if learns else None,
         about=about,
     )
     if accelerator.is_main_process:
@@ -204,6 +262,12 @@ def train(
 def _given(**values: Any) -> dict[str, Any]:
     """Those that are not None."""
     return {name: value for name, value in values.items() if value is not None}
+
+
+def _rates(values: Mapping[str, Any], names: Collection[str]) -> dict[str, float]:
+    """Those learning rates among some values that are for what a method learns, by its names."""
+    rates = {name: rate for name, rate in values.items() if name in names}
+    return {n.removeprefix("lr_"): rate for n, rate in rates.items() if n.startswith("lr_")}
 
 
 def _numbers(name: str, text: str | None) -> list[float] | None:
@@ -261,6 +325,23 @@ def _show(name: str, outcome: Outcome, output: Path) -> None:
     best = [] if outcome.best is None else [["best top-1", f"{outcome.best:.2%}"]]
     figures = outcome.epochs[-1]
     rows = [["epochs", str(len(outcome.epochs))], ["loss", f"{figures['loss']:.4f}"], *best]
+    if outcome.reached is not None:
+        rows += [
+            ["FLOPs asked", f"{outcome.asked:.1%}"],
+            ["FLOPs reached", f"{outcome.reached:.1%}"],
+        ]
     show.table(f"{name}, trained", ["", "figures"], rows)
+    if any("share" in figures for figures in outcome.steps):
+        _draw(output / "learned.png", outcome.steps)
     for kept in (BEST, LAST) if best else (LAST,):
         show.written(output / kept)
+
+
+def _draw(path: Path, steps: list[dict[str, Any]]) -> None:
+    """The picture of what was learned; a training is not lost for want of a library."""
+    try:
+        plots.learned(path, steps)
+    except MissingExtra as error:
+        show.note(f"no picture: {error}")
+    else:
+        show.written(path)

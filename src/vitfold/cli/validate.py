@@ -8,11 +8,10 @@ import typer
 from torch import nn
 
 from vitfold import results
-from vitfold.bench import clone
 from vitfold.cli import options, show
 from vitfold.data import Source, labelled, loader, streams
 from vitfold.errors import DataError
-from vitfold.fold import folded
+from vitfold.fold import clone, folded
 from vitfold.validate import Batch, Report, limited
 from vitfold.validate import validate as validate_
 

@@ -18,17 +18,19 @@ class Mark:
     """What a block does to masked tokens.
 
     keep: `[B, N]` what the mask is multiplied by: one for what stays, zero for what goes.
-    into: `[B, N]` what each token becomes part of: itself, another one, or -1.
+    into: `[B, N]` what each token becomes part of in the end: itself, another one, or -1.
+    onto: `[B, N]` what it merges with: itself or another one, which may then be dropped.
     """
 
     keep: Tensor
     into: Tensor
+    onto: Tensor
 
     @classmethod
     def nothing(cls, mask: Tensor) -> "Mark":
         """All stays as it is."""
-        places = torch.arange(mask.shape[1], device=mask.device)
-        return cls(torch.ones_like(mask), places.expand_as(mask))
+        places = torch.arange(mask.shape[1], device=mask.device).expand_as(mask)
+        return cls(torch.ones_like(mask), places, places)
 
     @property
     def stays(self) -> Tensor:
@@ -38,7 +40,7 @@ class Mark:
     def then(self, second: "Mark") -> "Mark":
         """This followed by another, of the same tokens."""
         into = second.into.gather(1, self.into.clamp(min=0)).where(self.into >= 0, DROPPED)
-        return Mark(self.keep * second.keep, into)
+        return Mark(self.keep * second.keep, into, second.onto.gather(1, self.onto))
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,9 +105,8 @@ class Masked(Ledger):
         return self.valid
 
     def reduce(self, x: Tensor, step: Mark) -> tuple[Tensor, "Masked"]:  # type: ignore[override]
-        places = torch.arange(self.tokens, device=x.device)
-        moves = (step.into >= 0) & ~step.stays & self.here
-        into = step.into.where(moves, places)
+        into = step.onto
+        moves = (into != torch.arange(self.tokens, device=x.device)) & self.here
         moving = self.weight * moves
         total = self.weight.scatter_add(1, into, moving)
         joined = self.weight / total

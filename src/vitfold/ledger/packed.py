@@ -182,7 +182,7 @@ class Packed(Ledger):
         """A table over original patches, for all tokens of now: `[1, 1 or H, T, D]`. Prefix tokens
         get the row `still`."""
         table = _four(table)
-        rows = still.to(table.dtype).expand(*table.shape[:2], self.prefix, -1)
+        rows = still.to(table.dtype).expand(*table.shape[:2], self.prefix, table.shape[-1])
         full = torch.cat([rows, table], dim=2)
         full = full.expand(len(self.lengths), -1, -1, -1).transpose(0, 1).flatten(1, 2)
         return (full if self.origin is None else full[:, self.origin[0]]).unsqueeze(0)

@@ -1,6 +1,6 @@
 """The methods. A new one is one file here, and one line below."""
 
-from vitfold.methods.base import METHODS, Base, Method, Step, create_method, register
+from vitfold.methods.base import METHODS, Base, Method, Step, create_method, ready, register
 from vitfold.methods.dfe import DFE
 from vitfold.methods.drop import Drop
 from vitfold.methods.lgtm import LGTM
@@ -20,5 +20,6 @@ __all__ = [
     "ToMe",
     "Ward",
     "create_method",
+    "ready",
     "register",
 ]

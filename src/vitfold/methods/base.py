@@ -2,16 +2,16 @@
 
 import dataclasses
 import types
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, TypeVar
 
-from torch import nn
+from torch import Tensor, nn
 
 from vitfold.cues import CUES
 from vitfold.errors import MethodError, nearest
 from vitfold.layout import Layout
-from vitfold.ledger import Mark
+from vitfold.ledger import Ledger, Mark
 from vitfold.methods.schedule import (
     Reduction,
     along,
@@ -48,6 +48,19 @@ class Learned(nn.Module):
         """What every block does."""
         raise NotImplementedError
 
+    def loss(self, books: Sequence[Ledger], width: int) -> Tensor:
+        """What training makes small beside the loss on labels, from the books before every block
+        and after the last, and the number of channels."""
+        raise NotImplementedError
+
+    def figures(self, books: Sequence[Ledger], width: int) -> dict[str, Any]:
+        """What a log tells of a pass: numbers, and lists with one for every block."""
+        return {}
+
+    def scale(self, by: float) -> None:
+        """Reduce more (above one) or less, in all blocks alike."""
+        raise NotImplementedError
+
     def constrain(self) -> None:
         """Bring the parameters back into their bounds, after a step of an optimizer."""
 
@@ -60,6 +73,9 @@ class Base:
 
     ragged: ClassVar[bool] = False
     """Whether every image keeps its own number of tokens."""
+
+    training: ClassVar[Mapping[str, Any]] = types.MappingProxyType({})
+    """How it is trained, by the options of `vitfold train`, where the user says nothing else."""
 
     def __str__(self) -> str:
         """What was chosen, and nothing that goes without saying."""
@@ -160,6 +176,11 @@ def register(name: str) -> Callable[[type[M]], type[M]]:
         return method
 
     return enter
+
+
+def ready() -> list[str]:
+    """The names of the methods that need no training."""
+    return [name for name, kind in METHODS.items() if issubclass(kind, Method)]
 
 
 def create_method(name: str, options: Mapping[str, Any] = types.MappingProxyType({})) -> Base:

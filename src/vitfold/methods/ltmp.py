@@ -1,8 +1,11 @@
 """LTMP: learned thresholds decide what merges and what is dropped, image by image."""
 
 import functools
+import itertools
+import types
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -44,6 +47,18 @@ class LTMP(Base):
     """
 
     ragged: ClassVar[bool] = True
+    training: ClassVar[Mapping[str, Any]] = types.MappingProxyType(
+        {
+            "epochs": 1,
+            "opt": "momentum",
+            "lr": None,
+            "weight_decay": 0.0,
+            "smoothing": 0.1,
+            "log_interval": 1,
+            "lr_merge": 5e-3,
+            "lr_prune": 5e-6,
+        }
+    )
 
     merge: bool = True
     prune: bool = True
@@ -100,6 +115,36 @@ class Thresholds(Learned):
             for values in self.parameters():
                 values.clamp_(0, 1)
 
+    def scale(self, by: float) -> None:
+        with torch.no_grad():
+            if "merge" in self.method.acts:
+                self.of("merge").sub_(1).mul_(by).add_(1)
+            if "prune" in self.method.acts:
+                self.of("prune").mul_(by)
+        self.constrain()
+
+    def loss(self, books: Sequence[Ledger], width: int) -> Tensor:
+        if self.method.flops is None:
+            raise MethodError("LTMP is trained for a share of the FLOPs: give flops")
+        return self.method.strength * (self.share(books, width) - self.method.flops) ** 2
+
+    def share(self, books: Sequence[Ledger], width: int) -> Tensor:
+        """The share of the FLOPs of all blocks that a masked pass would have cost."""
+        n, d = books[0].tokens, width
+        means = [book.presence.mean() for book in books if isinstance(book, Masked)]
+        cost = [
+            2 * before * n * d**2 + (before * n) ** 2 * d + 4 * after * n * d**2
+            for before, after in itertools.pairwise(means)
+        ]
+        return torch.stack(cost).mean() / (6 * n * d**2 + n**2 * d)
+
+    def figures(self, books: Sequence[Ledger], width: int) -> dict[str, Any]:
+        means = [book.here.sum(1).double().mean() for book in books[1:] if isinstance(book, Masked)]
+        levels = {f"{act}_threshold": self.of(act).tolist() for act in self.method.acts}
+        share = float(self.share(books, width).detach())
+        tokens = torch.stack(means).tolist()
+        return {"share_asked": self.method.flops, "share": share, **levels, "tokens": tokens}
+
     def plan(self, layout: Layout) -> tuple[Step | None, ...]:
         return tuple(self._step(block) for block in range(layout.depth))
 
@@ -112,12 +157,16 @@ class Thresholds(Learned):
         return Step(cue, 0, functools.partial(self._match, block), received=prunes)
 
     def _acts(self, act: str, block: int, idle: float) -> bool:
-        return act in self.method.acts and (self.training or float(self.of(act)[block]) != idle)
+        return act in self.method.acts and (self.training or self.level(act, block) != idle)
 
     def of(self, act: str) -> Tensor:
         """The thresholds of all blocks for merging or pruning."""
         values: Tensor = getattr(self, act)
         return values
+
+    def level(self, act: str, block: int) -> float:
+        """One of them, as it is."""
+        return float(self.of(act).detach()[block])
 
     def _match(
         self, block: int, metric: Tensor, books: Ledger, received: Tensor | None = None
@@ -134,7 +183,7 @@ class Thresholds(Learned):
         """The tokens that really leave."""
         lengths, whole = books.numbers(metric), TokenMap.identity(1, books.now, metric.device)
         for act in self.method.acts:
-            level = float(self.of(act)[block])
+            level = self.level(act, block)
             if act == "merge":
                 step = threshold.merge(metric, lengths, books.prefix, level)
             else:

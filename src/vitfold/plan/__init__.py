@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from vitfold.errors import MethodError, PlanError
 from vitfold.families import find
-from vitfold.fold import fold_with, own_state
+from vitfold.fold import clone, fold_with
 from vitfold.plan import fields, learned, store, weights
 from vitfold.plan.schema import Plan, decode
 from vitfold.plan.subject import describe, fit, rebuild
@@ -33,7 +33,7 @@ def save(model: nn.Module, directory: Directory, *, backbone: bool = False) -> N
     """
     directory = Path(directory)
     plan = describe(model, backbone=backbone)
-    state = learned.state(model) | (own_state(model) if backbone else {})
+    state = learned.state(model) | (clone(model).state_dict() if backbone else {})
     try:
         directory.mkdir(parents=True, exist_ok=True)
         writes = functools.partial(weights.write, state) if plan.weights else None

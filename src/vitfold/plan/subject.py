@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from vitfold.errors import MissingExtra, PlanError, UnsupportedModel
 from vitfold.families import Found, find
-from vitfold.fold import folded, own_state
+from vitfold.fold import clone, folded
 from vitfold.plan import fields, sources, store, weights
 from vitfold.plan.schema import DTYPES, PACKAGES, Model, Plan, Weights
 
@@ -19,12 +19,12 @@ def describe(model: nn.Module, *, backbone: bool = False) -> Plan:
     record = folded(model)
     holds = backbone or record.learned is not None
     held = Weights(store.WEIGHTS, backbone) if holds else None
-    made = _describe(model, record.found)
+    made = _describe(clone(model), record.found)
     return Plan(made, record.method, record.schedule, held, _versions(made.source))
 
 
 def _describe(model: nn.Module, found: Found) -> Model:
-    state = own_state(model)
+    state = model.state_dict()
     floating = (tensor for tensor in state.values() if tensor.is_floating_point())
     return Model(
         **sources.describe(model)._asdict(),
@@ -76,7 +76,7 @@ def fit(plan: Plan, model: nn.Module, found: Found, stored: weights.Tensors | No
     source, name = sources.identify(model)
     _fit_name(plan.model, source, name)
     if plan.weights and stored is not None:
-        weights.check(stored, own_state(model), plan.weights.file)
+        weights.check(stored, clone(model).state_dict(), plan.weights.file)
         if weights.fingerprint(stored) != plan.model.fingerprint:
             raise PlanError(f"{plan.weights.file}: its values are not those of model.fingerprint")
 
@@ -107,7 +107,7 @@ def rebuild(plan: Plan, stored: weights.Tensors | None) -> nn.Module:
     fit(plan, blank, found, stored)
     model = _make(plan.model, pretrained=stored is None)
     _cast(model, plan.model, stored or {})
-    if stored is None and weights.fingerprint(own_state(model)) != plan.model.fingerprint:
+    if stored is None and weights.fingerprint(clone(model).state_dict()) != plan.model.fingerprint:
         raise PlanError(
             f"{fields.FILE}: model.fingerprint: what was saved were not the pretrained weights of "
             f"{plan.model.name!r}: {REMEDY}"

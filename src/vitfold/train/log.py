@@ -32,7 +32,7 @@ class Log:
         results.replace(directory / EVENTS, text)
         self.board = _board(directory, start) if tensorboard else None
 
-    def step(self, step: int, **figures: float) -> None:
+    def step(self, step: int, **figures: Any) -> None:
         """What a step came to."""
         self._add({"kind": "step", "step": step, **figures})
 
@@ -48,6 +48,11 @@ class Log:
         """The epochs so far."""
         return [event for event in self.events if event["kind"] == "epoch"]
 
+    @property
+    def steps(self) -> list[dict[str, Any]]:
+        """The steps so far, those that were logged."""
+        return [event for event in self.events if event["kind"] == "step"]
+
     def close(self) -> None:
         """Write what is still held back."""
         if self.board:
@@ -58,9 +63,8 @@ class Log:
         with lenient(EVENTS), (self.directory / EVENTS).open("a", encoding="utf-8") as file:
             file.write(json.dumps(event) + "\n")
         if self.board:
-            for name, value in event.items():
-                if name not in ("kind", "step"):
-                    self.board.add_scalar(f"{event['kind']}/{name}", value, event["step"])
+            for name, value in _scalars(event):
+                self.board.add_scalar(f"{event['kind']}/{name}", value, event["step"])
 
     def _read(self) -> list[dict[str, Any]]:
         path = self.directory / EVENTS
@@ -68,6 +72,15 @@ class Log:
             return []
         lines = path.read_text(encoding="utf-8").splitlines()
         return [event for line in lines for event in _event(line)]
+
+
+def _scalars(event: dict[str, Any]) -> Iterator[tuple[str, float]]:
+    """The figures of an event; of a list, every one under its number."""
+    for name, value in event.items():
+        if isinstance(value, list):
+            yield from ((f"{name}/{number}", one) for number, one in enumerate(value))
+        elif name not in ("kind", "step"):
+            yield name, value
 
 
 def _event(line: str) -> list[dict[str, Any]]:

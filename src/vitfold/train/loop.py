@@ -19,14 +19,21 @@ from torch.utils.data import DataLoader, Subset
 
 from vitfold.data import streams
 from vitfold.errors import DataError, TrainError, missing
-from vitfold.fold import unfold
+from vitfold.fold import folds, unfold
 from vitfold.models import save_model
 from vitfold.results import replace
 from vitfold.train import checkpoint
 from vitfold.train.examples import STEP, Examples, Order, load, own_randomness, seed_all
 from vitfold.train.log import Log, lenient
 from vitfold.train.objective import Objective
-from vitfold.train.optimizing import PlainStep, SharpnessAwareStep, optimizer, scheduler
+from vitfold.train.optimizing import (
+    PlainStep,
+    SharpnessAwareStep,
+    freezing,
+    optimizer,
+    scheduler,
+)
+from vitfold.train.reach import NEAR, reach
 from vitfold.train.recipe import Recipe
 from vitfold.validate import logits
 
@@ -77,11 +84,17 @@ class Outcome:
     epochs: a row of figures each.
     best: the highest top-1, where it was evaluated; its weights are in `best/`.
     stopped: the step at which a signal ended it; None: it went to its end.
+    steps: the figures of the steps that were logged.
+    asked, reached: the share of the dense FLOPs that a method was trained for, and the one that
+        calibration images cost.
     """
 
     epochs: list[dict[str, float]]
     best: float | None
     stopped: int | None
+    steps: list[dict[str, Any]] = field(default_factory=list)
+    asked: float | None = None
+    reached: float | None = None
 
 
 def train(
@@ -94,6 +107,7 @@ def train(
     accelerator: Any = None,
     teacher: nn.Module | None = None,
     classes: int | None = None,
+    calibration: Any = None,
     about: dict[str, Any] | None = None,
 ) -> Outcome:
     """Train `model` in place, folded or not.
@@ -101,14 +115,28 @@ def train(
     images, held_out: datasets that give `(image, label)` by index, transformed for the model.
     teacher: what to distill from; None: a copy of the model, as it is now and not folded.
     classes: of the labels, where images are mixed.
+    calibration: images as in evaluation, on which what a method has learned is brought to the share
+        of the FLOPs that it was trained for; None: it stays where training left it.
     about: what else decides the result; a training goes on only where it is the same.
     """
     accelerator = accelerator or create_accelerator()
-    with own_randomness(), _signals() as stop:
+    with own_randomness(), freezing(model, recipe.frozen), _signals() as stop:
         training = Training(
             model, recipe, images, held_out, settings, accelerator, teacher, classes, about or {}
         )
-        return training.run(stop)
+        outcome = training.run(stop, calibration)
+    _check_share(outcome, settings.output)
+    return outcome
+
+
+def _check_share(outcome: Outcome, output: Path) -> None:
+    """Say so where the share that was asked for is out of reach."""
+    asked, reached = outcome.asked, outcome.reached
+    if asked is not None and reached is not None and abs(reached - asked) > NEAR:
+        raise TrainError(
+            f"flops={asked} is not reached: {output / LAST} costs {reached:.3f} of the dense "
+            "FLOPs; train longer, with higher --lr-merge and --lr-prune, or ask for another share"
+        )
 
 
 def create_accelerator(device: str = "auto", precision: str = "no") -> Any:
@@ -163,13 +191,16 @@ class Training:
             teacher.to(accelerator.device).requires_grad_(False)
         if state:
             self.model.load_state_dict(state["model"])
-        objective: nn.Module = Objective(self.model, self._smoothing, recipe.distill, teacher)
+        self.told = Objective(self.model, self._smoothing, recipe.distill, teacher)
         self.model.to(accelerator.device)
-        self.inner = optimizer(self.model, recipe.optimizer)
+        self.learned = [record.learned for record in folds(self.model) if record.learned]
+        if self.learned and self.settings.compiled:
+            raise TrainError("what a method learns is not seen in a compiled model: do not compile")
+        self.inner = optimizer(self.model, recipe.optimizer, recipe.rates, recipe.frozen)
         if state:
             self.inner.load_state_dict(state["optimizer"])
         self.objective = accelerator.prepare(
-            torch.compile(objective) if self.settings.compiled else objective
+            torch.compile(self.told) if self.settings.compiled else self.told
         )
         prepared = accelerator.prepare(self.inner)
         self.update = (
@@ -186,7 +217,7 @@ class Training:
     def _smoothing(self) -> float:
         return 0.0 if self.mix else self.recipe.smoothing  # mixed labels come smoothed
 
-    def run(self, stop: list[int]) -> Outcome:
+    def run(self, stop: list[int], calibration: Any = None) -> Outcome:
         """Go on to the end, or until a signal is in `stop`."""
         self.log = Log(self.settings.output, self.start, self.settings.tensorboard and self._main)
         self.model.train()
@@ -196,10 +227,27 @@ class Training:
             step = self._epoch(step, batches, stop)
         if self._main:
             self.log.close()
-        if step == self.total and self._main:
+        stopped = step if step < self.total else None
+        reached = None if stopped is not None else self._reach(calibration)
+        if stopped is None and self._main:
             save_model(self.model, self.settings.output / LAST)
         self.accelerator.wait_for_everyone()
-        return Outcome(self.log.epochs, self.best, step if step < self.total else None)
+        return Outcome(self.log.epochs, self.best, stopped, self.log.steps, self._asked, reached)
+
+    @property
+    def _asked(self) -> float | None:
+        """The share of the FLOPs that is trained for."""
+        shares = [getattr(record.method, "flops", None) for record in folds(self.model)]
+        return shares[0] if self.learned else None
+
+    def _reach(self, calibration: Any) -> float | None:
+        """Bring what was learned to that share; all processes do the same."""
+        if calibration is None or self._asked is None:
+            return None
+        batches = DataLoader(calibration, self.recipe.batch_size)
+        images = [pixels.to(self.accelerator.device) for pixels, _ in batches]
+        with self.accelerator.autocast():
+            return reach(self.model, self._asked, images)
 
     def _epoch(self, step: int, batches: Iterator[Any], stop: list[int]) -> int:
         """The rest of an epoch; the step after its last one."""
@@ -224,6 +272,8 @@ class Training:
 
     def _step(self, step: int, batches: list[Any]) -> Tensor:
         loss: Tensor = self.update(lambda: self._backward(step, batches), self._clip)
+        for learned in self.learned:
+            learned.constrain()
         self.schedule.step_update(step + 1)
         return loss
 
@@ -257,7 +307,7 @@ class Training:
         if not math.isfinite(value):
             raise TrainError(self._lost(step, value))
         if logs and self._main:
-            self.log.step(step, loss=value, lr=self._rate)
+            self.log.step(step, loss=value, lr=self._rate, **self.told.figures)
         if saves and not last:
             self._checkpoint(step)
 
@@ -272,7 +322,8 @@ class Training:
             figures["top1"] = self._evaluate()
         figures |= {"seconds": seconds, "images_per_second": steps * self.order.together / seconds}
         top1 = figures.get("top1")
-        if top1 is not None and (self.best is None or top1 > self.best):
+        # Of what reduces more from step to step, an earlier state is no better one.
+        if top1 is not None and not self.learned and (self.best is None or top1 > self.best):
             self.best = top1
             if self._main:
                 with lenient(BEST):

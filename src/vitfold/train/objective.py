@@ -1,9 +1,13 @@
 """What training makes small: the loss on labels, and on what a teacher says."""
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vitfold.fold import watch
+from vitfold.run import Run
 from vitfold.train.recipe import Distillation
 from vitfold.validate import logits
 
@@ -27,16 +31,29 @@ class Objective(nn.Module):
         self.smoothing = smoothing
         self.distill = distill
         self.teachers = [] if teacher is None else [teacher.eval()]
+        self.figures: dict[str, Any] = {}
 
     def forward(self, images: Tensor, labels: Tensor) -> Tensor:
-        """The mean loss of a batch."""
-        student = logits(self.model, images)
+        """The mean loss of a batch. What its method tells of it is in `figures`."""
+        with watch() as runs:
+            student = logits(self.model, images)
         loss = F.cross_entropy(student, labels, label_smoothing=self.smoothing)
+        for run in runs:
+            loss = loss + self._methods_own(run, student.detach(), labels)
         if self.distill is None:
             return loss
         with torch.no_grad():
             taught = logits(self.teachers[0], images)
         return loss + self.distill.alpha * distillation(self.distill, student, taught)
+
+    def _methods_own(self, run: Run, student: Tensor, labels: Tensor) -> Tensor | float:
+        """What a method that learns adds to the loss."""
+        if run.learned is None:
+            return 0.0
+        self.figures = run.learned.figures(run.books, run.width)
+        if labels.dim() == 1:
+            self.figures["top1"] = float((student.argmax(dim=1) == labels).double().mean())
+        return run.learned.loss(run.books, run.width)
 
 
 def distillation(how: Distillation, student: Tensor, teacher: Tensor) -> Tensor:

@@ -1,6 +1,7 @@
 """Optimizers and schedules by timm's names, and sharpness-aware steps around them."""
 
-from collections.abc import Callable, Mapping
+import contextlib
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
 import timm.optim
@@ -8,15 +9,78 @@ import timm.scheduler
 from torch import nn
 
 from vitfold.errors import TrainError, missing, one_line
+from vitfold.fold import folds
 from vitfold.train.recipe import Options
 
 
-def optimizer(model: nn.Module, options: Options) -> Any:
-    """timm's optimizer; parameters that stay as they are, are none of its business."""
+def optimizer(
+    model: nn.Module, options: Options, rates: Options | None = None, frozen: bool = False
+) -> Any:
+    """timm's optimizer; parameters that stay as they are, are none of its business.
+
+    rates: for what the method of the model learns, by name; none of it decays.
+    frozen: only that is trained.
+    """
+    learned = dict(learned_parameters(model))
+    _refuse_rates(rates or {}, learned)
+    if frozen and not learned:
+        raise TrainError("nothing is trained: give --lr, or a method that learns")
+    groups = [
+        {"params": [values], "lr": rate, "weight_decay": 0.0}
+        for name, values in learned.items()
+        if (rate := (rates or {}).get(name, options.get("lr"))) is not None
+    ]
     try:
-        return timm.optim.create_optimizer_v2(model, **options)
+        if frozen:
+            lr = max(group["lr"] for group in groups)
+            return timm.optim.create_optimizer_v2(groups, **{**options, "lr": lr})
+        with _aside(learned.values()):
+            made = timm.optim.create_optimizer_v2(model, **options)
+        for group in groups:
+            made.add_param_group(group)
+        return made
     except Exception as error:  # constructors of optimizers raise what they like
         raise TrainError(f"optimizer {_shown(options)}: {one_line(error)}") from error
+
+
+def learned_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    """What the method of a model learns, by its own names."""
+    for record in folds(model):
+        if record.learned is not None:
+            yield from record.learned.named_parameters()
+
+
+def _refuse_rates(rates: Options, learned: Collection[str]) -> None:
+    for name in rates:
+        if name not in learned:
+            known = ", ".join(f"lr_{known}" for known in learned) or "none"
+            raise TrainError(f"lr_{name}: the method learns no such thing; it takes {known}")
+
+
+@contextlib.contextmanager
+def _aside(parameters: Collection[nn.Parameter]) -> Iterator[None]:
+    """Leave parameters out of what is made of a model."""
+    for values in parameters:
+        values.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for values in parameters:
+            values.requires_grad_(True)
+
+
+@contextlib.contextmanager
+def freezing(model: nn.Module, frozen: bool) -> Iterator[None]:
+    """All but what its method learns stays as it is."""
+    learned = {id(values) for _, values in learned_parameters(model)}
+    still = [p for p in model.parameters() if frozen and p.requires_grad and id(p) not in learned]
+    for values in still:
+        values.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for values in still:
+            values.requires_grad_(True)
 
 
 def scheduler(optimizer: Any, options: Options, epochs: int, steps: int) -> Any:

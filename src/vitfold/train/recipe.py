@@ -42,6 +42,8 @@ class Recipe:
     smoothing: of the labels.
     optimizer, schedule, augment, mix: what goes to timm's `create_optimizer_v2`,
         `create_scheduler_v2`, `create_transform` and `Mixup`.
+    rates: learning rates of what a method learns, by its names; the optimizer's own for others.
+    frozen: whether only that is trained, and the model stays as it is.
     """
 
     epochs: int = 10
@@ -56,6 +58,8 @@ class Recipe:
     augment: Options = field(default_factory=dict)
     mix: Options = field(default_factory=dict)
     distill: Distillation | None = None
+    rates: Options = field(default_factory=dict)
+    frozen: bool = False
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "accumulate"):
@@ -64,6 +68,8 @@ class Recipe:
         for name in ("clip", "sam"):
             if getattr(self, name) is not None:
                 _above(name, getattr(self, name), 0)
+        for name, rate in self.rates.items():
+            _above(f"lr_{name}", rate, 0)
         if not 0 <= self.smoothing < 1:
             raise TrainError(f"smoothing={self.smoothing!r}: expected 0 up to 1")
         if self.mix and self.batch_size % 2:

@@ -1,0 +1,53 @@
+"""Bringing learned thresholds to the share of the FLOPs that they were trained for.
+
+The loss balances that share against the labels, so training ends beside it, and further away the
+more the last FLOPs matter. What is left is small: all blocks reduce a little more, or less.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from vitfold.families import find
+from vitfold.fold import folded
+from vitfold.measure import evaluating, flops
+
+CLOSE = 0.002
+"""How near to the share the search stops."""
+
+NEAR = 0.02
+"""How far from the share is still what was asked for."""
+
+MOST = 16.0
+"""How much more, at most, all blocks reduce."""
+
+TRIES = 12
+
+
+def reach(model: nn.Module, share: float, batches: Sequence[Tensor]) -> float:
+    """Scale what the method of a folded model has learned, until these images cost that share of
+    the dense FLOPs; the share that they cost then."""
+    learned = folded(model).learned
+    assert learned is not None
+    state = {name: values.clone() for name, values in learned.state_dict().items()}
+
+    def cost(by: float) -> int:
+        """Of all batches, once all blocks reduce so much more than before."""
+        learned.load_state_dict(state)
+        learned.scale(by)
+        return sum(flops(find(model).trunk, images) for images in batches)
+
+    with evaluating(model), torch.inference_mode():
+        dense = cost(0.0)
+        low, high, by = 0.0, MOST, 1.0
+        tried: dict[float, float] = {}
+        for _ in range(TRIES):
+            tried[by] = cost(by) / dense
+            best = min(tried, key=lambda by: abs(tried[by] - share))
+            if abs(tried[best] - share) <= CLOSE:
+                break
+            low, high = (by, high) if tried[by] > share else (low, by)
+            by = min(2 * by, MOST) if high == MOST else (low + high) / 2
+        cost(best)
+        return tried[best]
