@@ -50,6 +50,11 @@ def scattered(model: nn.Module, seed: int = 0) -> nn.Module:
     for values in learned.parameters():
         noise = torch.rand(values.shape, generator=generator, dtype=torch.float64) - 0.5
         values.data.copy_(values.double() * (1 + 0.2 * noise))
+    # The first block looks at scores in vain, the second does not look at them.
+    for act, first, second in (("merge", 1.0, None), ("prune", 1e-12, 0.0)):
+        if (levels := getattr(learned, act)) is not None and len(levels) > 2:
+            levels.data[0] = first
+            levels.data[1] = levels[1] if second is None else second
     return model
 
 

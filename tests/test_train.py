@@ -28,7 +28,8 @@ from torch import Tensor, nn
 import vitfold
 from vitfold import results
 from vitfold.data import Source
-from vitfold.errors import DataError, TrainError
+from vitfold.digits import create_digits, load_split
+from vitfold.errors import DataError, MethodError, TrainError
 from vitfold.models import create_model, save_model
 from vitfold.train import Distillation, Recipe, checkpoint, train
 from vitfold.train import loop as loop_
@@ -71,11 +72,11 @@ def run(
     """The weights after a training on the CPU."""
     model = model or small(drop_path_rate=0.2, proj_drop_rate=0.1)
     given = {"every": 2, "resume": True} | options
-    precision = given.pop("precision", "no")
+    precision, calibration = given.pop("precision", "no"), given.pop("calibration", None)
     accelerator = create_accelerator("cpu", precision)
     train(
         model, recipe, Blobs(), Blobs(6), settings=Settings(output, **given),
-        accelerator=accelerator, classes=3,
+        accelerator=accelerator, classes=3, calibration=calibration,
     )  # fmt: skip
     return {name: tensor.clone() for name, tensor in model.state_dict().items()}
 
@@ -626,6 +627,152 @@ def test_parts_of_a_split_share_out_every_class(tmp_path: Path) -> None:
         Source("", root, "train[90%:20%]").open()
 
 
+# What a method learns
+
+
+LEARN = Recipe(
+    epochs=3,
+    batch_size=4,
+    accumulate=2,
+    smoothing=0.1,
+    optimizer={"opt": "momentum", "lr": None, "weight_decay": 0.0},
+    rates={"merge": 5e-2, "prune": 1e-3},
+    frozen=True,
+)
+
+
+def learner(**options: Any) -> nn.Module:
+    return vitfold.fold(small(), vitfold.LTMP(**{"flops": 0.7, **options}))
+
+
+def learned(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: values for name, values in weights.items() if name.startswith("vitfold.")}
+
+
+def test_thresholds_are_learned_and_nothing_else(tmp_path: Path) -> None:
+    model = learner()
+    before = {name: values.clone() for name, values in model.state_dict().items()}
+    after = run(tmp_path, LEARN, model)
+    assert all(values.requires_grad for values in model.parameters())
+    for name, values in after.items():
+        assert torch.equal(values, before[name]) == (name not in learned(after)), name
+    for values in learned(after).values():
+        assert 0 <= values.min() <= values.max() <= 1
+
+
+def test_a_third_rate_trains_the_weights_too(tmp_path: Path) -> None:
+    optimizer = {"opt": "momentum", "lr": 1e-2, "weight_decay": 0.05}
+    model = learner()
+    before = model.head.weight.clone()
+    run(tmp_path, Recipe(**{**vars(LEARN), "frozen": False, "optimizer": optimizer}), model)
+    assert not torch.equal(model.head.weight, before)
+    assert (model.vitfold.merge != 0.9).any()
+
+
+@pytest.mark.parametrize("frozen", [True, False])
+def test_what_is_learned_goes_on_as_it_was(tmp_path: Path, frozen: bool) -> None:
+    lr = None if frozen else 1e-3
+    optimizer = {**LEARN.optimizer, "lr": lr}
+    recipe = Recipe(**{**vars(LEARN), "frozen": frozen, "optimizer": optimizer})
+    expected = run(tmp_path / "whole", recipe, learner())
+    for step in (1, 5, 8):
+        dies = killed_after(step, tmp_path / str(step), recipe, learner())
+        assert child(dies) == -signal.SIGKILL
+        assert same(run(tmp_path / str(step), recipe, learner()), expected)
+
+
+def test_every_step_tells_of_thresholds(tmp_path: Path) -> None:
+    run(tmp_path, LEARN, learner(), log_every=1)
+    lines = (tmp_path / "log.jsonl").read_text().splitlines()
+    steps = [event for event in map(json.loads, lines) if event["kind"] == "step"]
+    assert len(steps) == STEPS
+    for event in steps:
+        assert event["share_asked"] == 0.7
+        assert 0 < event["share"] <= 1
+        assert 0 <= event["top1"] <= 1
+        assert [len(event[n]) for n in ("merge_threshold", "prune_threshold", "tokens")] == [2] * 3
+
+
+def test_an_optimizer_step_that_leaves_the_bounds_is_brought_back(tmp_path: Path) -> None:
+    rates = {"merge": 1e3, "prune": 1e3}
+    weights = run(tmp_path, Recipe(**{**vars(LEARN), "rates": rates}), learner())
+    for values in learned(weights).values():
+        assert 0 <= values.min() <= values.max() <= 1
+
+
+def digits(first: int, last: int) -> list[tuple[Tensor, int]]:
+    """Some of the embedded model's training images, which are drawn anew from a seed."""
+    torch.manual_seed(0)
+    images, labels = load_split("train")
+    return [(images[index], int(labels[index])) for index in range(first, last)]
+
+
+@pytest.mark.parametrize("options", [{}, {"prune": False}], ids=str)
+def test_the_share_that_was_asked_for_is_that_of_unseen_images(
+    tmp_path: Path, options: dict[str, Any]
+) -> None:
+    model = vitfold.fold(create_digits(), vitfold.LTMP(flops=0.7, **options))
+    rates = {"merge": 5e-2, "prune": 1e-4}
+    rates = {n: rate for n, rate in rates.items() if f"vitfold.{n}" in model.state_dict()}
+    recipe = Recipe(**{**vars(LEARN), "epochs": 2, "batch_size": 32, "accumulate": 1,
+                       "rates": rates})  # fmt: skip
+    accelerator = create_accelerator("cpu")
+    outcome = train(
+        model,
+        recipe,
+        digits(0, 64),
+        settings=Settings(tmp_path),
+        accelerator=accelerator,
+        calibration=digits(0, 64),
+    )
+    assert outcome.reached == pytest.approx(0.7, abs=0.02)
+    unseen = torch.stack([image for image, _ in digits(64, 128)])
+    model.eval()
+    share = vitfold.flops(model, unseen) / vitfold.flops(create_digits().eval(), unseen)
+    assert share == pytest.approx(0.7, abs=0.02)
+
+
+def test_a_share_out_of_reach_is_told_and_nothing_is_lost(tmp_path: Path) -> None:
+    with pytest.raises(TrainError, match=r"flops=0.05 is not reached: .*last costs 0\.\d+ of the"):
+        run(tmp_path, LEARN_MERGING, learner(flops=0.05, prune=False), calibration=Blobs())
+    assert vitfold.load(tmp_path / "last")
+
+
+LEARN_MERGING = Recipe(**{**vars(LEARN), "rates": {"merge": 5e-2}})
+
+
+def test_mistakes_about_what_is_learned(tmp_path: Path) -> None:
+    def begin(recipe: Recipe, model: nn.Module, **options: Any) -> None:
+        run(tmp_path, recipe, model, resume=False, **options)
+
+    with pytest.raises(TrainError, match="lr_prune: the method learns no such thing"):
+        begin(LEARN, learner(prune=False))
+    with pytest.raises(TrainError, match="lr_merge: the method learns no such thing"):
+        begin(LEARN_MERGING, vitfold.fold(small(), "tome", r=2))
+    with pytest.raises(TrainError, match="nothing is trained"):
+        begin(Recipe(frozen=True, batch_size=4), small())
+    with pytest.raises(TrainError, match="do not compile"):
+        begin(LEARN, learner(), compiled=True)
+    with pytest.raises(MethodError, match="give flops"):
+        begin(LEARN, learner(flops=None))
+
+
+def test_learned_thresholds_that_are_lost_name_the_last_good_checkpoint(tmp_path: Path) -> None:
+    class Broken(Blobs):
+        def __getitem__(self, index: int) -> tuple[Tensor, int]:
+            image, label = super().__getitem__(index)
+            return image * (float("nan") if index == 5 else 1), label
+
+    with pytest.raises(TrainError, match="the loss is nan at step"):
+        train(
+            learner(),
+            LEARN,
+            Broken(),
+            settings=Settings(tmp_path, every=1, log_every=1),
+            accelerator=create_accelerator("cpu"),
+        )
+
+
 # The command
 
 
@@ -675,6 +822,31 @@ def test_the_command_trains_folded(
     assert vitfold_(monkeypatch, *options(folder, tmp_path / "out"), *more) == 0
     model = vitfold.load(tmp_path / "out" / "last")
     assert vitfold.trace(model, torch.zeros(1, 3, 32, 32)).counts == [[15], [13]]
+
+
+def test_the_command_learns_thresholds(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    folder: Path,
+    tmp_path: Path,
+) -> None:
+    output = tmp_path / "out"
+    more = ["--method", "ltmp", "--flops", "0.9", "--lr-merge", "0.05", "--epochs", "1"]
+    assert vitfold_(monkeypatch, *options(folder, output), *more) == 0
+    shown = capsys.readouterr().out
+    assert "FLOPs reached" in shown
+    assert (output / "learned.png").stat().st_size > 1000
+    recipe = json.loads((output / "recipe.json").read_text())["recipe"]
+    assert recipe["frozen"]
+    assert recipe["rates"] == {"merge": 0.05, "prune": 5e-6}
+    assert recipe["smoothing"] == 0.1
+    assert recipe["optimizer"] == {"opt": "momentum", "weight_decay": 0.0}
+    assert not (output / "best").exists()
+    seen = ["validate", output / "last", "--data-dir", folder, "--split", "train"]
+    assert vitfold_(monkeypatch, *map(str, seen)) == 0
+    wrong = [*more, "--method-kwargs", "prune=False", "--lr-prune", "1e-6", "--output"]
+    assert vitfold_(monkeypatch, *options(folder, output), *wrong, str(tmp_path / "b")) == 2
+    assert "lr_prune" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

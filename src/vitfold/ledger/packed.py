@@ -127,19 +127,21 @@ class Packed(Ledger):
         return self.origin is None
 
     def holds(self, x: Tensor) -> bool:
-        images = (len(self.lengths), self.tokens) if self.whole_images else (1, self.now)
-        return x.shape[:2] in (images, (1, self.now))
+        rows = (len(self.lengths), self.tokens) if self.whole_images else (1, self.now)
+        return x.shape[:2] == rows
 
     def pack(self, x: Tensor) -> Tensor:
-        """`[1, T, ...]`: the tokens of now one after another. While images are whole, they may
-        still lie beside each other, as the model has them."""
+        """`[1, T, ...]`: the tokens of now one after another. Between blocks, and as long as images
+        are whole, they lie beside each other, as the model has them."""
         return x if x.shape[:2] == (1, self.now) else _one_image(x)
 
     def counts(self, batch: int) -> list[int]:
         return list(self.lengths)
 
     def reduce(self, x: Tensor, step: TokenMap) -> tuple[Tensor, Ledger]:
-        return super().reduce(self.pack(x), step) if step.gone.shape[1] else (x, self)
+        if step.gone.shape[1]:
+            return super().reduce(self.pack(x), step)
+        return (self.unfold(x) if self.whole_images else x), self
 
     def _then(self, step: TokenMap, size: Tensor | None) -> "Packed":
         origin = step.keep if self.origin is None else self.origin.gather(1, step.keep)

@@ -28,6 +28,9 @@ from vitfold.tokenmap import TokenMap, take
 
 ORDERS = ("merge_first", "prune_first")
 
+IDLE = {"merge": 1.0, "prune": 0.0}
+"""Thresholds that let all tokens pass."""
+
 
 @register("ltmp")
 @dataclass(frozen=True)
@@ -150,14 +153,14 @@ class Thresholds(Learned):
 
     def _step(self, block: int) -> Step | None:
         """Nothing, and no look at tokens either, where thresholds let all pass."""
-        merges, prunes = self._acts("merge", block, 1.0), self._acts("prune", block, 0.0)
+        merges, prunes = self._acts("merge", block), self._acts("prune", block)
         if not (merges or prunes):
             return None
         cue = self.method.cue if merges else "x_pre"  # nothing is compared
         return Step(cue, 0, functools.partial(self._match, block), received=prunes)
 
-    def _acts(self, act: str, block: int, idle: float) -> bool:
-        return act in self.method.acts and (self.training or self.level(act, block) != idle)
+    def _acts(self, act: str, block: int) -> bool:
+        return act in self.method.acts and (self.training or self.level(act, block) != IDLE[act])
 
     def of(self, act: str) -> Tensor:
         """The thresholds of all blocks for merging or pruning."""
@@ -184,6 +187,8 @@ class Thresholds(Learned):
         lengths, whole = books.numbers(metric), TokenMap.identity(1, books.now, metric.device)
         for act in self.method.acts:
             level = self.level(act, block)
+            if level == IDLE[act]:
+                continue
             if act == "merge":
                 step = threshold.merge(metric, lengths, books.prefix, level)
             else:
