@@ -22,6 +22,7 @@ from torch import nn
 import vitfold
 from vitfold import bench, results
 from vitfold.cli import show
+from vitfold.fold import clone
 from vitfold.measure import interleave, peak_memory, random_inputs, timed
 
 

@@ -246,6 +246,32 @@ def ltmp(reference: "Reference", acts: list[tuple[str, list[float]]], prefix: in
     return reduce
 
 
+def mergedrop(
+    reference: "Reference", merges: list[int], drops: list[int], drop_first: bool, prefix: int
+) -> Reduce:
+    """The most similar merge, the least attended are dropped; survivors stay in their order."""
+
+    def reduce(block: int, tokens: list[Token], cue: Tensor) -> list[Token]:
+        scores = reference.received
+        for act in ("drop", "merge") if drop_first else ("merge", "drop"):
+            into: dict[int, int] = {}
+            patches = range(prefix, len(tokens))
+            if act == "merge":
+                even, odd = ([i for i in patches if i % 2 == rest] for rest in (0, 1))
+                r = min(merges[block], len(patches) // 2)
+                into = pairs(unit(cue), even, odd, r) if r else {}
+                keep = [i for i in range(len(tokens)) if i not in into]
+            else:
+                lost = sorted(patches, key=lambda i: scores[i])[: drops[block]]
+                keep = [i for i in range(len(tokens)) if i not in lost]
+            tokens = gather(tokens, keep, into)
+            groups = [[i, *(a for a in into if into[a] == i)] for i in keep]
+            scores, cue = [max(scores[i] for i in group) for group in groups], cue[keep]
+        return tokens
+
+    return reduce
+
+
 def above(cue: Tensor, prefix: int, threshold: float) -> dict[int, int]:
     """Every even token whose best odd one is more alike than the threshold, with that one."""
     even = [i for i in range(prefix, len(cue)) if i % 2 == 0]

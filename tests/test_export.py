@@ -34,6 +34,7 @@ METHODS: list[Method] = [
     vitfold.LGTM(r=4, skip=0),
     vitfold.Drop(r=3),
     vitfold.Ward(r=3),
+    vitfold.MergeDrop(r=2, drop=1),
 ]
 EVERY = list(itertools.product(FAMILIES, METHODS))
 # Every family once, and every method once, in what runs by default.
@@ -183,3 +184,10 @@ def test_hugging_face_exports_and_runs_in_onnx_runtime(name: str, tmp_path: Path
     assert any(
         out.shape == expected.shape and abs(out - expected.numpy()).max() < 1e-3 for out in outputs
     )
+
+
+def test_numbers_of_its_own_for_every_image_do_not_export() -> None:
+    model = vitfold.fold(registered("vit_tiny_patch16_224"), "ltmp")
+    with pytest.raises(Exception, match=r"vitfold\.freeze"):
+        exported(model)
+    exported(vitfold.freeze(model, images(model, 3)))

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 import vitfold
 from vitfold import LTMP, ToMe, ragged, threshold
 from vitfold.blocks import packed as packed_
-from vitfold.errors import MethodError, PlanError, ShapeError
+from vitfold.errors import DataError, MethodError, PlanError, ShapeError
 from vitfold.fold import folded, watch
 from vitfold.tokenmap import DROPPED
 
@@ -548,3 +548,29 @@ def test_a_plan_without_its_thresholds_is_refused(plan: Path) -> None:
     (plan / "plan.json").write_text(json.dumps(data))
     with pytest.raises(PlanError, match=r"vitfold\.merge is missing"):
         vitfold.load(plan, vit())
+
+
+# Frozen.
+
+
+@pytest.mark.parametrize("name", ["vit", "dino", "eva"])
+@pytest.mark.parametrize("order", ["merge_first", "prune_first"])
+def test_frozen_numbers_are_the_means(name: str, order: str) -> None:
+    method = LTMP(order=order, merge_threshold=MERGE, prune_threshold=PRUNE)
+    model = made(name, method)
+    x = mixed_images(model)
+    means = [sum(counts) / len(x) for counts in vitfold.trace(model, x).counts]
+    again = vitfold.freeze(model, [x[:2], x[2:]])
+    assert again is model
+    assert not hasattr(model, "vitfold")
+    for counts, mean in zip(vitfold.trace(model, x).counts, means, strict=True):
+        assert set(counts) == {counts[0]}
+        assert counts[0] == pytest.approx(mean, abs=1.01)
+
+
+def test_what_is_alike_already_is_not_frozen() -> None:
+    model = vitfold.fold(vit(), ToMe(r=3))
+    with pytest.raises(MethodError, match="a fixed number already"):
+        vitfold.freeze(model, images(model))
+    with pytest.raises(DataError, match="no images"):
+        vitfold.freeze(vitfold.fold(vit(), "ltmp"), [])

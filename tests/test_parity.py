@@ -4,12 +4,12 @@ from typing import Any
 
 import pytest
 import torch
-from reference import Reduce, Reference, drop, lgtm, ramp, tome, ward
+from reference import Reduce, Reference, drop, lgtm, mergedrop, ramp, tome, ward
 from small import MODELS, eva, images, vit
 from torch import Tensor, nn
 
 import vitfold
-from vitfold import DFE, LGTM, Drop, Method, ToMe, Ward
+from vitfold import DFE, LGTM, Drop, MergeDrop, Method, ToMe, Ward
 from vitfold.cues import CUES, random
 from vitfold.fold import watch
 from vitfold.tokenmap import DROPPED
@@ -57,6 +57,24 @@ def test_the_reference_itself_is_the_dense_model(name: str, dtype: torch.dtype) 
 def test_ward(name: str, dtype: torch.dtype) -> None:
     model: Any = MODELS[name](depth=DEPTH)
     agree(model, Ward(r=6), ward([6] * DEPTH, model.num_prefix_tokens), dtype)
+
+
+@pytest.mark.parametrize("dtype", CLOSE, ids=str)
+@pytest.mark.parametrize("first", [False, True])
+@pytest.mark.parametrize("name", MODELS)
+def test_merging_and_dropping(name: str, first: bool, dtype: torch.dtype) -> None:
+    model: Any = MODELS[name](depth=DEPTH).to(dtype)
+    merges, drops = [4, 3, 0, 2, 5, 1], [1, 0, 3, 4, 2, 0]
+    method = MergeDrop(r=merges, drop=drops, drop_first=first)
+    x = images(model, dtype=dtype)
+    reference = Reference(model)
+    reduce = mergedrop(reference, merges, drops, first, model.num_prefix_tokens)
+    expected = reference.logits(x, reduce)
+    slots = [spelled_out(reference, image, reduce) for image in x]
+    with watch() as runs:
+        logits = vitfold.fold(model, method)(x)
+    assert runs[0].last.whole(x).slot.tolist() == slots
+    torch.testing.assert_close(logits.double(), expected, rtol=0, atol=CLOSE[dtype])
 
 
 @pytest.mark.parametrize("dtype", CLOSE, ids=str)

@@ -193,6 +193,7 @@ OPTIONS: dict[str, list[dict[str, Any]]] = {
     "lgtm": [{"r": 9}, {"r": [4, 4], "window": 2, "location": "2d"}, {"flops": 0.7, "skip": 1}],
     "ward": [{"r": 5}, {"flops": 0.8}, {"flops": 0.8, "inflection": 0.25, "cue": "k"}],
     "ltmp": [{}, {"flops": 0.7, "prune": False}, {"order": "prune_first", "merge_threshold": 0.6}],
+    "mergedrop": [{"r": 5, "drop": 2}, {"r": [3, 0, 2], "drop": [0, 4], "drop_first": True}],
     "drop": [{"r": 5}, {"r": (4, 0.5), "cue": "random", "seed": 7}, {"flops": 0.75}],
 }
 

@@ -70,11 +70,26 @@ def check(model: Any, given: dict[str, Tensor]) -> None:
     assert all(map(torch.equal, call(), dense))
 
 
+@torch.no_grad()
+def check_fixed(model: Any, given: dict[str, Tensor]) -> None:
+    """Attention is looked at without packing too."""
+    if "input_ids" in given:
+        return
+
+    def call(of: dict[str, Tensor] = given) -> list[Tensor]:
+        return tensors(model(of["x"]) if "x" in of else model(**of))
+
+    vitfold.fold(model, vitfold.MergeDrop(r=3, drop=2))
+    alone = [call(row(given, index)) for index in range(3)]
+    near(call(), [torch.cat(parts) for parts in zip(*alone, strict=True)])
+
+
 @pytest.mark.parametrize("name", KINDS)
 def test_timm(name: str) -> None:
     model = kind(name).double()
     x = images(model, 3)
     check(model, {"x": x})
+    check_fixed(model, {"x": x})
 
 
 @pytest.mark.parametrize("name", HUGGING_FACE)
@@ -85,6 +100,7 @@ def test_hugging_face(name: str, attention: str) -> None:
     model.set_attn_implementation(attention)
     given = {k: v.double() if v.is_floating_point() else v for k, v in inputs(model, 3).items()}
     check(model, given)
+    check_fixed(model, given)
 
 
 def test_padding_leaves_first() -> None:

@@ -22,7 +22,7 @@ FLOORS = [
     ["fold"],
     ["digits", "draw", "measure", "plots", "results"],
     ["plan"],
-    ["models", "trace", "bench", "validate", "data"],
+    ["models", "trace", "bench", "validate", "data", "freeze"],
     ["train", "sweep", "report", "analysis"],
     ["demo"],
     ["cli"],

@@ -12,7 +12,7 @@ from small import MODELS, deit, dino, dino3, eva, images, vit
 from torch import Tensor, nn
 
 import vitfold
-from vitfold import DFE, LGTM, Drop, Method, ToMe, Ward
+from vitfold import DFE, LGTM, Drop, MergeDrop, Method, ToMe, Ward
 from vitfold.cues import CUES
 from vitfold.fold import watch
 
@@ -23,6 +23,7 @@ METHODS: dict[str, Method] = {
     "drop": Drop(r=8, cue="x_attn"),
     "random": ToMe(r=8, cue="random"),
     "ward": Ward(r=8),
+    "mergedrop": MergeDrop(r=5, drop=3),
     "unweighted": ToMe(r=8, proportional=False),
 }
 

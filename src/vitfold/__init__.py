@@ -12,8 +12,21 @@ from vitfold.errors import (
 )
 from vitfold.families import families
 from vitfold.fold import fold, masked, unfold
+from vitfold.freeze import freeze
 from vitfold.measure import flops, peak_memory, throughput
-from vitfold.methods import DFE, LGTM, LTMP, METHODS, Drop, Method, Step, ToMe, Ward, register
+from vitfold.methods import (
+    DFE,
+    LGTM,
+    LTMP,
+    METHODS,
+    Drop,
+    MergeDrop,
+    Method,
+    Step,
+    ToMe,
+    Ward,
+    register,
+)
 from vitfold.models import create_model
 from vitfold.plan import load, save
 from vitfold.tokenmap import TokenMap
@@ -24,6 +37,7 @@ __version__ = "0.1.0"
 __all__ = [
     # on and off
     "fold",
+    "freeze",
     "masked",
     "unfold",
     # methods
@@ -32,6 +46,7 @@ __all__ = [
     "LGTM",
     "LTMP",
     "METHODS",
+    "MergeDrop",
     "Method",
     "Step",
     "ToMe",

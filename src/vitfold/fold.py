@@ -114,6 +114,11 @@ def _entry(trunk: nn.Module, method: str) -> Callable[..., Any]:
 def start(fold: Fold, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Run:
     """A new run for a call with these arguments."""
     found = fold.found
+    if fold.form == "packed" and torch.compiler.is_exporting():
+        raise FoldError(
+            f"{type(fold.method).__name__} keeps another number of tokens for every image, and a "
+            "graph has one shape: give the model to vitfold.freeze(model, images), then export it"
+        )
     given = dict(zip(found.kind.arguments, args, strict=False)) | kwargs
     run = Run(
         fold.method,

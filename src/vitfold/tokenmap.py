@@ -155,6 +155,14 @@ class TokenMap:
         blank = y.new_zeros(()) if fill is None else fill
         return take(y, slot.clamp(min=0)).where((slot >= 0).unsqueeze(-1), blank)
 
+    def in_order(self) -> "TokenMap":
+        """The same, with survivors in the order in which they stood."""
+        keep, order = self.keep.sort(dim=1)
+        slots = torch.arange(self.slots, device=keep.device).expand_as(order)
+        rank = torch.empty_like(order).scatter(1, order, slots)
+        into = rank.gather(1, self.into.clamp(min=0)).where(self.into >= 0, DROPPED)
+        return TokenMap(keep, self.gone, into, self.fate)
+
     def then(self, second: "TokenMap") -> "TokenMap":
         """This map followed by `second`, which starts from this one's slots."""
         moved = second.slot.gather(1, self.into.clamp(min=0))

@@ -5,6 +5,7 @@ from vitfold.methods.dfe import DFE
 from vitfold.methods.drop import Drop
 from vitfold.methods.lgtm import LGTM
 from vitfold.methods.ltmp import LTMP
+from vitfold.methods.mergedrop import MergeDrop
 from vitfold.methods.tome import ToMe
 from vitfold.methods.ward import Ward
 
@@ -15,6 +16,7 @@ __all__ = [
     "METHODS",
     "Base",
     "Drop",
+    "MergeDrop",
     "Method",
     "Step",
     "ToMe",

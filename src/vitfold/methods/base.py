@@ -124,6 +124,9 @@ class Method(Base):
     slope: ClassVar[float] = 0.0
     """Of the ramp, where the user says nothing."""
 
+    by_share: ClassVar[bool] = True
+    """Whether `flops` is taken in place of `r`."""
+
     r: Reduction | None = None
     flops: float | None = field(default=None, kw_only=True)
     inflection: float | None = field(default=None, kw_only=True)
@@ -138,6 +141,8 @@ class Method(Base):
             object.__setattr__(self, "r", list(self.r))
         if self.flops is not None:
             check_share(self.flops)
+            if not self.by_share:
+                raise MethodError(f"{type(self).__name__} takes r, not flops: give r")
         if self.inflection is not None:
             check_inflection(self.inflection)
             if self.flops is None:
@@ -179,8 +184,8 @@ def register(name: str) -> Callable[[type[M]], type[M]]:
 
 
 def ready() -> list[str]:
-    """The names of the methods that need no training."""
-    return [name for name, kind in METHODS.items() if issubclass(kind, Method)]
+    """The names of the methods that reach a share of the FLOPs without training."""
+    return [n for n, kind in METHODS.items() if issubclass(kind, Method) and kind.by_share]
 
 
 def create_method(name: str, options: Mapping[str, Any] = types.MappingProxyType({})) -> Base:

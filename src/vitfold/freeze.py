@@ -1,0 +1,79 @@
+"""From a number of tokens for every image to one for all: what exports, compiles and batches."""
+
+from collections.abc import Iterable
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from vitfold.errors import DataError, MethodError
+from vitfold.fold import Fold, fold, folded, watch
+from vitfold.ledger import Ledger
+from vitfold.measure import evaluating
+from vitfold.methods.ltmp import LTMP
+from vitfold.methods.mergedrop import MergeDrop
+from vitfold.run import Run
+
+ModelT = TypeVar("ModelT", bound=nn.Module)
+
+
+def freeze(model: ModelT, images: Tensor | Iterable[Tensor]) -> ModelT:
+    """Fold a model that LTMP is on with fixed numbers instead, in place: in every block as many
+    tokens merge, and as many are dropped, as on average over these images. Returns it.
+
+    images: `[B, C, H, W]`, or batches of them: training images, prepared for the model.
+    """
+    record = folded(model)
+    method = record.method
+    if not isinstance(method, LTMP):
+        raise MethodError(
+            f"{method} removes a fixed number already: freeze takes a model with LTMP"
+        )
+    merged, dropped = _means(record, [images] if isinstance(images, Tensor) else images)
+    return fold(
+        model,
+        MergeDrop(
+            r=_whole(merged),
+            drop=_whole(dropped),
+            drop_first=method.order == "prune_first",
+            cue=method.cue,
+            proportional=method.proportional,
+        ),
+    )
+
+
+def _means(record: Fold, batches: Iterable[Tensor]) -> tuple[list[float], list[float]]:
+    """How many tokens of an image merge in every block, and how many are dropped."""
+    trunk, total = record.found.trunk, 0
+    counts = torch.zeros(2, record.found.depth, dtype=torch.float64)
+    for images in batches:
+        with watch() as runs, torch.no_grad(), evaluating(trunk):
+            trunk(images)
+        counts += _gone(runs[-1])
+        total += len(images)
+    if not total:
+        raise DataError("no images to take the mean over: give some")
+    merged, dropped = (counts / total).tolist()
+    return merged, dropped
+
+
+def _gone(run: Run) -> Tensor:
+    """`[2, depth]`: how many tokens of a batch merged, and how many were dropped."""
+    ends = list(zip(run.books, run.books[1:], strict=False))
+    return torch.tensor([_between(*pair) for pair in ends], dtype=torch.float64).T
+
+
+def _between(before: Ledger, after: Ledger) -> tuple[int, int]:
+    into = [step.into for step in after.maps[len(before.maps) :]]
+    merged = sum(int((places >= 0).sum()) for places in into)
+    return merged, sum(places.numel() for places in into) - merged
+
+
+def _whole(means: list[float]) -> list[int]:
+    """Whole numbers whose sums up to every block are the nearest to those of the means."""
+    numbers: list[int] = []
+    asked = 0.0
+    for mean in means:
+        asked += mean
+        numbers.append(round(asked) - sum(numbers))
+    return numbers

@@ -1,0 +1,72 @@
+"""MergeDrop: merge what is alike, drop what nobody attends to, in fixed numbers."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from vitfold.errors import MethodError
+from vitfold.layout import Layout
+from vitfold.ledger import Ledger
+from vitfold.match import bipartite, lowest
+from vitfold.methods.base import Step, register
+from vitfold.methods.merging import Merging
+from vitfold.methods.schedule import Reduction, check_reduction, per_block
+from vitfold.threshold import fold_scores
+from vitfold.tokenmap import TokenMap, take
+
+
+@register("mergedrop")
+@dataclass(frozen=True)
+class MergeDrop(Merging):
+    """Every block merges its `r` most similar tokens, then drops the `drop` that receive the least
+    attention: what LTMP does, with the same number of tokens for every image.
+
+    drop: tokens to drop per block, in any form of `r`.
+    drop_first: whether dropping comes before merging.
+    """
+
+    by_share: ClassVar[bool] = False
+
+    drop: Reduction = 0
+    drop_first: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_reduction(self.drop)
+        if isinstance(self.drop, list):
+            object.__setattr__(self, "drop", list(self.drop))
+
+    def plan(self, layout: Layout, schedule: tuple[int, ...]) -> tuple[Step | None, ...]:
+        drops = per_block(self.drop, layout.depth, 0, None)
+        patches = layout.patches
+        steps: list[Step | None] = []
+        for block, (r, drop) in enumerate(zip(schedule, drops, strict=True)):
+            first = min(drop, patches - 1) if self.drop_first else 0
+            merges = min(r, (patches - first) // 2)
+            dropped = first if self.drop_first else min(drop, patches - merges - 1)
+            patches -= merges + dropped
+            steps.append(self._step(block, merges, max(dropped, 0)))
+        return tuple(steps)
+
+    def _step(self, block: int, merges: int, drops: int) -> Step | None:
+        if not (merges or drops):
+            return None
+
+        def match(metric: Tensor, ledger: Ledger, received: Tensor | None = None) -> TokenMap:
+            if ledger.valid is not None:
+                raise MethodError("MergeDrop cannot take padded images: use ToMe")
+            scores = metric[..., 0] if received is None else received
+            acts = ("drop", "merge") if self.drop_first else ("merge", "drop")
+            whole: TokenMap | None = None
+            for act in acts:
+                if act == "merge":
+                    step = bipartite(metric, merges, ledger.prefix).in_order()
+                else:
+                    step = lowest(scores.unsqueeze(-1), drops, ledger.prefix)
+                metric, scores = take(metric, step.keep), fold_scores(scores, step)
+                whole = step if whole is None else whole.then(step)
+            assert whole is not None
+            return whole
+
+        return Step(self.cue, merges + drops, match, self.seed + block, received=drops > 0)
