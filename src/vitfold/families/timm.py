@@ -158,11 +158,11 @@ def _weighted(trunk: Any, x: Tensor, ledger: Ledger, valid: Tensor | None) -> Te
     if ledger.size is None:
         return x
     first = 0 if getattr(trunk, "pool_include_prefix", False) else ledger.prefix
-    size = (ledger.size if ledger.valid is None else ledger.size * ledger.valid)[:, first:]
-    number = size.shape[1] if valid is None else (size > 0).sum(dim=1, keepdim=True)
-    weight = size * (number / size.sum(dim=1, keepdim=True))
-    ones = weight.new_ones(len(weight), first)
-    return x * torch.cat([ones, weight], dim=1).unsqueeze(-1).to(x.dtype)
+    size = ledger.size if ledger.valid is None else ledger.size * ledger.valid
+    pooled = size[:, first:]
+    number = pooled.shape[1] if valid is None else (pooled > 0).sum(dim=1, keepdim=True)
+    weight = size * (number / pooled.sum(dim=1, keepdim=True))
+    return x * weight.unsqueeze(-1).to(x.dtype)
 
 
 def _attention_pool(trunk: Any, ledger: Ledger) -> dict[str, Any]:
