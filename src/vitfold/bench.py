@@ -1,6 +1,7 @@
 """A folded model beside the dense one, textbook ToMe and the free-slicing bound."""
 
 import functools
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -12,12 +13,24 @@ from vitfold.blocks.attention import Attend
 from vitfold.blocks.kinds import Kind
 from vitfold.blocks.standin import run
 from vitfold.blocks.taps import tap
+from vitfold.errors import MethodError
 from vitfold.families import find
 from vitfold.flops import dry_count
 from vitfold.fold import clone, folded
 from vitfold.ledger import Ledger
 from vitfold.match import biggest_first
-from vitfold.measure import Inputs, Progress, Throughput, batch_of, compare, flops, peak_memory
+from vitfold.measure import (
+    Inputs,
+    Progress,
+    Throughput,
+    batch_of,
+    compare,
+    evaluating,
+    flops,
+    peak_memory,
+)
+from vitfold.methods.schedule import whole
+from vitfold.trace import trace
 
 DENSE, TEXTBOOK, BOUND, FOLDED = "dense", "textbook ToMe", "free slicing", "folded"
 
@@ -45,11 +58,25 @@ class Row:
         return asdict(self)
 
 
-def removed(model: nn.Module) -> tuple[int, ...]:
-    """How many tokens leave every block of a folded model, for images of its own size."""
+def removed(model: nn.Module, images: Inputs | None = None) -> tuple[int, ...]:
+    """How many tokens leave every block of a folded model, for images of its own size; where each
+    image keeps its own number, on average over `images`."""
     record = folded(model)
+    if record.method.ragged:
+        return _removed_on_average(model, images)
     plan = record.method.plan(record.found.layout(), record.schedule)
     return tuple(step.removes if step else 0 for step in plan)
+
+
+def _removed_on_average(model: nn.Module, images: Inputs | None) -> tuple[int, ...]:
+    method = folded(model).method
+    if images is None:
+        raise MethodError(f"{method} keeps another number of tokens for every image: give images")
+    with evaluating(model):
+        traced = trace(model, images)
+    counts = [[traced.maps[0].tokens] * batch_of(images), *traced.counts]
+    means = [sum(numbers) / len(numbers) for numbers in counts]
+    return tuple(whole(before - after for before, after in itertools.pairwise(means)))
 
 
 def free_slicing(model: nn.Module, removes: Sequence[int]) -> nn.Module:
@@ -133,12 +160,16 @@ def _merge_all(x: Tensor, size: Tensor, metric: Tensor, r: int) -> tuple[Tensor,
     return merge(x * size) / total, total
 
 
-def candidates(ours: nn.Module) -> dict[str, nn.Module]:
+def candidates(ours: nn.Module, images: Inputs | None = None) -> dict[str, nn.Module]:
     """A folded model beside its dense self, textbook ToMe and free slicing: all on one set of
-    weights, and all but the dense one removing the same number of tokens."""
+    weights, and all but the dense one removing the same number of tokens.
+
+    images: what that number is a mean over, where each keeps its own.
+    """
     record = folded(ours)
-    dry_count(lambda: record.found.trunk(**record.found.example()))  # images that do not fit, first
-    removes = removed(ours)
+    if not record.method.ragged:  # images that do not fit, first
+        dry_count(lambda: record.found.trunk(**record.found.example()))
+    removes = removed(ours, images)
     book = textbook(ours, removes)
     named = {DENSE: clone(ours), TEXTBOOK: book, BOUND: free_slicing(ours, removes), FOLDED: ours}
     return {name: candidate.eval() for name, candidate in named.items() if candidate is not None}

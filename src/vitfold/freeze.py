@@ -12,6 +12,7 @@ from vitfold.ledger import Ledger
 from vitfold.measure import evaluating
 from vitfold.methods.ltmp import LTMP
 from vitfold.methods.mergedrop import MergeDrop
+from vitfold.methods.schedule import whole
 from vitfold.run import Run
 
 ModelT = TypeVar("ModelT", bound=nn.Module)
@@ -33,8 +34,8 @@ def freeze(model: ModelT, images: Tensor | Iterable[Tensor]) -> ModelT:
     return fold(
         model,
         MergeDrop(
-            r=_whole(merged),
-            drop=_whole(dropped),
+            r=whole(merged),
+            drop=whole(dropped),
             drop_first=method.order == "prune_first",
             cue=method.cue,
             proportional=method.proportional,
@@ -67,13 +68,3 @@ def _between(before: Ledger, after: Ledger) -> tuple[int, int]:
     into = [step.into for step in after.maps[len(before.maps) :]]
     merged = sum(int((places >= 0).sum()) for places in into)
     return merged, sum(places.numel() for places in into) - merged
-
-
-def _whole(means: list[float]) -> list[int]:
-    """Whole numbers whose sums up to every block are the nearest to those of the means."""
-    numbers: list[int] = []
-    asked = 0.0
-    for mean in means:
-        asked += mean
-        numbers.append(round(asked) - sum(numbers))
-    return numbers

@@ -14,13 +14,16 @@ from vitfold.bench import BOUND, DENSE, FOLDED, free_slicing, removed
 from vitfold.errors import MethodError
 from vitfold.families import find
 from vitfold.flops import dry_count
-from vitfold.fold import clone, fold, folds
-from vitfold.measure import Inputs, compare, flops, random_inputs
-from vitfold.methods import create_method
+from vitfold.fold import clone, fold, folded, folds
+from vitfold.measure import Inputs, batch_of, compare, flops, random_inputs
+from vitfold.methods import create_method, ready
 from vitfold.trace import trace
 from vitfold.validate import Batch, Predictions, Report, predict, score
 
 SMALLER_INPUT, SMALLER_MODEL = "smaller input", "smaller model"
+
+SAMPLE = 64
+"""How many images say what a candidate costs, where that depends on them."""
 
 Progress = Callable[[], None]
 
@@ -55,7 +58,7 @@ class Row:
     report: Report
     gflops: float
     speeds: tuple[Speed, ...]
-    counts: list[int] = field(default_factory=list)
+    counts: list[float] = field(default_factory=list)
     changed: list[int] = field(default_factory=list)
 
     def to_json(self) -> dict[str, Any]:
@@ -93,6 +96,11 @@ def candidates(
     """The dense model, and every method at every share."""
     made = [Candidate(DENSE, 1.0, lambda: clone(model))]
     for name in methods:
+        if name not in ready():
+            raise MethodError(
+                f"{name} is no method for a sweep over shares: one that learns is trained for each "
+                f"by `vitfold train`, and then given as trained; without, there are {ready()}"
+            )
         for share in shares:
             method = functools.partial(create_method, name, {**(options or {}), "flops": share})
             made.append(Candidate(name, share, functools.partial(_fold, model, method)))
@@ -127,6 +135,20 @@ def smaller_inputs(model: nn.Module, shares: Sequence[float]) -> list[Candidate]
 def smaller_models(models: Mapping[str, Callable[[], nn.Module]]) -> list[Candidate]:
     """Other models, on the same images."""
     return [Candidate(f"{SMALLER_MODEL} {name}", 0.0, make) for name, make in models.items()]
+
+
+def trained(models: Iterable[nn.Module]) -> list[Candidate]:
+    """Models that come folded, with what their methods have learned."""
+    return [_trained(model) for model in models]
+
+
+def _trained(model: nn.Module) -> Candidate:
+    method = folded(model).method
+    share = getattr(method, "flops", None)
+    options = method.to_json()
+    plain = create_method(method.name, {} if share is None else {"flops": share}).to_json()
+    chosen = [f"{name}={value}" for name, value in options.items() if plain.get(name) != value]
+    return Candidate(" ".join([method.name, *chosen]), share or 0.0, lambda: model)
 
 
 class Smaller(nn.Module):
@@ -170,6 +192,7 @@ def sweep(
     """
     dense = clone(model).eval()
     expected: Predictions | None = None
+    sample = functools.cache(lambda: _sample(batches(), max(SAMPLE, *sizes), dense))
     for candidate in asked:
         try:
             made = candidate.make().eval()
@@ -183,7 +206,42 @@ def sweep(
             if candidate.method == DENSE
             else predict(made, batches(), amp=amp, progress=progress)
         )
-        yield _row(candidate, made, dense, ours, expected, sizes, repeats, amp), made
+        inputs = _own(sample()) if _ragged(made) else functools.partial(random_inputs, dense)
+        timing = Timing(inputs, tuple(sizes), repeats, amp)
+        yield _row(candidate, made, dense, ours, expected, timing), made
+
+
+def _ragged(model: nn.Module) -> bool:
+    """Whether what it costs depends on the images."""
+    return any(record.method.ragged for record in folds(model))
+
+
+def _sample(batches: Iterable[Batch], count: int, model: nn.Module) -> Tensor:
+    """The first images, where the model is."""
+    seen: list[Tensor] = []
+    for images, _ in batches:
+        seen.append(images.to(next(model.parameters()).device))
+        if sum(map(len, seen)) >= count:
+            break
+    return torch.cat(seen)
+
+
+def _own(images: Tensor) -> Callable[[int], Tensor]:
+    """As many of them as are asked for, in turn."""
+    return lambda count: images[torch.arange(count, device=images.device) % len(images)]
+
+
+@dataclass(frozen=True)
+class Timing:
+    """How candidates are timed, and what on.
+
+    inputs: as many images as are asked for.
+    """
+
+    inputs: Callable[[int], Inputs]
+    sizes: tuple[int, ...]
+    repeats: int
+    amp: torch.dtype | None
 
 
 def _row(
@@ -192,27 +250,25 @@ def _row(
     dense: nn.Module,
     ours: Predictions,
     expected: Predictions,
-    sizes: Sequence[int],
-    repeats: int,
-    amp: torch.dtype | None,
+    timing: Timing,
 ) -> Row:
     changed = (ours.best[:, 0] != expected.best[:, 0]).nonzero().flatten().tolist()
-    one = random_inputs(dense, 1)
+    some = timing.inputs(SAMPLE if _ragged(made) else 1)
     return Row(
         candidate.method,
         candidate.flops,
         _detail(made),
         score(ours, expected),
-        gigaflops(made, one),
-        _speeds(made, dense, sizes, repeats, amp),
-        _counts(made, one),
+        gigaflops(made, some),
+        _speeds(made, dense, timing),
+        _counts(made, some),
         changed,
     )
 
 
-def gigaflops(model: nn.Module, one: Inputs) -> float:
+def gigaflops(model: nn.Module, images: Inputs) -> float:
     """What one image costs in the vision transformer of a candidate."""
-    return flops(_trunk(model), one) / 1e9
+    return flops(_trunk(model), images) / batch_of(images) / 1e9
 
 
 def _trunk(model: nn.Module) -> nn.Module:
@@ -227,37 +283,25 @@ def _detail(model: nn.Module) -> str:
     return type(model).__name__
 
 
-def _counts(model: nn.Module, one: Mapping[str, Any]) -> list[int]:
+def _counts(model: nn.Module, some: Inputs) -> list[float]:
     if folds(model):
-        return [counts[0] for counts in trace(model, one).counts]
+        return [round(sum(counts) / len(counts), 2) for counts in trace(model, some).counts]
     found = find(model)
     return [found.layout().tokens] * found.depth
 
 
-def _speeds(
-    made: nn.Module,
-    dense: nn.Module,
-    sizes: Sequence[int],
-    repeats: int,
-    amp: torch.dtype | None,
-) -> tuple[Speed, ...]:
+def _speeds(made: nn.Module, dense: nn.Module, timing: Timing) -> tuple[Speed, ...]:
     named = {DENSE: _trunk(dense), FOLDED: _trunk(made)}
     if folds(made):
-        named[BOUND] = find(free_slicing(made, removed(made))).trunk
-    return tuple(_speed(named, dense, size, repeats, amp) for size in sizes)
+        some = timing.inputs(SAMPLE) if _ragged(made) else None
+        named[BOUND] = find(free_slicing(made, removed(made, some))).trunk
+    return tuple(_speed(named, dense, size, timing) for size in timing.sizes)
 
 
-def _speed(
-    named: Mapping[str, nn.Module],
-    dense: nn.Module,
-    size: int,
-    repeats: int,
-    amp: torch.dtype | None,
-) -> Speed:
-    inputs = random_inputs(dense, size)
+def _speed(named: Mapping[str, nn.Module], dense: nn.Module, size: int, timing: Timing) -> Speed:
     device = next(dense.parameters()).device
-    with torch.autocast(device.type, dtype=amp, enabled=amp is not None):
-        rates = compare(named, inputs, repeats=repeats, warmup=1)
+    with torch.autocast(device.type, dtype=timing.amp, enabled=timing.amp is not None):
+        rates = compare(named, timing.inputs(size), repeats=timing.repeats, warmup=1)
     bound = rates[BOUND].median if BOUND in rates else None
     ours = rates[FOLDED].median
     return Speed(size, ours, ours / rates[DENSE].median, None if bound is None else ours / bound)

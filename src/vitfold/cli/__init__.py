@@ -9,7 +9,19 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from vitfold.cli import analyze, bench, demo, families, report, show, sweep, trace, train, validate
+from vitfold.cli import (
+    analyze,
+    bench,
+    demo,
+    families,
+    freeze,
+    report,
+    show,
+    sweep,
+    trace,
+    train,
+    validate,
+)
 from vitfold.errors import VitfoldError
 
 app = typer.Typer(
@@ -27,6 +39,7 @@ app.command()(report.report)
 app.add_typer(analyze.app, name="analyze")
 app.command()(trace.trace)
 app.command()(train.train)
+app.command()(freeze.freeze)
 app.command()(families.families)
 
 

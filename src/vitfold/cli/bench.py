@@ -4,14 +4,17 @@ from typing import Annotated, Any
 
 import torch
 import typer
-from torch import nn
+from torch import Tensor, nn
 
 from vitfold import bench as bench_
 from vitfold import results
 from vitfold.cli import options, show
+from vitfold.cli.validate import batches_of
+from vitfold.data import Source
+from vitfold.errors import DataError
 from vitfold.families import find
 from vitfold.fold import folded
-from vitfold.measure import random_inputs
+from vitfold.measure import Inputs, random_inputs
 
 COLUMNS = ("", "images/s", "quartiles", "GFLOPs", "peak MB", "x dense", "share of bound")
 
@@ -23,6 +26,9 @@ def bench(
     flops: options.Share = None,
     method_kwargs: options.MethodKwargs = [],  # noqa: B006 (typer copies defaults)
     plan: options.PlanDirectory = None,
+    dataset: options.Dataset = "",
+    data_dir: options.DataDirectory = None,
+    split: options.Split = "validation",
     batch_size: Annotated[
         str, typer.Option("--batch-size", "-b", help="One or more, as 1,8,32.")
     ] = "1,32",
@@ -38,22 +44,45 @@ def bench(
 ) -> None:
     """Dense model, textbook ToMe, free-slicing bound and folded model side by side.
 
-    All share one set of weights and take turns, so that a drifting machine is fair to each. Speed
-    does not depend on the weights, so they are random.
+    All share one set of weights and take turns, so that a drifting machine is fair to each. Where
+    speed does not depend on weights and images, they are random; a method that keeps another number
+    of tokens for every image takes a trained model, and images by --data-dir.
     """
     if results_file:
         results.check_results_file(results_file)
     sizes = options.batch_sizes(batch_size)
     on, dtype = options.device(device), options.amp(amp, amp_dtype)
-    dense = options.model(model, model_kwargs, False, img_size, on)
+    source = Source(dataset, data_dir, split)
+    real = bool(dataset or data_dir)
+    dense = options.model(model, model_kwargs, real, img_size, on)
     ours = options.folded_by(dense, plan, options.Choice(method, r, flops, method_kwargs))
-    rows = _measure(bench_.candidates(ours), sizes, repeats, warmup, compile, dtype)
-    _show(model, ours, rows)
+    images = sample(model, ours, source, max(sizes)).to(on) if real or _looks(model, ours) else None
+    named = bench_.candidates(ours, images)
+    rows = _measure(named, sizes, repeats, warmup, compile, dtype, images)
+    _show(model, ours, rows, images)
     if results_file:
         about = {"command": "bench", "model": model, "method": folded(ours).method.to_json()}
         tags = {"model": model, "method": str(folded(ours).method)}
         results.write(results_file, [tags | row.to_json() for row in rows], about)
         show.written(results_file)
+
+
+def _looks(name: str, ours: nn.Module) -> bool:
+    """Whether speed depends on images, and there are some without asking."""
+    if not folded(ours).method.ragged:
+        return False
+    if name != "digits":
+        raise DataError(f"{folded(ours).method} is as fast as its images let it: give --data-dir")
+    return True
+
+
+def sample(name: str, model: nn.Module, source: Source, count: int) -> Tensor:
+    """Some images of a source, or of the embedded model's own, evenly spaced."""
+    batches = batches_of(name, model, source, count, count, 0)
+    images = torch.cat([pixels for pixels, _ in batches])[:count]
+    if len(images) < count:
+        raise DataError(f"{len(images)} images are fewer than a batch of {count}")
+    return images
 
 
 def _measure(
@@ -63,6 +92,7 @@ def _measure(
     warmup: int,
     compiled: bool,
     dtype: torch.dtype | None,
+    given: Tensor | None,
 ) -> list[bench_.Row]:
     trunks: dict[str, nn.Module] = {name: find(model).trunk for name, model in models.items()}
     run: dict[str, Any] = {n: torch.compile(t) if compiled else t for n, t in trunks.items()}
@@ -72,14 +102,16 @@ def _measure(
     amp = torch.autocast(device.type, dtype=dtype, enabled=dtype is not None)
     with show.bar("measuring", total) as progress, amp:
         for size in sizes:
-            images = random_inputs(trunks[bench_.DENSE], size)
+            images: Inputs = random_inputs(trunks[bench_.DENSE], size)
+            if given is not None:
+                images = given[:size]
             rows += bench_.bench(run, images, repeats=repeats, warmup=warmup, progress=progress)
     return rows
 
 
-def _show(name: str, ours: nn.Module, rows: list[bench_.Row]) -> None:
+def _show(name: str, ours: nn.Module, rows: list[bench_.Row], images: Tensor | None) -> None:
     record = folded(ours)
-    show.console.print(f"{record.method}\ntokens removed per block: {bench_.removed(ours)}")
+    show.console.print(f"{record.method}\ntokens removed per block: {bench_.removed(ours, images)}")
     for size in sorted({row.batch_size for row in rows}):
         cells = [_cells(row) for row in rows if row.batch_size == size]
         show.table(f"{name}, batch size {size}", COLUMNS, cells)

@@ -14,12 +14,13 @@ from vitfold import draw, results
 from vitfold.cli import options, show
 from vitfold.cli.validate import batches_of
 from vitfold.data import Source
-from vitfold.errors import DataError
+from vitfold.errors import DataError, MethodError
 from vitfold.fold import folds
 from vitfold.methods import ready
 from vitfold.models import create_model
 from vitfold.sweep import Row, candidates, smaller_inputs, smaller_models
 from vitfold.sweep import sweep as sweep_
+from vitfold.sweep import trained as trained_
 from vitfold.trace import trace
 
 PICTURES = 4
@@ -38,6 +39,10 @@ def sweep(
     ] = True,
     smaller_model: Annotated[
         list[str], typer.Option(metavar="MODEL", help="Another dense model, too; may be repeated.")
+    ] = [],  # noqa: B006
+    trained: Annotated[
+        list[str],
+        typer.Option(metavar="DIR", help="A model that was trained folded, too; may be repeated."),
     ] = [],  # noqa: B006
     dataset: options.Dataset = "",
     data_dir: options.DataDirectory = None,
@@ -73,6 +78,7 @@ def sweep(
     batches = functools.partial(batches_of, model, base, source, limit, val_batch_size, workers)
     asked = candidates(base, names, shares, options.parse(method_kwargs))
     asked += smaller_inputs(base, shares) if smaller_input else []
+    asked += trained_([_folded(name, on) for name in trained])
     asked += smaller_models({name: functools.partial(_other, name, on) for name in smaller_model})
     about: dict[str, Any] = {
         "command": "sweep",
@@ -142,6 +148,13 @@ def _short(row: dict[str, Any]) -> dict[str, Any]:
 
 def _other(name: str, on: torch.device) -> nn.Module:
     return create_model(name, pretrained=True).to(on).eval()
+
+
+def _folded(name: str, on: torch.device) -> nn.Module:
+    model = _other(name, on)
+    if not folds(model):
+        raise MethodError(f"--trained {name} is not folded: give it as --smaller-model")
+    return model
 
 
 def _picture(model: nn.Module, images: torch.Tensor | None) -> str | None:

@@ -4,7 +4,6 @@ import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import torch
 from timm.layers import AttentionPoolLatent
 from torch import Tensor
 

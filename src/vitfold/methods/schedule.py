@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from collections.abc import Iterable
 
 from vitfold.errors import MethodError
 
@@ -89,3 +90,13 @@ def along(rate: float, inflection: float, depth: int, first: int) -> tuple[int, 
         for n in blocks
     ]
     return tuple(after - now for now, after in itertools.pairwise(before))
+
+
+def whole(means: Iterable[float]) -> list[int]:
+    """Whole numbers whose sums up to every block are the nearest to those of the means."""
+    numbers: list[int] = []
+    asked = 0.0
+    for mean in means:
+        asked += mean
+        numbers.append(round(asked) - sum(numbers))
+    return numbers

@@ -1,0 +1,59 @@
+"""`vitfold freeze`: fixed numbers of tokens, taken from learned thresholds."""
+
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+
+from vitfold import freeze as freeze_
+from vitfold.cli import options, show
+from vitfold.cli.validate import batches_of
+from vitfold.data import Source
+from vitfold.fold import clone, folded
+from vitfold.models import create_model, save_model
+from vitfold.validate import predict, score
+
+
+def freeze(
+    model: Annotated[str, typer.Argument(metavar="DIR", help="A model trained with LTMP.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The frozen model goes here.")],
+    dataset: options.Dataset = "",
+    data_dir: options.DataDirectory = None,
+    split: Annotated[str, typer.Option(help="The numbers are means over images of it.")] = "train",
+    val_split: Annotated[str, typer.Option(help="Both are measured on it.")] = "validation",
+    class_map: options.ClassMap = "",
+    images: Annotated[int, typer.Option(min=1, help="For the means, evenly spaced.")] = 512,
+    limit: options.Limit = None,
+    batch_size: Annotated[int, typer.Option("--batch-size", "-b", min=1)] = 64,
+    workers: options.Workers = 0,
+    device: options.Device = "cpu",
+) -> None:
+    """Give every image the mean number of tokens of a model trained with LTMP.
+
+    The frozen model compiles, exports and runs in batches like any other; the accuracy of both is
+    shown.
+    """
+    on = options.device(device)
+    ours = create_model(model).to(on).eval()
+    calibration = Source(dataset, data_dir, split, class_map)
+    seen = batches_of("", ours, calibration, images, batch_size, workers)
+    frozen = freeze_(_copy(model, on), (pixels.to(on) for pixels, _ in seen))
+    held_out = Source(dataset, data_dir, val_split, class_map)
+    batches = batches_of("", ours, held_out, limit, batch_size, workers)
+    said = {}
+    for name, candidate in (("dense", clone(ours)), ("learned", ours), ("frozen", frozen)):
+        with show.bar(name, None) as progress:
+            said[name] = predict(candidate, batches, device=on, progress=progress)
+    rows = []
+    for name, predictions in said.items():
+        report = score(predictions, said["dense"])
+        span = f"{report.top1_low:.2%} to {report.top1_high:.2%}"
+        rows.append([name, f"{report.top1:.2%}", span, f"{report.agreement:.2%}"])
+    show.table(str(folded(frozen).method), ["", "top-1", "95 %", "agrees with dense"], rows)
+    save_model(frozen, output)
+    show.written(output)
+
+
+def _copy(name: str, on: torch.device) -> torch.nn.Module:
+    return create_model(name).to(on).eval()
