@@ -215,6 +215,18 @@ def test_methods_come_back(
     assert same(model, vitfold.load(tmp_path))
 
 
+def test_images_are_prepared_as_before(tmp_path: Path) -> None:
+    overlay = {"mean": (0.1, 0.2, 0.3), "std": (0.4, 0.5, 0.6), "crop_pct": 1.0}
+    model = tiny(pretrained_cfg_overlay=overlay | {"interpolation": "bilinear"})
+    vitfold.save(vitfold.fold(model, "tome", r=2), tmp_path, backbone=True)
+    config = vitfold.load(tmp_path).pretrained_cfg
+    for key, value in overlay.items():
+        assert config[key] == (list(value) if isinstance(value, tuple) else value)
+    assert config["interpolation"] == "bilinear"
+    vitfold.save(vitfold.fold(tiny(), "tome", r=2), tmp_path)
+    assert "pretrained_cfg_overlay" not in (tmp_path / "plan.json").read_text()
+
+
 @pytest.mark.parametrize(("name", "options"), CASES)
 def test_methods_survive_json(name: str, options: dict[str, Any]) -> None:
     method = METHODS[name](**options)

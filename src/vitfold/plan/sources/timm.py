@@ -37,7 +37,25 @@ def arguments(model: Any) -> dict[str, Any]:
     given = dict(getattr(model, "_model_args", {}))
     now = {key: getattr(model, key, None) for key in ("num_classes", "in_chans", "global_pool")}
     now["img_size"] = getattr(getattr(model, "patch_embed", None), "img_size", None)
+    now[OVERLAY] = _overlay(model) or None
     return given | {key: value for key, value in now.items() if value is not None}
+
+
+def _overlay(model: Any) -> dict[str, Any]:
+    """How the model wants its images, where timm would say something else."""
+    config, name = getattr(model, "pretrained_cfg", None) or {}, identify(model)
+    usual = timm.get_pretrained_cfg(name) if name else None
+    if usual is None:
+        return {}
+    return {
+        key: config[key]
+        for key in IMAGES
+        if config.get(key) is not None and _listed(config[key]) != _listed(getattr(usual, key))
+    }
+
+
+def _listed(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
 
 
 def check(name: object, given: object) -> None:
@@ -91,12 +109,33 @@ def _wholes(most: int, count: int) -> Check:
     return check
 
 
+def _channels(path: str, value: object) -> None:
+    """A number for every channel."""
+    for index, number in enumerate(fields.items(path, value, 1, 512)):
+        fields.number(f"{path}[{index}]", number, -1e6, 1e6)
+
+
+def _images(path: str, value: object) -> None:
+    fields.options(path, value, IMAGES)
+
+
 def _each(names: str, check: Check) -> dict[str, Check]:
     return dict.fromkeys(names.split(), check)
 
 
+OVERLAY = "pretrained_cfg_overlay"
+"""timm's option for what a model says of itself."""
+
+IMAGES: dict[str, Check] = {
+    **_each("mean std", _channels),
+    **_each("crop_pct", _real(0, 1)),
+    **_each("crop_mode interpolation", _word),
+}
+"""What a model says of the images that it takes."""
+
 # Nothing that names a file, an address, a class or a function: those stay with the caller.
 ARGUMENTS: dict[str, Check] = {
+    OVERLAY: _images,
     **_each("img_size patch_size pos_embed_grid_size", _wholes(2**14, 2)),
     **_each("ref_feat_shape rope_ref_feat_shape", _wholes(2**14, 2)),
     **_each("num_kv_heads", _wholes(512, 512)),
