@@ -14,7 +14,8 @@ from timm.data import IterableImageDataset
 
 import vitfold
 from vitfold.cli import main, options
-from vitfold.models import create_model
+from vitfold.fold import folded
+from vitfold.models import create_model, save_model
 
 TINY = ["--model-kwargs", "depth=2 embed_dim=48 num_heads=3"]
 MODEL = "vit_tiny_patch16_224"
@@ -211,3 +212,52 @@ def test_mistakes_are_one_line_and_exit_with_2(run, capsys, arguments, message) 
     assert "Traceback" not in shown
     assert shown.startswith("error: ")
     assert shown.count("\n") == 1
+
+
+@pytest.fixture
+def trained(tmp_path: Path) -> Path:
+    """A saved model with thresholds that let images of several contrasts keep other numbers."""
+    torch.manual_seed(0)
+    made = create_model(MODEL, depth=2, embed_dim=48, num_heads=3, img_size=64, num_classes=2)
+    method = vitfold.LTMP(flops=0.8, merge_threshold=0.9, prune_threshold=0.03)
+    vitfold.save(vitfold.fold(made.eval(), method), tmp_path / "trained", backbone=True)
+    return tmp_path / "trained"
+
+
+def test_every_command_takes_a_model_with_learned_thresholds(
+    run, capsys, trained: Path, tmp_path: Path
+) -> None:
+    data = pictures(tmp_path / "data" / "validation")
+    where = ["--data-dir", data.parent, "--split", "validation"]
+    assert run("validate", trained, *where) == 0
+    assert "LTMP(flops=0.8" in capsys.readouterr().out
+    assert run("bench", trained, *where, "-b", "2", "--repeats", "1", "--warmup", "0") == 0
+    assert "free slicing" in capsys.readouterr().out
+    assert run("bench", trained) == 2
+    assert "give --data-dir" in capsys.readouterr().err
+    assert run("bench", trained, *where, "-b", "64") == 2
+    assert "6 images are fewer than a batch of 64" in capsys.readouterr().err
+    picture = next(data.rglob("*.png"))
+    assert run("trace", trained, picture, "--output", tmp_path / "pictures") == 0
+    frozen = tmp_path / "frozen"
+    assert run("freeze", trained, *where, "--output", frozen) == 0
+    assert "frozen" in capsys.readouterr().out
+    assert isinstance(folded(vitfold.load(frozen)).method, vitfold.MergeDrop)
+
+
+def test_a_sweep_takes_what_was_trained(run, capsys, trained: Path, tmp_path: Path) -> None:
+    data = pictures(tmp_path / "data" / "validation")
+    rows = tmp_path / "rows.json"
+    model = tmp_path / "dense"
+    save_model(vitfold.unfold(vitfold.load(trained)), model)
+    arguments = ["sweep", model, "--data-dir", data.parent, "--flops", "0.8", "-b", "2",
+                 "--repeats", "1", "--no-smaller-input", "--results-file", rows]  # fmt: skip
+    assert run(*arguments, "--methods", "tome", "--trained", trained) == 0
+    found = json.loads(rows.read_text())["rows"]
+    assert [row["method"] for row in found] == ["dense", "tome", "ltmp prune_threshold=0.03"]
+    assert found[2]["flops"] == 0.8
+    assert found[2]["share_b2"] > 0
+    assert run(*arguments, "--overwrite", "--methods", "ltmp") == 2
+    assert "vitfold train" in capsys.readouterr().err
+    assert run(*arguments, "--overwrite", "--methods", "tome", "--trained", model) == 2
+    assert "is not folded" in capsys.readouterr().err
