@@ -23,7 +23,7 @@ from vitfold.measure import interleave, peak_memory, timed
 
 LTMP, MERGED, TOME = "LTMP", "MergeDrop", "ToMe"
 
-BISECTIONS = 9
+BISECTIONS = 12
 
 
 @dataclass(frozen=True)

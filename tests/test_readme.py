@@ -49,3 +49,14 @@ def test_its_second_lines_show_and_save(tmp_path: Path, monkeypatch: pytest.Monk
     assert names["trace"].counts[-1] == [names["trace"].maps[-1].slots] * len(names["images"])
     assert code[-1] == 'model = vitfold.load("deit-s-tome")'
     assert vitfold.load("deit-s-tome", model) is model
+
+
+def test_its_lines_on_thresholds() -> None:
+    model = registered("vit_tiny_patch16_224", depth=2)
+    keys = list(model.state_dict())
+    code = block('"ltmp"').replace("flops=0.6)", "flops=0.6, merge_threshold=0.3)")
+    exec(code, {"vitfold": vitfold, "model": model, "images": images(model)})
+    assert [key for key in model.state_dict() if key not in keys] == [
+        "vitfold.merge",
+        "vitfold.prune",
+    ]

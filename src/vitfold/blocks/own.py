@@ -99,7 +99,8 @@ class ScoredAttend(OwnAttend):
 
 def logits(q: Tensor, k: Tensor, bias: Tensor | None, scale: float | None) -> Tensor:
     """What softmax is taken of, as torch's attention has it."""
-    products = q * (q.shape[-1] ** -0.5 if scale is None else scale) @ k.transpose(-1, -2)
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    products = (q * scale) @ k.transpose(-1, -2)
     return products if bias is None else products + bias
 
 

@@ -1,6 +1,6 @@
 """Attention of images that each keep their own number of tokens: every image by itself."""
 
-import itertools
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -63,34 +63,43 @@ def _one_by_one(
     attend: PackedAttend, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float | None
 ) -> tuple[Tensor, Tensor | None]:
     """One image after another: on a CPU, what an image needs stays in the cache."""
-    out = torch.empty_like(v.transpose(1, 2)).transpose(1, 2)
-    scores = q.new_empty(q.shape[2]) if attend.wanted else None
-    sizes = attend.sizes(q) if attend.proportional else None
-    for number, (start, end) in enumerate(itertools.pairwise(attend.books.starts)):
-        mine = (q[0, :, start:end], k[0, :, start:end], v[0, :, start:end])
-        added = None if sizes is None else sizes[0, ..., start:end]
-        if bias is not None:
-            own = attend.books.bias(bias, number)[0].to(q.dtype)
-            added = own if added is None else own + added
-        if scores is None:
-            out[0, :, start:end] = _fused(*mine, added, scale)
-        else:
-            out[0, :, start:end], scores[start:end] = _scored(*mine, added, scale)
-    return out, None if scores is None else scores.unsqueeze(0)
+    lengths = attend.books.lengths
+    queries, keys, values = (part.split(lengths, dim=2) for part in (q, k, v))
+    images = list(zip(queries, keys, values, _biases(attend, q, bias), strict=True))
+    if not attend.wanted:
+        return torch.cat([_fused(*image, scale) for image in images], dim=2), None
+    scored = [_scored(*image, scale) for image in images]
+    outs, scores = zip(*scored, strict=True)
+    return torch.cat(outs, dim=2), torch.cat(scores).unsqueeze(0)
+
+
+def _biases(attend: PackedAttend, like: Tensor, bias: Tensor | None) -> Sequence[Tensor | None]:
+    """`[1, 1 or H, n or 1, n]` for every image: what is added to its logits."""
+    lengths = attend.books.lengths
+    log = attend.sizes(like) if attend.proportional else None
+    sizes = [None] * len(lengths) if log is None else log.split(lengths, dim=3)
+    if bias is None:
+        return sizes
+    own = [attend.books.bias(bias, number).to(like.dtype) for number in range(len(lengths))]
+    return [b if s is None else b + s for b, s in zip(own, sizes, strict=True)]
 
 
 def _fused(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float | None) -> Tensor:
-    q, k, v = (part.unsqueeze(0) for part in (q, k, v))
-    mask = None if bias is None else bias.unsqueeze(0)
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)[0]
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=scale)
 
 
 def _scored(
     q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float | None
 ) -> tuple[Tensor, Tensor]:
     """The output, and the attention that each token received: the weights are there once."""
-    weights = logits(q, k, bias, scale).softmax(dim=-1)
-    return weights.to(v.dtype) @ v, weights.mean(dim=-2).mean(dim=-2)
+    q, k, v = q[0], k[0].transpose(-1, -2), v[0]  # three axes: no copies
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    heads, n = q.shape[:2]
+    products = q.new_zeros(()) if bias is None else bias[0].to(q.dtype)
+    added = products.expand(heads, n, n)
+    weights = torch.baddbmm(added, q, k, beta=0 if bias is None else 1, alpha=scale).softmax(dim=-1)
+    out = torch.bmm(weights.to(v.dtype), v).unsqueeze(0)
+    return out, weights.flatten(0, 1).mean(dim=0)
 
 
 def _padded(
