@@ -4,7 +4,6 @@ from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
@@ -13,6 +12,7 @@ from vitfold.blocks.attention import Attend
 from vitfold.blocks.standin import StandIn
 from vitfold.errors import UnsupportedModel
 from vitfold.ledger import Ledger
+from vitfold.ledger.rows import additive
 
 
 class Instead(TorchFunctionMode):
@@ -71,7 +71,7 @@ class OwnAttend(Attend):
     ) -> Tensor:
         if is_causal or others.get("enable_gqa"):
             raise UnsupportedModel("causal and grouped attention cannot be folded")
-        bias = None if attn_mask is None else additive(attn_mask, q)
+        bias = None if attn_mask is None else additive(attn_mask, q.dtype)
         out, received = self.attend(q, k, v, bias, scale)
         if received is not None:  # a block may attend several times: what matters is the sum
             self.received = received if self.received is None else self.received + received
@@ -119,10 +119,3 @@ def fused(attention: Any) -> dict[str, Any]:
     if hasattr(getattr(attention, "config", None), "_attn_implementation"):
         parts["config"] = StandIn(attention.config, _attn_implementation="sdpa")
     return parts
-
-
-def additive(mask: Tensor, like: Tensor) -> Tensor:
-    """A mask as a bias."""
-    if mask.dtype != torch.bool:
-        return mask
-    return like.new_zeros(mask.shape).masked_fill(~mask, float("-inf"))

@@ -7,8 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vitfold.blocks.own import OwnAttend, additive, logits, received
+from vitfold.blocks.own import OwnAttend, logits, received
 from vitfold.ledger import Packed
+from vitfold.ledger.rows import additive
 
 CHUNK = 16
 """How many images are scored at once where they are padded: bounds the memory of `N x N`."""
@@ -44,7 +45,7 @@ class PackedAttend(OwnAttend):
         self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float | None
     ) -> tuple[Tensor, Tensor | None]:
         if self.dense is not None:
-            own = additive(self.dense, q)
+            own = additive(self.dense, q.dtype)
             bias = own if bias is None else own + bias
         way = _padded if q.is_cuda else _one_by_one
         return way(self, q, k, v, bias, scale)
@@ -52,11 +53,7 @@ class PackedAttend(OwnAttend):
     def _tap(self, attention: Any) -> dict[str, Any]:
         """No prefix of its own either: those of all images lie among the others."""
         parts = super()._tap(attention)
-        return parts | {"num_prefix_tokens": 0} if _rotates(attention) else parts
-
-
-def _rotates(attention: Any) -> bool:
-    return hasattr(attention, "num_prefix_tokens")
+        return parts | {"num_prefix_tokens": 0}
 
 
 def _one_by_one(
@@ -67,10 +64,11 @@ def _one_by_one(
     queries, keys, values = (part.split(lengths, dim=2) for part in (q, k, v))
     images = list(zip(queries, keys, values, _biases(attend, q, bias), strict=True))
     if not attend.wanted:
-        return torch.cat([_fused(*image, scale) for image in images], dim=2), None
+        outs = [F.scaled_dot_product_attention(*image, scale=scale) for image in images]
+        return torch.cat(outs, dim=2), None
     scored = [_scored(*image, scale) for image in images]
-    outs, scores = zip(*scored, strict=True)
-    return torch.cat(outs, dim=2), torch.cat(scores).unsqueeze(0)
+    seen = torch.cat([scores for _, scores in scored]).unsqueeze(0)
+    return torch.cat([out for out, _ in scored], dim=2), seen
 
 
 def _biases(attend: PackedAttend, like: Tensor, bias: Tensor | None) -> Sequence[Tensor | None]:
@@ -82,10 +80,6 @@ def _biases(attend: PackedAttend, like: Tensor, bias: Tensor | None) -> Sequence
         return sizes
     own = [attend.books.bias(bias, number).to(like.dtype) for number in range(len(lengths))]
     return [b if s is None else b + s for b, s in zip(own, sizes, strict=True)]
-
-
-def _fused(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float | None) -> Tensor:
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=scale)
 
 
 def _scored(

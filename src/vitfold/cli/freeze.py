@@ -1,9 +1,9 @@
 """`vitfold freeze`: fixed numbers of tokens, taken from learned thresholds."""
 
+import copy
 from pathlib import Path
 from typing import Annotated
 
-import torch
 import typer
 
 from vitfold import freeze as freeze_
@@ -11,7 +11,7 @@ from vitfold.cli import options, show
 from vitfold.cli.validate import batches_of
 from vitfold.data import Source
 from vitfold.fold import clone, folded
-from vitfold.models import create_model, save_model
+from vitfold.models import save_model
 from vitfold.validate import predict, score
 
 
@@ -35,10 +35,10 @@ def freeze(
     shown.
     """
     on = options.device(device)
-    ours = create_model(model).to(on).eval()
+    ours = options.model(model, [], True, None, on)
     calibration = Source(dataset, data_dir, split, class_map)
     seen = batches_of("", ours, calibration, images, batch_size, workers)
-    frozen = freeze_(_copy(model, on), (pixels.to(on) for pixels, _ in seen))
+    frozen = freeze_(copy.deepcopy(ours), (pixels.to(on) for pixels, _ in seen))
     held_out = Source(dataset, data_dir, val_split, class_map)
     batches = batches_of("", ours, held_out, limit, batch_size, workers)
     said = {}
@@ -53,7 +53,3 @@ def freeze(
     show.table(str(folded(frozen).method), ["", "top-1", "95 %", "agrees with dense"], rows)
     save_model(frozen, output)
     show.written(output)
-
-
-def _copy(name: str, on: torch.device) -> torch.nn.Module:
-    return create_model(name).to(on).eval()

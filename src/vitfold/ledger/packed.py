@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from vitfold import ragged
-from vitfold.ledger.rows import Ledger, pick
+from vitfold.ledger.rows import Ledger, four, pick
 from vitfold.tokenmap import DROPPED, Fate, TokenMap, take
 
 
@@ -183,7 +183,7 @@ class Packed(Ledger):
     def rotations(self, table: Tensor, still: Tensor) -> Tensor:
         """A table over original patches, for all tokens of now: `[1, 1 or H, T, D]`. Prefix tokens
         get the row `still`."""
-        table = _four(table)
+        table = four(table)
         rows = still.to(table.dtype).expand(*table.shape[:2], self.prefix, table.shape[-1])
         full = torch.cat([rows, table], dim=2)
         full = full.expand(len(self.lengths), -1, -1, -1).transpose(0, 1).flatten(1, 2)
@@ -191,7 +191,7 @@ class Packed(Ledger):
 
     def bias(self, mask: Tensor, image: int) -> Tensor:
         """`[1, 1 or H, n or 1, n]`: a bias over original tokens, for those of one image."""
-        mask = _four(mask)
+        mask = four(mask)
         mask = mask[image : image + 1] if mask.shape[0] > 1 else mask
         if self.origin is None:
             return mask
@@ -202,7 +202,7 @@ class Packed(Ledger):
     def biases(self, mask: Tensor, rows: Tensor) -> Tensor:
         """`[B, 1 or H, longest or 1, longest]`: the same for all images, at `rows[B, longest]`."""
         place = rows if self.origin is None else self.origin[0][rows]
-        return pick(pick(_four(mask), place % self.tokens, -1), place % self.tokens, -2)
+        return pick(pick(four(mask), place % self.tokens, -1), place % self.tokens, -2)
 
     def level(self, x: Tensor) -> tuple[Tensor, Ledger]:
         if self.whole_images:
@@ -225,13 +225,6 @@ class Level(Ledger):
     def unfold(self, x: Tensor) -> Tensor:
         assert self.valid is not None  # it is made with it
         return self.packed.unfold(x[self.valid].unsqueeze(0))
-
-
-def _four(mask: Tensor) -> Tensor:
-    """A mask with all four axes."""
-    while mask.dim() < 4:
-        mask = mask.unsqueeze(0)
-    return mask
 
 
 def _one_image(x: Tensor) -> Tensor:

@@ -127,10 +127,7 @@ class Ledger:
         """An attention mask or bias `[..., N or 1, N]` over original tokens, for those of now."""
         if mask is None or self.origin is None:
             return mask
-        if mask.dtype == torch.bool:
-            mask = torch.zeros_like(mask, dtype=dtype).masked_fill(~mask, float("-inf"))
-        while mask.dim() < 4:
-            mask = mask.unsqueeze(0)
+        mask = four(additive(mask, dtype))
         return pick(pick(mask, self.origin, -1), self.origin, -2)
 
     def positions(self, table: Tensor) -> Tensor:
@@ -138,9 +135,21 @@ class Ledger:
         `[B, 1 or H, n - prefix, D]`. A merged token keeps the position of the one it went into."""
         if self.origin is None:
             return table
-        while table.dim() < 4:
-            table = table.unsqueeze(0)
-        return pick(table, self.origin[:, self.prefix :] - self.prefix, -2)
+        return pick(four(table), self.origin[:, self.prefix :] - self.prefix, -2)
+
+
+def additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """A mask as a bias."""
+    if mask.dtype != torch.bool:
+        return mask
+    return torch.zeros_like(mask, dtype=dtype).masked_fill(~mask, float("-inf"))
+
+
+def four(table: Tensor) -> Tensor:
+    """A table or a mask with all four axes."""
+    while table.dim() < 4:
+        table = table.unsqueeze(0)
+    return table
 
 
 def pick(table: Tensor, index: Tensor, dim: int) -> Tensor:

@@ -34,7 +34,7 @@ def optimizer(
         if frozen:
             lr = max(group["lr"] for group in groups)
             return timm.optim.create_optimizer_v2(groups, **{**options, "lr": lr})
-        with _aside(learned.values()):
+        with _still(learned.values()):
             made = timm.optim.create_optimizer_v2(model, **options)
         for group in groups:
             made.add_param_group(group)
@@ -58,8 +58,8 @@ def _refuse_rates(rates: Options, learned: Collection[str]) -> None:
 
 
 @contextlib.contextmanager
-def _aside(parameters: Collection[nn.Parameter]) -> Iterator[None]:
-    """Leave parameters out of what is made of a model."""
+def _still(parameters: Collection[nn.Parameter]) -> Iterator[None]:
+    """Parameters that ask for no gradient for a while."""
     for values in parameters:
         values.requires_grad_(False)
     try:
@@ -69,18 +69,11 @@ def _aside(parameters: Collection[nn.Parameter]) -> Iterator[None]:
             values.requires_grad_(True)
 
 
-@contextlib.contextmanager
-def freezing(model: nn.Module, frozen: bool) -> Iterator[None]:
+def freezing(model: nn.Module, frozen: bool) -> contextlib.AbstractContextManager[None]:
     """All but what its method learns stays as it is."""
     learned = {id(values) for _, values in learned_parameters(model)}
-    still = [p for p in model.parameters() if frozen and p.requires_grad and id(p) not in learned]
-    for values in still:
-        values.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for values in still:
-            values.requires_grad_(True)
+    others = [p for p in model.parameters() if p.requires_grad and id(p) not in learned]
+    return _still(others if frozen else [])
 
 
 def scheduler(optimizer: Any, options: Options, epochs: int, steps: int) -> Any:
