@@ -22,7 +22,7 @@ def take(x: Tensor, index: Tensor) -> Tensor:
     if x.dim() == 2:
         return x.gather(1, index)
     if x.shape[0] == 1:  # one image at a time: what it costs is the number of calls
-        return x[0].index_select(0, index[0]).unsqueeze(0)
+        return x.index_select(1, index[0])
     # An embedding lookup copies whole rows, where `gather` copies element by element.
     return F.embedding(index + _first_rows(x), x.reshape(-1, x.shape[-1]))
 
@@ -36,8 +36,7 @@ def _first_rows(x: Tensor) -> Tensor:
 def _add_rows_(x: Tensor, index: Tensor, rows: Tensor) -> Tensor:
     """Add `rows[B, r, C]` to `x[B, n, C]` in place at `index[B, r]`; repeated indices add up."""
     if x.shape[0] == 1:
-        x[0].index_add_(0, index[0], rows[0])
-        return x
+        return x.index_add_(1, index[0], rows)
     channels = x.shape[-1]
     # For a few rows a plain loop beats `scatter_add`, which sorts the indices in parallel first.
     flat = (index + _first_rows(x)).flatten()
