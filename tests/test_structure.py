@@ -12,7 +12,7 @@ SOURCE = Path(vitfold.__file__).parent
 FLOORS = [
     ["errors"],
     ["layout", "tokenmap", "cues", "ragged"],
-    ["ledger", "match"],
+    ["ledger", "match", "structure"],
     ["threshold"],
     ["methods"],
     ["blocks"],
@@ -23,7 +23,7 @@ FLOORS = [
     ["digits", "draw", "measure", "plots", "results"],
     ["plan", "trace"],
     ["models", "bench", "validate", "data", "freeze"],
-    ["train", "sweep", "report", "analysis"],
+    ["train", "importance", "sweep", "report", "analysis"],
     ["demo"],
     ["cli"],
     ["__main__"],

@@ -13,6 +13,7 @@ from vitfold.errors import (
 from vitfold.families import families
 from vitfold.fold import fold, masked, unfold
 from vitfold.freeze import freeze
+from vitfold.importance import search as _search  # noqa: F401 (binds PruneMerge.search)
 from vitfold.measure import flops, peak_memory, throughput
 from vitfold.methods import (
     DFE,
@@ -22,6 +23,7 @@ from vitfold.methods import (
     Drop,
     MergeDrop,
     Method,
+    PruneMerge,
     Step,
     ToMe,
     Ward,
@@ -48,6 +50,7 @@ __all__ = [
     "METHODS",
     "MergeDrop",
     "Method",
+    "PruneMerge",
     "Step",
     "ToMe",
     "Ward",

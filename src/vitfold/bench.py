@@ -29,6 +29,7 @@ from vitfold.measure import (
     flops,
     peak_memory,
 )
+from vitfold.methods.base import Look, Plan, Step, Weave
 from vitfold.methods.schedule import whole
 from vitfold.trace import trace
 
@@ -59,13 +60,37 @@ class Row:
 
 
 def removed(model: nn.Module, images: Inputs | None = None) -> tuple[int, ...]:
-    """How many tokens leave every block of a folded model, for images of its own size; where each
-    image keeps its own number, on average over `images`."""
-    record = folded(model)
-    if record.method.ragged:
+    """How many tokens leave every block of a folded model, or go around it, for images of its own
+    size; where each image keeps its own number, on average over `images`."""
+    if folded(model).method.ragged:
         return _removed_on_average(model, images)
-    plan = record.method.plan(record.found.layout(), record.schedule)
-    return tuple(step.removes if step else 0 for step in plan)
+    return tuple(_spared(step) for step in _plan(model))
+
+
+def _plan(model: nn.Module) -> Plan:
+    record = folded(model)
+    layout = record.found.layout()
+    if record.learned is not None:
+        return record.learned.plan(layout)
+    return record.method.plan(layout, record.schedule)
+
+
+def _spared(step: Step | Weave | Look | None) -> int:
+    """How many tokens a block need not feed forward."""
+    if isinstance(step, Weave):
+        return len(step.groups) - len(step.seats)
+    return step.removes if isinstance(step, Step) else 0
+
+
+def _returns(model: nn.Module) -> bool:
+    """Whether tokens come back after a block."""
+    ragged = folded(model).method.ragged
+    return not ragged and any(isinstance(step, Weave) for step in _plan(model))
+
+
+def bound(model: nn.Module, images: Inputs | None = None) -> nn.Module:
+    """Free slicing with the numbers of tokens of a folded model."""
+    return free_slicing(model, removed(model, images), _returns(model))
 
 
 def _removed_on_average(model: nn.Module, images: Inputs | None) -> tuple[int, ...]:
@@ -79,25 +104,38 @@ def _removed_on_average(model: nn.Module, images: Inputs | None) -> tuple[int, .
     return tuple(whole(before - after for before, after in itertools.pairwise(means)))
 
 
-def free_slicing(model: nn.Module, removes: Sequence[int]) -> nn.Module:
-    """The model whose blocks cut off their last tokens: what reducing cannot be faster than."""
+def free_slicing(model: nn.Module, removes: Sequence[int], returns: bool = False) -> nn.Module:
+    """The model whose blocks cut off their last tokens: what reducing cannot be faster than.
+
+    returns: whether they cut them off at once, and put them back behind what they make.
+    """
     sliced = clone(model)
     found = find(sliced)
     tokens = found.layout().tokens
     for block, kind, count in zip(found.blocks, found.kinds, removes, strict=True):
-        forward = functools.partial(_sliced, block, kind, _Cut(tokens, found.prefix), count)
-        block.__dict__["forward"] = forward
-        tokens -= count
+        left = tokens - count
+        books = _Cut(left if returns else tokens, found.prefix)
+        cut = _spared_from if returns else _sliced
+        block.__dict__["forward"] = functools.partial(cut, block, kind, books, left)
+        tokens = tokens if returns else left
     return sliced
 
 
 def _sliced(
-    block: nn.Module, kind: Kind, cut: "_Cut", count: int, x: Tensor, *args: Any, **kwargs: Any
+    block: nn.Module, kind: Kind, cut: "_Cut", left: int, x: Tensor, *args: Any, **kwargs: Any
 ) -> Tensor:
     given = dict(zip(kind.arguments, args, strict=False)) | kwargs
     x = kind.attend(block, x, Attend(cut, given, False, None))
-    x = x[:, : x.shape[1] - count]
+    x = x[:, :left]
     return kind.feed(block, x) if kind.feed else x
+
+
+def _spared_from(
+    block: nn.Module, kind: Kind, cut: "_Cut", left: int, x: Tensor, *args: Any, **kwargs: Any
+) -> Tensor:
+    return torch.cat(
+        [_sliced(block, kind, cut, left, x[:, :left], *args, **kwargs), x[:, left:]], dim=1
+    )
 
 
 class _Cut(Ledger):
@@ -169,9 +207,8 @@ def candidates(ours: nn.Module, images: Inputs | None = None) -> dict[str, nn.Mo
     record = folded(ours)
     if not record.method.ragged:  # images that do not fit, first
         dry_count(lambda: record.found.trunk(**record.found.example()))
-    removes = removed(ours, images)
-    book = textbook(ours, removes)
-    named = {DENSE: clone(ours), TEXTBOOK: book, BOUND: free_slicing(ours, removes), FOLDED: ours}
+    book = None if _returns(ours) else textbook(ours, removed(ours, images))
+    named = {DENSE: clone(ours), TEXTBOOK: book, BOUND: bound(ours, images), FOLDED: ours}
     return {name: candidate.eval() for name, candidate in named.items() if candidate is not None}
 
 

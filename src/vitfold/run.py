@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+import torch
 from torch import Tensor, nn
 
 from vitfold import cues
@@ -14,8 +15,8 @@ from vitfold.blocks.own import OwnAttend, ScoredAttend
 from vitfold.blocks.packed import PackedAttend
 from vitfold.errors import FoldError
 from vitfold.layout import Layout
-from vitfold.ledger import Ledger, Masked, Packed
-from vitfold.methods.base import Base, Learned, Step
+from vitfold.ledger import Ledger, Masked, Packed, Woven
+from vitfold.methods.base import Base, Learned, Look, Plan, Step, Weave
 
 Shape = Literal["reduced", "dense at the end", "dense"]
 """Which blocks hand out one token for every original position: none, the last, all."""
@@ -54,7 +55,7 @@ class Run:
     shape: Shape = "reduced"
     valid: Tensor | None = None
     books: list[Ledger] = field(default_factory=list)
-    plan: tuple[Step | None, ...] = ()
+    plan: Plan = ()
     width: int = 0
 
     @property
@@ -75,7 +76,7 @@ class Run:
         layout = Layout(tokens, self.prefix, grid, self.depth)
         if self.learned is None:
             self.plan = self.method.plan(layout, self.schedule)
-        elif not len(x):  # no image, and no token to ask
+        elif x.shape[0] == 0:  # no image, and no token to ask
             self.plan = (None,) * self.depth
         else:
             self.plan = self.learned.plan(layout)
@@ -87,11 +88,17 @@ class Run:
         """The one folded block: attend, reduce, feed forward."""
         if index == 0:
             self.start(x)
-        ledger, step = self.books[index], self.plan[index]
+        step = self.plan[index]
+        if isinstance(step, Weave):
+            return self.weave(index, block, kind, x, given, step)
+        ledger = self.books[index].plain()
         before = reduced(x, ledger, index)
+        if isinstance(step, Look):
+            attend, step = step.attend(ledger, given, self.method.proportional, None), None
+        else:
+            attend = self.attend(ledger, given, step)
         if isinstance(ledger, Packed) and step and step.received:
             before = ledger.pack(before)
-        attend = self.attend(ledger, given, step)
         x = kind.attend(block, before, attend)
         if step and kind.feed:
             x, ledger = reduce(x, ledger, step, before, attend)
@@ -104,6 +111,47 @@ class Run:
         if index == self.depth - 1:
             x, self.books[-1] = ledger.level(x)
         return x
+
+    def weave(
+        self,
+        index: int,
+        block: nn.Module,
+        kind: Kind,
+        x: Tensor,
+        given: Mapping[str, Any],
+        step: Weave,
+    ) -> Tensor:
+        """A block that sees mixtures of patches: in, both halves, and around."""
+        patches = mixed(x, self.books[index], step, index)
+        before = torch.cat([x[:, : self.prefix], patches[:, : len(step.seats)]], dim=1)
+        x = kind.attend(block, before, self.attend(self._seen(step, before), given, None))
+        x = kind.feed(block, x) if kind.feed else x
+        x = torch.cat([x, patches[:, len(step.seats) :]], dim=1)
+        ledger: Ledger = self._woven(step, x)
+        again = index + 1 < self.depth and isinstance(self.plan[index + 1], Weave)
+        if not again or self.shows(index, block) or ledger.now >= ledger.tokens:
+            x, ledger = ledger.level(x)
+        self.books[index + 1 :] = [ledger]
+        return x
+
+    def _seen(self, step: Weave, x: Tensor) -> Ledger:
+        """The books on mixtures while a block sees them: each has the place of one patch."""
+        first = torch.arange(self.prefix, device=x.device)
+        origin = torch.cat([first, step.seats + self.prefix]).expand(x.shape[0], -1)
+        return Ledger(self.books[0].tokens, self.prefix, self.books[0].grid, origin=origin)
+
+    def _woven(self, step: Weave, x: Tensor) -> Woven:
+        start = self.books[0]
+        groups = torch.tensor(step.groups, device=x.device)
+        return Woven(
+            tokens=start.tokens,
+            prefix=self.prefix,
+            grid=start.grid,
+            restore=step.restore,
+            aside=step.aside,
+            seats=step.seats,
+            groups=groups,
+        )
 
     def attend(self, ledger: Ledger, given: Mapping[str, Any], step: Step | None) -> Attend:
         """How a block attends, and what it shows."""
@@ -136,6 +184,21 @@ def reduced(x: Tensor, ledger: Ledger, index: int) -> Tensor:
             f"{ledger.tokens}: a model that adds tokens on the way cannot be folded"
         )
     return ledger.fold(x)
+
+
+def mixed(x: Tensor, ledger: Ledger, step: Weave, index: int) -> Tensor:
+    """`[B, K + P, C]`: the mixtures that a block sees, and the patches that go around it; from
+    dense tokens, or straight from those that the block before handed on."""
+    if ledger.valid is not None:
+        raise FoldError("matrices mix patches by their places: padded images have none in common")
+    patches = x[:, ledger.prefix :]
+    if isinstance(ledger, Woven) and not ledger.dense and ledger.holds(x):
+        leave = ledger.leave
+        both = torch.cat([step.merge @ leave, leave[step.aside]])
+        return both.to(x.dtype) @ patches
+    reduced(x, ledger.plain(), index)
+    around = patches.index_select(1, step.aside)
+    return torch.cat([step.merge.to(x.dtype) @ patches, around], dim=1)
 
 
 def reduce(

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vitfold.bench import BOUND, DENSE, FOLDED, free_slicing, removed
+from vitfold.bench import BOUND, DENSE, FOLDED, bound
 from vitfold.errors import MethodError
 from vitfold.families import find
 from vitfold.flops import dry_count
@@ -294,7 +294,7 @@ def _speeds(made: nn.Module, dense: nn.Module, timing: Timing) -> tuple[Speed, .
     named = {DENSE: _trunk(dense), FOLDED: _trunk(made)}
     if folds(made):
         some = timing.inputs(SAMPLE) if _ragged(made) else None
-        named[BOUND] = find(free_slicing(made, removed(made, some))).trunk
+        named[BOUND] = find(bound(made, some)).trunk
     return tuple(_speed(named, dense, size, timing) for size in timing.sizes)
 
 

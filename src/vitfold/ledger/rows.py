@@ -69,6 +69,10 @@ class Ledger:
         """The tokens in rows of one length, and the books on those: for what reads out."""
         return x, self
 
+    def plain(self) -> "Ledger":
+        """The books that a block which does nothing to its tokens hands on."""
+        return self
+
     def reduce(self, x: Tensor, step: TokenMap) -> tuple[Tensor, "Ledger"]:
         """The tokens `x[B, n, C]` after `step`, and the books that say so."""
         if self.size is None and not step.merges:

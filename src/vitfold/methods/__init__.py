@@ -6,6 +6,7 @@ from vitfold.methods.drop import Drop
 from vitfold.methods.lgtm import LGTM
 from vitfold.methods.ltmp import LTMP
 from vitfold.methods.mergedrop import MergeDrop
+from vitfold.methods.prunemerge import PruneMerge
 from vitfold.methods.tome import ToMe
 from vitfold.methods.ward import Ward
 
@@ -18,6 +19,7 @@ __all__ = [
     "Drop",
     "MergeDrop",
     "Method",
+    "PruneMerge",
     "Step",
     "ToMe",
     "Ward",

@@ -41,10 +41,42 @@ class Step:
     received: bool = False
 
 
+@dataclass(frozen=True, eq=False)
+class Weave:
+    """What one block does to all `N` patches, around itself: it sees mixtures of them.
+
+    merge: `[K, N]` those mixtures.
+    restore: `[N, K]` all patches, out of what the block makes of them.
+    aside: `[P]` the patches that go around the block and are added to that.
+    seats: `[K]` the patch whose position each mixture has.
+    groups: for every patch the mixture that it is part of in the main, -1 for none.
+    """
+
+    merge: Tensor
+    restore: Tensor
+    aside: Tensor
+    seats: Tensor
+    groups: tuple[int, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Look:
+    """What one block does when it is only watched.
+
+    attend: makes what stands in for its attention, from the arguments of `Attend`.
+    """
+
+    attend: Callable[..., Any]
+
+
+Plan = tuple[Step | Weave | Look | None, ...]
+"""What every block does."""
+
+
 class Learned(nn.Module):
     """What a method learns: parameters, and what blocks do by them."""
 
-    def plan(self, layout: Layout) -> tuple[Step | None, ...]:
+    def plan(self, layout: Layout) -> Plan:
         """What every block does."""
         raise NotImplementedError
 
@@ -82,7 +114,7 @@ class Base:
         chosen = [
             f"{f.name}={value!r}"
             for f in dataclasses.fields(self)
-            if (value := getattr(self, f.name)) != f.default
+            if f.repr and (value := getattr(self, f.name)) != f.default
         ]
         return f"{type(self).__name__}({', '.join(chosen)})"
 
@@ -99,7 +131,7 @@ class Base:
         """What is to be learned for a model of so many blocks; it plans in the method's place."""
         return None
 
-    def plan(self, layout: Layout, schedule: tuple[int, ...]) -> tuple[Step | None, ...]:
+    def plan(self, layout: Layout, schedule: tuple[int, ...]) -> Plan:
         """What every block does when block i is asked to remove `schedule[i]` tokens."""
         raise NotImplementedError
 

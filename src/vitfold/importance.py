@@ -1,0 +1,271 @@
+"""Which patches matter in a model, on average over images: what PruneMerge starts from.
+
+The score of a patch in a block is `|sum A dL/dA|` over images, heads and queries, for its column of
+the attention `A`. With `out = A v`, that sum is `v . dL/dv`: the gradient of the values knows it,
+and attention stays fused.
+"""
+
+import functools
+import itertools
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from vitfold.blocks.own import OwnAttend
+from vitfold.errors import DataError, MethodError, one_line
+from vitfold.families import find
+from vitfold.flops import NEAR, dry_count
+from vitfold.fold import clone, fold
+from vitfold.layout import Layout
+from vitfold.ledger import Ledger
+from vitfold.measure import Progress, evaluating
+from vitfold.methods.base import Base, Look, Plan
+from vitfold.methods.prunemerge import PruneMerge
+from vitfold.methods.schedule import check_share, check_whole
+from vitfold.validate import logits
+
+ITERATIONS = 250
+
+CLOSE = 0.002
+"""How near to a share of the FLOPs the search for rates stops."""
+
+TRIES = 14
+
+DIGITS = 4
+"""How many of a score are kept: a plan stays small, and no rank depends on more."""
+
+SAVE_EVERY = 10
+
+
+def search(
+    model: nn.Module,
+    loader: Iterable[Any],
+    keep: float | None = None,
+    prune: float = 0.1,
+    blocks: Sequence[int] | None = None,
+    scope: str = "global",
+    grouping: str = "runs",
+    shortcut: bool = True,
+    iterations: int = ITERATIONS,
+    *,
+    flops: float | None = None,
+    resume: Path | str | None = None,
+    progress: Progress = lambda: None,
+) -> PruneMerge:
+    """Score the patches of a model by its gradients on labelled images, and find what merges.
+
+    The model itself stays as it is. The same batches in the same order give the same method.
+
+    loader: batches of images and labels; begun again where it is shorter than the iterations.
+    keep: the share of patches that stay alone (0.6 where `flops` is not given).
+    prune: the share that goes around blocks, at most.
+    blocks: which ones to compress; all but the first quarter where it is not given.
+    iterations: how many batches.
+    flops: the share of the dense FLOPs to reach, in place of `keep`.
+    resume: a file for the scores so far, from which a search that was stopped goes on.
+    """
+    check_whole("iterations", iterations, least=1)
+    if flops is not None:
+        check_share(flops)
+        if keep is not None:
+            raise MethodError(f"keep={keep!r} and flops={flops!r}: give one of the two")
+    depth = find(model).depth
+    chosen = tuple(range(depth // 4, depth) if blocks is None else blocks)
+    rate = 0.6 if keep is None else keep
+    asked = PruneMerge(rate, prune, chosen, scope, grouping, shortcut)
+    asked.check_depth(depth)
+    batches = _again(loader, iterations)
+    first = next(batches, None)
+    if first is None:
+        raise DataError("no images to score patches on: the loader is empty")
+    grid = _grid(model, first[0])
+    scores = Scores.start(chosen, math.prod(grid), resume)
+    scores.gather(model, itertools.chain([first], batches), progress)
+    found = replace(asked, grid=grid, scores=scores.rounded())
+    return found if flops is None else reaching(model, found, flops, first[0][:1])
+
+
+def _grid(model: nn.Module, images: Tensor) -> tuple[int, int]:
+    """Of the patches of these images."""
+    found = find(model)
+    grid = found.kind.grid(found.trunk, {found.kind.arguments[0]: images})
+    if grid is None:
+        raise DataError("these images have no common patch grid: give images of one size")
+    return grid
+
+
+@dataclass
+class Scores:
+    """What was gathered so far.
+
+    sums: `[blocks, patches]`.
+    batches: how many are in them.
+    file: where they are kept, if anywhere.
+    """
+
+    blocks: tuple[int, ...]
+    sums: Tensor
+    batches: int = 0
+    file: Path | None = None
+
+    @classmethod
+    def start(cls, blocks: tuple[int, ...], patches: int, file: Path | str | None) -> "Scores":
+        """None, or those in the file."""
+        blank = cls(blocks, torch.zeros(len(blocks), patches, dtype=torch.float64))
+        if file is None:
+            return blank
+        blank.file = Path(file)
+        if not blank.file.exists():
+            return blank
+        try:
+            kept = load_file(blank.file)
+        except Exception as error:  # the library says in many ways that a file is broken
+            raise DataError(f"{file}: cannot be read: {one_line(error)}; delete it") from error
+        same = kept["blocks"].tolist() == list(blocks) and kept["sums"].shape == blank.sums.shape
+        if not same:
+            raise DataError(f"{file}: scores of other blocks or patches: give another file")
+        return replace(blank, sums=kept["sums"], batches=int(kept["batches"]))
+
+    def gather(self, model: nn.Module, batches: Iterable[Any], progress: Progress) -> None:
+        """Add the scores of the batches that are missing."""
+        watch = Watch({block: [] for block in self.blocks})
+        watched = fold(clone(model), watch)
+        for number, (images, labels) in enumerate(batches):
+            if number >= self.batches:
+                self.sums += watch.scores(watched, images, labels)
+                self.batches += 1
+                if self.batches % SAVE_EVERY == 0:
+                    self.save()
+            progress()
+        self.save()
+
+    def save(self) -> None:
+        """Keep them, so that the file is whole at every moment."""
+        if self.file is None:
+            return
+        part = self.file.with_suffix(".part")
+        blocks, batches = torch.tensor(self.blocks), torch.tensor(self.batches)
+        save_file({"sums": self.sums, "blocks": blocks, "batches": batches}, part)
+        part.replace(self.file)
+
+    def rounded(self) -> tuple[tuple[float, ...], ...]:
+        """The mean over batches, with as many digits as matter."""
+        rows = (self.sums / self.batches).tolist()
+        return tuple(tuple(float(f"{score:.{DIGITS}g}") for score in row) for row in rows)
+
+
+def _again(loader: Iterable[Any], iterations: int) -> Iterator[Any]:
+    """So many batches, from the beginning again where there are fewer."""
+    left = iterations
+    while left:
+        before = left
+        for batch in itertools.islice(loader, left):
+            left -= 1
+            yield batch
+        if left == before:
+            return
+
+
+@dataclass(frozen=True)
+class Watch(Base):
+    """Does nothing, and keeps the values that attention weighs.
+
+    seen: of every block that is watched, those of the last call.
+    """
+
+    seen: dict[int, list[Tensor]] = field(default_factory=dict, compare=False)
+
+    def plan(self, layout: Layout, schedule: tuple[int, ...]) -> Plan:
+        """Looks at the blocks that are watched."""
+        return tuple(
+            Look(functools.partial(Valued, self.seen[block])) if block in self.seen else None
+            for block in range(layout.depth)
+        )
+
+    def scores(self, model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+        """`[blocks, patches]` of one batch."""
+        prefix = find(model).prefix
+        for values in self.seen.values():
+            values.clear()
+        device = next(model.parameters()).device
+        with evaluating(model), torch.enable_grad():
+            said = logits(model, images.detach().to(device).requires_grad_())
+            loss = F.cross_entropy(said, labels.to(device))
+            flat = [value for values in self.seen.values() for value in values]
+            slopes = iter(torch.autograd.grad(loss, flat))
+        rows = [
+            sum((_column(value, next(slopes)) for value in values), torch.zeros(()))
+            for values in self.seen.values()
+        ]
+        return torch.stack([row[prefix:].abs().double().cpu() for row in rows])
+
+
+def _column(value: Tensor, slope: Tensor) -> Tensor:
+    """`[N]`: the sum over images, heads and queries, from `[B, H, N, d]`."""
+    batch, heads, tokens, _ = value.shape
+    return (value.detach() * slope).sum(dim=(0, 1, 3)).float() / (batch * heads * tokens)
+
+
+class Valued(OwnAttend):
+    """Torch's attention; the values that it weighs are kept."""
+
+    def __init__(
+        self,
+        values: list[Tensor],
+        ledger: Ledger,
+        given: Mapping[str, Any],
+        proportional: bool,
+        cue: str | None,
+    ) -> None:
+        super().__init__(ledger, given, proportional, cue)
+        self.values = values
+
+    def attend(
+        self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """What comes out; nothing is said of the attention received."""
+        self.values.append(v)
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=scale), None
+
+
+def reaching(model: nn.Module, method: PruneMerge, share: float, image: Tensor) -> PruneMerge:
+    """The same with as much kept as costs that share of the dense FLOPs; where hardly anything may
+    merge, less goes around too."""
+    tried_on = clone(model)
+    trunk = find(tried_on).trunk
+    blank = torch.zeros_like(image, device=next(trunk.parameters()).device)
+    whole = dry_count(lambda: trunk(blank))
+
+    def cost(keep: float) -> float:
+        fold(tried_on, _keeping(method, keep))
+        return dry_count(lambda: trunk(blank)) / whole
+
+    low, high, tried = 0.0, 1.0, dict[float, float]()
+    keep = share
+    for _ in range(TRIES):
+        tried[keep] = cost(keep)
+        if abs(tried[keep] - share) <= CLOSE:
+            break
+        low, high = (low, keep) if tried[keep] > share else (keep, high)
+        keep = (low + high) / 2
+    best = min(tried, key=lambda keep: abs(tried[keep] - share))
+    if abs(tried[best] - share) > NEAR:
+        raise MethodError(
+            f"flops={share} cannot be reached by merging in blocks {list(method.blocks or ())}: "
+            f"the nearest share that can is {tried[best]:.3f}; give other blocks"
+        )
+    return _keeping(method, best)
+
+
+def _keeping(method: PruneMerge, keep: float) -> PruneMerge:
+    return replace(method, keep=keep, prune=min(method.prune, 1 - keep))
+
+
+PruneMerge.search = search
