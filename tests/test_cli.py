@@ -245,6 +245,41 @@ def test_every_command_takes_a_model_with_learned_thresholds(
     assert isinstance(folded(vitfold.load(frozen)).method, vitfold.MergeDrop)
 
 
+def test_a_search_makes_a_model_for_the_others(run, capsys, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    made = create_model(MODEL, depth=4, embed_dim=48, num_heads=3, img_size=64, num_classes=2)
+    save_model(made, tmp_path / "dense")
+    data = pictures(tmp_path / "data" / "train")
+    asked = ["search", tmp_path / "dense", "--data-dir", data.parent, "--flops", "0.8",
+             "--iterations", "2", "-b", "3"]  # fmt: skip
+    found = tmp_path / "found"
+    assert run(*asked, "--output", found) == 0
+    assert "of the dense FLOPs" in capsys.readouterr().out
+    plan = (found / "plan.json").read_bytes()
+    assert run(*asked, "--output", found, "--resume") == 0
+    assert (found / "plan.json").read_bytes() == plan
+    where = ["--data-dir", data.parent, "--split", "train"]
+    assert run("validate", found, *where) == 0
+    assert "PruneMerge(keep=" in capsys.readouterr().out
+    assert run("bench", found, "-b", "2", "--repeats", "1", "--warmup", "0") == 0
+    shown = capsys.readouterr().out
+    assert "free slicing" in shown
+    assert "textbook" not in shown
+    assert run("trace", found, next(data.rglob("*.png")), "--output", tmp_path / "p") == 0
+    assert run(*asked, "--output", found, "--grouping", "rings") == 2
+    assert "runs or centers" in capsys.readouterr().err
+    assert run("bench", MODEL, "--method", "prune-merge") == 2
+    assert "vitfold search" in capsys.readouterr().err
+    assert run("search", MODEL, "--no-pretrained", "--output", found) == 2
+    assert "no data" in capsys.readouterr().err
+
+
+def test_the_embedded_model_is_searched_on_its_own_digits(run, tmp_path: Path) -> None:
+    pytest.importorskip("sklearn")
+    assert run("search", "digits", "--iterations", "1", "-b", "4", "-o", tmp_path / "d") == 0
+    assert isinstance(folded(vitfold.load(tmp_path / "d")).method, vitfold.PruneMerge)
+
+
 def test_a_sweep_takes_what_was_trained(run, capsys, trained: Path, tmp_path: Path) -> None:
     data = pictures(tmp_path / "data" / "validation")
     rows = tmp_path / "rows.json"

@@ -369,11 +369,13 @@ class TestSearch:
 
         with pytest.raises(KeyboardInterrupt):
             PruneMerge.search(model, failing(), iterations=25, resume=file)
-        assert Scores.start((1, 2, 3), 49, file).batches == 10
+        assert Scores.start(model, (1, 2, 3), 49, file).batches == 10
         again = PruneMerge.search(model, given, iterations=25, resume=file)
         assert again == whole
         with pytest.raises(DataError, match="other blocks"):
             PruneMerge.search(model, given, blocks=[0], resume=file)
+        with pytest.raises(DataError, match="another model"):
+            PruneMerge.search(vit(global_pool="avg", class_token=False), given, resume=file)
         file.write_bytes(b"no scores")
         with pytest.raises(DataError, match="cannot be read"):
             PruneMerge.search(model, given, resume=file)

@@ -681,6 +681,35 @@ def test_what_is_learned_goes_on_as_it_was(tmp_path: Path, frozen: bool) -> None
         assert same(run(tmp_path / str(step), recipe, learner()), expected)
 
 
+def woven() -> nn.Module:
+    """With matrices that mix the 16 patches in both blocks."""
+    scores = tuple(tuple(float(patch % 5) for patch in range(16)) for _ in range(2))
+    method = vitfold.PruneMerge(0.3, 0.2, (0, 1), grid=(4, 4), scores=scores)
+    return vitfold.fold(small(global_pool="avg"), method)
+
+
+@pytest.mark.parametrize("stays", ["nothing", "the model", "the matrices"])
+def test_matrices_and_model_are_trained_together_or_alone(tmp_path: Path, stays: str) -> None:
+    recipe = Recipe(
+        batch_size=4,
+        epochs=1,
+        distill=Distillation("soft", 1.0, 20.0),
+        frozen=stays == "the model",
+        fixed=stays == "the matrices",
+    )
+    model = woven()
+    before = {name: values.clone() for name, values in model.state_dict().items()}
+    after = run(tmp_path / "whole", recipe, model)
+    assert all(values.requires_grad for values in model.parameters())
+    for name, values in after.items():
+        still = stays == ("the matrices" if name in learned(after) else "the model")
+        assert torch.equal(values, before[name]) == still, name
+    assert (tmp_path / "whole" / "best").exists()
+    dies = killed_after(3, tmp_path / "killed", recipe, woven())
+    assert child(dies) == -signal.SIGKILL
+    assert same(run(tmp_path / "killed", recipe, woven()), after)
+
+
 def test_every_step_tells_of_thresholds(tmp_path: Path) -> None:
     run(tmp_path, LEARN, learner(), log_every=1)
     lines = (tmp_path / "log.jsonl").read_text().splitlines()
@@ -847,6 +876,38 @@ def test_the_command_learns_thresholds(
     wrong = [*more, "--method-kwargs", "prune=False", "--lr-prune", "1e-6", "--output"]
     assert vitfold_(monkeypatch, *options(folder, output), *wrong, str(tmp_path / "b")) == 2
     assert "lr_prune" in capsys.readouterr().err
+
+
+def test_the_command_searches_and_trains_matrices(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    folder: Path,
+    tmp_path: Path,
+) -> None:
+    output = tmp_path / "out"
+    more = ["--method", "prune-merge", "--flops", "0.8", "--distill", "soft", "--method-kwargs",
+            "iterations=2 scope=block blocks=[0,1]"]  # fmt: skip
+    assert vitfold_(monkeypatch, *options(folder, output), *more, "--freeze", "model") == 0
+    recipe = json.loads((output / "recipe.json").read_text())["recipe"]
+    assert recipe["frozen"]
+    assert not recipe["fixed"]
+    assert recipe["optimizer"]["lr"] == 1e-4
+    assert recipe["distill"]["temperature"] == 20
+    model = vitfold.load(output / "last")
+    method = model._vitfold.method
+    assert (method.scope, method.blocks, method.grid) == ("block", (0, 1), (4, 4))
+    x = torch.zeros(1, 3, 32, 32)
+    share = vitfold.flops(model, x) / vitfold.flops(vitfold.unfold(model), x)
+    assert share == pytest.approx(0.8, abs=0.01)
+    again = [*options(folder, output), *more, "--resume", "--freeze", "model"]
+    assert vitfold_(monkeypatch, *again) == 0
+    assert vitfold_(monkeypatch, *options(folder, output), "--freeze", "matrices") == 2
+    assert "expected none, model, method" in capsys.readouterr().err
+    assert vitfold_(monkeypatch, *options(folder, output), *more, "--r", "3") == 2
+    assert "takes --flops" in capsys.readouterr().err
+    more[-1] = "keeps=2"
+    assert vitfold_(monkeypatch, *options(folder, output), *more) == 2
+    assert "no option 'keeps'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import timm.data
+import torch
 from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset
@@ -157,6 +158,12 @@ def labelled(model: nn.Module, source: Source, limit: int | None = None) -> Any:
     if limit is None or streams(dataset) or limit >= len(dataset):
         return dataset
     return Part(dataset, [number * len(dataset) // limit for number in range(limit)])
+
+
+def shuffled(dataset: Any, seed: int, limit: int) -> Part:
+    """Its images in an order that the seed decides, the first `limit` of them."""
+    order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(seed))
+    return Part(dataset, order[:limit].tolist())
 
 
 def streams(dataset: Any) -> bool:

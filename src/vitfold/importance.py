@@ -15,7 +15,8 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from vitfold.blocks.own import OwnAttend
@@ -29,6 +30,7 @@ from vitfold.measure import Progress, evaluating
 from vitfold.methods.base import Base, Look, Plan
 from vitfold.methods.prunemerge import PruneMerge
 from vitfold.methods.schedule import check_share, check_whole
+from vitfold.plan.weights import fingerprint
 from vitfold.validate import logits
 
 ITERATIONS = 250
@@ -86,8 +88,8 @@ def search(
     if first is None:
         raise DataError("no images to score patches on: the loader is empty")
     grid = _grid(model, first[0])
-    scores = Scores.start(chosen, math.prod(grid), resume)
-    scores.gather(model, itertools.chain([first], batches), progress)
+    scores = Scores.start(model, chosen, math.prod(grid), resume)
+    scores.gather(model, chosen, itertools.chain([first], batches), progress)
     found = replace(asked, grid=grid, scores=scores.rounded())
     return found if flops is None else reaching(model, found, flops, first[0][:1])
 
@@ -105,37 +107,47 @@ def _grid(model: nn.Module, images: Tensor) -> tuple[int, int]:
 class Scores:
     """What was gathered so far.
 
+    about: what they are of: a model, its blocks, their patches.
     sums: `[blocks, patches]`.
     batches: how many are in them.
     file: where they are kept, if anywhere.
     """
 
-    blocks: tuple[int, ...]
+    about: dict[str, str]
     sums: Tensor
     batches: int = 0
     file: Path | None = None
 
     @classmethod
-    def start(cls, blocks: tuple[int, ...], patches: int, file: Path | str | None) -> "Scores":
+    def start(
+        cls, model: nn.Module, blocks: Sequence[int], patches: int, file: Path | str | None
+    ) -> "Scores":
         """None, or those in the file."""
-        blank = cls(blocks, torch.zeros(len(blocks), patches, dtype=torch.float64))
+        sums = torch.zeros(len(blocks), patches, dtype=torch.float64)
         if file is None:
-            return blank
-        blank.file = Path(file)
-        if not blank.file.exists():
-            return blank
-        try:
-            kept = load_file(blank.file)
-        except Exception as error:  # the library says in many ways that a file is broken
-            raise DataError(f"{file}: cannot be read: {one_line(error)}; delete it") from error
-        same = kept["blocks"].tolist() == list(blocks) and kept["sums"].shape == blank.sums.shape
-        if not same:
-            raise DataError(f"{file}: scores of other blocks or patches: give another file")
-        return replace(blank, sums=kept["sums"], batches=int(kept["batches"]))
+            return cls({}, sums)
+        weights = fingerprint(clone(model).state_dict())
+        about = {"model": weights, "blocks": str(list(blocks)), "patches": str(patches)}
+        blank = cls(about, sums, file=Path(file))
+        return blank._read() if Path(file).exists() else blank
 
-    def gather(self, model: nn.Module, batches: Iterable[Any], progress: Progress) -> None:
+    def _read(self) -> "Scores":
+        try:
+            with safe_open(self.file, framework="pt") as file:
+                about = file.metadata()
+                sums, batches = file.get_tensor("sums"), int(file.get_tensor("batches"))
+        except Exception as error:  # the library says in many ways that a file is broken
+            why = one_line(error)
+            raise DataError(f"{self.file}: cannot be read: {why}; delete it") from error
+        if about != self.about:
+            raise DataError(f"{self.file}: scores of another model, or of other blocks: delete it")
+        return replace(self, sums=sums, batches=batches)
+
+    def gather(
+        self, model: nn.Module, blocks: Sequence[int], batches: Iterable[Any], progress: Progress
+    ) -> None:
         """Add the scores of the batches that are missing."""
-        watch = Watch({block: [] for block in self.blocks})
+        watch = Watch({block: [] for block in blocks})
         watched = fold(clone(model), watch)
         for number, (images, labels) in enumerate(batches):
             if number >= self.batches:
@@ -151,8 +163,8 @@ class Scores:
         if self.file is None:
             return
         part = self.file.with_suffix(".part")
-        blocks, batches = torch.tensor(self.blocks), torch.tensor(self.batches)
-        save_file({"sums": self.sums, "blocks": blocks, "batches": batches}, part)
+        tensors = {"sums": self.sums, "batches": torch.tensor(self.batches)}
+        save_file(tensors, part, metadata=self.about)
         part.replace(self.file)
 
     def rounded(self) -> tuple[tuple[float, ...], ...]:

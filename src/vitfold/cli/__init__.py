@@ -16,6 +16,7 @@ from vitfold.cli import (
     families,
     freeze,
     report,
+    search,
     show,
     sweep,
     trace,
@@ -39,6 +40,7 @@ app.command()(report.report)
 app.add_typer(analyze.app, name="analyze")
 app.command()(trace.trace)
 app.command()(train.train)
+app.command()(search.search)
 app.command()(freeze.freeze)
 app.command()(families.families)
 

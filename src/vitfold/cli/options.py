@@ -12,7 +12,7 @@ from torch import nn
 
 from vitfold.errors import DataError, MethodError, nearest, one_line
 from vitfold.fold import fold, folds
-from vitfold.methods import METHODS, Base, create_method
+from vitfold.methods import METHODS, Base, PruneMerge, create_method
 from vitfold.models import create_model
 from vitfold.plan import load
 
@@ -80,6 +80,11 @@ class Choice:
 
     def build(self) -> Base:
         """The method. Where nothing says how far to reduce, it costs 0.6 of the dense model."""
+        if self.method == PruneMerge.name:
+            raise MethodError(
+                "prune-merge takes images to find what merges: run vitfold search MODEL "
+                "--data-dir ... --output DIR, then give DIR as the model"
+            )
         options = parse(self.options)
         for name, value in (("r", self.r), ("flops", self.flops)):
             if value is not None and name in options:

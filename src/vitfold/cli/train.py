@@ -9,10 +9,12 @@ from torch import nn
 
 from vitfold import plots
 from vitfold.cli import options, show
+from vitfold.cli.search import SCORED, SCORES, found_in, images_of
 from vitfold.data import Source, augmentation, classes_of, labelled
 from vitfold.errors import MissingExtra, TrainError
 from vitfold.fold import fold, folds
-from vitfold.methods import METHODS
+from vitfold.importance import ITERATIONS
+from vitfold.methods import METHODS, PruneMerge
 from vitfold.models import create_model, is_named
 from vitfold.train import Distillation, Outcome, Recipe
 from vitfold.train import train as train_
@@ -42,6 +44,7 @@ USUAL = {
     "weight_decay": 0.05,
     "smoothing": 0.0,
     "log_interval": 50,
+    "distill_temperature": 3.0,
 }
 """What is done where neither the user nor the method says anything."""
 
@@ -118,9 +121,18 @@ def train(
     ] = "none",
     distill_alpha: Annotated[float, _option(LEARNING, "How much that counts.")] = 1.0,
     distill_temperature: Annotated[
-        float, _option(LEARNING, "What soft logits are divided by.")
-    ] = 3.0,
+        float | None,
+        _option(LEARNING, "What soft logits are divided by.", **_by("3; prune-merge: 20")),
+    ] = None,
     teacher: Annotated[str | None, _option(LEARNING, "Another model to learn from.")] = None,
+    freeze: Annotated[
+        str | None,
+        _option(
+            LEARNING,
+            "What stays as it is: none, model (all but what the method learns), or method.",
+            **_by("none; ltmp without --lr: model"),
+        ),
+    ] = None,
     seed: Annotated[int, _option(LEARNING, "Decides all that is random.", min=0)] = 42,
     no_aug: Annotated[bool, _option(IMAGES, "No augmentation.", "--no-aug")] = False,
     scale: Annotated[str | None, _option(IMAGES, "Of random crops: 0.6,1.")] = None,
@@ -187,7 +199,12 @@ def train(
     with own_randomness():
         seed_all(seed)
         base = _model(model, pretrained, num_classes, classes, drop_path, overlay, arguments)
-    ours = _folded(base, method, options.Choice(method, r, flops, method_kwargs))
+    choice = options.Choice(method, r, flops, method_kwargs)
+    if choice.method == PruneMerge.name and not folds(base):
+        scored = output / SCORES if accelerator.is_main_process else None
+        ours = _searched(base.to(accelerator.device), choice, source, scored, resume, seed, workers)
+    else:
+        ours = _folded(base, choice)
     given = _given(
         epochs=epochs,
         opt=opt,
@@ -197,6 +214,7 @@ def train(
         weight_decay=weight_decay,
         smoothing=smoothing,
         log_interval=log_interval,
+        distill_temperature=distill_temperature,
     )
     usual = folds(ours)[0].method.training if folds(ours) else {}
     learns = [f"lr_{name}" for name, _ in learned_parameters(ours)]
@@ -215,9 +233,10 @@ def train(
         schedule={"sched": sched} | rates | options.parse(sched_kwargs),
         augment=looks | options.parse(aug_kwargs),
         mix=mixes if mixup or cutmix else {},
-        distill=_distillation(distill, distill_alpha, distill_temperature),
+        distill=_distillation(distill, distill_alpha, chosen["distill_temperature"]),
         rates=_rates(usual, learns) | _rates(given, given),
-        frozen=bool(learns) and chosen["lr"] is None,
+        frozen=_frozen(freeze, learns, chosen["lr"]),
+        fixed=freeze == "method",
     )
     images.transform = augmentation(base, recipe.augment)
     evaluated = None if no_val else labelled(base, held_out)
@@ -306,8 +325,38 @@ def _model(
     return create_model(name, pretrained=pretrained, **made)
 
 
-def _folded(model: nn.Module, name: str, choice: options.Choice) -> nn.Module:
-    return model if name == "none" or folds(model) else fold(model, choice.build())
+def _folded(model: nn.Module, choice: options.Choice) -> nn.Module:
+    return model if choice.method == "none" or folds(model) else fold(model, choice.build())
+
+
+def _searched(
+    model: nn.Module,
+    choice: options.Choice,
+    source: Source,
+    file: Path | None,
+    resume: bool,
+    seed: int,
+    workers: int,
+) -> nn.Module:
+    """The model, folded by what a search in the images of training finds."""
+    if choice.r is not None:
+        raise TrainError(f"--r {choice.r}: {choice.method} takes --flops, or keep and prune")
+    asked = options.parse(choice.options) | _given(flops=choice.flops)
+    iterations = asked.get("iterations", ITERATIONS)
+    batches = images_of("", model, source, SCORED, iterations, seed, workers)
+    return fold(model, found_in(model, batches, file, resume, asked))
+
+
+FREEZES = ("none", "model", "method")
+
+
+def _frozen(freeze: str | None, learns: list[str], lr: float | None) -> bool:
+    """Whether only what the method learns is trained."""
+    if freeze not in (None, *FREEZES):
+        raise TrainError(f"--freeze {freeze!r}: expected {', '.join(FREEZES)}")
+    if freeze in ("model", "method") and not learns:
+        raise TrainError(f"--freeze {freeze}: give a --method that learns, such as ltmp")
+    return freeze == "model" or (freeze is None and bool(learns) and lr is None)
 
 
 def _say(figures: dict[str, float]) -> None:

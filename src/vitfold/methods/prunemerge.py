@@ -39,7 +39,7 @@ class PruneMerge(Base):
     """
 
     training: ClassVar[Mapping[str, Any]] = types.MappingProxyType(
-        {"epochs": 30, "opt": "adamw", "lr": 1e-4}
+        {"epochs": 30, "opt": "adamw", "lr": 1e-4, "distill_temperature": 20.0}
     )
 
     search: ClassVar[Callable[..., "PruneMerge"]]

@@ -120,7 +120,7 @@ def train(
     about: what else decides the result; a training goes on only where it is the same.
     """
     accelerator = accelerator or create_accelerator()
-    with own_randomness(), freezing(model, recipe.frozen), _signals() as stop:
+    with own_randomness(), freezing(model, recipe.frozen, recipe.fixed), _signals() as stop:
         training = Training(
             model, recipe, images, held_out, settings, accelerator, teacher, classes, about or {}
         )
@@ -323,7 +323,8 @@ class Training:
         figures |= {"seconds": seconds, "images_per_second": steps * self.order.together / seconds}
         top1 = figures.get("top1")
         # Of what reduces more from step to step, an earlier state is no better one.
-        if top1 is not None and not self.learned and (self.best is None or top1 > self.best):
+        grows = any(record.method.ragged for record in folds(self.model))
+        if top1 is not None and not grows and (self.best is None or top1 > self.best):
             self.best = top1
             if self._main:
                 with lenient(BEST):

@@ -18,17 +18,18 @@ def optimizer(
 ) -> Any:
     """timm's optimizer; parameters that stay as they are, are none of its business.
 
-    rates: for what the method of the model learns, by name; none of it decays.
+    rates: for what the method of the model learns, by name, or by the first part of it; none of it
+        decays.
     frozen: only that is trained.
     """
-    learned = dict(learned_parameters(model))
+    learned = {name: v for name, v in learned_parameters(model) if v.requires_grad}
     _refuse_rates(rates or {}, learned)
     if frozen and not learned:
         raise TrainError("nothing is trained: give --lr, or a method that learns")
-    groups = [
+    groups: list[dict[str, Any]] = [
         {"params": [values], "lr": rate, "weight_decay": 0.0}
         for name, values in learned.items()
-        if (rate := (rates or {}).get(name, options.get("lr"))) is not None
+        if (rate := _rate(rates or {}, name, options.get("lr"))) is not None
     ]
     try:
         if frozen:
@@ -50,10 +51,15 @@ def learned_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
             yield from record.learned.named_parameters()
 
 
+def _rate(rates: Options, name: str, usual: float | None) -> float | None:
+    return rates.get(name, rates.get(name.partition(".")[0], usual))
+
+
 def _refuse_rates(rates: Options, learned: Collection[str]) -> None:
+    kinds = dict.fromkeys(name.partition(".")[0] for name in learned)
     for name in rates:
-        if name not in learned:
-            known = ", ".join(f"lr_{known}" for known in learned) or "none"
+        if name not in learned and name not in kinds:
+            known = ", ".join(f"lr_{kind}" for kind in kinds) or "none"
             raise TrainError(f"lr_{name}: the method learns no such thing; it takes {known}")
 
 
@@ -69,11 +75,15 @@ def _still(parameters: Collection[nn.Parameter]) -> Iterator[None]:
             values.requires_grad_(True)
 
 
-def freezing(model: nn.Module, frozen: bool) -> contextlib.AbstractContextManager[None]:
-    """All but what its method learns stays as it is."""
+def freezing(
+    model: nn.Module, frozen: bool, fixed: bool = False
+) -> contextlib.AbstractContextManager[None]:
+    """All but what its method learns stays as it is, or just that."""
     learned = {id(values) for _, values in learned_parameters(model)}
-    others = [p for p in model.parameters() if p.requires_grad and id(p) not in learned]
-    return _still(others if frozen else [])
+    trained = [p for p in model.parameters() if p.requires_grad]
+    if not (frozen or fixed):
+        return contextlib.nullcontext()
+    return _still([values for values in trained if (id(values) in learned) == fixed])
 
 
 def scheduler(optimizer: Any, options: Options, epochs: int, steps: int) -> Any:

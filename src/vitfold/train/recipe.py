@@ -44,6 +44,7 @@ class Recipe:
         `create_scheduler_v2`, `create_transform` and `Mixup`.
     rates: learning rates of what a method learns, by its names; the optimizer's own for others.
     frozen: whether only that is trained, and the model stays as it is.
+    fixed: whether that stays as it is, and only the model is trained.
     """
 
     epochs: int = 10
@@ -60,6 +61,7 @@ class Recipe:
     distill: Distillation | None = None
     rates: Options = field(default_factory=dict)
     frozen: bool = False
+    fixed: bool = False
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "accumulate"):
@@ -72,6 +74,8 @@ class Recipe:
             _above(f"lr_{name}", rate, 0)
         if not 0 <= self.smoothing < 1:
             raise TrainError(f"smoothing={self.smoothing!r}: expected 0 up to 1")
+        if self.frozen and self.fixed:
+            raise TrainError("frozen and fixed: nothing is left to train")
         if self.mix and self.batch_size % 2:
             raise TrainError(f"batch_size={self.batch_size}: mixing takes an even one")
 

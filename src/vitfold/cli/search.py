@@ -1,0 +1,163 @@
+"""`vitfold search`: which patches merge in a model, found from labelled images."""
+
+import inspect
+import itertools
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from torch import nn
+
+from vitfold.cli import options, show
+from vitfold.data import Source, labelled, loader, shuffled, streams
+from vitfold.errors import DataError, MethodError, nearest
+from vitfold.families import find
+from vitfold.flops import dry_count
+from vitfold.fold import clone, fold
+from vitfold.importance import ITERATIONS
+from vitfold.importance import search as search_
+from vitfold.methods import PruneMerge
+from vitfold.models import save_model
+from vitfold.structure import AROUND, GROUPINGS, SCOPES
+from vitfold.validate import Batch
+
+SCORES = "scores.safetensors"
+"""Beside the model: the scores so far, from which a search that was stopped goes on."""
+
+OURS = ("model", "loader", "resume", "progress")
+"""What a search takes from the command line in other ways."""
+
+SCORED = 32
+"""How many images are scored at once."""
+
+
+def search(
+    model: options.ModelName,
+    output: Annotated[Path, typer.Option("--output", "-o", help="The folded model goes here.")],
+    dataset: options.Dataset = "",
+    data_dir: options.DataDirectory = None,
+    split: Annotated[str, typer.Option(help="The images that say what matters.")] = "train",
+    class_map: options.ClassMap = "",
+    keep: Annotated[
+        float | None, typer.Option(help="Share of patches that stay alone.", show_default="0.6")
+    ] = None,
+    prune: Annotated[float, typer.Option(help="Share that goes around blocks, at most.")] = 0.1,
+    flops: Annotated[
+        float | None, typer.Option(help="Share of the dense FLOPs, in place of --keep.")
+    ] = None,
+    blocks: Annotated[
+        str | None,
+        typer.Option(help="From 0, as 3,4,5.", show_default="all but the first quarter"),
+    ] = None,
+    scope: Annotated[str, typer.Option(help=f"{' or '.join(SCOPES)}: what shares are of.")] = (
+        "global"
+    ),
+    grouping: Annotated[str, typer.Option(help=f"{' or '.join(GROUPINGS)}: what merges.")] = "runs",
+    no_shortcut: Annotated[
+        bool, typer.Option("--no-shortcut", help="What is pruned does not come back.")
+    ] = False,
+    iterations: Annotated[int, typer.Option(min=1, help="Batches to look at.")] = ITERATIONS,
+    batch_size: Annotated[int, typer.Option("--batch-size", "-b", min=1)] = SCORED,
+    seed: Annotated[int, typer.Option(min=0, help="Decides which images, in which order.")] = 42,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on where it was stopped.")] = False,
+    model_kwargs: options.ModelKwargs = [],  # noqa: B006 (typer copies defaults)
+    pretrained: options.Pretrained = True,
+    img_size: options.ImageSize = None,
+    workers: options.Workers = 0,
+    device: options.Device = "cpu",
+) -> None:
+    """Find what merges, by Prune and Merge, and save the model folded so.
+
+    Train it next, from where it is saved: `vitfold train DIR --distill soft ...`.
+    """
+    base = options.model(model, model_kwargs, pretrained, img_size, options.device(device))
+    source = Source(dataset, data_dir, split, class_map)
+    found = found_in(
+        base,
+        images_of(model, base, source, batch_size, iterations, seed, workers),
+        output / SCORES,
+        resume,
+        {
+            "keep": keep,
+            "prune": prune,
+            "flops": flops,
+            "blocks": None if blocks is None else options.whole_numbers("--blocks", blocks),
+            "scope": scope,
+            "grouping": grouping,
+            "shortcut": not no_shortcut,
+            "iterations": iterations,
+        },
+    )
+    _show(model, base, found)
+    save_model(fold(base, found), output)
+    show.written(output)
+
+
+def found_in(
+    model: nn.Module,
+    batches: Iterable[Any],
+    file: Path | None,
+    resume: bool,
+    asked: Mapping[str, Any],
+) -> PruneMerge:
+    """A search with a bar, which goes on where it was stopped if it is to.
+
+    asked: what the search takes, by its own names.
+    """
+    known = [n for n in inspect.signature(search_).parameters if n not in OURS]
+    for name in asked:
+        if name not in known:
+            raise MethodError(f"PruneMerge has no option {name!r}{nearest(name, known)}")
+    if file is not None:
+        options.directory(file.parent)
+        if not resume:
+            file.unlink(missing_ok=True)
+    with show.bar("scoring patches", asked.get("iterations", ITERATIONS)) as progress:
+        return search_(model, batches, resume=file, progress=progress, **asked)
+
+
+def images_of(
+    name: str,
+    model: nn.Module,
+    source: Source,
+    batch_size: int,
+    iterations: int,
+    seed: int,
+    workers: int,
+) -> Iterable[Batch]:
+    """Labelled images in an order that the seed decides; the embedded model has its own."""
+    if source.dataset or source.root:
+        images = labelled(model, source)
+        if not streams(images):
+            images = shuffled(images, seed, batch_size * iterations)
+        batches: Iterable[Batch] = loader(images, batch_size, workers)
+        return batches
+    if name != "digits":
+        raise DataError("no data: give --data-dir FOLDER (or tar) or --dataset NAME")
+    return list(itertools.islice(_digits(batch_size, seed), iterations))
+
+
+def _digits(batch_size: int, seed: int) -> Iterator[Batch]:
+    from vitfold.digits import load_split
+
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        images, labels = load_split("train")
+        order = torch.randperm(len(labels))
+    for some in order.split(batch_size):
+        yield images[some], labels[some]
+
+
+def _show(name: str, base: nn.Module, found: PruneMerge) -> None:
+    rows = [
+        [f"block {block}", str(max(group) + 1), str(group.count(AROUND)), str(len(group))]
+        for block, group in found.structure.items()
+    ]
+    show.table(f"{name}, {found}", ["", "patches it sees", "go around", "of"], rows)
+    dense = clone(base)
+    trunk, example = find(dense).trunk, find(dense).example()
+    whole = dry_count(lambda: trunk(**example))
+    fold(dense, found)
+    show.console.print(f"{dry_count(lambda: trunk(**example)) / whole:.1%} of the dense FLOPs")
