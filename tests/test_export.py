@@ -12,6 +12,7 @@ from models import hf, images, inputs, registered
 from torch import Tensor, nn
 
 import vitfold
+from vitfold.families import find
 from vitfold.methods import Method
 
 FAMILIES = [
@@ -28,13 +29,26 @@ FAMILIES = [
     "vit_base_patch16_siglip_224",
     "vit_tiny_r_s16_p8_224",
 ]
-METHODS: list[Method] = [
+
+
+def woven(model: nn.Module) -> vitfold.PruneMerge:
+    """Matrices for a model, in all of its blocks."""
+    layout = find(model).layout()
+    generator = torch.Generator().manual_seed(0)
+    scores = torch.rand(layout.depth, layout.patches, generator=generator).tolist()
+    blocks = tuple(range(layout.depth))
+    return vitfold.PruneMerge(0.4, 0.2, blocks, grid=layout.grid, scores=scores)
+
+
+Way = Method | Callable[[nn.Module], vitfold.PruneMerge]
+METHODS: list[Way] = [
     vitfold.ToMe(r=3),
     vitfold.DFE(r=3, skip=1),
     vitfold.LGTM(r=4, skip=0),
     vitfold.Drop(r=3),
     vitfold.Ward(r=3),
     vitfold.MergeDrop(r=2, drop=1),
+    woven,
 ]
 EVERY = list(itertools.product(FAMILIES, METHODS))
 # Every family once, and every method once, in what runs by default.
@@ -44,13 +58,21 @@ REST = [pair for pair in EVERY if pair not in SOME]
 Model = Callable[[Tensor], Tensor]
 
 
+def named(value: object) -> str:
+    return getattr(value, "__name__", str(value))
+
+
+def put_on(model: nn.Module, way: Way) -> nn.Module:
+    return vitfold.fold(model, way(model) if callable(way) else way)
+
+
 def pairs() -> Iterator[Any]:
     yield from SOME
     for pair in REST:
         yield pytest.param(*pair, marks=pytest.mark.exhaustive)
 
 
-every_pair = pytest.mark.parametrize(("name", "method"), list(pairs()), ids=str)
+every_pair = pytest.mark.parametrize(("name", "method"), list(pairs()), ids=named)
 
 
 @pytest.fixture(autouse=True)
@@ -68,15 +90,15 @@ def agrees(model: nn.Module, other: Model) -> None:
 
 
 @every_pair
-def test_compiles_in_one_graph(name: str, method: Method) -> None:
-    model = vitfold.fold(registered(name), method)
+def test_compiles_in_one_graph(name: str, method: Way) -> None:
+    model = put_on(registered(name), method)
     agrees(model, torch.compile(model, fullgraph=True, backend="aot_eager"))
 
 
-@pytest.mark.parametrize("method", METHODS, ids=str)
+@pytest.mark.parametrize("method", METHODS, ids=named)
 @pytest.mark.exhaustive
-def test_inductor_agrees(method: Method) -> None:
-    model = vitfold.fold(registered("vit_tiny_patch16_224"), method)
+def test_inductor_agrees(method: Way) -> None:
+    model = put_on(registered("vit_tiny_patch16_224"), method)
     agrees(model, torch.compile(model, fullgraph=True))
 
 
@@ -86,15 +108,15 @@ def exported(model: nn.Module) -> torch.export.ExportedProgram:
 
 
 @every_pair
-def test_exports_with_a_dynamic_batch(name: str, method: Method) -> None:
-    model = vitfold.fold(registered(name), method)
+def test_exports_with_a_dynamic_batch(name: str, method: Way) -> None:
+    model = put_on(registered(name), method)
     agrees(model, exported(model).module())
 
 
 @every_pair
-def test_runs_in_onnx_runtime(name: str, method: Method, tmp_path: Path) -> None:
+def test_runs_in_onnx_runtime(name: str, method: Way, tmp_path: Path) -> None:
     onnxruntime = pytest.importorskip("onnxruntime")
-    model = vitfold.fold(registered(name), method)
+    model = put_on(registered(name), method)
     program = torch.onnx.export(exported(model), (images(model, 2),), dynamo=True, verbose=False)
     assert program is not None
     program.save(tmp_path / "model.onnx")
