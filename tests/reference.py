@@ -246,6 +246,25 @@ def ltmp(reference: "Reference", acts: list[tuple[str, list[float]]], prefix: in
     return reduce
 
 
+def wardcut(heights: list[float], prefix: int) -> Reduce:
+    """Every even token merges into the odd one that it costs the least to merge with, where that is
+    less than the block's height. Survivors stay in their order."""
+
+    def reduce(block: int, tokens: list[Token], cue: Tensor) -> list[Token]:
+        patches = range(prefix, len(tokens))
+        even, odd = ([i for i in patches if i % 2 == rest] for rest in (0, 1))
+        into: dict[int, int] = {}
+        for a in even if odd else []:
+            sizes = [token.size for token in tokens]
+            ((_, b),) = pairs(unit(cue), [a], odd, 1, sizes).items()
+            weight = math.sqrt(sizes[a] * sizes[b] / (sizes[a] + sizes[b]))
+            if (1 - float(unit(cue)[a] @ unit(cue)[b])) * weight < heights[block]:
+                into[a] = b
+        return gather(tokens, [i for i in range(len(tokens)) if i not in into], into)
+
+    return reduce
+
+
 def mergedrop(
     reference: "Reference", merges: list[int], drops: list[int], drop_first: bool, prefix: int
 ) -> Reduce:

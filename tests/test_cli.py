@@ -274,6 +274,29 @@ def test_a_search_makes_a_model_for_the_others(run, capsys, tmp_path: Path) -> N
     assert "no data" in capsys.readouterr().err
 
 
+def test_calibration_makes_a_model_for_the_others(run, capsys, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    made = create_model(MODEL, depth=4, embed_dim=48, num_heads=3, img_size=64, num_classes=2)
+    save_model(made, tmp_path / "dense")
+    data = pictures(tmp_path / "data" / "train")
+    where = ["--data-dir", data.parent, "--split", "train"]
+    found = tmp_path / "found"
+    asked = ["calibrate", tmp_path / "dense", *where, "--output", found]
+    assert run(*asked, "--flops", "0.8", "--images", "4") == 0
+    shown = capsys.readouterr().out
+    assert "FLOPs" in shown
+    assert "tokens" in shown
+    assert run("validate", found, *where) == 0
+    assert "WardCut(flops=0.8)" in capsys.readouterr().out
+    assert run("bench", found, *where, "-b", "2", "--repeats", "1", "--warmup", "0") == 0
+    assert run(*asked, "--flops", "0.01") == 2
+    assert "cannot be reached" in capsys.readouterr().err
+    assert run(*asked, "--method-kwargs", "cues=k") == 2
+    assert "no option 'cues'" in capsys.readouterr().err
+    assert run("bench", MODEL, "--method", "wardcut") == 2
+    assert "vitfold calibrate" in capsys.readouterr().err
+
+
 def test_the_embedded_model_is_searched_on_its_own_digits(run, tmp_path: Path) -> None:
     pytest.importorskip("sklearn")
     assert run("search", "digits", "--iterations", "1", "-b", "4", "-o", tmp_path / "d") == 0

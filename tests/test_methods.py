@@ -280,7 +280,7 @@ REFUSED: dict[str, tuple[Callable[[], object], str]] = {
     "name": (lambda: vitfold.fold(vit(), "tomee", r=8), r"'tomee' \(did you mean 'tome'\?\)"),
     "far name": (
         lambda: vitfold.fold(vit(), "xyz", r=8),
-        "'xyz' .*dfe, drop, lgtm, ltmp, mergedrop, prune-merge, tome, ward",
+        "'xyz' .*dfe, drop, lgtm, ltmp, mergedrop, prune-merge, tome, ward, wardcut",
     ),
     "option": (
         lambda: vitfold.fold(vit(), "lgtm", r=8, windows=4),

@@ -22,7 +22,7 @@ FLOORS = [
     ["fold"],
     ["digits", "draw", "measure", "plots", "results"],
     ["plan", "trace"],
-    ["models", "bench", "validate", "data", "freeze"],
+    ["models", "bench", "validate", "data", "freeze", "calibrate"],
     ["train", "importance", "sweep", "report", "analysis"],
     ["demo"],
     ["cli"],

@@ -1,5 +1,6 @@
 """vitfold: vision transformers with fewer tokens."""
 
+from vitfold.calibrate import calibrate
 from vitfold.errors import (
     DataError,
     FoldError,
@@ -27,6 +28,7 @@ from vitfold.methods import (
     Step,
     ToMe,
     Ward,
+    WardCut,
     register,
 )
 from vitfold.models import create_model
@@ -38,6 +40,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     # on and off
+    "calibrate",
     "fold",
     "freeze",
     "masked",
@@ -54,6 +57,7 @@ __all__ = [
     "Step",
     "ToMe",
     "Ward",
+    "WardCut",
     "register",
     # seeing
     "TokenMap",

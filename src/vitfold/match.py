@@ -31,7 +31,7 @@ def bipartite(
     rows = unit(metric)
     scores = rows[:, even::2] @ rows[:, odd::2].transpose(1, 2)
     if size is not None:
-        scores = _harder_for_large(scores, size[:, even::2], size[:, odd::2])
+        scores = harder_for_large(scores, size[:, even::2], size[:, odd::2])
     if valid is not None:
         allowed = valid[:, even::2, None] & valid[:, None, odd::2]
         best, partner = best_allowed(scores, allowed)
@@ -134,7 +134,7 @@ def _merges(cells: tuple[int, ...], patches: int, each: int) -> int:
     return min(each, even, (even + odd) // 2) if odd else 0
 
 
-def _harder_for_large(cosine: Tensor, a: Tensor, b: Tensor) -> Tensor:
+def harder_for_large(cosine: Tensor, a: Tensor, b: Tensor) -> Tensor:
     """Minus the distance `1 - cosine[B, n, m]` between groups of `a[B, n]` and `b[B, m]` tokens,
     times the root of `a b / (a + b)`."""
     share = (a.reciprocal().unsqueeze(-1) + b.reciprocal().unsqueeze(-2)).rsqrt()

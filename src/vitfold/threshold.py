@@ -4,30 +4,59 @@ Twice: on packed tokens, which really leave, and on masked ones, where threshold
 two agree. Tokens are even or odd by their rank among those that are left, and keep their order.
 """
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
 from vitfold import ragged
 from vitfold.ledger import Mark
-from vitfold.match import NOWHERE, best_allowed, unit
+from vitfold.match import NOWHERE, best_allowed, harder_for_large, unit
 from vitfold.tokenmap import DROPPED, TokenMap
 
 
-def merge(metric: Tensor, lengths: Tensor, prefix: int, threshold: float) -> TokenMap:
-    """Merge every even token of `metric[1, T, d]` that resembles an odd one of its image by more
-    than the threshold."""
+@dataclass(frozen=True, eq=False)
+class Pairs:
+    """Every even token of packed images with the odd one of its image that it resembles most.
+
+    value: `[B, n]` by how much; minus infinity where there is none.
+    gone, target: `[B, n]` which two these are.
+    """
+
+    value: Tensor
+    gone: Tensor
+    target: Tensor
+
+    def above(self, threshold: float, tokens: int) -> TokenMap:
+        """Those of all `tokens` merge that resemble each other by more."""
+        merges = self.value > threshold
+        return _leaving(self.gone[merges], self.target[merges], tokens)
+
+
+def pairs(metric: Tensor, lengths: Tensor, prefix: int, size: Tensor | None = None) -> Pairs:
+    """The pairs of `metric[1, T, d]`, by their cosine; with `size[1, T]`, by minus Ward's distance
+    of groups of so many tokens."""
     rows, here = ragged.table(lengths)
     even, odd = prefix + prefix % 2, prefix + 1 - prefix % 2
     unitary = unit(metric[0])[rows]
     scores = unitary[:, even::2] @ unitary[:, odd::2].transpose(1, 2)
     if not scores.numel():
-        return _leaving(rows.new_empty(0), rows.new_empty(0), metric.shape[1])
+        none = rows.new_empty(0)
+        return Pairs(scores.new_empty(0), none, none)
+    if size is not None:
+        sizes = size[0][rows]
+        scores = harder_for_large(scores, sizes[:, even::2], sizes[:, odd::2])
     allowed = here[:, even::2, None] & here[:, None, odd::2]
     best, partner = best_allowed(scores, allowed)
-    merged = _cosine(best) > threshold
-    return _leaving(
-        rows[:, even::2][merged], rows.gather(1, partner * 2 + odd)[merged], metric.shape[1]
-    )
+    return Pairs(_bounded(best, size), rows[:, even::2], rows.gather(1, partner * 2 + odd))
+
+
+def merge(
+    metric: Tensor, lengths: Tensor, prefix: int, threshold: float, size: Tensor | None = None
+) -> TokenMap:
+    """Merge every even token of `metric[1, T, d]` that resembles an odd one of its image by more
+    than the threshold."""
+    return pairs(metric, lengths, prefix, size).above(threshold, metric.shape[1])
 
 
 def _leaving(gone: Tensor, target: Tensor, tokens: int) -> TokenMap:
@@ -64,7 +93,12 @@ def fold_scores(score: Tensor, step: TokenMap) -> Tensor:
 
 
 def merge_masked(
-    metric: Tensor, here: Tensor, prefix: int, threshold: Tensor, temperature: float
+    metric: Tensor,
+    here: Tensor,
+    prefix: int,
+    threshold: Tensor,
+    temperature: float,
+    size: Tensor | None = None,
 ) -> Mark:
     """The same for `metric[B, N, d]`, of which those that are `here[B, N]` count."""
     places = torch.arange(here.shape[1], device=here.device)
@@ -73,9 +107,12 @@ def merge_masked(
     even, odd = free & (rank % 2 == 0), free & (rank % 2 == 1)
     rows = unit(metric)
     allowed = even.unsqueeze(2) & odd.unsqueeze(1)
-    best, partner = best_allowed(rows @ rows.transpose(1, 2), allowed)
+    scores = rows @ rows.transpose(1, 2)
+    if size is not None:
+        scores = harder_for_large(scores, size, size)
+    best, partner = best_allowed(scores, allowed)
     known = best > NOWHERE
-    value = _cosine(best).where(known, -1.0)
+    value = _bounded(best, size).where(known, -1.0)
     goes = _straight(value, threshold, temperature).where(known, 0)
     into = partner.where(goes.detach() > 0.5, places)
     return Mark(1 - goes, into, into)
@@ -110,9 +147,11 @@ def _straight(value: Tensor, threshold: Tensor, temperature: float) -> Tensor:
     return hard + soft - soft.detach()
 
 
-def _cosine(best: Tensor) -> Tensor:
-    """At most one, where rounding has made it more: a threshold of one merges nothing."""
-    return best.to(torch.promote_types(best.dtype, torch.float32)).clamp(max=1)
+def _bounded(best: Tensor, size: Tensor | None) -> Tensor:
+    """A cosine at most one, minus a distance at most zero, where rounding has made it more: a
+    threshold of so much merges nothing."""
+    most = 1 if size is None else 0
+    return best.to(torch.promote_types(best.dtype, torch.float32)).clamp(max=most)
 
 
 def _positive(score: Tensor) -> Tensor:

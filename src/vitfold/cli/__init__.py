@@ -12,6 +12,7 @@ from rich.markup import escape
 from vitfold.cli import (
     analyze,
     bench,
+    calibrate,
     demo,
     families,
     freeze,
@@ -40,6 +41,7 @@ app.command()(report.report)
 app.add_typer(analyze.app, name="analyze")
 app.command()(trace.trace)
 app.command()(train.train)
+app.command()(calibrate.calibrate)
 app.command()(search.search)
 app.command()(freeze.freeze)
 app.command()(families.families)

@@ -12,7 +12,7 @@ from torch import nn
 
 from vitfold.errors import DataError, MethodError, nearest, one_line
 from vitfold.fold import fold, folds
-from vitfold.methods import METHODS, Base, PruneMerge, create_method
+from vitfold.methods import METHODS, Base, create_method
 from vitfold.models import create_model
 from vitfold.plan import load
 
@@ -80,9 +80,10 @@ class Choice:
 
     def build(self) -> Base:
         """The method. Where nothing says how far to reduce, it costs 0.6 of the dense model."""
-        if self.method == PruneMerge.name:
+        kind = METHODS.get((self.method or "").lower())
+        if kind is not None and kind.found_by:
             raise MethodError(
-                "prune-merge takes images to find what merges: run vitfold search MODEL "
+                f"{kind.name} takes a look at images first: run vitfold {kind.found_by} MODEL "
                 "--data-dir ... --output DIR, then give DIR as the model"
             )
         options = parse(self.options)

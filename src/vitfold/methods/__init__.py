@@ -9,6 +9,7 @@ from vitfold.methods.mergedrop import MergeDrop
 from vitfold.methods.prunemerge import PruneMerge
 from vitfold.methods.tome import ToMe
 from vitfold.methods.ward import Ward
+from vitfold.methods.wardcut import WardCut
 
 __all__ = [
     "DFE",
@@ -23,6 +24,7 @@ __all__ = [
     "Step",
     "ToMe",
     "Ward",
+    "WardCut",
     "create_method",
     "ready",
     "register",

@@ -106,6 +106,9 @@ class Base:
     ragged: ClassVar[bool] = False
     """Whether every image keeps its own number of tokens."""
 
+    found_by: ClassVar[str] = ""
+    """The command that looks at images for what it takes; empty where it takes nothing."""
+
     training: ClassVar[Mapping[str, Any]] = types.MappingProxyType({})
     """How it is trained, by the options of `vitfold train`, where the user says nothing else."""
 

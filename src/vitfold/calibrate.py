@@ -1,0 +1,105 @@
+"""Heights for WardCut, from images without labels: one pass through the model for each guess."""
+
+import functools
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from vitfold.errors import DataError, MethodError
+from vitfold.families import find
+from vitfold.flops import CLOSE, NEAR, count
+from vitfold.fold import clone, fold, folded
+from vitfold.layout import Layout
+from vitfold.ledger import Packed
+from vitfold.measure import Progress, evaluating
+from vitfold.methods.base import Base, Plan, Step
+from vitfold.methods.ward import Ward
+from vitfold.methods.wardcut import HIGHEST, Heights, WardCut
+from vitfold.tokenmap import TokenMap
+
+ModelT = TypeVar("ModelT", bound=nn.Module)
+
+TRIES = 8
+
+
+def calibrate(model: ModelT, images: Tensor, *, progress: Progress = lambda: None) -> ModelT:
+    """Find the heights of a model that WardCut is on, in place: those at which `images` cost the
+    share of the dense FLOPs that it was folded for, and in every block as many of their tokens
+    merge, on average, as Ward would merge of each. Returns it.
+
+    images: `[B, C, H, W]`, prepared for the model; some hundreds, of the kind that it will see.
+    """
+    record = folded(model)
+    method, heights = record.method, record.learned
+    if not (isinstance(method, WardCut) and isinstance(heights, Heights)):
+        raise MethodError(f"{method} has no heights: calibrate takes a model with WardCut")
+    if not len(images):
+        raise DataError("no images to calibrate on: give some")
+    dense = clone(model)
+    trunk = find(dense).trunk
+    images = images.to(next(trunk.parameters()).device)
+    found: dict[float, tuple[float, list[float]]] = {}
+    with torch.inference_mode(), evaluating(dense):
+        whole = count(lambda: trunk(images))
+        asked = method.flops
+        for _ in range(TRIES):
+            cut = Cutting(method, _means(dense, method, asked))
+            fold(dense, cut)
+            share = count(lambda: trunk(images)) / whole
+            progress()
+            found[abs(share - method.flops)] = share, cut.heights
+            if abs(share - method.flops) <= CLOSE:
+                break
+            # Images of many tokens cost more than those of few save: ask for a little less.
+            asked = min(max(asked + method.flops - share, 0.01), 1.0)
+    share, levels = found[min(found)]
+    if abs(share - method.flops) > NEAR:
+        raise MethodError(f"flops={method.flops} cannot be reached: the nearest is {share:.3f}")
+    with torch.no_grad():
+        heights.height.copy_(torch.tensor(levels))
+    return model
+
+
+def _means(model: nn.Module, method: WardCut, share: float) -> tuple[int, ...]:
+    """How many tokens of an image merge in every block where all images merge as many."""
+    ward = Ward(
+        flops=share,
+        inflection=method.inflection,
+        cue=method.cue,
+        proportional=method.proportional,
+    )
+    return folded(fold(model, ward)).schedule
+
+
+@dataclass(frozen=True)
+class Cutting(Base):
+    """Cuts every block where so many merge on average over a batch, and keeps the heights."""
+
+    ragged = True
+
+    method: WardCut
+    means: tuple[int, ...]
+    heights: list[float] = field(default_factory=list)
+
+    @property
+    def proportional(self) -> bool:
+        """As it will be."""
+        return self.method.proportional
+
+    def plan(self, layout: Layout, schedule: tuple[int, ...]) -> Plan:
+        """All blocks, from the first on."""
+        self.heights[:] = [0.0] * layout.depth
+        return tuple(
+            Step(self.method.cue, 0, functools.partial(self._match, block)) if mean else None
+            for block, mean in enumerate(self.means)
+        )
+
+    def _match(self, block: int, metric: Tensor, books: Packed) -> TokenMap:
+        pairs = self.method.distances(metric, books)
+        nearest = pairs.value[pairs.value.isfinite()].sort(descending=True).values
+        number = round(self.means[block] * len(books.lengths))
+        beyond = -float(nearest[number]) if number < len(nearest) else HIGHEST
+        self.heights[block] = min(max(beyond, 0.0), HIGHEST)
+        return pairs.above(-self.heights[block], metric.shape[1])

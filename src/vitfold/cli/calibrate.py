@@ -1,0 +1,65 @@
+"""`vitfold calibrate`: heights for WardCut, from images."""
+
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+
+from vitfold import calibrate as calibrate_
+from vitfold.cli import options, show
+from vitfold.cli.search import images_of
+from vitfold.data import Source
+from vitfold.families import find
+from vitfold.fold import clone, fold
+from vitfold.measure import evaluating, flops
+from vitfold.methods import WardCut, create_method
+from vitfold.models import save_model
+from vitfold.trace import trace
+
+
+def calibrate(
+    model: options.ModelName,
+    output: Annotated[Path, typer.Option("--output", "-o", help="The folded model goes here.")],
+    share: Annotated[
+        float, typer.Option("--flops", help="Share of the dense FLOPs, on average over images.")
+    ] = 0.6,
+    dataset: options.Dataset = "",
+    data_dir: options.DataDirectory = None,
+    split: Annotated[str, typer.Option(help="The images; labels are not looked at.")] = "train",
+    class_map: options.ClassMap = "",
+    images: Annotated[int, typer.Option(min=1, help="How many of them, at once.")] = 256,
+    seed: Annotated[int, typer.Option(min=0, help="Decides which.")] = 42,
+    method_kwargs: options.MethodKwargs = [],  # noqa: B006 (typer copies defaults)
+    model_kwargs: options.ModelKwargs = [],  # noqa: B006
+    pretrained: options.Pretrained = True,
+    img_size: options.ImageSize = None,
+    workers: options.Workers = 0,
+    device: options.Device = "cpu",
+) -> None:
+    """Find the heights of WardCut on images, without training, and save the model folded so.
+
+    Every image then keeps its own number of tokens: merging goes on until what is left is too far
+    apart.
+    """
+    on = options.device(device)
+    base = options.model(model, model_kwargs, pretrained, img_size, on)
+    method = create_method(WardCut.name, {"flops": share} | options.parse(method_kwargs))
+    ours = fold(base, method)
+    source = Source(dataset, data_dir, split, class_map)
+    batches = images_of(model, ours, source, images, 1, seed, workers)
+    seen = torch.cat([pixels for pixels, _ in batches])[:images].to(on)
+    with show.bar("calibrating", None) as progress:
+        calibrate_(ours, seen, progress=progress)
+    with torch.inference_mode(), evaluating(ours):
+        reached = flops(find(ours).trunk, seen) / flops(find(clone(ours)).trunk, seen)
+        counts = torch.tensor(trace(ours, seen).counts, dtype=torch.float64)
+    points = torch.tensor([0, 0.25, 0.5, 0.75, 1], dtype=torch.float64)
+    rows = [
+        [f"block {block}", *(f"{count:.0f}" for count in numbers.quantile(points))]
+        for block, numbers in enumerate(counts)
+    ]
+    columns = ["tokens after", "fewest", "a quarter", "median", "three quarters", "most"]
+    show.table(f"{len(seen)} images, {reached:.1%} of the dense FLOPs", columns, rows)
+    save_model(ours, output)
+    show.written(output)

@@ -1,0 +1,100 @@
+"""WardCut: merge what moves less than a height, which is the same for all images."""
+
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from vitfold import threshold
+from vitfold.errors import MethodError
+from vitfold.layout import Layout
+from vitfold.ledger import Ledger, Mark, Masked, Packed
+from vitfold.methods.base import (
+    Base,
+    Learned,
+    Step,
+    check_cue,
+    check_number,
+    check_switch,
+    register,
+)
+from vitfold.methods.schedule import check_share
+from vitfold.methods.ward import Ward
+from vitfold.tokenmap import TokenMap
+
+HIGHEST = 4.0
+"""More than any two tokens are apart: twice the root of one half is the most."""
+
+
+@register("wardcut")
+@dataclass(frozen=True)
+class WardCut(Base):
+    """Ward's clusters, cut at a height instead of at a number: in every block all pairs merge that
+    are nearer than the height of that block. Images that say little keep few tokens, others more.
+
+    No training: `vitfold.calibrate(model, images)` finds the heights at which these images cost
+    `flops` of the dense model. Until then nothing merges.
+
+    inflection: of the ramp along which `flops` spreads what leaves, on average over images.
+    cue: what tokens are compared by.
+    proportional: whether a token of size s counts s times in attention.
+    """
+
+    ragged: ClassVar[bool] = True
+    found_by: ClassVar[str] = "calibrate"
+
+    flops: float = 0.6
+    inflection: float = Ward.slope
+    cue: str = Ward.cue
+    proportional: bool = True
+
+    def __post_init__(self) -> None:
+        check_share(self.flops)
+        check_number("inflection", self.inflection, -1, 1)
+        check_cue(self.cue)
+        check_switch("proportional", self.proportional)
+
+    def learn(self, depth: int) -> "Heights":
+        return Heights(self, depth)
+
+    def distances(self, metric: Tensor, books: Packed) -> threshold.Pairs:
+        """Pairs of tokens, nearest first by value: minus what Ward's criterion asks for them."""
+        return threshold.pairs(metric, books.numbers(metric), books.prefix, books.sizes(metric))
+
+
+class Heights(Learned):
+    """What calibration finds.
+
+    height: `[depth]` what is nearer than this merges.
+    """
+
+    height: Tensor
+
+    def __init__(self, method: WardCut, depth: int) -> None:
+        super().__init__()
+        self.method = method
+        self.register_buffer("height", torch.zeros(depth))
+
+    def constrain(self) -> None:
+        self.height.clamp_(0, HIGHEST)
+
+    def loss(self, books: Sequence[Ledger], width: int) -> Tensor:
+        return self.height.new_zeros(())
+
+    def plan(self, layout: Layout) -> tuple[Step | None, ...]:
+        return tuple(
+            Step(self.method.cue, 0, functools.partial(self._match, height)) if height else None
+            for height in self.height.tolist()
+        )
+
+    def _match(self, height: float, metric: Tensor, books: Ledger) -> TokenMap | Mark:
+        if isinstance(books, Masked):
+            level: Any = torch.tensor(-height, device=metric.device)
+            weight = books.weight
+            return threshold.merge_masked(metric, books.here, books.prefix, level, 1.0, weight)
+        if isinstance(books, Packed):
+            return self.method.distances(metric, books).above(-height, metric.shape[1])
+        raise MethodError("WardCut keeps another number of tokens for every image")
