@@ -13,7 +13,7 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 import typer
@@ -24,12 +24,13 @@ from torch import Tensor, nn
 import vitfold
 from vitfold import analysis, draw
 from vitfold.cli import options, show
+from vitfold.cli.search import images_of
 from vitfold.cli.validate import batches_of
 from vitfold.cues import CUES
 from vitfold.data import Source
 from vitfold.errors import MethodError
 from vitfold.families import find
-from vitfold.fold import clone
+from vitfold.fold import clone, folds
 from vitfold.measure import Inputs, random_inputs
 from vitfold.methods import Method
 from vitfold.sweep import gigaflops, smaller_inputs
@@ -38,6 +39,9 @@ from vitfold.validate import CONFIDENT, Batch, interval, logits, predict
 SHARES = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4)
 SHARE = 0.6
 METHODS = (vitfold.ToMe, vitfold.DFE, vitfold.LGTM, vitfold.Drop, vitfold.Ward)
+OURS = (vitfold.Ward, vitfold.WardCut)
+CALIBRATION = 512
+"""How many training images WardCut takes its heights from."""
 COLUMNS = ("fold", "GFLOPs", "top-1", "95 %", "against dense", "agrees with dense", "95 %")
 
 
@@ -49,11 +53,20 @@ class Fold:
     make: Callable[[], nn.Module]
 
 
-def questions(model: nn.Module) -> dict[str, list[Fold]]:
-    """The folds that answer each question."""
+def questions(model: nn.Module, some: Tensor) -> dict[str, list[Fold]]:
+    """The folds that answer each question.
+
+    some: training images.
+    """
 
     def by(method: Method) -> Fold:
         return Fold(str(method), lambda: vitfold.fold(clone(model), method))
+
+    def cut(share: float) -> Fold:
+        method = vitfold.WardCut(flops=share)
+        return Fold(
+            str(method), lambda: vitfold.calibrate(vitfold.fold(clone(model), method), some)
+        )
 
     depth = find(model).depth
     smaller = [
@@ -67,6 +80,7 @@ def questions(model: nn.Module) -> dict[str, list[Fold]]:
         ],
         "The methods over the range": [
             *(by(method(flops=share)) for method in METHODS for share in SHARES),
+            *(cut(share) for share in SHARES),
             *smaller,
         ],
         f"How many blocks stay dense, at {SHARE} of the FLOPs": [
@@ -95,6 +109,7 @@ def main(
     dataset: options.Dataset = "",
     data_dir: options.DataDirectory = None,
     split: options.Split = "validation",
+    calibration: Annotated[str, typer.Option(help="What WardCut looks at.")] = "train",
     limit: options.Limit = None,
     batch_size: Annotated[int, typer.Option("--batch-size", "-b", min=1)] = 250,
     device: options.Device = "cpu",
@@ -107,10 +122,14 @@ def main(
     name = Path(model).name
     said = Answers(output / f"evidence-{name}.safetensors")
     batches = list(batches_of(model, dense, source, limit, batch_size, 0))
-    asked = questions(dense)
-    folds = {fold.name: fold for group in asked.values() for fold in group}
-    folds = {"dense": Fold("dense", lambda: dense), **folds}
-    left = [fold for fold in folds.values() if fold.name not in said.best]
+    trained = Source(dataset, data_dir, calibration)
+    looked_at = images_of(model, dense, trained, CALIBRATION, 1, 0, 0)
+    asked = questions(
+        dense, torch.cat([images for images, _ in looked_at]).to(options.device(device))
+    )
+    named = {fold.name: fold for group in asked.values() for fold in group}
+    named = {"dense": Fold("dense", lambda: dense), **named}
+    left = [fold for fold in named.values() if fold.name not in said.best]
     with show.bar("folding", len(left) * len(batches)) as progress:
         for fold in left:
             try:
@@ -121,6 +140,8 @@ def main(
             found = predict(made, batches, progress=progress)
             said.add(fold.name, found.best[:, 0], found.labels)
     one = random_inputs(dense, 1)
+    sample = torch.cat([images for images, _ in batches])
+    sample = sample[:: max(1, len(sample) // CALIBRATION)]
     lines = [f"# {name}: {len(said.labels)} images", ""]
 
     def tell(title: str, columns: tuple[str, ...], rows: list[list[str]]) -> None:
@@ -128,14 +149,19 @@ def main(
         lines.extend([f"## {title}", "", *markdown(columns, rows), ""])
 
     # Finding the schedule of a fold takes seconds, and some stand in several tables.
-    figures = {name: row(folds[name], said, one) for name in folds if name in said.best}
+    figures = {
+        name: row(fold, said, one, sample) for name, fold in named.items() if name in said.best
+    }
     for title, group in asked.items():
         names = ["dense", *(fold.name for fold in group)]
         tell(title, COLUMNS, [figures[name] for name in names if name in figures])
-    duels = [duel(share, rival, said) for share in (0.6, 0.5) for rival in METHODS[:-1]]
-    tell("Ward against each", DUEL, duels)
+    for ours in OURS:
+        rivals = [method for method in (*METHODS, *OURS[1:]) if method is not ours]
+        duels = [duel(ours, share, rival, said) for share in (0.6, 0.5) for rival in rivals]
+        tell(f"{ours.__name__} against each", DUEL, duels)
     sure = margins(dense, batches)
-    changes = [change(str(method(flops=SHARE)), said, sure) for method in METHODS]
+    ways = (*METHODS, vitfold.WardCut)
+    changes = [change(str(way(flops=SHARE)), said, sure) for way in ways]
     tell("Images whose prediction changes", CHANGES, changes)
     picture = Path("benchmarks") / f"evidence-{name}.png"
     surprises(dense, batches, said, sure).save(picture)
@@ -177,15 +203,18 @@ class Answers:
         return gain, CONFIDENT * math.sqrt((won + lost) / images - gain**2) / math.sqrt(images)
 
 
-def row(fold: Fold, said: Answers, one: Inputs) -> list[str]:
-    """Figures of one fold."""
+def row(fold: Fold, said: Answers, one: Inputs, sample: Tensor) -> list[str]:
+    """Figures of one fold; what it costs, on a sample where images cost what they like."""
+    made = fold.make()
+    ragged = any(record.method.ragged for record in folds(made))
+    cost = gigaflops(made, sample if ragged else one)
     best, images = said.best[fold.name], len(said.labels)
     right = int((best == said.labels).sum())
     same = int((best == said.best["dense"]).sum())
     gain, spread = said.gain(fold.name, "dense")
     return [
         fold.name,
-        f"{gigaflops(fold.make(), one):.3f}",
+        f"{cost:.3f}",
         f"{right / images:.2%}",
         "{:.1%} to {:.1%}".format(*interval(right, images)),
         f"{gain * 100:+.2f} ± {spread * 100:.2f}",
@@ -194,13 +223,15 @@ def row(fold: Fold, said: Answers, one: Inputs) -> list[str]:
     ]
 
 
-DUEL = ("Ward against", "top-1", "agreement with dense")
+DUEL = ("against", "top-1", "agreement with dense")
 
 
-def duel(share: float, rival: type[Method], said: Answers) -> list[str]:
-    """How much better Ward is than another method at the same share, in points."""
-    ours, other = (str(method(flops=share)) for method in (vitfold.Ward, rival))
-    gains = (said.gain(ours, other, truth) for truth in ("labels", "dense"))
+def duel(ours: Any, share: float, rival: Any, said: Answers) -> list[str]:
+    """How much better a method of ours is than another at the same share, in points."""
+    one, other = (str(method(flops=share)) for method in (ours, rival))
+    if one not in said.best or other not in said.best:
+        return [other, "", ""]
+    gains = (said.gain(one, other, truth) for truth in ("labels", "dense"))
     return [other, *(f"{gain * 100:+.2f} ± {spread * 100:.2f}" for gain, spread in gains)]
 
 

@@ -2,6 +2,7 @@
 family."""
 
 import copy
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -436,6 +437,15 @@ class TestSaving:
             vitfold.load(tmp_path, vit())
         plan.write_text(plan.read_text().replace('"scores": [', '"scores": [[1.0],'))
         with pytest.raises(PlanError, match="rows of scores"):
+            vitfold.load(tmp_path, vit())
+
+    def test_a_plan_that_claims_more_than_any_memory(self, tmp_path: Path) -> None:
+        vitfold.save(vitfold.fold(vit(), method()), tmp_path)
+        plan = json.loads((tmp_path / "plan.json").read_text())
+        claimed = {"blocks": [1], "grid": [400, 400], "scores": [[1] * 160_000]}
+        plan["method"] |= claimed
+        (tmp_path / "plan.json").write_text(json.dumps(plan, separators=(",", ":")))
+        with pytest.raises(PlanError, match=r"weights\.safetensors"):
             vitfold.load(tmp_path, vit())
 
     def test_images_of_another_size(self) -> None:

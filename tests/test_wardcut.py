@@ -125,11 +125,11 @@ def test_errors() -> None:
     model = vit()
     with pytest.raises(MethodError, match="takes a model with WardCut"):
         vitfold.calibrate(vitfold.fold(model, "tome", r=3), mixed(model))
-    vitfold.fold(model, WardCut())
+    vitfold.fold(model, WardCut(flops=0.5))
     with pytest.raises(DataError, match="no images"):
         vitfold.calibrate(model, mixed(model)[:0])
     with pytest.raises(MethodError, match="cannot be reached"):
         vitfold.calibrate(vitfold.fold(model, WardCut(flops=0.1)), mixed(model))
-    for options in ({"flops": 0}, {"inflection": 2}, {"cue": "y"}, {"proportional": 1}):
+    for options in ({"flops": None}, {"inflection": 2}, {"cue": "y"}, {"proportional": 1}):
         with pytest.raises(MethodError):
-            WardCut(**options)  # type: ignore[arg-type]
+            WardCut(**{"flops": 0.5, **options})  # type: ignore[arg-type]

@@ -35,6 +35,8 @@ def calibrate(model: ModelT, images: Tensor, *, progress: Progress = lambda: Non
     method, heights = record.method, record.learned
     if not (isinstance(method, WardCut) and isinstance(heights, Heights)):
         raise MethodError(f"{method} has no heights: calibrate takes a model with WardCut")
+    target = method.flops
+    assert target is not None  # it was checked when the method was made
     if not len(images):
         raise DataError("no images to calibrate on: give some")
     dense = clone(model)
@@ -43,20 +45,20 @@ def calibrate(model: ModelT, images: Tensor, *, progress: Progress = lambda: Non
     found: dict[float, tuple[float, list[float]]] = {}
     with torch.inference_mode(), evaluating(dense):
         whole = count(lambda: trunk(images))
-        asked = method.flops
+        asked = target
         for _ in range(TRIES):
             cut = Cutting(method, _means(dense, method, asked))
             fold(dense, cut)
             share = count(lambda: trunk(images)) / whole
             progress()
-            found[abs(share - method.flops)] = share, cut.heights
-            if abs(share - method.flops) <= CLOSE:
+            found[abs(share - target)] = share, cut.heights
+            if abs(share - target) <= CLOSE:
                 break
             # Images of many tokens cost more than those of few save: ask for a little less.
-            asked = min(max(asked + method.flops - share, 0.01), 1.0)
+            asked = min(max(asked + target - share, 0.01), 1.0)
     share, levels = found[min(found)]
-    if abs(share - method.flops) > NEAR:
-        raise MethodError(f"flops={method.flops} cannot be reached: the nearest is {share:.3f}")
+    if abs(share - target) > NEAR:
+        raise MethodError(f"flops={target} cannot be reached: the nearest is {share:.3f}")
     with torch.no_grad():
         heights.height.copy_(torch.tensor(levels))
     return model

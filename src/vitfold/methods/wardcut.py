@@ -35,9 +35,10 @@ class WardCut(Base):
     """Ward's clusters, cut at a height instead of at a number: in every block all pairs merge that
     are nearer than the height of that block. Images that say little keep few tokens, others more.
 
-    No training: `vitfold.calibrate(model, images)` finds the heights at which these images cost
-    `flops` of the dense model. Until then nothing merges.
+    No training: `vitfold.calibrate(model, images)` finds the heights at which these images cost as
+    much as was asked for. Until then nothing merges.
 
+    flops: the share of the dense FLOPs, on average over images.
     inflection: of the ramp along which `flops` spreads what leaves, on average over images.
     cue: what tokens are compared by.
     proportional: whether a token of size s counts s times in attention.
@@ -46,7 +47,7 @@ class WardCut(Base):
     ragged: ClassVar[bool] = True
     found_by: ClassVar[str] = "calibrate"
 
-    flops: float = 0.6
+    flops: float | None = None
     inflection: float = Ward.slope
     cue: str = Ward.cue
     proportional: bool = True
