@@ -291,6 +291,28 @@ def mergedrop(
     return reduce
 
 
+def evit(reference: "Reference", schedule: list[int], prefix: int, fuse: bool) -> Reduce:
+    """What the class token attends to most stays; the others become one, weighted by that."""
+
+    def reduce(block: int, tokens: list[Token], cue: Tensor) -> list[Token]:
+        if not schedule[block]:
+            return tokens
+        given = reference.by_first
+        patches = sorted(range(prefix, len(tokens)), key=lambda i: -given[i])
+        kept = len(patches) - schedule[block] - fuse
+        stay = [*range(prefix), *sorted(patches[:kept])]
+        left = [tokens[i] for i in stay]
+        if not fuse:
+            return left
+        rest = patches[kept:]
+        total = math.fsum(given[i] for i in rest)
+        vector = sum((given[i] / total * tokens[i].vector for i in rest), torch.zeros(()))
+        members = tuple(member for i in rest for member in tokens[i].members)
+        return [*left, Token(vector, members, tokens[rest[0]].place)]
+
+    return reduce
+
+
 def above(cue: Tensor, prefix: int, threshold: float) -> dict[int, int]:
     """Every even token whose best odd one is more alike than the threshold, with that one."""
     even = [i for i in range(prefix, len(cue)) if i % 2 == 0]
@@ -325,6 +347,7 @@ class Reference:
         self.depth = len(model.blocks)
         self.rope = _rope(model)
         self.received: list[float] = []
+        self.by_first: list[float] = []
 
     def logits(self, images: Tensor, reduce: Reduce | None = None) -> Tensor:
         """`[B, classes]`."""
@@ -369,6 +392,7 @@ class Reference:
         weights = [self.attention(*pair, tokens) for pair in zip(q, k, strict=True)]
         heads = [w @ values for w, values in zip(weights, v, strict=True)]
         self.received = mean([w.mean(dim=0) for w in weights]).tolist()
+        self.by_first = mean([w[0] for w in weights]).tolist()
         out = self.linear(at + "attn.proj", torch.cat(heads, dim=1))
         cues = {"k": mean(k), "q": mean(q), "v": mean(v), "x_pre": x, "x_attn": out}
         x = x + self.scaled(out, at + "ls1.gamma", at + "gamma_1")

@@ -48,6 +48,7 @@ METHODS: list[Way] = [
     vitfold.Drop(r=3),
     vitfold.Ward(r=3),
     vitfold.MergeDrop(r=2, drop=1),
+    vitfold.EViT(r=4, blocks=(0, 1)),
     woven,
 ]
 EVERY = list(itertools.product(FAMILIES, METHODS))

@@ -20,6 +20,7 @@ from vitfold import (
     LGTM,
     METHODS,
     Drop,
+    EViT,
     FoldError,
     Method,
     MethodError,
@@ -229,6 +230,17 @@ def test_a_dense_part_that_costs_more_than_the_share_is_refused() -> None:
         vitfold.fold(vit(), ToMe(flops=0.5, skip=4))
 
 
+@pytest.mark.parametrize("share", [0.9, 0.7, 0.6])
+def test_evit_reduces_in_a_few_blocks(share: float) -> None:
+    model = vit(depth=12)
+    x = images(model, 1, dtype=torch.float32)
+    dense = vitfold.flops(model, x)
+    vitfold.fold(model, EViT(flops=share))
+    assert vitfold.flops(model, x) / dense == pytest.approx(share, abs=0.01)
+    counts = [50, *(row[0] for row in vitfold.trace(model, x).counts)]
+    assert [b for b in range(12) if counts[b + 1] < counts[b]] == [3, 6, 9]
+
+
 # What is refused.
 
 REFUSED: dict[str, tuple[Callable[[], object], str]] = {
@@ -280,8 +292,16 @@ REFUSED: dict[str, tuple[Callable[[], object], str]] = {
     "name": (lambda: vitfold.fold(vit(), "tomee", r=8), r"'tomee' \(did you mean 'tome'\?\)"),
     "far name": (
         lambda: vitfold.fold(vit(), "xyz", r=8),
-        "'xyz' .*dfe, drop, lgtm, ltmp, mergedrop, prune-merge, tome, ward, wardcut",
+        "'xyz' .*dfe, drop, evit, lgtm, ltmp, mergedrop, prune-merge, tome, ward, wardcut",
     ),
+    "no class token": (
+        lambda: vitfold.fold(vit(class_token=False, global_pool="avg"), EViT(r=3)),
+        "class token: the model has none",
+    ),
+    "deep": (lambda: vitfold.fold(vit(), EViT(r=3, blocks=(1, 4))), "the model has 4 blocks"),
+    "block": (lambda: EViT(r=3, blocks=(-1,)), r"blocks\[0\]=-1: expected 0 or more"),
+    "blocks": (lambda: EViT(r=3, blocks=4), "blocks=4: expected a list"),  # type: ignore[arg-type]
+    "fuse": (lambda: EViT(r=3, fuse=1), "fuse=1: expected True"),  # type: ignore[arg-type]
     "option": (
         lambda: vitfold.fold(vit(), "lgtm", r=8, windows=4),
         r"LGTM has no option 'windows' \(did you mean 'window'\?\)",

@@ -4,12 +4,12 @@ from typing import Any
 
 import pytest
 import torch
-from reference import Reduce, Reference, drop, lgtm, mergedrop, ramp, tome, ward
+from reference import Reduce, Reference, drop, evit, lgtm, mergedrop, ramp, tome, ward
 from small import MODELS, eva, images, vit
 from torch import Tensor, nn
 
 import vitfold
-from vitfold import DFE, LGTM, Drop, MergeDrop, Method, ToMe, Ward
+from vitfold import DFE, LGTM, Drop, EViT, MergeDrop, Method, ToMe, Ward
 from vitfold.cues import CUES, random
 from vitfold.fold import watch
 from vitfold.tokenmap import DROPPED
@@ -74,6 +74,22 @@ def test_merging_and_dropping(name: str, first: bool, dtype: torch.dtype) -> Non
     with watch() as runs:
         logits = vitfold.fold(model, method)(x)
     assert runs[0].last.whole(x).slot.tolist() == slots
+    torch.testing.assert_close(logits.double(), expected, rtol=0, atol=CLOSE[dtype])
+
+
+@pytest.mark.parametrize("dtype", CLOSE, ids=str)
+@pytest.mark.parametrize("fuse", [False, True])
+@pytest.mark.parametrize("name", MODELS)
+def test_evit(name: str, fuse: bool, dtype: torch.dtype) -> None:
+    model: Any = MODELS[name](depth=DEPTH).to(dtype)
+    x = images(model, dtype=dtype)
+    reference = Reference(model, proportional=False)
+    reduce = evit(reference, [0, 9, 0, 9, 0, 9], model.num_prefix_tokens, fuse)
+    slots = [spelled_out(reference, image, reduce) for image in x]
+    with watch() as runs:
+        logits = vitfold.fold(model, EViT(r=9, blocks=(1, 3, 5), fuse=fuse))(x)
+    assert runs[0].last.whole(x).slot.tolist() == slots
+    expected = reference.logits(x, reduce)
     torch.testing.assert_close(logits.double(), expected, rtol=0, atol=CLOSE[dtype])
 
 

@@ -195,6 +195,7 @@ OPTIONS: dict[str, list[dict[str, Any]]] = {
     "ltmp": [{}, {"flops": 0.7, "prune": False}, {"order": "prune_first", "merge_threshold": 0.6}],
     "mergedrop": [{"r": 5, "drop": 2}, {"r": [3, 0, 2], "drop": [0, 4], "drop_first": True}],
     "prune-merge": [{"blocks": [0, 1], "grid": [8, 8], "scores": [[0.5, 2] * 32, [1, 0.25] * 32]}],
+    "evit": [{"r": 6}, {"flops": 0.8}, {"r": [0, 5], "blocks": [1], "fuse": False}],
     "wardcut": [{"flops": 0.7}, {"flops": 0.5, "inflection": 0.0, "cue": "k"}],
     "drop": [{"r": 5}, {"r": (4, 0.5), "cue": "random", "seed": 7}, {"flops": 0.75}],
 }

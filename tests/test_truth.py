@@ -12,7 +12,7 @@ from small import MODELS, deit, dino, dino3, eva, images, vit
 from torch import Tensor, nn
 
 import vitfold
-from vitfold import DFE, LGTM, Drop, MergeDrop, Method, ToMe, Ward
+from vitfold import DFE, LGTM, Drop, EViT, MergeDrop, Method, ToMe, Ward
 from vitfold.cues import CUES
 from vitfold.fold import watch
 
@@ -25,6 +25,7 @@ METHODS: dict[str, Method] = {
     "ward": Ward(r=8),
     "mergedrop": MergeDrop(r=5, drop=3),
     "unweighted": ToMe(r=8, proportional=False),
+    "evit": EViT(r=8, blocks=(0, 2)),
 }
 
 each_model = pytest.mark.parametrize("name", MODELS)

@@ -22,6 +22,7 @@ from vitfold.methods import (
     LTMP,
     METHODS,
     Drop,
+    EViT,
     MergeDrop,
     Method,
     PruneMerge,
@@ -48,6 +49,7 @@ __all__ = [
     # methods
     "DFE",
     "Drop",
+    "EViT",
     "LGTM",
     "LTMP",
     "METHODS",

@@ -324,6 +324,7 @@ def _learned(found: Found, method: Base) -> Learned | None:
 def _schedule(record: Fold) -> tuple[int, ...]:
     method, found, first = record.method, record.found, _first(record)
     layout = found.layout()
+    method.check(layout)
     if not isinstance(method, Method):
         return (0,) * found.depth
     if method.r is not None:

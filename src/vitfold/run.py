@@ -11,7 +11,7 @@ from vitfold import cues
 from vitfold.blocks.attention import Attend
 from vitfold.blocks.kinds import Kind
 from vitfold.blocks.masked import MaskedAttend
-from vitfold.blocks.own import OwnAttend, ScoredAttend
+from vitfold.blocks.own import FirstAttend, OwnAttend, ScoredAttend
 from vitfold.blocks.packed import PackedAttend
 from vitfold.errors import FoldError
 from vitfold.layout import Layout
@@ -159,6 +159,8 @@ class Run:
         alike = self.form == "alike" or (isinstance(ledger, Packed) and ledger.whole_images)
         if alike and not received:
             return Attend(ledger, given, self.method.proportional, cue)
+        if step and step.by_first:
+            return FirstAttend(ledger, given, self.method.proportional, cue, received)
         return ATTENDS[self.form](ledger, given, self.method.proportional, cue, received)
 
     def shows(self, index: int, block: nn.Module) -> bool:

@@ -52,12 +52,14 @@ class TokenMap:
     gone: `[B, N - slots]` the tokens that lose theirs.
     into: `[B, N - slots]` the slot that each of those goes into, or -1.
     fate: what may happen to the gone, known without looking at the data.
+    weight: `[B, N]` what counts in the mean of a slot, above zero; None: sizes.
     """
 
     keep: Tensor
     gone: Tensor
     into: Tensor
     fate: Fate = "merged"
+    weight: Tensor | None = None
 
     @classmethod
     def identity(cls, batch: int, tokens: int, device: torch.device | None = None) -> "TokenMap":
@@ -127,13 +129,16 @@ class TokenMap:
         stay, move, total = self._sizes(size)
         if not self.merges:
             return kept, total
+        sizes = total
+        if self.weight is not None:
+            stay, move, total = self._sizes(self.weight)
         into = self.into.clamp(min=0) if self.fate == "mixed" else self.into
         moved = take(x, self.gone) * _channelwise(move / total.gather(1, into), x)
         if self.fate == "mixed":
             moved = moved.where((self.into >= 0).unsqueeze(-1), 0)
         # `kept` is a fresh copy. A slot that nothing merges into is multiplied by exactly one.
         kept.mul_(_channelwise(stay / total, x))
-        return _add_rows_(kept, into, moved), total
+        return _add_rows_(kept, into, moved), sizes
 
     def _sizes(self, size: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Of the tokens that keep a slot, of those that are gone, and of the slots."""

@@ -97,6 +97,17 @@ class ScoredAttend(OwnAttend):
         return out, received(weights, self.ledger.valid)
 
 
+class FirstAttend(OwnAttend):
+    """Torch's attention, and one more row of it: who the first token attends to."""
+
+    def attend(
+        self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float | None
+    ) -> tuple[Tensor, Tensor | None]:
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=scale)
+        row = None if bias is None else bias[..., :1, :]
+        return out, logits(q[..., :1, :], k, row, scale).softmax(dim=-1).mean(dim=(1, 2))
+
+
 def logits(q: Tensor, k: Tensor, bias: Tensor | None, scale: float | None) -> Tensor:
     """What softmax is taken of, as torch's attention has it."""
     scale = q.shape[-1] ** -0.5 if scale is None else scale

@@ -3,6 +3,7 @@
 from vitfold.methods.base import METHODS, Base, Method, Step, create_method, ready, register
 from vitfold.methods.dfe import DFE
 from vitfold.methods.drop import Drop
+from vitfold.methods.evit import EViT
 from vitfold.methods.lgtm import LGTM
 from vitfold.methods.ltmp import LTMP
 from vitfold.methods.mergedrop import MergeDrop
@@ -18,6 +19,7 @@ __all__ = [
     "METHODS",
     "Base",
     "Drop",
+    "EViT",
     "MergeDrop",
     "Method",
     "PruneMerge",

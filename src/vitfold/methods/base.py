@@ -31,7 +31,9 @@ class Step:
     removes: how many tokens leave; of no meaning where every image keeps its own number.
     match: the map, from that cue `[B, N, d]` and the books so far.
     seed: of the cue `random`.
-    received: whether `match` gets the attention `[B, N]` that tokens received, as a third argument.
+    received: whether `match` gets the attention `[B, N]` that tokens received, as a third argument;
+        a mean over heads and queries.
+    by_first: whether only what the first token, the class token, gave counts in that.
     """
 
     cue: str
@@ -39,6 +41,7 @@ class Step:
     match: Callable[..., TokenMap | Mark]
     seed: int = 0
     received: bool = False
+    by_first: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -129,6 +132,9 @@ class Base:
     def first(self, depth: int) -> int:
         """The first block that reduces."""
         return 0
+
+    def check(self, layout: Layout) -> None:
+        """Refuse a model that it cannot reduce."""
 
     def learn(self, depth: int) -> Learned | None:
         """What is to be learned for a model of so many blocks; it plans in the method's place."""
