@@ -73,15 +73,15 @@ def questions(model: nn.Module, some: Tensor) -> dict[str, list[Fold]]:
         Fold(f"smaller input, flops={one.flops}", one.make) for one in smaller_inputs(model, SHARES)
     ]
     return {
-        f"Merging and dropping by every cue, at {SHARE} of the FLOPs": [
-            by(method(flops=SHARE, cue=cue))
-            for cue in CUES
-            for method in (vitfold.ToMe, vitfold.Drop)
-        ],
         "The methods over the range": [
             *(by(method(flops=share)) for method in METHODS for share in SHARES),
             *(cut(share) for share in SHARES),
             *smaller,
+        ],
+        f"Merging and dropping by every cue, at {SHARE} of the FLOPs": [
+            by(method(flops=SHARE, cue=cue))
+            for cue in CUES
+            for method in (vitfold.ToMe, vitfold.Drop)
         ],
         f"How many blocks stay dense, at {SHARE} of the FLOPs": [
             by(vitfold.DFE(flops=SHARE, skip=skip)) for skip in range(depth // 2 + 1)
