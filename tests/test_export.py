@@ -53,7 +53,11 @@ METHODS: list[Way] = [
     woven,
     vitfold.EViT(r=4, blocks=(0, 1)),
 ]
-WITHOUT_CLASS_TOKEN = {"vitamin_small_224", "vit_base_patch16_siglip_224"}
+WITHOUT_CLASS_TOKEN = {
+    "vitamin_small_224",
+    "vit_base_patch16_siglip_224",
+    "vit_relpos_small_patch16_224",
+}
 """What EViT refuses."""
 EVERY = [
     (family, way)
