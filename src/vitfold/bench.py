@@ -83,7 +83,7 @@ def _spared(step: Step | Weave | Look | None) -> int:
 
 
 def _returns(model: nn.Module) -> bool:
-    """Whether tokens come back after a block."""
+    """Whether tokens come back after a block of a folded model."""
     ragged = folded(model).method.ragged
     return not ragged and any(isinstance(step, Weave) for step in _plan(model))
 
@@ -207,8 +207,13 @@ def candidates(ours: nn.Module, images: Inputs | None = None) -> dict[str, nn.Mo
     record = folded(ours)
     if not record.method.ragged:  # images that do not fit, first
         dry_count(lambda: record.found.trunk(**record.found.example()))
-    book = None if _returns(ours) else textbook(ours, removed(ours, images))
-    named = {DENSE: clone(ours), TEXTBOOK: book, BOUND: bound(ours, images), FOLDED: ours}
+    removes, back = removed(ours, images), _returns(ours)
+    named = {
+        DENSE: clone(ours),
+        TEXTBOOK: None if back else textbook(ours, removes),
+        BOUND: free_slicing(ours, removes, back),
+        FOLDED: ours,
+    }
     return {name: candidate.eval() for name, candidate in named.items() if candidate is not None}
 
 

@@ -27,7 +27,7 @@ from vitfold.fold import clone, fold
 from vitfold.layout import Layout
 from vitfold.ledger import Ledger
 from vitfold.measure import Progress, evaluating
-from vitfold.methods.base import Base, Look, Plan
+from vitfold.methods.base import Base, Look, Plan, check_blocks
 from vitfold.methods.prunemerge import PruneMerge
 from vitfold.methods.schedule import check_share, check_whole
 from vitfold.plan.weights import fingerprint
@@ -82,7 +82,7 @@ def search(
     chosen = tuple(range(depth // 4, depth) if blocks is None else blocks)
     rate = 0.6 if keep is None else keep
     asked = PruneMerge(rate, prune, chosen, scope, grouping, shortcut)
-    asked.check_depth(depth)
+    check_blocks(chosen, depth)
     batches = _again(loader, iterations)
     first = next(batches, None)
     if first is None:

@@ -127,7 +127,7 @@ class Run:
         x = kind.attend(block, before, self.attend(self._seen(step, before), given, None))
         x = kind.feed(block, x) if kind.feed else x
         x = torch.cat([x, patches[:, len(step.seats) :]], dim=1)
-        ledger: Ledger = self._woven(step, x)
+        ledger: Ledger = self._woven(step)
         again = index + 1 < self.depth and isinstance(self.plan[index + 1], Weave)
         if not again or self.shows(index, block) or ledger.now >= ledger.tokens:
             x, ledger = ledger.level(x)
@@ -140,9 +140,8 @@ class Run:
         origin = torch.cat([first, step.seats + self.prefix]).expand(x.shape[0], -1)
         return Ledger(self.books[0].tokens, self.prefix, self.books[0].grid, origin=origin)
 
-    def _woven(self, step: Weave, x: Tensor) -> Woven:
+    def _woven(self, step: Weave) -> Woven:
         start = self.books[0]
-        groups = torch.tensor(step.groups, device=x.device)
         return Woven(
             tokens=start.tokens,
             prefix=self.prefix,
@@ -150,7 +149,7 @@ class Run:
             restore=step.restore,
             aside=step.aside,
             seats=step.seats,
-            groups=groups,
+            groups=step.groups,
         )
 
     def attend(self, ledger: Ledger, given: Mapping[str, Any], step: Step | None) -> Attend:

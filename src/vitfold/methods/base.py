@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, TypeVar
 
+import torch
 from torch import Tensor, nn
 
 from vitfold.cues import CUES
@@ -52,14 +53,14 @@ class Weave:
     restore: `[N, K]` all patches, out of what the block makes of them.
     aside: `[P]` the patches that go around the block and are added to that.
     seats: `[K]` the patch whose position each mixture has.
-    groups: for every patch the mixture that it is part of in the main, -1 for none.
+    groups: `[N]` the mixture that each patch is part of in the main, -1 for none.
     """
 
     merge: Tensor
     restore: Tensor
     aside: Tensor
     seats: Tensor
-    groups: tuple[int, ...]
+    groups: Tensor
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,7 +87,7 @@ class Learned(nn.Module):
     def loss(self, books: Sequence[Ledger], width: int) -> Tensor:
         """What training makes small beside the loss on labels, from the books before every block
         and after the last, and the number of channels."""
-        raise NotImplementedError
+        return torch.zeros(())
 
     def figures(self, books: Sequence[Ledger], width: int) -> dict[str, Any]:
         """What a log tells of a pass: numbers, and lists with one for every block."""
@@ -269,6 +270,29 @@ def check_switch(name: str, value: object) -> None:
     """Refuse what is not a bool."""
     if not isinstance(value, bool):
         raise MethodError(f"{name}={value!r}: expected True or False")
+
+
+def check_choice(name: str, value: object, known: Sequence[str]) -> None:
+    """Refuse what is none of the known words."""
+    if value not in known:
+        raise MethodError(f"{name}={value!r}: expected {' or '.join(known)}")
+
+
+def whole_numbers(name: str, values: object) -> tuple[int, ...] | None:
+    """A list of ints from zero up as a tuple, which nobody changes later; or nothing."""
+    if values is None:
+        return None
+    if not isinstance(values, list | tuple | range):
+        raise MethodError(f"{name}={values!r}: expected a list of ints")
+    for index, value in enumerate(values):
+        check_whole(f"{name}[{index}]", value, least=0)
+    return tuple(values)
+
+
+def check_blocks(blocks: Sequence[int] | None, depth: int) -> None:
+    """Refuse blocks that a model does not have."""
+    if blocks and max(blocks) >= depth:
+        raise MethodError(f"blocks={list(blocks)}: the model has {depth} blocks, numbered from 0")
 
 
 def check_number(name: str, value: object, least: float, most: float) -> None:

@@ -9,8 +9,14 @@ from vitfold.errors import MethodError
 from vitfold.layout import Layout
 from vitfold.ledger import Ledger
 from vitfold.match import biggest_first
-from vitfold.methods.base import Method, Step, check_switch, register
-from vitfold.methods.schedule import along, check_whole
+from vitfold.methods.base import (
+    Method,
+    Step,
+    check_blocks,
+    check_switch,
+    register,
+    whole_numbers,
+)
 from vitfold.tokenmap import TokenMap
 
 
@@ -30,20 +36,14 @@ class EViT(Method):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_switch("fuse", self.fuse)
-        if self.blocks is None:
-            return
-        if not isinstance(self.blocks, list | tuple):
-            raise MethodError(f"blocks={self.blocks!r}: expected a list of ints")
-        for index, block in enumerate(self.blocks):
-            check_whole(f"blocks[{index}]", block, least=0)
-        object.__setattr__(self, "blocks", tuple(self.blocks))
+        object.__setattr__(self, "blocks", whole_numbers("blocks", self.blocks))
 
     @property
     def proportional(self) -> bool:
         return False
 
     def check(self, layout: Layout) -> None:
-        self.chosen(layout.depth)
+        check_blocks(self.blocks, layout.depth)
         if not layout.prefix:
             raise MethodError("EViT goes by the attention of a class token: the model has none")
 
@@ -51,17 +51,12 @@ class EViT(Method):
         """The blocks that reduce."""
         if self.blocks is None:
             return tuple(sorted({depth * quarter // 4 for quarter in (1, 2, 3)}))
-        if self.blocks and max(self.blocks) >= depth:
-            raise MethodError(
-                f"blocks={list(self.blocks)}: the model has {depth} blocks, numbered from 0"
-            )
         return self.blocks
 
     def spread(self, rate: float, depth: int, first: int) -> tuple[int, ...]:
         """As many on average, in the chosen blocks alone, along a ramp over those."""
         chosen = [block for block in self.chosen(depth) if block >= first]
-        inflection = self.slope if self.inflection is None else self.inflection
-        numbers = along(rate * depth / max(len(chosen), 1), inflection, len(chosen), 0)
+        numbers = super().spread(rate * depth / max(len(chosen), 1), len(chosen), 0)
         by_block = dict(zip(chosen, numbers, strict=True))
         return tuple(by_block.get(block, 0) for block in range(depth))
 

@@ -18,6 +18,7 @@ from vitfold.methods.base import (
     Base,
     Learned,
     Step,
+    check_choice,
     check_cue,
     check_number,
     check_switch,
@@ -79,8 +80,7 @@ class LTMP(Base):
             check_switch(name, getattr(self, name))
         if not (self.merge or self.prune):
             raise MethodError("merge=False, prune=False: nothing is left to do; switch one on")
-        if self.order not in ORDERS:
-            raise MethodError(f"order={self.order!r}: expected {' or '.join(ORDERS)}")
+        check_choice("order", self.order, ORDERS)
         if self.flops is not None:
             check_share(self.flops)
         check_number("merge_threshold", self.merge_threshold, 0, 1)

@@ -12,9 +12,17 @@ from torch import Tensor, nn
 
 from vitfold.errors import MethodError
 from vitfold.layout import Layout
-from vitfold.ledger import Ledger
-from vitfold.methods.base import Base, Learned, Weave, check_number, check_switch, register
-from vitfold.methods.schedule import check_whole
+from vitfold.methods.base import (
+    Base,
+    Learned,
+    Weave,
+    check_blocks,
+    check_choice,
+    check_number,
+    check_switch,
+    register,
+    whole_numbers,
+)
 from vitfold.structure import AROUND, GROUPINGS, SCOPES, Groups, groups
 
 FOUND = "{}: find the scores by PruneMerge.search(model, loader), which gives the whole method"
@@ -65,7 +73,7 @@ class PruneMerge(Base):
         check_choice("scope", self.scope, SCOPES)
         check_choice("grouping", self.grouping, GROUPINGS)
         check_switch("shortcut", self.shortcut)
-        _settle(self, "blocks", _whole_numbers("blocks", self.blocks))
+        _settle(self, "blocks", whole_numbers("blocks", self.blocks))
         _settle(self, "grid", _grid(self.grid))
         _settle(self, "scores", _scores(self.scores))
         if self.blocks is not None and sorted(set(self.blocks)) != list(self.blocks):
@@ -100,15 +108,8 @@ class PruneMerge(Base):
         named = zip(self.blocks, found, strict=True)
         return {block: group for block, group in named if max(group) + 1 < len(group)}
 
-    def check_depth(self, depth: int) -> None:
-        """Refuse blocks that a model does not have."""
-        if self.blocks and max(self.blocks) >= depth:
-            raise MethodError(
-                f"blocks={list(self.blocks)}: the model has {depth} blocks, numbered from 0"
-            )
-
     def learn(self, depth: int) -> "Matrices":
-        self.check_depth(depth)
+        check_blocks(self.blocks, depth)
         return Matrices(self, self.structure)
 
 
@@ -132,6 +133,7 @@ class Matrices(Learned):
             self.restore[str(block)] = nn.Parameter(merge.T / merge.square().sum(dim=1))
             self.register_buffer(f"aside_{block}", _aside(group, method.shortcut), persistent=False)
             self.register_buffer(f"seat_{block}", merge.argmax(dim=1), persistent=False)
+            self.register_buffer(f"group_{block}", torch.tensor(group), persistent=False)
 
     def plan(self, layout: Layout) -> tuple[Weave | None, ...]:
         if layout.grid != self.method.grid:
@@ -150,11 +152,8 @@ class Matrices(Learned):
             self.restore[str(block)],
             self.get_buffer(f"aside_{block}"),
             self.get_buffer(f"seat_{block}"),
-            self.structure[block],
+            self.get_buffer(f"group_{block}"),
         )
-
-    def loss(self, books: Sequence[Ledger], width: int) -> Tensor:
-        return next(self.parameters()).new_zeros(())
 
 
 def _weights(group: Groups, scores: Sequence[float]) -> Tensor:
@@ -174,29 +173,13 @@ def _aside(group: Groups, shortcut: bool) -> Tensor:
     return torch.tensor(around if shortcut else [], dtype=torch.long)
 
 
-def check_choice(name: str, value: object, known: Sequence[str]) -> None:
-    """Refuse what is none of the known words."""
-    if value not in known:
-        raise MethodError(f"{name}={value!r}: expected {' or '.join(known)}")
-
-
 def _settle(method: PruneMerge, name: str, value: object) -> None:
     """What a caller may change later, and JSON has as a list, as a tuple."""
     object.__setattr__(method, name, value)
 
 
-def _whole_numbers(name: str, values: object) -> tuple[int, ...] | None:
-    if values is None:
-        return None
-    if not isinstance(values, list | tuple | range):
-        raise MethodError(f"{name}={values!r}: expected a list of ints")
-    for index, value in enumerate(values):
-        check_whole(f"{name}[{index}]", value, least=0)
-    return tuple(values)
-
-
 def _grid(value: object) -> tuple[int, int] | None:
-    sides = _whole_numbers("grid", value)
+    sides = whole_numbers("grid", value)
     if sides is None:
         return None
     if len(sides) != 2 or min(sides) < 1:

@@ -1,7 +1,6 @@
 """WardCut: merge what moves less than a height, which is the same for all images."""
 
 import functools
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -81,9 +80,6 @@ class Heights(Learned):
 
     def constrain(self) -> None:
         self.height.clamp_(0, HIGHEST)
-
-    def loss(self, books: Sequence[Ledger], width: int) -> Tensor:
-        return self.height.new_zeros(())
 
     def plan(self, layout: Layout) -> tuple[Step | None, ...]:
         return tuple(
