@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 import vitfold
 from vitfold import analysis, draw
+from vitfold.answers import logits
 from vitfold.cli import options, show
 from vitfold.cli.search import images_of
 from vitfold.cli.validate import batches_of
@@ -34,7 +35,7 @@ from vitfold.fold import clone, folds
 from vitfold.measure import Inputs, random_inputs
 from vitfold.methods import Method
 from vitfold.sweep import gigaflops, smaller_inputs
-from vitfold.validate import CONFIDENT, Batch, interval, logits, predict
+from vitfold.validate import CONFIDENT, Batch, interval, predict
 
 SHARES = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4)
 SHARE = 0.6

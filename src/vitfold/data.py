@@ -1,4 +1,4 @@
-"""Images for a model: its own preprocessing, and labelled data through timm's readers."""
+"""Images for a model: its own preprocessing, and where labelled ones come from."""
 
 import re
 from collections.abc import Callable, Sequence
@@ -14,6 +14,8 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from vitfold.errors import DataError, one_line
 from vitfold.families import find
+from vitfold.segment import Labels, Scenes, open_scenes
+from vitfold.segment.looks import SCALE, Augment, Look, Window
 
 Prepare = Callable[[Image.Image], Tensor]
 
@@ -37,6 +39,16 @@ class Source:
     split: str = "validation"
     class_map: str = ""
 
+    def prepare(self, model: nn.Module) -> Prepare:
+        """What makes an image of a picture."""
+        return preprocessing(model)
+
+    whole = prepare
+
+    def augment(self, model: nn.Module, options: dict[str, Any]) -> Prepare:
+        """The same in one of many ways, by timm's options."""
+        return augmentation(model, options)
+
     def open(self) -> Any:
         """The dataset; images come as they are stored."""
         if self.root is not None and not self.dataset and not self.root.exists():
@@ -59,6 +71,54 @@ class Source:
             return None
         tar = self.root / f"{split}.tar"
         return str(tar if not self.dataset and tar.is_file() else self.root)
+
+
+@dataclass(frozen=True)
+class SceneSource:
+    """Where images with a class for every pixel are.
+
+    root, split: as `segment.open_scenes` takes them; `train[:90%]` is the first nine tenths.
+    """
+
+    root: Path
+    split: str
+    labels: Labels
+
+    def prepare(self, model: nn.Module) -> Window:
+        """What makes a window of a picture."""
+        return Window(*_look(model))
+
+    def whole(self, model: nn.Module) -> Look:
+        """What makes an image of a picture, whose labels stay as they are."""
+        return Look(*_look(model))
+
+    def augment(self, model: nn.Module, options: dict[str, Any]) -> Window | Augment:
+        """Windows in one of many ways: what timm's options mean where labels move too."""
+        given = {name: value for name, value in options.items() if value}
+        if given.pop("no_aug", False):
+            return self.prepare(model)
+        scale = given.pop("scale", SCALE)
+        flip, jitter = given.pop("hflip", 0.0), given.pop("color_jitter", 0.0)
+        if given:
+            raise DataError(f"{', '.join(given)}: only images of one class are changed so")
+        return Augment(*_look(model), scale, flip, jitter)
+
+    def open(self) -> Any:
+        """The scenes; pictures come as they are stored."""
+        part = PART.fullmatch(self.split)
+        scenes = open_scenes(self.root, part["name"] if part else self.split, self.labels)
+        return _part(scenes, part["low"], part["high"]) if part else scenes
+
+
+def _look(model: nn.Module) -> tuple[tuple[int, int], Sequence[float], Sequence[float]]:
+    """The window of a segmenter, and the channels that it expects."""
+    config = data_config(model)
+    if config["input_size"][0] != 3:
+        raise DataError(f"the model takes {config['input_size'][0]} channels: photographs have 3")
+    return tuple(config["input_size"][1:]), config["mean"], config["std"]
+
+
+AnySource = Source | SceneSource
 
 
 class Part(Dataset[Any]):
@@ -97,7 +157,9 @@ def _part(whole: Any, low: str | None, high: str | None) -> Part:
 
 
 def _labels(whole: Any) -> list[int]:
-    """The labels of a dataset, without reading its images."""
+    """The labels of a dataset, without reading its images; scenes have none in common."""
+    if isinstance(whole, Scenes):
+        return [0] * len(whole)
     reader = getattr(whole, "reader", whole)
     targets = getattr(reader, "targets", None)
     if targets is None and hasattr(reader, "samples"):
@@ -147,14 +209,26 @@ def augmentation(model: nn.Module, options: dict[str, Any]) -> Prepare:
         raise DataError(f"augmentation {options}: {one_line(error)}") from error
 
 
-def labelled(model: nn.Module, source: Source, limit: int | None = None) -> Any:
+def labelled(model: nn.Module, source: AnySource, limit: int | None = None) -> Any:
     """A dataset of labelled images as the model expects them.
 
     limit: take that many, evenly spaced: folders list one class after another. A stream comes
         whole.
     """
     dataset = source.open()
-    dataset.transform = preprocessing(model)
+    dataset.transform = source.prepare(model)
+    return evenly(dataset, limit)
+
+
+def untouched(model: nn.Module, source: AnySource) -> Any:
+    """The same, but scenes whole and with their labels as they are: what an evaluation looks at."""
+    dataset = source.open()
+    dataset.transform = source.whole(model)
+    return dataset
+
+
+def evenly(dataset: Any, limit: int | None) -> Any:
+    """That many of its images, evenly spaced; a stream comes whole."""
     if limit is None or streams(dataset) or limit >= len(dataset):
         return dataset
     return Part(dataset, [number * len(dataset) // limit for number in range(limit)])

@@ -19,6 +19,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from vitfold.answers import answers, cross_entropy
 from vitfold.blocks.own import OwnAttend
 from vitfold.errors import DataError, MethodError, one_line
 from vitfold.families import find
@@ -31,7 +32,6 @@ from vitfold.methods.base import Base, Look, Plan, check_blocks
 from vitfold.methods.prunemerge import PruneMerge
 from vitfold.methods.schedule import check_share, check_whole
 from vitfold.plan.weights import fingerprint
-from vitfold.validate import logits
 
 ITERATIONS = 250
 
@@ -208,8 +208,8 @@ class Watch(Base):
             values.clear()
         device = next(model.parameters()).device
         with evaluating(model), torch.enable_grad():
-            said = logits(model, images.detach().to(device).requires_grad_())
-            loss = F.cross_entropy(said, labels.to(device))
+            said = answers(model, images.detach().to(device).requires_grad_())
+            loss = cross_entropy(said, labels.to(device))
             flat = [value for values in self.seen.values() for value in values]
             slopes = iter(torch.autograd.grad(loss, flat))
         rows = [

@@ -12,11 +12,15 @@ from torch import nn
 
 from vitfold.errors import PlanError, UnsupportedModel, VitfoldError
 from vitfold.fold import folds
-from vitfold.plan import fields, load, save, sources
+from vitfold.plan import fields, load, save, sources, store, weights
 from vitfold.plan.fields import clip
-from vitfold.plan.sources import digits, hf, timm
+from vitfold.plan.schema import decode
+from vitfold.plan.sources import digits, hf, segmenter, timm
+from vitfold.segment import Segmenter
 
-HUB, LOCAL = "hf:", "local-dir:"
+HUB, LOCAL, OURS = "hf:", "local-dir:", "vitfold-dir:"
+
+CONFIG, WEIGHTS = "config.json", "model.safetensors"
 
 IMAGE_CLASSES = {
     "clip": "CLIPVisionModelWithProjection",
@@ -56,6 +60,8 @@ def _build(name: str, kwargs: dict[str, Any], pretrained: bool) -> nn.Module:
         return _build_hf(name.removeprefix(HUB), kwargs, pretrained)
     if name.startswith(LOCAL):
         return timm_library.create_model(name, pretrained=pretrained, **kwargs)  # type: ignore[no-any-return]
+    if name.startswith(OURS):
+        return _build_ours(Path(name.removeprefix(OURS)), kwargs)
     if name == digits.NAME and kwargs:
         raise UnsupportedModel(f"{name} is made in one way: leave out {', '.join(kwargs)}")
     build = digits.build if name == digits.NAME else timm.build
@@ -82,9 +88,34 @@ def _class(config: Any) -> str:
     raise UnsupportedModel(f"{given} is no image model that can be folded: see vitfold.families()")
 
 
+def create_segmenter(
+    encoder: str, classes: int, decoder: str = "mask", *, pretrained: bool = False, **kwargs: Any
+) -> Segmenter:
+    """A segmenter around the encoder of that name, with a decoder that is not trained yet.
+
+    encoder: a timm model, or a directory of one with its weights; the head of a classifier goes.
+    kwargs: for the encoder; `img_size` is the window.
+    """
+    given = {"num_classes": 0, **kwargs}
+    return Segmenter(create_model(encoder, pretrained=pretrained, **given), classes, decoder)
+
+
 def is_named(name: str) -> bool:
     """Whether timm makes a model of that name, with any number of classes."""
     return timm.known(name)
+
+
+def saved_classes(name: str) -> int | None:
+    """How many classes the segmenter in a directory has; None where there is none."""
+    directory = Path(name)
+    if is_named(name) or not directory.is_dir():
+        return None
+    if (directory / fields.FILE).is_file():
+        made: Any = decode(store.read(directory)).model
+        return made.arguments["classes"] if made.source == segmenter.NAME else None
+    if not (directory / CONFIG).is_file() or not _saved(directory).startswith(OURS):
+        return None
+    return int(_origin(directory)["arguments"]["classes"])
 
 
 def save_model(model: nn.Module, directory: str | os.PathLike[str]) -> None:
@@ -107,8 +138,14 @@ def save_model(model: nn.Module, directory: str | os.PathLike[str]) -> None:
 
 
 def _write(model: Any, directory: Path) -> None:
-    if sources.identify(model)[0] == "transformers":
+    source = sources.identify(model)[0]
+    if source == "transformers":
         model.save_pretrained(directory)
+    elif source == segmenter.NAME:
+        directory.mkdir(parents=True, exist_ok=True)
+        weights.write(model.state_dict(), directory / WEIGHTS)
+        made = json.dumps(sources.describe(model)._asdict(), indent=2)
+        (directory / CONFIG).write_text(made + "\n", encoding="utf-8")
     else:
         save_for_hf(model, directory, safe_serialization=True)
 
@@ -116,16 +153,40 @@ def _write(model: Any, directory: Path) -> None:
 def _saved(directory: Path) -> str:
     """The name under which a library makes the model that it saved in a directory."""
     try:
-        config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+        config = json.loads((directory / CONFIG).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         config = None
-    if not isinstance(config, dict) or not (config.keys() & {"architecture", "model_type"}):
+    kinds = {"architecture": LOCAL, "model_type": HUB, "source": OURS}
+    known = [way for key, way in kinds.items() if isinstance(config, dict) and key in config]
+    if not known:
         raise PlanError(
-            f"{directory} has neither {fields.FILE} nor a config.json of timm or transformers"
+            f"{directory} has neither {fields.FILE} nor a {CONFIG} of timm or transformers"
         )
     if not list(directory.glob("*.safetensors")):
         raise PlanError(f"{directory} has no .safetensors: no other format, as a pickle, is opened")
-    return f"{LOCAL if 'architecture' in config else HUB}{directory}"
+    return f"{known[0]}{directory}"
+
+
+def _build_ours(directory: Path, kwargs: dict[str, Any]) -> nn.Module:
+    """A segmenter that `save_model` saved."""
+    if kwargs:
+        raise UnsupportedModel(f"{directory} is saved whole: leave out {', '.join(kwargs)}")
+    made = _origin(directory)
+    stored = weights.read(directory, WEIGHTS)
+    blank = sources.sketch(**made)
+    weights.check(stored, blank.state_dict(), WEIGHTS)
+    model = segmenter.build(made["name"], made["arguments"], False)
+    weights.copy(stored, model)
+    return model
+
+
+def _origin(directory: Path) -> dict[str, Any]:
+    """What makes the segmenter in a directory."""
+    config = fields.parse((directory / CONFIG).read_bytes())
+    made = fields.record("", config, sources.Origin._fields)
+    fields.choice("source", made["source"], [segmenter.NAME])
+    segmenter.check(made["name"], made["arguments"])
+    return made
 
 
 def _load(directory: str, kwargs: dict[str, Any]) -> nn.Module:

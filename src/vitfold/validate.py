@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vitfold.answers import logits
 from vitfold.errors import DataError
 from vitfold.measure import Progress, evaluating
 
@@ -78,15 +79,6 @@ def score(ours: Predictions, dense: Predictions) -> Report:
         agreement=int((first == ours.best[:, 0]).sum()) / images,
         images_per_second=images / max(ours.seconds, 1e-9),
     )
-
-
-def logits(model: nn.Module, images: Tensor) -> Tensor:
-    """`[B, classes]`: what a classifier of either library says of images."""
-    output = model(images)
-    said = getattr(output, "logits", output)
-    if not isinstance(said, Tensor) or said.dim() != 2:
-        raise DataError(f"{type(model).__name__} gives no logits: a classifier is needed")
-    return said
 
 
 class Watch:

@@ -7,9 +7,10 @@ import torch
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from vitfold.answers import logits
 from vitfold.errors import missing
 from vitfold.measure import Progress, evaluating
-from vitfold.validate import Batch, logits
+from vitfold.validate import Batch
 
 
 def sharpness(

@@ -10,11 +10,13 @@ import torch
 import typer
 from torch import nn
 
+from vitfold.data import AnySource, SceneSource, Source
 from vitfold.errors import DataError, MethodError, nearest, one_line
 from vitfold.fold import fold, folds
 from vitfold.methods import METHODS, Base, create_method
 from vitfold.models import create_model
 from vitfold.plan import load
+from vitfold.segment import DECODERS, Labels
 
 MODEL_HELP = (
     "A timm name, digits (the embedded model), hf:NAME, or the directory of a saved plan or model."
@@ -60,6 +62,22 @@ Split = Annotated[str, typer.Option(help="Part of the dataset.")]
 ClassMap = Annotated[str, typer.Option(help="File that maps class names to labels.")]
 Limit = Annotated[int | None, typer.Option(min=1, help="Only N images, evenly spaced.")]
 Workers = Annotated[int, typer.Option("--workers", "-j", min=0, help="Processes that read images.")]
+
+Task = Annotated[str, typer.Option("--task", help="classify, or segment: a class for every pixel.")]
+Decoder = Annotated[
+    str, typer.Option("--decoder", help=f"Of a new segmenter: {' or '.join(DECODERS)}.")
+]
+IgnoreLabel = Annotated[
+    int, typer.Option("--ignore-label", min=0, help="What annotations call a pixel of no class.")
+]
+ReduceZeroLabel = Annotated[
+    bool, typer.Option("--reduce-zero-label", help="0 is no class, and classes begin at 1.")
+]
+Stride = Annotated[
+    int | None, typer.Option(min=1, help="Pixels between sliding windows.", show_default="a window")
+]
+
+TASKS = ("classify", "segment")
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -204,6 +222,28 @@ def model(
     if img_size is not None:
         options["img_size"] = img_size
     return create_model(name, pretrained=pretrained, **options).to(on).eval()
+
+
+def segments(task: str) -> bool:
+    """Whether every pixel gets a class."""
+    if task not in TASKS:
+        raise DataError(f"--task {task!r}: expected {' or '.join(TASKS)}")
+    return task == "segment"
+
+
+def source(
+    dataset: str, root: Path | None, split: str, class_map: str, labels: Labels | None = None
+) -> AnySource:
+    """Where labelled images are; scenes where it is said what their labels mean."""
+    if labels is None:
+        return Source(dataset, root, split, class_map)
+    if root is None:
+        raise DataError(
+            "no data: give --data-dir FOLDER (or tar) with images/ and annotations/ in it"
+        )
+    if dataset or class_map:
+        raise DataError("--task segment reads --data-dir: leave out --dataset and --class-map")
+    return SceneSource(root, split, labels)
 
 
 def folded_by(model: nn.Module, plan: Path | None, choice: Choice) -> nn.Module:

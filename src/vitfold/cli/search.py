@@ -11,7 +11,7 @@ import typer
 from torch import nn
 
 from vitfold.cli import options, show
-from vitfold.data import Source, labelled, loader, shuffled, streams
+from vitfold.data import AnySource, Source, labelled, loader, shuffled, streams
 from vitfold.errors import DataError, MethodError, nearest
 from vitfold.families import find
 from vitfold.flops import dry_count
@@ -121,14 +121,14 @@ def found_in(
 def images_of(
     name: str,
     model: nn.Module,
-    source: Source,
+    source: AnySource,
     batch_size: int,
     iterations: int,
     seed: int,
     workers: int,
 ) -> Iterable[Batch]:
     """Labelled images in an order that the seed decides; the embedded model has its own."""
-    if source.dataset or source.root:
+    if not isinstance(source, Source) or source.dataset or source.root:
         images = labelled(model, source)
         if not streams(images):
             images = shuffled(images, seed, batch_size * iterations)

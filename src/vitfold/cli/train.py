@@ -1,6 +1,7 @@
 """`vitfold train`: train a model, dense or folded, under timm's option names."""
 
 from collections.abc import Collection, Mapping
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,15 +11,18 @@ from torch import nn
 from vitfold import plots
 from vitfold.cli import options, show
 from vitfold.cli.search import SCORED, SCORES, found_in, images_of
-from vitfold.data import Source, augmentation, classes_of, labelled
+from vitfold.data import AnySource, SceneSource, classes_of, labelled, untouched
 from vitfold.errors import MissingExtra, TrainError
 from vitfold.fold import fold, folds
 from vitfold.importance import ITERATIONS
 from vitfold.methods import METHODS, PruneMerge
-from vitfold.models import create_model, is_named
+from vitfold.models import create_model, create_segmenter, is_named, saved_classes
+from vitfold.segment import DECODERS, VOID, Labels, classes_in
+from vitfold.segment.segmenter import MOST_CLASSES
 from vitfold.train import Distillation, Outcome, Recipe
 from vitfold.train import train as train_
 from vitfold.train.examples import own_randomness, seed_all
+from vitfold.train.judge import Judge, MeanIoU, Top1
 from vitfold.train.loop import BEST, LAST, Settings, create_accelerator
 from vitfold.train.optimizing import learned_parameters
 
@@ -51,23 +55,38 @@ USUAL = {
 
 def train(
     model: options.ModelName,
+    task: Annotated[str, _option(DATA, "classify, or segment: a class for every pixel.")] = (
+        options.TASKS[0]
+    ),
     dataset: Annotated[
         str, _option(DATA, "timm's dataset name: hfds/..., torch/cifar10, ...")
     ] = "",
     data_dir: Annotated[
-        Path | None, _option(DATA, "Folder or tar of class folders.", "--data-dir")
+        Path | None,
+        _option(
+            DATA, "Folder or tar of class folders, or of images and annotations.", "--data-dir"
+        ),
     ] = None,
     train_split: Annotated[str, _option(DATA, "What to train on.")] = "train",
     val_split: Annotated[str, _option(DATA, "What to evaluate on.")] = "validation",
     no_val: Annotated[bool, _option(DATA, "Do not evaluate.", "--no-val")] = False,
     class_map: Annotated[str, _option(DATA, "File that maps class names to labels.")] = "",
     num_classes: Annotated[int | None, _option(DATA, "Default: what the dataset has.")] = None,
+    ignore_label: Annotated[
+        int, _option(DATA, "What annotations call a pixel of no class.", min=0)
+    ] = VOID,
+    reduce_zero_label: Annotated[
+        bool, _option(DATA, "0 is no class, and classes begin at 1.", "--reduce-zero-label")
+    ] = False,
     mean: Annotated[str | None, _option(DATA, "Of the channels: 0.5,0.5,0.5.")] = None,
     std: Annotated[str | None, _option(DATA, "Of the channels: 0.5,0.5,0.5.")] = None,
     crop_pct: Annotated[float | None, _option(DATA, "Share of an image that is looked at.")] = None,
     pretrained: Annotated[bool, _option(DATA, "Start from the published weights.")] = False,
     model_kwargs: options.ModelKwargs = [],  # noqa: B006 (typer copies defaults)
     img_size: options.ImageSize = None,
+    decoder: Annotated[
+        str, _option(LEARNING, f"Of a new segmenter: {' or '.join(DECODERS)}.")
+    ] = "mask",
     drop_path: Annotated[float, _option(LEARNING, "Share of blocks left out.")] = 0.0,
     method: Annotated[str, _option(LEARNING, f"none, {', '.join(METHODS)}.")] = "none",
     r: options.Reduction = None,
@@ -190,15 +209,24 @@ def train(
     mixes = {"mixup_alpha": mixup, "cutmix_alpha": cutmix, "prob": mixup_prob}
     precision = options.precision(amp, amp_dtype)
     accelerator = create_accelerator(_device(device), precision)
-    source = Source(dataset, data_dir, train_split, class_map)
-    held_out = Source(dataset, data_dir, val_split, class_map)
+    labels = None
+    if options.segments(task):
+        labels = Labels(num_classes or MOST_CLASSES, ignore_label, reduce_zero_label)
+        labels = _counted(model, options.source(dataset, data_dir, train_split, class_map, labels))
+    source = options.source(dataset, data_dir, train_split, class_map, labels)
+    held_out = options.source(dataset, data_dir, val_split, class_map, labels)
     images = source.open()
-    classes = num_classes or classes_of(images)
+    classes = labels.classes if labels else num_classes or classes_of(images)
     overlay = _given(mean=_numbers("mean", mean), std=_numbers("std", std), crop_pct=crop_pct)
     arguments: dict[str, Any] = options.parse(model_kwargs) | _given(img_size=img_size)
     with own_randomness():
         seed_all(seed)
-        base = _model(model, pretrained, num_classes, classes, drop_path, overlay, arguments)
+        if labels:
+            base = _segmenter(
+                model, pretrained, labels.classes, decoder, drop_path, overlay, arguments
+            )
+        else:
+            base = _model(model, pretrained, num_classes, classes, drop_path, overlay, arguments)
     choice = options.Choice(method, r, flops, method_kwargs)
     if choice.method == PruneMerge.name and not folds(base):
         scored = output / SCORES if accelerator.is_main_process else None
@@ -238,8 +266,10 @@ def train(
         frozen=_frozen(freeze, learns, chosen["lr"]),
         fixed=freeze == "method",
     )
-    images.transform = augmentation(base, recipe.augment)
-    evaluated = None if no_val else labelled(base, held_out)
+    if labels and recipe.mix:
+        raise TrainError("--mixup, --cutmix: only images of one class are mixed")
+    images.transform = source.augment(base, recipe.augment)
+    evaluated = None if no_val else untouched(base, held_out)
     taught = None if teacher is None else create_model(teacher, pretrained=True)
     settings = Settings(
         output,
@@ -259,9 +289,11 @@ def train(
         "pretrained": pretrained,
         "method": [record.method.to_json() for record in folds(ours)],
         "data": [dataset, str(data_dir), train_split, class_map],
+        **({"labels": asdict(labels), "decoder": decoder} if labels else {}),
         "teacher": teacher,
         "precision": precision,
     }
+    judge = MeanIoU(labels.classes) if labels else Top1()
     outcome = train_(
         ours,
         recipe,
@@ -272,10 +304,11 @@ def train(
         teacher=taught,
         classes=classes,
         calibration=labelled(base, source, CALIBRATION) if learns else None,
+        judge=judge,
         about=about,
     )
     if accelerator.is_main_process:
-        _show(model, outcome, output)
+        _show(model, outcome, output, judge)
 
 
 def _given(**values: Any) -> dict[str, Any]:
@@ -325,6 +358,41 @@ def _model(
     return create_model(name, pretrained=pretrained, **made)
 
 
+def _counted(name: str, source: AnySource) -> Labels:
+    """What annotations mean. Where nobody says how many classes there are, they are as many as a
+    saved segmenter has, or as those of training show."""
+    assert isinstance(source, SceneSource)
+    labels, saved = source.labels, saved_classes(name)
+    if saved is not None and labels.classes not in (saved, MOST_CLASSES):
+        raise TrainError(f"{name} has {saved} classes: leave out --num-classes")
+    if labels.classes != MOST_CLASSES:
+        return labels
+    if saved is not None:
+        return replace(labels, classes=saved)
+    scenes = source.open()
+    with show.bar("counting classes", len(scenes)) as progress:
+        return replace(labels, classes=classes_in(scenes, progress))
+
+
+def _segmenter(
+    name: str,
+    pretrained: bool,
+    classes: int,
+    decoder: str,
+    drop_path: float,
+    overlay: dict[str, Any],
+    arguments: dict[str, Any],
+) -> nn.Module:
+    """A segmenter as it was saved, or a new one around an encoder."""
+    made = arguments | _given(drop_path_rate=drop_path or None)
+    made |= {"pretrained_cfg_overlay": overlay} if overlay else {}
+    if saved_classes(name) is None:
+        return create_segmenter(name, classes, decoder, pretrained=pretrained, **made)
+    if made:
+        raise TrainError(f"{name} is a segmenter already: leave out what changes its encoder")
+    return create_model(name)
+
+
 def _folded(model: nn.Module, choice: options.Choice) -> nn.Module:
     return model if choice.method == "none" or folds(model) else fold(model, choice.build())
 
@@ -332,7 +400,7 @@ def _folded(model: nn.Module, choice: options.Choice) -> nn.Module:
 def _searched(
     model: nn.Module,
     choice: options.Choice,
-    source: Source,
+    source: AnySource,
     file: Path | None,
     resume: bool,
     seed: int,
@@ -359,19 +427,23 @@ def _frozen(freeze: str | None, learns: list[str], lr: float | None) -> bool:
     return freeze == "model" or (freeze is None and bool(learns) and lr is None)
 
 
+NAMES = {"top1": "top-1", "miou": "mIoU"}
+"""What figures of an epoch are called."""
+
+
 def _say(figures: dict[str, float]) -> None:
-    top1 = f", top-1 {figures['top1']:.2%}" if "top1" in figures else ""
+    known = [f", {NAMES[figure]} {figures[figure]:.2%}" for figure in NAMES if figure in figures]
     show.console.print(
-        f"epoch {figures['epoch']:.0f}: loss {figures['loss']:.4f}{top1}, "
+        f"epoch {figures['epoch']:.0f}: loss {figures['loss']:.4f}{''.join(known)}, "
         f"{figures['images_per_second']:.0f} images/s"
     )
 
 
-def _show(name: str, outcome: Outcome, output: Path) -> None:
+def _show(name: str, outcome: Outcome, output: Path, judge: Judge) -> None:
     if outcome.stopped is not None:
         show.note(f"stopped after step {outcome.stopped}: go on with --resume")
         raise typer.Exit(130)
-    best = [] if outcome.best is None else [["best top-1", f"{outcome.best:.2%}"]]
+    best = [] if outcome.best is None else [[f"best {NAMES[judge.figure]}", f"{outcome.best:.2%}"]]
     figures = outcome.epochs[-1]
     rows = [["epochs", str(len(outcome.epochs))], ["loss", f"{figures['loss']:.4f}"], *best]
     if outcome.reached is not None:

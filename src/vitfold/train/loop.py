@@ -15,7 +15,7 @@ from typing import Any
 import timm.data
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Subset
+from torch.utils.data import DataLoader
 
 from vitfold.data import streams
 from vitfold.errors import DataError, TrainError, missing
@@ -24,6 +24,7 @@ from vitfold.models import save_model
 from vitfold.results import replace
 from vitfold.train import checkpoint
 from vitfold.train.examples import STEP, Examples, Order, load, own_randomness, seed_all
+from vitfold.train.judge import Judge, Top1
 from vitfold.train.log import Log, lenient
 from vitfold.train.objective import Objective
 from vitfold.train.optimizing import (
@@ -35,7 +36,6 @@ from vitfold.train.optimizing import (
 )
 from vitfold.train.reach import NEAR, reach
 from vitfold.train.recipe import Recipe
-from vitfold.validate import logits
 
 Bar = Callable[[str, int | None], AbstractContextManager[Callable[[], None]]]
 """Makes a progress bar of a name and a length; what it yields moves it on."""
@@ -82,7 +82,8 @@ class Outcome:
     """What a training came to.
 
     epochs: a row of figures each.
-    best: the highest top-1, where it was evaluated; its weights are in `best/`.
+    best: the highest figure of the judge, where there were held-out images; its weights are in
+        `best/`.
     stopped: the step at which a signal ended it; None: it went to its end.
     steps: the figures of the steps that were logged.
     asked, reached: the share of the dense FLOPs that a method was trained for, and the one that
@@ -108,6 +109,7 @@ def train(
     teacher: nn.Module | None = None,
     classes: int | None = None,
     calibration: Any = None,
+    judge: Judge | None = None,
     about: dict[str, Any] | None = None,
 ) -> Outcome:
     """Train `model` in place, folded or not.
@@ -117,12 +119,22 @@ def train(
     classes: of the labels, where images are mixed.
     calibration: images as in evaluation, on which what a method has learned is brought to the share
         of the FLOPs that it was trained for; None: it stays where training left it.
+    judge: says how good the model is on held-out images; None: by its top-1.
     about: what else decides the result; a training goes on only where it is the same.
     """
     accelerator = accelerator or create_accelerator()
     with own_randomness(), freezing(model, recipe.frozen, recipe.fixed), _signals() as stop:
         training = Training(
-            model, recipe, images, held_out, settings, accelerator, teacher, classes, about or {}
+            model,
+            recipe,
+            images,
+            held_out,
+            settings,
+            accelerator,
+            teacher,
+            classes,
+            judge or Top1(),
+            about or {},
         )
         outcome = training.run(stop, calibration)
     _check_share(outcome, settings.output)
@@ -162,10 +174,11 @@ class Training:
         accelerator: Any,
         teacher: nn.Module | None,
         classes: int | None,
+        judge: Judge,
         about: dict[str, Any],
     ) -> None:
         self.model, self.recipe, self.settings = model, recipe, settings
-        self.accelerator, self.held_out = accelerator, held_out
+        self.accelerator, self.held_out, self.judge = accelerator, held_out, judge
         self.order = Order(
             _length(images),
             recipe.batch_size,
@@ -319,13 +332,13 @@ class Training:
     def _end_epoch(self, epoch: int, step: int, loss: float, seconds: float, steps: int) -> None:
         figures = {"epoch": epoch, "lr": self._rate, "loss": loss}
         if self.held_out is not None:
-            figures["top1"] = self._evaluate()
+            figures[self.judge.figure] = self._evaluate()
         figures |= {"seconds": seconds, "images_per_second": steps * self.order.together / seconds}
-        top1 = figures.get("top1")
+        reached = figures.get(self.judge.figure)
         # Of what reduces more from step to step, an earlier state is no better one.
         grows = any(record.method.ragged for record in folds(self.model))
-        if top1 is not None and not grows and (self.best is None or top1 > self.best):
-            self.best = top1
+        if reached is not None and not grows and (self.best is None or reached > self.best):
+            self.best = reached
             if self._main:
                 with lenient(BEST):
                     save_model(self.model, self.settings.output / BEST)
@@ -334,23 +347,19 @@ class Training:
             self.settings.say(figures)
 
     def _evaluate(self) -> float:
-        """Top-1 on the held-out images, shared out among the processes."""
-        process, processes = self.order.rank, self.order.processes
-        share = Subset(self.held_out, range(process, len(self.held_out), processes))
-        counts = torch.zeros(2, device=self.accelerator.device)
+        """The judge's figure on the held-out images, shared out among the processes."""
+        batches = self.judge.batches(
+            self.held_out,
+            self.order.rank,
+            self.order.processes,
+            self.recipe.batch_size,
+            self.settings.workers,
+        )
         self.model.eval()
         with torch.inference_mode(), self.accelerator.autocast():
-            for images, labels in DataLoader(
-                share, self.recipe.batch_size, num_workers=self.settings.workers
-            ):
-                said = logits(self.model, images.to(self.accelerator.device))
-                hits = said.argmax(1).cpu() == labels
-                counts += torch.tensor([float(hits.sum()), len(labels)], device=counts.device)
+            counts = self.judge.count(self.model, batches, self.accelerator.device)
         self.model.train()
-        hits, images = self.accelerator.reduce(counts).tolist()
-        if not images:
-            raise DataError("no held-out images: the dataset is empty")
-        return float(hits / images)
+        return self.judge.value(self.accelerator.reduce(counts))
 
     def _checkpoint(self, step: int) -> None:
         if not self._main:

@@ -6,16 +6,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vitfold.answers import answers, cross_entropy
 from vitfold.fold import watch
 from vitfold.run import Run
 from vitfold.train.recipe import Distillation
-from vitfold.validate import logits
 
 
 class Objective(nn.Module):
     """A model with its loss: images and labels in, a loss out.
 
-    Labels are classes `[B]`, or shares of classes `[B, classes]`. The teacher is no part of what
+    Labels are classes, of images `[B]` or of pixels `[B, H, W]`, or shares of classes
+    `[B, classes]`. The teacher is no part of what
     is trained, moved or saved with it.
     """
 
@@ -36,14 +37,14 @@ class Objective(nn.Module):
     def forward(self, images: Tensor, labels: Tensor) -> Tensor:
         """The mean loss of a batch. What its method tells of it is in `figures`."""
         with watch() as runs:
-            student = logits(self.model, images)
-        loss = F.cross_entropy(student, labels, label_smoothing=self.smoothing)
+            student = answers(self.model, images)
+        loss = cross_entropy(student, labels, self.smoothing)
         for run in runs:
             loss = loss + self._methods_own(run, student.detach(), labels)
         if self.distill is None:
             return loss
         with torch.no_grad():
-            taught = logits(self.teachers[0], images)
+            taught = answers(self.teachers[0], images)
         return loss + self.distill.alpha * distillation(self.distill, student, taught)
 
     def _methods_own(self, run: Run, student: Tensor, labels: Tensor) -> Tensor | float:

@@ -8,13 +8,14 @@ import torch
 from torch import nn
 
 from vitfold.blocks.kinds import full_name
-from vitfold.plan.sources import digits, hf, timm
+from vitfold.plan.sources import digits, hf, segmenter, timm
 from vitfold.plan.sources.source import Source
 
 SOURCES: dict[str, Source] = {
     "timm": timm.SOURCE,
     "transformers": hf.SOURCE,
     "digits": digits.SOURCE,
+    segmenter.NAME: segmenter.SOURCE,
 }
 
 OTHER = "other"

@@ -1,0 +1,40 @@
+"""What models say of images, and how wrong it is."""
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vitfold.errors import DataError
+
+IGNORED = -100
+"""The label of what counts for nothing."""
+
+
+def answers(model: nn.Module, images: Tensor) -> Tensor:
+    """`[B, classes]`, or `[B, classes, H, W]` where every pixel has a class: the logits."""
+    output = model(images)
+    said = getattr(output, "logits", output)
+    if not isinstance(said, Tensor) or said.dim() not in (2, 4):
+        raise DataError(
+            f"{type(model).__name__} gives no logits: a classifier or a segmenter is needed"
+        )
+    return said
+
+
+def logits(model: nn.Module, images: Tensor) -> Tensor:
+    """`[B, classes]`: what a classifier of either library says of images."""
+    said = answers(model, images)
+    if said.dim() != 2:
+        raise DataError(f"{type(model).__name__} gives a class to every pixel: say --task segment")
+    return said
+
+
+def cross_entropy(said: Tensor, labels: Tensor, smoothing: float = 0.0) -> Tensor:
+    """The mean over all that has a label; zero where nothing has one.
+
+    labels: classes `[B]` or `[B, H, W]`, or shares of classes `[B, classes]`.
+    """
+    if labels.dim() < 3:
+        return F.cross_entropy(said, labels, label_smoothing=smoothing)
+    known = (labels != IGNORED).sum().clamp(min=1)
+    loss = F.cross_entropy(said, labels, label_smoothing=smoothing, reduction="sum")
+    return loss / known

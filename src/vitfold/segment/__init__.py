@@ -1,0 +1,22 @@
+"""A class for every pixel: a ViT as encoder, and what makes classes of its tokens."""
+
+from vitfold.segment.decoders import DECODERS, Linear, MaskTransformer
+from vitfold.segment.scenes import VOID, Labels, Scenes, classes_in, open_scenes
+from vitfold.segment.score import Report, score
+from vitfold.segment.segmenter import Segmenter
+from vitfold.segment.windows import slide
+
+__all__ = [
+    "DECODERS",
+    "Labels",
+    "Linear",
+    "MaskTransformer",
+    "Report",
+    "Scenes",
+    "Segmenter",
+    "VOID",
+    "classes_in",
+    "open_scenes",
+    "score",
+    "slide",
+]

@@ -1,0 +1,94 @@
+"""How scenes come to a model: the image and its labels moved alike."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torchvision import tv_tensors
+from torchvision.transforms import InterpolationMode, v2
+
+from vitfold.answers import IGNORED
+from vitfold.segment.scenes import Example
+
+SCALE = (0.5, 2.0)
+"""Of the size, in augmentation."""
+
+
+class Look(nn.Module):
+    """An image as `[3, H, W]`, normalized, and its labels.
+
+    window: what the model takes; an image is resized until its shorter side is that of the window.
+    mean, std: of the channels.
+    """
+
+    def __init__(
+        self, window: tuple[int, int], mean: Sequence[float], std: Sequence[float]
+    ) -> None:
+        super().__init__()
+        self.window = window
+        self.finish = v2.Compose(
+            [v2.ToDtype(torch.float32, scale=True), v2.Normalize(list(mean), list(std))]
+        )
+        self.around: dict[Any, Any] = {
+            tv_tensors.Image: [round(255 * part) for part in mean],
+            tv_tensors.Mask: IGNORED,
+        }
+        self.resize = v2.Resize(min(window), InterpolationMode.BILINEAR, antialias=True)
+
+    def forward(self, picture: Image.Image, labels: Tensor) -> Example:
+        """The whole image, resized; labels stay as fine as they were."""
+        image: Tensor = self.finish(self.resize(v2.functional.pil_to_tensor(picture)))
+        return image, labels
+
+
+class Window(Look):
+    """The middle of an image, as large as a window."""
+
+    def forward(self, picture: Image.Image, labels: Tensor) -> Example:
+        """A window and its labels."""
+        image, tagged = self.resize(*_tagged(picture, labels))
+        more = [max(w - n, 0) for w, n in zip(self.window, image.shape[-2:], strict=True)]
+        pad = v2.Pad([0, 0, more[1], more[0]], fill=self.around)
+        image, tagged = v2.CenterCrop(list(self.window))(*pad(image, tagged))
+        return self.finish(image.as_subclass(Tensor)), tagged.as_subclass(Tensor)
+
+
+class Augment(Look):
+    """A random part of an image, at a random size.
+
+    scale: from what share of the usual size to what.
+    flip: how often it is mirrored.
+    jitter: how far colours move.
+    """
+
+    def __init__(
+        self,
+        window: tuple[int, int],
+        mean: Sequence[float],
+        std: Sequence[float],
+        scale: Sequence[float] = SCALE,
+        flip: float = 0.5,
+        jitter: float = 0.4,
+    ) -> None:
+        super().__init__(window, mean, std)
+        low, high = (round(min(window) * by) for by in scale)
+        self.move = v2.Compose(
+            [
+                v2.RandomResize(low, high + 1, InterpolationMode.BILINEAR, antialias=True),
+                v2.RandomCrop(list(window), pad_if_needed=True, fill=self.around),
+                v2.RandomHorizontalFlip(flip),
+                v2.ColorJitter(jitter, jitter, jitter),
+            ]
+        )
+
+    def forward(self, picture: Image.Image, labels: Tensor) -> Example:
+        """A window and its labels."""
+        image, tagged = self.move(*_tagged(picture, labels))
+        return self.finish(image.as_subclass(Tensor)), tagged.as_subclass(Tensor)
+
+
+def _tagged(picture: Image.Image, labels: Tensor) -> tuple[Any, Any]:
+    """Both with what they are, for torchvision to move them alike."""
+    return tv_tensors.Image(v2.functional.pil_to_tensor(picture)), tv_tensors.Mask(labels)

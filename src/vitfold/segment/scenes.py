@@ -1,0 +1,209 @@
+"""Photographs with a class for every pixel: where they lie, and what their labels mean."""
+
+import os
+import tarfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import Dataset
+from torchvision.transforms.v2.functional import pil_to_tensor
+
+from vitfold.answers import IGNORED
+from vitfold.errors import DataError, one_line
+from vitfold.measure import Progress
+
+IMAGES, ANNOTATIONS = "images", "annotations"
+
+PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
+
+VOID = 255
+"""What annotations call a pixel of no class, where nobody says otherwise."""
+
+Example = tuple[Tensor, Tensor]
+
+Transform = Callable[[Image.Image, Tensor], Example]
+
+
+@dataclass(frozen=True)
+class Labels:
+    """What the numbers in annotations mean.
+
+    classes: how many there are, numbered from 0.
+    ignored: the number of pixels that have none.
+    reduce_zero: 0 has no class either, and the classes are numbered from 1, as ADE20K's are.
+    """
+
+    classes: int
+    ignored: int = VOID
+    reduce_zero: bool = False
+
+    def read(self, annotation: Image.Image, name: str) -> Tensor:
+        """`[H, W]`: classes, and IGNORED for what has none."""
+        raw: Tensor = pil_to_tensor(annotation)
+        if len(raw) != 1:
+            raise DataError(f"{name}: expected one number a pixel, got {annotation.mode} colours")
+        labels, void = raw[0].long(), raw[0] == self.ignored
+        if self.reduce_zero:
+            labels, void = labels - 1, void | (raw[0] == 0)
+        labels = labels.masked_fill(void, IGNORED)
+        if len(raw[0]) and int(labels.max()) >= self.classes:
+            most = int(labels.max()) + self.reduce_zero
+            raise DataError(
+                f"{name}: label {most} is beyond {self.classes} classes: give --ignore-label "
+                f"{most} where it means none, --reduce-zero-label where classes begin at 1, or "
+                "another --num-classes"
+            )
+        return labels
+
+
+def classes_in(scenes: "Scenes", progress: Progress = lambda: None) -> int:
+    """How many classes annotations have: one more than the highest number in them."""
+    most = -1
+    for number in range(len(scenes)):
+        most = max(most, int(scenes[number][1].max()))
+        progress()
+    return most + 1
+
+
+class Folder:
+    """Files below a folder."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def names(self) -> Iterator[str]:
+        """All of them, relative to it."""
+        return (path.relative_to(self.root).as_posix() for path in self.root.rglob("*"))
+
+    def read(self, name: str) -> bytes:
+        """What is in one."""
+        return (self.root / name).read_bytes()
+
+
+class Archive:
+    """Files in a tar. Every process reads through a handle of its own."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.process = 0
+        with tarfile.open(root) as tar:
+            self.members = {m.name.removeprefix("./"): m for m in tar if m.isfile()}
+
+    def names(self) -> Iterator[str]:
+        """All of them."""
+        return iter(self.members)
+
+    def read(self, name: str) -> bytes:
+        """What is in one."""
+        if self.process != os.getpid():
+            self.tar, self.process = tarfile.open(self.root), os.getpid()  # noqa: SIM115
+        file = self.tar.extractfile(self.members[name])
+        assert file is not None  # members are files
+        return file.read()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"root": self.root, "members": self.members, "process": 0}
+
+
+class Scenes(Dataset[Any]):
+    """Images and their labels.
+
+    place: where files are.
+    pairs: names of an image and of its annotation.
+    transform: what both go through; None: images come as `[3, H, W]` in 0 to 255.
+    """
+
+    def __init__(
+        self, place: Folder | Archive, pairs: list[tuple[str, str]], labels: Labels
+    ) -> None:
+        self.place, self.pairs, self.labels = place, pairs, labels
+        self.transform: Transform | None = None
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def __getitem__(self, number: int) -> Example:
+        image, annotation = self.pairs[number]
+        picture = self._open(image).convert("RGB")
+        labels = self.labels.read(self._open(annotation), annotation)
+        if labels.shape != (picture.height, picture.width):
+            shape = "x".join(map(str, labels.shape))
+            raise DataError(
+                f"{annotation} is {shape}, its image {picture.height}x{picture.width}: expected "
+                "one label a pixel"
+            )
+        return self.transform(picture, labels) if self.transform else (_raw(picture), labels)
+
+    def _open(self, name: str) -> Image.Image:
+        try:
+            picture = Image.open(BytesIO(self.place.read(name)))
+            picture.load()
+        except (OSError, ValueError, KeyError, Image.DecompressionBombError) as error:
+            raise DataError(f"{name} cannot be read: {one_line(error)}") from error
+        return picture
+
+
+def _raw(picture: Image.Image) -> Tensor:
+    pixels: Tensor = pil_to_tensor(picture)
+    return pixels
+
+
+def open_scenes(root: Path, split: str, labels: Labels) -> Scenes:
+    """The scenes of a split: a folder or a tar of its name, or `root` itself, that holds `images`
+    and `annotations`; or folders of its name in those two, as ADE20K has them."""
+    if not root.exists():
+        raise DataError(f"--data-dir {root}: there is no such folder or file")
+    place, below = _place(root, split)
+    pairs = list(_pairs(place, below))
+    if not pairs:
+        raise DataError(
+            f"{place.root} has no {IMAGES}/{below}*.jpg with {ANNOTATIONS}/{below}*.png of the "
+            "same names: give --data-dir, and the split, that has them"
+        )
+    return Scenes(place, pairs, labels)
+
+
+def _place(root: Path, split: str) -> tuple[Folder | Archive, str]:
+    """Where files are, and what their split is called there."""
+    try:
+        if root.is_file():
+            return Archive(root), ""
+        if (root / f"{split}.tar").is_file():
+            return Archive(root / f"{split}.tar"), ""
+    except (OSError, tarfile.TarError) as error:
+        raise DataError(f"{root} cannot be read as a tar: {one_line(error)}") from error
+    if (root / split / IMAGES).is_dir():
+        return Folder(root / split), ""
+    if (root / IMAGES / split).is_dir():
+        return Folder(root), f"{split}/"
+    return Folder(root), ""
+
+
+def _pairs(place: Folder | Archive, below: str) -> Iterator[tuple[str, str]]:
+    """Images with the annotations of the same names, in the order of these."""
+    names = [PurePosixPath(name) for name in sorted(place.names())]
+    found = {_stem(name): str(name) for name in names if _under(name, ANNOTATIONS, below)}
+    for name in names:
+        annotation = found.get(_stem(name))
+        if annotation and name.suffix.lower() in PICTURES and _under(name, IMAGES, below):
+            yield str(name), annotation
+
+
+def _under(name: PurePosixPath, kind: str, below: str) -> bool:
+    inner = str(name).partition(f"{kind}/{below}")
+    return bool(inner[1]) and name.suffix.lower() in PICTURES
+
+
+def _stem(name: PurePosixPath) -> str:
+    """What an image and its annotation have in common."""
+    path = str(name.with_suffix(""))
+    for kind in (IMAGES, ANNOTATIONS):
+        head, found, tail = path.partition(f"{kind}/")
+        if found:
+            return f"{head}{tail}"
+    return path

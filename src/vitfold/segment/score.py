@@ -1,0 +1,116 @@
+"""How right a segmenter is, beside the dense one."""
+
+import time
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vitfold.answers import IGNORED
+from vitfold.errors import DataError, UnsupportedModel, missing
+from vitfold.measure import Progress, evaluating
+from vitfold.segment.segmenter import Segmenter
+from vitfold.segment.windows import slide
+
+
+@dataclass(frozen=True)
+class Report:
+    """Shares of one.
+
+    miou: the mean, over classes that occur, of the intersection of what is said and what is so
+        over their union.
+    ious: of every class.
+    accuracy: of pixels.
+    agreement: of pixels, with the dense model.
+    """
+
+    images: int
+    miou: float
+    accuracy: float
+    ious: list[float]
+    dense_miou: float
+    agreement: float
+    images_per_second: float
+
+    def to_json(self) -> dict[str, Any]:
+        """By field name."""
+        return asdict(self)
+
+
+def intersection_over_union(classes: int, average: str = "macro") -> Any:
+    """torchmetrics' meter of it."""
+    try:
+        from torchmetrics.classification import MulticlassJaccardIndex
+    except ImportError:
+        raise missing("torchmetrics", "train") from None
+    return MulticlassJaccardIndex(
+        classes,
+        average=average,
+        ignore_index=IGNORED,
+        sync_on_compute=False,
+    )
+
+
+def pixels(model: nn.Module, image: Tensor, size: tuple[int, int], stride: int | None) -> Tensor:
+    """`[H, W]`: the class of every pixel of a picture of that size, from its image `[C, h, w]`."""
+    inner = segmenter(model)
+    said = slide(model, image.unsqueeze(0), inner.window, stride)
+    said = F.interpolate(said, size=size, mode="bilinear", align_corners=False)
+    return said[0].argmax(dim=0)
+
+
+def segmenter(model: nn.Module) -> Segmenter:
+    """The model as what it has to be."""
+    if not isinstance(model, Segmenter):
+        raise UnsupportedModel(
+            f"{type(model).__name__} is no segmenter: train one by vitfold train --task segment"
+        )
+    return model
+
+
+def score(
+    folded: nn.Module,
+    dense: nn.Module,
+    scenes: Iterable[tuple[Tensor, Tensor]],
+    *,
+    stride: int | None = None,
+    amp: torch.dtype | None = None,
+    progress: Progress = lambda: None,
+) -> Report:
+    """Run both over scenes: images `[C, h, w]` as the model takes them, of any size, and labels
+    `[H, W]` as they are."""
+    classes = segmenter(folded).classes
+    device = next(folded.parameters()).device
+    each, theirs = (intersection_over_union(classes, how).to(device) for how in ("none", "macro"))
+    ours = intersection_over_union(classes).to(device)
+    images = same = right = known = total = 0
+    seconds = 0.0
+    autocast = torch.autocast(device.type, dtype=amp, enabled=amp is not None)
+    with torch.inference_mode(), evaluating(folded), evaluating(dense), autocast:
+        for image, labels in scenes:
+            image, labels = image.to(device), labels.to(device)
+            start = time.perf_counter()
+            said = pixels(folded, image, tuple(labels.shape), stride)
+            here = int((labels != IGNORED).sum())  # waits for the device
+            seconds += time.perf_counter() - start
+            before = pixels(dense, image, tuple(labels.shape), stride)
+            for meter, answer in ((ours, said), (each, said), (theirs, before)):
+                meter.update(answer.unsqueeze(0), labels.unsqueeze(0))
+            images, known, total = images + 1, known + here, total + labels.numel()
+            right += int((said == labels).sum())
+            same += int((said == before).sum())
+            progress()
+    if not images:
+        raise DataError("no images: the dataset is empty")
+    return Report(
+        images=images,
+        miou=float(ours.compute()),
+        accuracy=right / max(known, 1),
+        ious=each.compute().tolist(),
+        dense_miou=float(theirs.compute()),
+        agreement=same / total,
+        images_per_second=images / max(seconds, 1e-9),
+    )

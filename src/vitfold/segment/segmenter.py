@@ -1,0 +1,55 @@
+"""The model: an encoder that keeps its own forward, folded or not, and a decoder."""
+
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vitfold.errors import MethodError, UnsupportedModel, nearest
+from vitfold.families import find
+from vitfold.segment.decoders import DECODERS
+
+MOST_CLASSES = 2**16
+
+
+class Segmenter(nn.Module):
+    """A class for every pixel of a window.
+
+    encoder: a timm vision transformer that can be folded. `vitfold.fold` on the whole folds it.
+    classes: how many there are.
+    decoder: `linear` or `mask`.
+    window: height and width of the images that it takes; `slide` takes larger and smaller ones.
+    """
+
+    def __init__(self, encoder: nn.Module, classes: int, decoder: str = "mask") -> None:
+        super().__init__()
+        if decoder not in DECODERS:
+            raise MethodError(f"unknown decoder {decoder!r}{nearest(str(decoder), DECODERS)}")
+        if not isinstance(classes, int) or not 1 <= classes <= MOST_CLASSES:
+            raise MethodError(f"classes={classes!r}: expected 1 to {MOST_CLASSES}")
+        found = find(encoder)
+        if found.trunk is not encoder or not hasattr(encoder, "forward_features"):
+            raise UnsupportedModel(
+                f"{type(encoder).__name__} is no encoder: give a timm vision transformer"
+            )
+        self.encoder: Any = encoder
+        self.classes = classes
+        self.kind = decoder
+        self.prefix, self.grid, self.window = found.prefix, _grid(encoder), found.size[1:]
+        self.decoder = DECODERS[decoder](encoder.num_features, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[B, classes, H, W]`: the logits of every pixel of `[B, C, H, W]`."""
+        tokens = self.encoder.forward_features(x)
+        if isinstance(tokens, dict):  # NaFlex says with them which are padding
+            tokens = tokens["patches"]
+        said = self.decoder(tokens[:, self.prefix :])
+        maps = said.transpose(1, 2).unflatten(2, self.grid)
+        return F.interpolate(maps, size=x.shape[-2:], mode="bilinear", align_corners=False)
+
+
+def _grid(encoder: nn.Module) -> tuple[int, int]:
+    """Of the patches of a window."""
+    grid = find(encoder).layout().grid
+    assert grid is not None  # a trunk's own example has one
+    return grid

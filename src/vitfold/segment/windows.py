@@ -1,0 +1,51 @@
+"""Images of any size, by windows that slide over them."""
+
+import itertools
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from vitfold.errors import DataError
+
+Size = tuple[int, int]
+
+TOGETHER = 16
+"""How many windows go through the model at once."""
+
+
+def corners(length: int, window: int, stride: int) -> list[int]:
+    """Where windows begin along one axis; the last one ends with the image."""
+    last = max(length - window, 0)
+    return [*range(0, last, stride), last]
+
+
+def slide(
+    model: Callable[[Tensor], Tensor], images: Tensor, window: Size, stride: int | None = None
+) -> Tensor:
+    """`[B, classes, H, W]`: the logits of every pixel, the mean over the windows that see it.
+
+    images: `[B, C, H, W]`; where they are smaller than a window, zeros are put beside them.
+    stride: pixels from a window to the next; None: windows lie side by side, or overlap by what is
+        too much for that.
+    """
+    if stride is not None and not 1 <= stride <= min(window):
+        raise DataError(f"stride={stride}: expected 1 to {min(window)}, the side of a window")
+    height, width = images.shape[-2:]
+    more = max(window[1] - width, 0), max(window[0] - height, 0)
+    padded = F.pad(images, (0, more[0], 0, more[1]))
+    places = list(
+        itertools.product(
+            corners(height, window[0], stride or window[0]),
+            corners(width, window[1], stride or window[1]),
+        )
+    )
+    parts = torch.cat([padded[..., y : y + window[0], x : x + window[1]] for y, x in places])
+    said = torch.cat([model(some) for some in parts.split(TOGETHER)])
+    total = said.new_zeros(len(images), said.shape[1], *padded.shape[-2:])
+    seen = said.new_zeros(padded.shape[-2:])
+    for (y, x), part in zip(places, said.split(len(images)), strict=True):
+        total[..., y : y + window[0], x : x + window[1]] += part
+        seen[y : y + window[0], x : x + window[1]] += 1
+    return (total / seen)[..., :height, :width]

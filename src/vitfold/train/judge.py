@@ -1,0 +1,85 @@
+"""How good a model in training is, on images that it has not seen."""
+
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Subset
+
+from vitfold.answers import logits
+from vitfold.errors import DataError
+from vitfold.segment.score import intersection_over_union, pixels
+
+
+class Judge:
+    """Counts on some of the images, which add up over processes.
+
+    figure: what comes of the counts.
+    """
+
+    figure: ClassVar[str]
+
+    def count(self, model: nn.Module, batches: Any, device: torch.device) -> Tensor:
+        """What is counted."""
+        raise NotImplementedError
+
+    def value(self, counts: Tensor) -> float:
+        """The figure."""
+        raise NotImplementedError
+
+    def batches(self, images: Any, process: int, processes: int, size: int, workers: int) -> Any:
+        """The share of a process of the images."""
+        if not len(images):
+            raise DataError("no held-out images: the dataset is empty")
+        share = Subset(images, range(process, len(images), processes))
+        return DataLoader(share, size, num_workers=workers)
+
+
+class Top1(Judge):
+    """How often the likeliest class of an image is its own."""
+
+    figure = "top1"
+
+    def count(self, model: nn.Module, batches: Any, device: torch.device) -> Tensor:
+        """Hits, and images."""
+        counts = torch.zeros(2, device=device)
+        for images, labels in batches:
+            hits = logits(model, images.to(device)).argmax(1).cpu() == labels
+            counts += torch.tensor([float(hits.sum()), len(labels)], device=device)
+        return counts
+
+    def value(self, counts: Tensor) -> float:
+        """A share."""
+        hits, images = counts.tolist()
+        return float(hits / images)
+
+
+class MeanIoU(Judge):
+    """The mean over classes of the intersection of what is said and what is so over their union.
+
+    stride: of the windows that slide over an image.
+    """
+
+    figure = "miou"
+
+    def __init__(self, classes: int, stride: int | None = None) -> None:
+        self.stride = stride
+        self.meter = intersection_over_union(classes)
+
+    def batches(self, images: Any, process: int, processes: int, size: int, workers: int) -> Any:
+        """One by one: they are of many sizes."""
+        return super().batches(images, process, processes, 1, workers)
+
+    def count(self, model: nn.Module, batches: Any, device: torch.device) -> Tensor:
+        """Pixels, by what is so and what is said."""
+        self.meter.reset()
+        for images, labels in batches:
+            said = pixels(model, images[0].to(device), tuple(labels.shape[1:]), self.stride)
+            self.meter.update(said.cpu().unsqueeze(0), labels)
+        counts: Tensor = self.meter.confmat.to(device)
+        return counts
+
+    def value(self, counts: Tensor) -> float:
+        """A share."""
+        self.meter.confmat = counts.cpu()
+        return float(self.meter.compute())
