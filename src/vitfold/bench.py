@@ -2,11 +2,12 @@
 
 import functools
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vitfold.blocks.attention import Attend
@@ -31,6 +32,7 @@ from vitfold.measure import (
 )
 from vitfold.methods.base import Look, Plan, Step, Weave
 from vitfold.methods.schedule import whole
+from vitfold.segment import Segmenter
 from vitfold.trace import trace
 
 DENSE, TEXTBOOK, BOUND, FOLDED = "dense", "textbook ToMe", "free slicing", "folded"
@@ -93,6 +95,14 @@ def bound(model: nn.Module, images: Inputs | None = None) -> nn.Module:
     return free_slicing(model, removed(model, images), _returns(model))
 
 
+def measured(model: nn.Module) -> nn.Module:
+    """What of a model is timed: the vision transformer, or a whole segmenter."""
+    if isinstance(model, Segmenter):
+        return model
+    trunk: nn.Module = find(model).trunk
+    return trunk
+
+
 def _removed_on_average(model: nn.Module, images: Inputs | None) -> tuple[int, ...]:
     method = folded(model).method
     if images is None:
@@ -118,7 +128,15 @@ def free_slicing(model: nn.Module, removes: Sequence[int], returns: bool = False
         cut = _spared_from if returns else _sliced
         block.__dict__["forward"] = functools.partial(cut, block, kind, books, left)
         tokens = tokens if returns else left
+    if isinstance(sliced, Segmenter) and not returns:
+        last, more = found.blocks[-1], found.layout().tokens - tokens
+        last.__dict__["forward"] = functools.partial(_padded, last.__dict__["forward"], more)
     return sliced
+
+
+def _padded(forward: Callable[..., Tensor], more: int, *args: Any, **kwargs: Any) -> Tensor:
+    """As many tokens again as a decoder looks at."""
+    return F.pad(forward(*args, **kwargs), (0, 0, 0, more))
 
 
 def _sliced(
@@ -210,7 +228,7 @@ def candidates(ours: nn.Module, images: Inputs | None = None) -> dict[str, nn.Mo
     removes, back = removed(ours, images), _returns(ours)
     named = {
         DENSE: clone(ours),
-        TEXTBOOK: None if back else textbook(ours, removes),
+        TEXTBOOK: None if back or isinstance(ours, Segmenter) else textbook(ours, removes),
         BOUND: free_slicing(ours, removes, back),
         FOLDED: ours,
     }

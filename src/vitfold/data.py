@@ -4,7 +4,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import timm.data
 import torch
@@ -38,6 +38,11 @@ class Source:
     root: Path | None = None
     split: str = "validation"
     class_map: str = ""
+
+    @property
+    def given(self) -> bool:
+        """Whether it says where images are."""
+        return bool(self.dataset or self.root)
 
     def prepare(self, model: nn.Module) -> Prepare:
         """What makes an image of a picture."""
@@ -83,6 +88,7 @@ class SceneSource:
     root: Path
     split: str
     labels: Labels
+    given: ClassVar[bool] = True
 
     def prepare(self, model: nn.Module) -> Window:
         """What makes a window of a picture."""
@@ -90,7 +96,7 @@ class SceneSource:
 
     def whole(self, model: nn.Module) -> Look:
         """What makes an image of a picture, whose labels stay as they are."""
-        return Look(*_look(model))
+        return scene_look(model)
 
     def augment(self, model: nn.Module, options: dict[str, Any]) -> Window | Augment:
         """Windows in one of many ways: what timm's options mean where labels move too."""
@@ -108,6 +114,11 @@ class SceneSource:
         part = PART.fullmatch(self.split)
         scenes = open_scenes(self.root, part["name"] if part else self.split, self.labels)
         return _part(scenes, part["low"], part["high"]) if part else scenes
+
+
+def scene_look(model: nn.Module) -> Look:
+    """From a photograph of any size to images for windows to slide over."""
+    return Look(*_look(model))
 
 
 def _look(model: nn.Module) -> tuple[tuple[int, int], Sequence[float], Sequence[float]]:

@@ -17,17 +17,17 @@ GAP, LABEL = 6, 16
 
 def paint(image: Image.Image | Tensor, groups: Tensor) -> Image.Image:
     """`groups[height, width]` painted on an image: mean colours, outlines, dropped patches dark."""
-    pixels = _enlarged(_pixels(image))
+    pixels = _enlarged(to_pixels(image))
     size = pixels.shape[-2:]
     cells = F.interpolate(groups[None, None].cpu().double(), size=size, mode="nearest-exact")
     cells = cells[0, 0].long()
     painted = _mean_colours(pixels, cells).where(cells >= 0, pixels * DARK)
-    return _image(painted.masked_fill(_outlines(cells), OUTLINE))
+    return to_image(painted.masked_fill(_outlines(cells), OUTLINE))
 
 
 def plain(image: Image.Image | Tensor) -> Image.Image:
     """The image as the pictures show it."""
-    return _image(_enlarged(_pixels(image)))
+    return to_image(_enlarged(to_pixels(image)))
 
 
 def row(pictures: list[Image.Image], labels: list[str]) -> Image.Image:
@@ -44,7 +44,7 @@ def row(pictures: list[Image.Image], labels: list[str]) -> Image.Image:
     return sheet
 
 
-def _pixels(image: Image.Image | Tensor) -> Tensor:
+def to_pixels(image: Image.Image | Tensor) -> Tensor:
     """`[3, H, W]` in 0 to 1; a normalized tensor is stretched to that range."""
     if isinstance(image, Image.Image):
         raw = torch.frombuffer(bytearray(image.convert("RGB").tobytes()), dtype=torch.uint8)
@@ -75,6 +75,7 @@ def _outlines(cells: Tensor) -> Tensor:
     return edge
 
 
-def _image(pixels: Tensor) -> Image.Image:
+def to_image(pixels: Tensor) -> Image.Image:
+    """A picture of `[3, H, W]` in 0 to 1."""
     raw = (pixels.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).contiguous()
     return Image.frombytes("RGB", (raw.shape[1], raw.shape[0]), raw.numpy().tobytes())

@@ -10,17 +10,23 @@ from vitfold import bench as bench_
 from vitfold import results
 from vitfold.cli import options, show
 from vitfold.cli.validate import batches_of
-from vitfold.data import Source
+from vitfold.data import AnySource
 from vitfold.errors import DataError
-from vitfold.families import find
 from vitfold.fold import folded
 from vitfold.measure import Inputs, random_inputs
+from vitfold.segment import Labels
+from vitfold.segment.segmenter import MOST_CLASSES
 
 COLUMNS = ("", "images/s", "quartiles", "GFLOPs", "peak MB", "x dense", "share of bound")
 
 
 def bench(
     model: options.ModelName = "digits",
+    task: options.Task = options.TASKS[0],
+    decoder: options.Decoder = "mask",
+    num_classes: Annotated[
+        int | None, typer.Option(min=1, help="Of a new segmenter.", show_default="150")
+    ] = None,
     method: options.MethodName = None,
     r: options.Reduction = None,
     flops: options.Share = None,
@@ -46,15 +52,20 @@ def bench(
 
     All share one set of weights and take turns, so that a drifting machine is fair to each. Where
     speed does not depend on weights and images, they are random; a method that keeps another number
-    of tokens for every image takes a trained model, and images by --data-dir.
+    of tokens for every image takes a trained model, and images by --data-dir. A segmenter is timed
+    with its decoder, on one window an image.
     """
     if results_file:
         results.check_results_file(results_file)
     sizes = options.batch_sizes(batch_size)
     on, dtype = options.device(device), options.amp(amp, amp_dtype)
-    source = Source(dataset, data_dir, split)
-    real = bool(dataset or data_dir)
-    dense = options.model(model, model_kwargs, real, img_size, on)
+    labels = Labels(MOST_CLASSES) if options.segments(task) and data_dir else None
+    source = options.source(dataset, data_dir, split, "", labels)
+    real = source.given
+    if options.segments(task):
+        dense = options.segmenter(model, model_kwargs, img_size, decoder, num_classes, on)
+    else:
+        dense = options.model(model, model_kwargs, real, img_size, on)
     ours = options.folded_by(dense, plan, options.Choice(method, r, flops, method_kwargs))
     images = sample(model, ours, source, max(sizes)).to(on) if real or _looks(model, ours) else None
     named = bench_.candidates(ours, images)
@@ -76,7 +87,7 @@ def _looks(name: str, ours: nn.Module) -> bool:
     return True
 
 
-def sample(name: str, model: nn.Module, source: Source, count: int) -> Tensor:
+def sample(name: str, model: nn.Module, source: AnySource, count: int) -> Tensor:
     """Some images of a source, or of the embedded model's own, evenly spaced."""
     batches = batches_of(name, model, source, count, count, 0)
     images = torch.cat([pixels for pixels, _ in batches])[:count]
@@ -94,15 +105,15 @@ def _measure(
     dtype: torch.dtype | None,
     given: Tensor | None,
 ) -> list[bench_.Row]:
-    trunks: dict[str, nn.Module] = {name: find(model).trunk for name, model in models.items()}
-    run: dict[str, Any] = {n: torch.compile(t) if compiled else t for n, t in trunks.items()}
-    device = next(trunks[bench_.DENSE].parameters()).device
+    whole = {name: bench_.measured(model) for name, model in models.items()}
+    run: dict[str, Any] = {n: torch.compile(m) if compiled else m for n, m in whole.items()}
+    device = next(whole[bench_.DENSE].parameters()).device
     rows: list[bench_.Row] = []
     total = len(sizes) * len(run) * (repeats + warmup)
     amp = torch.autocast(device.type, dtype=dtype, enabled=dtype is not None)
     with show.bar("measuring", total) as progress, amp:
         for size in sizes:
-            images: Inputs = random_inputs(trunks[bench_.DENSE], size)
+            images: Inputs = random_inputs(whole[bench_.DENSE], size)
             if given is not None:
                 images = given[:size]
             rows += bench_.bench(run, images, repeats=repeats, warmup=warmup, progress=progress)

@@ -14,7 +14,7 @@ from vitfold.data import AnySource, SceneSource, Source
 from vitfold.errors import DataError, MethodError, nearest, one_line
 from vitfold.fold import fold, folds
 from vitfold.methods import METHODS, Base, create_method
-from vitfold.models import create_model
+from vitfold.models import create_model, create_segmenter, saved_classes
 from vitfold.plan import load
 from vitfold.segment import DECODERS, Labels
 
@@ -78,6 +78,9 @@ Stride = Annotated[
 ]
 
 TASKS = ("classify", "segment")
+
+CLASSES = 150
+"""Of a segmenter that is only timed, where nobody says how many: ADE20K's."""
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -237,6 +240,13 @@ def source(
     """Where labelled images are; scenes where it is said what their labels mean."""
     if labels is None:
         return Source(dataset, root, split, class_map)
+    return scenes(dataset, root, split, class_map, labels)
+
+
+def scenes(
+    dataset: str, root: Path | None, split: str, class_map: str, labels: Labels
+) -> SceneSource:
+    """Where images with a class for every pixel are."""
     if root is None:
         raise DataError(
             "no data: give --data-dir FOLDER (or tar) with images/ and annotations/ in it"
@@ -244,6 +254,24 @@ def source(
     if dataset or class_map:
         raise DataError("--task segment reads --data-dir: leave out --dataset and --class-map")
     return SceneSource(root, split, labels)
+
+
+def segmenter(
+    name: str,
+    kwargs: list[str],
+    img_size: int | None,
+    decoder: str,
+    classes: int | None,
+    on: torch.device,
+) -> nn.Module:
+    """The segmenter in a directory, or a new one with random weights around an encoder."""
+    saved = saved_classes(name)
+    if saved is not None and classes not in (None, saved):
+        raise DataError(f"{name} has {saved} classes: leave out --num-classes")
+    if saved is not None:
+        return model(name, kwargs, True, img_size, on)
+    made = parse(kwargs) | ({} if img_size is None else {"img_size": img_size})
+    return create_segmenter(name, classes or CLASSES, decoder, **made).to(on).eval()
 
 
 def folded_by(model: nn.Module, plan: Path | None, choice: Choice) -> nn.Module:

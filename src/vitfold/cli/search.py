@@ -128,7 +128,7 @@ def images_of(
     workers: int,
 ) -> Iterable[Batch]:
     """Labelled images in an order that the seed decides; the embedded model has its own."""
-    if not isinstance(source, Source) or source.dataset or source.root:
+    if source.given:
         images = labelled(model, source)
         if not streams(images):
             images = shuffled(images, seed, batch_size * iterations)

@@ -6,11 +6,15 @@ from typing import Annotated
 import torch
 import typer
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from vitfold.cli import options, show
-from vitfold.data import preprocessing
+from vitfold.data import preprocessing, scene_look
 from vitfold.errors import DataError
+from vitfold.segment import VOID, Labels, Segmenter
+from vitfold.segment.pictures import compare
+from vitfold.segment.scenes import annotation_of
+from vitfold.segment.score import segmenter
 from vitfold.trace import Trace
 from vitfold.trace import trace as trace_
 
@@ -18,6 +22,10 @@ from vitfold.trace import trace as trace_
 def trace(
     model: options.ModelName,
     images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Image files.")],
+    task: options.Task = options.TASKS[0],
+    ignore_label: options.IgnoreLabel = VOID,
+    reduce_zero_label: options.ReduceZeroLabel = False,
+    stride: options.Stride = None,
     method: options.MethodName = None,
     r: options.Reduction = None,
     flops: options.Share = None,
@@ -32,7 +40,11 @@ def trace(
     ] = Path(),
 ) -> None:
     """Token counts of every block, and for every image two pictures: the groups after the last
-    block (NAME-tokens.png) and after every block that changed them (NAME-blocks.png)."""
+    block (NAME-tokens.png) and after every block that changed them (NAME-blocks.png).
+
+    Of a segmenter also what it says of every pixel, dense and folded (NAME-classes.png), beside
+    the truth where the image lies in images/ and its labels in annotations/.
+    """
     options.directory(output)
     on = options.device(device)
     dense = options.model(model, model_kwargs, pretrained, img_size, on)
@@ -42,6 +54,9 @@ def trace(
     traced = trace_(ours, batch)
     _show(traced, images)
     _draw(traced, images, batch, output)
+    if options.segments(task) or isinstance(ours, Segmenter):
+        labels = Labels(segmenter(ours).classes, ignore_label, reduce_zero_label)
+        _draw_classes(ours, images, labels, stride, output)
 
 
 def _open(path: Path) -> Image.Image:
@@ -56,10 +71,27 @@ def _show(traced: Trace, images: list[Path]) -> None:
     show.table("tokens that leave each block", ["block", *(path.name for path in images)], rows)
 
 
-def _draw(traced: Trace, images: list[Path], batch: Tensor, output: Path) -> None:
+def _names(images: list[Path]) -> list[str]:
+    """What pictures of them are called."""
     stems = [path.stem for path in images]
-    for number, stem in enumerate(stems):
-        name = stem if stems.count(stem) == 1 else f"{stem}-{number + 1}"
+    return [
+        stem if stems.count(stem) == 1 else f"{stem}-{number + 1}"
+        for number, stem in enumerate(stems)
+    ]
+
+
+def _draw_classes(
+    ours: nn.Module, images: list[Path], labels: Labels, stride: int | None, output: Path
+) -> None:
+    for name, path in zip(_names(images), images, strict=True):
+        truth = annotation_of(path, labels)
+        target = output / f"{name}-classes.png"
+        compare(ours, _open(path), scene_look(ours), truth, stride).save(target)
+        show.written(target)
+
+
+def _draw(traced: Trace, images: list[Path], batch: Tensor, output: Path) -> None:
+    for number, name in enumerate(_names(images)):
         for kind, picture in (
             ("tokens", traced.draw(batch[number], index=number)),
             ("blocks", traced.strip(batch[number], index=number)),

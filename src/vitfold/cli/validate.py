@@ -1,27 +1,51 @@
-"""`vitfold validate`: accuracy on labelled images."""
+"""`vitfold validate`: how right a folded model is on labelled images."""
 
 from collections.abc import Iterable, Sized
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, Any
 
 import torch
 import typer
 from torch import nn
+from torch.utils.data import DataLoader
+from torchvision.transforms.v2.functional import to_pil_image
 
 from vitfold import results
 from vitfold.cli import options, show
-from vitfold.data import Source, labelled, loader, streams
+from vitfold.data import (
+    AnySource,
+    SceneSource,
+    Source,
+    evenly,
+    labelled,
+    loader,
+    streams,
+    untouched,
+)
 from vitfold.errors import DataError
 from vitfold.fold import clone, folded
+from vitfold.segment import VOID, Labels, score
+from vitfold.segment import Report as SceneReport
+from vitfold.segment.pictures import compare
+from vitfold.segment.score import segmenter
 from vitfold.validate import Batch, Report, limited
 from vitfold.validate import validate as validate_
 
 
 def validate(
     model: options.ModelName = "digits",
+    task: options.Task = options.TASKS[0],
     dataset: options.Dataset = "",
     data_dir: options.DataDirectory = None,
     split: options.Split = "validation",
     class_map: options.ClassMap = "",
+    ignore_label: options.IgnoreLabel = VOID,
+    reduce_zero_label: options.ReduceZeroLabel = False,
+    stride: options.Stride = None,
+    pictures: Annotated[
+        int, typer.Option(min=0, help="Of a segmenter, draw so many scenes, evenly spaced.")
+    ] = 0,
+    output: Annotated[Path, typer.Option("--output", "-o", help="For the pictures.")] = Path(),
     limit: options.Limit = None,
     batch_size: Annotated[int, typer.Option("--batch-size", "-b", min=1)] = 64,
     workers: options.Workers = 0,
@@ -38,7 +62,8 @@ def validate(
     amp_dtype: options.AmpDtype = "bfloat16",
     results_file: options.ResultsFile = None,
 ) -> None:
-    """Top-1 and top-5 of the folded model, and how often it agrees with the dense one.
+    """Top-1 and top-5 of the folded model, and how often it agrees with the dense one; of a
+    segmenter, the mean intersection over union, by windows that slide over each image.
 
     Without data, the embedded model is validated on its held-out digits.
     """
@@ -47,24 +72,80 @@ def validate(
     on, dtype = options.device(device), options.amp(amp, amp_dtype)
     base = options.model(model, model_kwargs, pretrained, img_size, on)
     ours = options.folded_by(base, plan, options.Choice(method, r, flops, method_kwargs))
-    source = Source(dataset, data_dir, split, class_map)
-    batches = batches_of(model, ours, source, limit, batch_size, workers)
-    count = len(batches) if isinstance(batches, Sized) else None
-    with show.bar("validating", count) as progress:
-        report = validate_(ours, clone(ours), batches, device=on, amp=dtype, progress=progress)
-    _show(model, ours, report)
+    if options.segments(task):
+        labels = Labels(segmenter(ours).classes, ignore_label, reduce_zero_label)
+        scenes = options.scenes(dataset, data_dir, split, class_map, labels)
+        report = _of_pixels(model, ours, scenes, limit, stride, workers, dtype)
+        _draw(ours, scenes, pictures, stride, output)
+    else:
+        source = Source(dataset, data_dir, split, class_map)
+        report = _of_images(model, ours, source, limit, batch_size, workers, dtype)
     if results_file:
         about = {"command": "validate", "model": model, "method": folded(ours).method.to_json()}
         tags = {"model": model, "method": str(folded(ours).method)}
-        results.write(results_file, [tags | report.to_json()], about)
+        results.write(results_file, [tags | report], about)
         show.written(results_file)
 
 
+def _of_images(
+    name: str,
+    ours: nn.Module,
+    source: Source,
+    limit: int | None,
+    batch_size: int,
+    workers: int,
+    amp: torch.dtype | None,
+) -> dict[str, Any]:
+    """The report on images of one class."""
+    batches = batches_of(name, ours, source, limit, batch_size, workers)
+    count = len(batches) if isinstance(batches, Sized) else None
+    on = next(ours.parameters()).device
+    with show.bar("validating", count) as progress:
+        report = validate_(ours, clone(ours), batches, device=on, amp=amp, progress=progress)
+    _show(name, ours, report)
+    return report.to_json()
+
+
+def _of_pixels(
+    name: str,
+    ours: nn.Module,
+    source: AnySource,
+    limit: int | None,
+    stride: int | None,
+    workers: int,
+    amp: torch.dtype | None,
+) -> dict[str, Any]:
+    """The report on images with a class for every pixel."""
+    images = evenly(untouched(ours, source), limit)
+    scenes = DataLoader(images, batch_size=None, num_workers=workers)
+    with show.bar("validating", len(images)) as progress:
+        report = score(ours, clone(ours), scenes, stride=stride, amp=amp, progress=progress)
+    _show_pixels(name, ours, report)
+    ious = {f"iou_{number}": iou for number, iou in enumerate(report.ious)}
+    return {n: value for n, value in report.to_json().items() if n != "ious"} | ious
+
+
+def _draw(
+    ours: nn.Module, source: SceneSource, number: int, stride: int | None, output: Path
+) -> None:
+    """Pictures of some scenes."""
+    if not number:
+        return
+    options.directory(output)
+    scenes = evenly(source.open(), number)
+    for place in range(len(scenes)):
+        raw, labels = scenes[place]
+        target = output / f"scene-{place + 1}.png"
+        look = source.whole(ours)
+        compare(ours, to_pil_image(raw), look, labels, stride).save(target)
+        show.written(target)
+
+
 def batches_of(
-    name: str, model: nn.Module, source: Source, limit: int | None, batch_size: int, workers: int
+    name: str, model: nn.Module, source: AnySource, limit: int | None, batch_size: int, workers: int
 ) -> Iterable[Batch]:
     """Labelled images, at most `limit`: the source's, or the embedded model's own."""
-    if source.dataset or source.root:
+    if source.given:
         dataset = labelled(model, source, limit)
         batches: Iterable[Batch] = loader(dataset, batch_size, workers)
         return limited(batches, limit) if streams(dataset) else batches
@@ -74,6 +155,20 @@ def batches_of(
 
     parts = (torch.split(part[:limit], batch_size) for part in load_split("test"))
     return list(zip(*parts, strict=True))
+
+
+def _show_pixels(name: str, model: nn.Module, report: SceneReport) -> None:
+    rows = [
+        ["images", str(report.images)],
+        ["mIoU", f"{report.miou:.2%}"],
+        ["pixels", f"{report.accuracy:.2%}"],
+        ["dense mIoU", f"{report.dense_miou:.2%}"],
+        ["agrees with dense", f"{report.agreement:.2%}"],
+        ["images/s", f"{report.images_per_second:.1f}"],
+    ]
+    show.table(f"{name}, {folded(model).method}", ["", "folded"], rows)
+    each = [[str(number), f"{iou:.2%}"] for number, iou in enumerate(report.ious)]
+    show.table("by class", ["class", "IoU"], each)
 
 
 def _show(name: str, model: nn.Module, report: Report) -> None:

@@ -129,8 +129,8 @@ class Scenes(Dataset[Any]):
 
     def __getitem__(self, number: int) -> Example:
         image, annotation = self.pairs[number]
-        picture = self._open(image).convert("RGB")
-        labels = self.labels.read(self._open(annotation), annotation)
+        picture = _opened(self.place, image).convert("RGB")
+        labels = self.labels.read(_opened(self.place, annotation), annotation)
         if labels.shape != (picture.height, picture.width):
             shape = "x".join(map(str, labels.shape))
             raise DataError(
@@ -139,13 +139,27 @@ class Scenes(Dataset[Any]):
             )
         return self.transform(picture, labels) if self.transform else (_raw(picture), labels)
 
-    def _open(self, name: str) -> Image.Image:
-        try:
-            picture = Image.open(BytesIO(self.place.read(name)))
-            picture.load()
-        except (OSError, ValueError, KeyError, Image.DecompressionBombError) as error:
-            raise DataError(f"{name} cannot be read: {one_line(error)}") from error
-        return picture
+
+def annotation_of(image: Path, labels: Labels) -> Tensor | None:
+    """The labels of an image in images/, where they lie in annotations/ beside that."""
+    parts = list(image.parts)
+    if IMAGES not in parts[:-1]:
+        return None
+    parts[len(parts) - 1 - parts[::-1].index(IMAGES)] = ANNOTATIONS
+    path = Path(*parts).with_suffix(".png")
+    if not path.is_file():
+        return None
+    root, name = path.parent, path.name
+    return labels.read(_opened(Folder(root), name), str(path))
+
+
+def _opened(place: Folder | Archive, name: str) -> Image.Image:
+    try:
+        picture = Image.open(BytesIO(place.read(name)))
+        picture.load()
+    except (OSError, ValueError, KeyError, Image.DecompressionBombError) as error:
+        raise DataError(f"{name} cannot be read: {one_line(error)}") from error
+    return picture
 
 
 def _raw(picture: Image.Image) -> Tensor:

@@ -92,11 +92,12 @@ def score(
     with torch.inference_mode(), evaluating(folded), evaluating(dense), autocast:
         for image, labels in scenes:
             image, labels = image.to(device), labels.to(device)
+            size = (labels.shape[0], labels.shape[1])
             start = time.perf_counter()
-            said = pixels(folded, image, tuple(labels.shape), stride)
+            said = pixels(folded, image, size, stride)
             here = int((labels != IGNORED).sum())  # waits for the device
             seconds += time.perf_counter() - start
-            before = pixels(dense, image, tuple(labels.shape), stride)
+            before = pixels(dense, image, size, stride)
             for meter, answer in ((ours, said), (each, said), (theirs, before)):
                 meter.update(answer.unsqueeze(0), labels.unsqueeze(0))
             images, known, total = images + 1, known + here, total + labels.numel()

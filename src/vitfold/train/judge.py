@@ -74,7 +74,8 @@ class MeanIoU(Judge):
         """Pixels, by what is so and what is said."""
         self.meter.reset()
         for images, labels in batches:
-            said = pixels(model, images[0].to(device), tuple(labels.shape[1:]), self.stride)
+            size = (labels.shape[1], labels.shape[2])
+            said = pixels(model, images[0].to(device), size, self.stride)
             self.meter.update(said.cpu().unsqueeze(0), labels)
         counts: Tensor = self.meter.confmat.to(device)
         return counts

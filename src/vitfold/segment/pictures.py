@@ -1,0 +1,74 @@
+"""Pictures of classes: what is so, what the dense and the folded model say, where these differ."""
+
+import colorsys
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from vitfold import draw
+from vitfold.fold import clone
+from vitfold.measure import evaluating
+from vitfold.segment.looks import Look
+from vitfold.segment.score import pixels, segmenter
+
+GOLDEN = 0.618034
+"""Steps of hue by this share of the circle keep colours apart, however many there are."""
+
+MIX = 0.65
+"""How much of a class's colour lies over the image."""
+
+RED = torch.tensor([1.0, 0.1, 0.1])
+
+
+def palette(classes: int) -> Tensor:
+    """`[classes, 3]`: a colour for each."""
+    colours = [
+        colorsys.hsv_to_rgb(GOLDEN * n % 1, 0.85 - 0.35 * (n % 2), 0.95 - 0.15 * (n % 3))
+        for n in range(classes)
+    ]
+    return torch.tensor(colours)
+
+
+def paint(picture: Image.Image, labels: Tensor, classes: int) -> Image.Image:
+    """`labels[H, W]` over the picture; what has no class stays dark."""
+    grey, known = _grey(picture), (labels >= 0).unsqueeze(-1)
+    mixed = MIX * palette(classes)[labels.clamp(min=0)] + (1 - MIX) * grey
+    return draw.to_image(mixed.where(known, grey * 0.3).permute(2, 0, 1))
+
+
+def differences(picture: Image.Image, one: Tensor, other: Tensor) -> Image.Image:
+    """Where two do not say the same, in red."""
+    grey, differ = _grey(picture), (one != other).unsqueeze(-1)
+    return draw.to_image(RED.where(differ, grey * 0.6).permute(2, 0, 1))
+
+
+def _grey(picture: Image.Image) -> Tensor:
+    """`[H, W, 3]` without colours."""
+    return draw.to_pixels(picture).mean(dim=0).unsqueeze(-1).expand(-1, -1, 3)
+
+
+def compare(
+    folded: nn.Module,
+    picture: Image.Image,
+    look: Look,
+    truth: Tensor | None = None,
+    stride: int | None = None,
+) -> Image.Image:
+    """A photograph, its labels where they are known, what the dense and the folded segmenter say,
+    and where these differ.
+
+    look: makes an image of it as the model takes it.
+    """
+    size = (picture.height, picture.width)
+    image, _ = look(picture, torch.zeros(size, dtype=torch.long))
+    image = image.to(next(folded.parameters()).device)
+    models = {"dense": clone(folded).eval(), "folded": folded}
+    with torch.inference_mode(), evaluating(folded):
+        said = {name: pixels(model, image, size, stride).cpu() for name, model in models.items()}
+    classes = segmenter(folded).classes
+    known = said if truth is None else {"truth": truth, **said}
+    share = (said["dense"] != said["folded"]).float().mean()
+    shown = {name: paint(picture, labels, classes) for name, labels in known.items()}
+    shown[f"they differ: {share:.1%}"] = differences(picture, said["dense"], said["folded"])
+    return draw.row([picture, *shown.values()], ["image", *shown])
