@@ -71,4 +71,5 @@ def compare(
     share = (said["dense"] != said["folded"]).float().mean()
     shown = {name: paint(picture, labels, classes) for name, labels in known.items()}
     shown[f"they differ: {share:.1%}"] = differences(picture, said["dense"], said["folded"])
-    return draw.row([picture, *shown.values()], ["image", *shown])
+    pictures = [draw.plain(each) for each in (picture, *shown.values())]
+    return draw.row(pictures, ["image", *shown])

@@ -25,8 +25,8 @@ class Segmenter(nn.Module):
         super().__init__()
         if decoder not in DECODERS:
             raise MethodError(f"unknown decoder {decoder!r}{nearest(str(decoder), DECODERS)}")
-        if not isinstance(classes, int) or not 1 <= classes <= MOST_CLASSES:
-            raise MethodError(f"classes={classes!r}: expected 1 to {MOST_CLASSES}")
+        if not isinstance(classes, int) or not 2 <= classes <= MOST_CLASSES:
+            raise MethodError(f"classes={classes!r}: expected 2 to {MOST_CLASSES}")
         found = find(encoder)
         if found.trunk is not encoder or not hasattr(encoder, "forward_features"):
             raise UnsupportedModel(

@@ -28,7 +28,7 @@ def check(name: object, given: object) -> None:
     """Refuse what makes no encoder, and decoders that there are not."""
     values = fields.record("model.arguments", given, ("decoder", "classes", "encoder"))
     fields.choice("model.arguments.decoder", values["decoder"], DECODERS)
-    fields.integer("model.arguments.classes", values["classes"], 1, MOST_CLASSES)
+    fields.integer("model.arguments.classes", values["classes"], 2, MOST_CLASSES)
     timm.check(name, values["encoder"])
 
 
