@@ -473,7 +473,7 @@ def test_thresholds_get_the_gradients_of_the_paper() -> None:
     learned: Any = folded(model).learned
     with watch() as runs:
         logits = model(x)
-    penalty = learned.loss(runs[0].books, runs[0].width)
+    penalty = learned.loss(runs[0])
     loss = torch.nn.functional.cross_entropy(logits, labels, label_smoothing=0.1) + penalty
     ours = torch.autograd.grad(loss, list(learned.parameters()))
 

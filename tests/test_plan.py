@@ -196,6 +196,8 @@ OPTIONS: dict[str, list[dict[str, Any]]] = {
     "mergedrop": [{"r": 5, "drop": 2}, {"r": [3, 0, 2], "drop": [0, 4], "drop_first": True}],
     "prune-merge": [{"blocks": [0, 1], "grid": [8, 8], "scores": [[0.5, 2] * 32, [1, 0.25] * 32]}],
     "evit": [{"r": 6}, {"flops": 0.8}, {"r": [0, 5], "blocks": [1], "fuse": False}],
+    "dynamicvit": [{"r": 6}, {"flops": 0.9, "blocks": [0, 1], "strength": 1.5}],
+    "avit": [{}, {"flops": 0.7, "gamma": 4.0, "beta": -9.0, "eps": 0.02, "depth": 1.5}],
     "wardcut": [{"flops": 0.7}, {"flops": 0.5, "inflection": 0.0, "cue": "k"}],
     "drop": [{"r": 5}, {"r": (4, 0.5), "cue": "random", "seed": 7}, {"flops": 0.75}],
 }

@@ -168,7 +168,7 @@ class TestBlocks:
 
     def test_restoring_starts_as_the_pseudo_inverse(self) -> None:
         for grouping in GROUPINGS:
-            learned: Any = method(grouping=grouping).learn(4)
+            learned: Any = method(grouping=grouping).learn(4, 8)
             for block in "123":
                 merge, restore = learned.merge[block].data, learned.restore[block].data
                 inverse = torch.linalg.pinv(merge.double())
@@ -178,7 +178,7 @@ class TestBlocks:
 
     def test_scores_of_zero_weigh_alike(self) -> None:
         fold = PruneMerge(0, 0, (0,), grid=(1, 4), scores=((0.0, 0.0, 0.0, 0.0),))
-        learned: Any = fold.learn(1)
+        learned: Any = fold.learn(1, 8)
         torch.testing.assert_close(learned.merge["0"].data, torch.full((1, 4), 0.25))
 
     def test_gradients_reach_the_matrices(self) -> None:

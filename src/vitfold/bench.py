@@ -30,7 +30,7 @@ from vitfold.measure import (
     flops,
     peak_memory,
 )
-from vitfold.methods.base import Look, Plan, Step, Weave
+from vitfold.methods.base import Act, Look, Plan, Step, Weave
 from vitfold.methods.schedule import whole
 from vitfold.segment import Segmenter
 from vitfold.trace import trace
@@ -73,11 +73,11 @@ def _plan(model: nn.Module) -> Plan:
     record = folded(model)
     layout = record.found.layout()
     if record.learned is not None:
-        return record.learned.plan(layout)
+        return record.learned.plan(layout, record.schedule)
     return record.method.plan(layout, record.schedule)
 
 
-def _spared(step: Step | Weave | Look | None) -> int:
+def _spared(step: Step | Weave | Look | Act | None) -> int:
     """How many tokens a block need not feed forward."""
     if isinstance(step, Weave):
         return len(step.groups) - len(step.seats)

@@ -65,9 +65,11 @@ class Fold:
     @property
     def form(self) -> Form:
         """How tokens travel in the next call."""
-        if not self.method.ragged:
+        if not (self.method.ragged or self.method.masks):
             return "alike"
-        return "masked" if self.found.trunk.training or _masked.get() else "packed"
+        if self.found.trunk.training or _masked.get():
+            return "masked"
+        return "packed" if self.method.ragged else "alike"
 
 
 def enter(trunk: nn.Module, method: str, *args: Any, **kwargs: Any) -> Any:
@@ -311,7 +313,7 @@ def _put_on(record: Fold) -> None:
 
 def _learned(found: Found, method: Base) -> Learned | None:
     """What a method learns on a trunk, where its weights are."""
-    learned = method.learn(found.depth)
+    learned = method.learn(found.depth, found.width)
     if learned is None:
         return None
     if hasattr(found.trunk, LEARNED) and MARK not in found.trunk.__dict__:

@@ -16,7 +16,7 @@ from vitfold.blocks.packed import PackedAttend
 from vitfold.errors import FoldError
 from vitfold.layout import Layout
 from vitfold.ledger import Ledger, Masked, Packed, Woven
-from vitfold.methods.base import Base, Learned, Look, Plan, Step, Weave
+from vitfold.methods.base import Act, Base, Learned, Look, Plan, Step, Weave
 
 Shape = Literal["reduced", "dense at the end", "dense"]
 """Which blocks hand out one token for every original position: none, the last, all."""
@@ -79,7 +79,7 @@ class Run:
         elif x.shape[0] == 0:  # no image, and no token to ask
             self.plan = (None,) * self.depth
         else:
-            self.plan = self.learned.plan(layout)
+            self.plan = self.learned.plan(layout, self.schedule)
         self.books[:] = [BOOKS[self.form].open(x, self.prefix, grid, self.valid, self.soft)]
 
     def block(
@@ -93,6 +93,7 @@ class Run:
             return self.weave(index, block, kind, x, given, step)
         ledger = self.books[index].plain()
         before = reduced(x, ledger, index)
+        act, step = (step, None) if isinstance(step, Act) else (None, step)
         if isinstance(step, Look):
             attend, step = step.attend(ledger, given, self.method.proportional, None), None
         else:
@@ -105,6 +106,8 @@ class Run:
         x = kind.feed(block, x) if kind.feed else x
         if step and not kind.feed:
             x, ledger = reduce(x, ledger, step, before, attend)
+        if act:
+            x, ledger = act.act(x, ledger)
         self.books[index + 1 :] = [ledger]
         if self.shows(index, block):
             return ledger.unfold(x)

@@ -40,6 +40,12 @@ class Found:
         return len(self.blocks)
 
     @property
+    def width(self) -> int:
+        """How many channels its tokens have."""
+        width = getattr(self.trunk, "embed_dim", None)
+        return int(self.trunk.config.hidden_size if width is None else width)
+
+    @property
     def prefix(self) -> int:
         """How many tokens of a sequence are not patches."""
         return self.kind.prefix(self.trunk)

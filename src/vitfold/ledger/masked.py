@@ -98,6 +98,18 @@ class Masked(Ledger):
     def counts(self, batch: int) -> list[int]:
         return self.here.sum(dim=1).tolist()
 
+    def places(self, x: Tensor) -> Tensor:
+        """`[B, N]`: the position of every token in its image."""
+        return torch.arange(self.tokens, device=x.device).expand(x.shape[:2])
+
+    def present(self, x: Tensor) -> Tensor:
+        """`[B, N]`: which still count."""
+        return self.here
+
+    def unpacked(self, x: Tensor) -> Tensor:
+        """As the tokens lie between blocks."""
+        return x
+
     @property
     def here(self) -> Tensor:
         """`[B, N]`: whether a token still counts."""

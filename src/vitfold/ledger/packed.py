@@ -121,6 +121,20 @@ class Packed(Ledger):
         """`[B]`: the lengths, where the tokens are."""
         return torch.tensor(self.lengths, device=like.device)
 
+    def places(self, x: Tensor) -> Tensor:
+        """`[1, T]`: the original position of every token in its image."""
+        if self.origin is not None:
+            return self.origin % self.tokens
+        return (torch.arange(self.now, device=x.device) % self.tokens).unsqueeze(0)
+
+    def present(self, x: Tensor) -> Tensor:
+        """`[1, T]`: all of them."""
+        return torch.ones(1, self.now, dtype=torch.bool, device=x.device)
+
+    def unpacked(self, x: Tensor) -> Tensor:
+        """As the tokens lie between blocks."""
+        return self.unfold(x) if self.whole_images else x
+
     @property
     def whole_images(self) -> bool:
         """Whether every image still has all of its tokens."""
@@ -141,7 +155,7 @@ class Packed(Ledger):
     def reduce(self, x: Tensor, step: TokenMap) -> tuple[Tensor, Ledger]:
         if step.gone.shape[1]:
             return super().reduce(self.pack(x), step)
-        return (self.unfold(x) if self.whole_images else x), self
+        return self.unpacked(x), self
 
     def _then(self, step: TokenMap, size: Tensor | None) -> "Packed":
         origin = step.keep if self.origin is None else self.origin.gather(1, step.keep)
@@ -209,7 +223,17 @@ class Packed(Ledger):
             return self.unfold(x), self
         rows, here = self.rows(x)
         size = ragged.pad(self.sizes(x), here)
-        books = Level(self.tokens, self.prefix, self.grid, size, rows, self.maps, here, packed=self)
+        books = Level(
+            self.tokens,
+            self.prefix,
+            self.grid,
+            size=size,
+            origin=rows,
+            maps=self.maps,
+            valid=here,
+            notes=self.notes,
+            packed=self,
+        )
         return ragged.pad(x, here), books
 
 

@@ -20,6 +20,7 @@ class Ledger:
     origin: `[B, n]` the original position that gives each token its place; None: its own.
     maps: what each block did so far.
     valid: `[B, n]` False for padding; None where nothing is padded.
+    notes: what a method has to remember from block to block.
     """
 
     tokens: int
@@ -29,6 +30,7 @@ class Ledger:
     origin: Tensor | None = None
     maps: tuple[TokenMap, ...] = ()
     valid: Tensor | None = None
+    notes: object = None
 
     @classmethod
     def open(

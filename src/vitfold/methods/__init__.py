@@ -1,8 +1,10 @@
 """The methods. A new one is one file here, and one line below."""
 
+from vitfold.methods.avit import AViT
 from vitfold.methods.base import METHODS, Base, Method, Step, create_method, ready, register
 from vitfold.methods.dfe import DFE
 from vitfold.methods.drop import Drop
+from vitfold.methods.dynamicvit import DynamicViT
 from vitfold.methods.evit import EViT
 from vitfold.methods.lgtm import LGTM
 from vitfold.methods.ltmp import LTMP
@@ -17,8 +19,10 @@ __all__ = [
     "LGTM",
     "LTMP",
     "METHODS",
+    "AViT",
     "Base",
     "Drop",
+    "DynamicViT",
     "EViT",
     "MergeDrop",
     "Method",

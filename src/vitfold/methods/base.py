@@ -4,7 +4,7 @@ import dataclasses
 import types
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -73,23 +73,44 @@ class Look:
     attend: Callable[..., Any]
 
 
-Plan = tuple[Step | Weave | Look | None, ...]
+@dataclass(frozen=True, eq=False)
+class Act:
+    """What one block does to its tokens when it is through with them.
+
+    act: the tokens and the books on them, after it; what it has to remember goes into `notes`.
+    """
+
+    act: Callable[[Tensor, Any], tuple[Tensor, Ledger]]
+
+
+Plan = tuple[Step | Weave | Look | Act | None, ...]
 """What every block does."""
+
+
+class Pass(Protocol):
+    """What a pass through the blocks leaves.
+
+    books: before every block, and after the last.
+    width: how many channels tokens have.
+    """
+
+    books: list[Ledger]
+    plan: Plan
+    width: int
 
 
 class Learned(nn.Module):
     """What a method learns: parameters, and what blocks do by them."""
 
-    def plan(self, layout: Layout) -> Plan:
-        """What every block does."""
+    def plan(self, layout: Layout, schedule: tuple[int, ...]) -> Plan:
+        """What every block does when block i is asked to remove `schedule[i]` tokens."""
         raise NotImplementedError
 
-    def loss(self, books: Sequence[Ledger], width: int) -> Tensor:
-        """What training makes small beside the loss on labels, from the books before every block
-        and after the last, and the number of channels."""
+    def loss(self, seen: Pass) -> Tensor:
+        """What training makes small beside the loss on labels."""
         return torch.zeros(())
 
-    def figures(self, books: Sequence[Ledger], width: int) -> dict[str, Any]:
+    def figures(self, seen: Pass) -> dict[str, Any]:
         """What a log tells of a pass: numbers, and lists with one for every block."""
         return {}
 
@@ -109,6 +130,9 @@ class Base:
 
     ragged: ClassVar[bool] = False
     """Whether every image keeps its own number of tokens."""
+
+    masks: ClassVar[bool] = False
+    """Whether training passes only mask what would leave; so it is where it is ragged."""
 
     found_by: ClassVar[str] = ""
     """The command that looks at images for what it takes; empty where it takes nothing."""
@@ -137,8 +161,9 @@ class Base:
     def check(self, layout: Layout) -> None:
         """Refuse a model that it cannot reduce."""
 
-    def learn(self, depth: int) -> Learned | None:
-        """What is to be learned for a model of so many blocks; it plans in the method's place."""
+    def learn(self, depth: int, width: int) -> Learned | None:
+        """What is to be learned for a model of so many blocks and channels; it plans in the
+        method's place."""
         return None
 
     def plan(self, layout: Layout, schedule: tuple[int, ...]) -> Plan:
@@ -227,7 +252,11 @@ def register(name: str) -> Callable[[type[M]], type[M]]:
 
 def ready() -> list[str]:
     """The names of the methods that reach a share of the FLOPs without training."""
-    return [n for n, kind in METHODS.items() if issubclass(kind, Method) and kind.by_share]
+    return [
+        name
+        for name, kind in METHODS.items()
+        if issubclass(kind, Method) and kind.by_share and kind.learn is Base.learn
+    ]
 
 
 def create_method(name: str, options: Mapping[str, Any] = types.MappingProxyType({})) -> Base:

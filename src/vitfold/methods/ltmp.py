@@ -3,7 +3,7 @@
 import functools
 import itertools
 import types
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -17,6 +17,7 @@ from vitfold.ledger import Ledger, Mark, Masked, Packed
 from vitfold.methods.base import (
     Base,
     Learned,
+    Pass,
     Step,
     check_choice,
     check_cue,
@@ -95,7 +96,7 @@ class LTMP(Base):
         order = ("merge", "prune") if self.order == "merge_first" else ("prune", "merge")
         return [act for act in order if getattr(self, act)]
 
-    def learn(self, depth: int) -> "Thresholds":
+    def learn(self, depth: int, width: int) -> "Thresholds":
         return Thresholds(self, depth)
 
 
@@ -126,29 +127,30 @@ class Thresholds(Learned):
                 self.of("prune").mul_(by)
         self.constrain()
 
-    def loss(self, books: Sequence[Ledger], width: int) -> Tensor:
+    def loss(self, seen: Pass) -> Tensor:
         if self.method.flops is None:
             raise MethodError("LTMP is trained for a share of the FLOPs: give flops")
-        return self.method.strength * (self.share(books, width) - self.method.flops) ** 2
+        return self.method.strength * (self.share(seen) - self.method.flops) ** 2
 
-    def share(self, books: Sequence[Ledger], width: int) -> Tensor:
+    def share(self, seen: Pass) -> Tensor:
         """The share of the FLOPs of all blocks that a masked pass would have cost."""
-        n, d = books[0].tokens, width
-        means = [book.presence.mean() for book in books if isinstance(book, Masked)]
+        n, d = seen.books[0].tokens, seen.width
+        means = [book.presence.mean() for book in seen.books if isinstance(book, Masked)]
         cost = [
             2 * before * n * d**2 + (before * n) ** 2 * d + 4 * after * n * d**2
             for before, after in itertools.pairwise(means)
         ]
         return torch.stack(cost).mean() / (6 * n * d**2 + n**2 * d)
 
-    def figures(self, books: Sequence[Ledger], width: int) -> dict[str, Any]:
-        means = [book.here.sum(1).double().mean() for book in books[1:] if isinstance(book, Masked)]
+    def figures(self, seen: Pass) -> dict[str, Any]:
+        books = [book for book in seen.books[1:] if isinstance(book, Masked)]
+        means = [book.here.sum(1).double().mean() for book in books]
         levels = {f"{act}_threshold": self.of(act).tolist() for act in self.method.acts}
-        share = float(self.share(books, width).detach())
+        share = float(self.share(seen).detach())
         tokens = torch.stack(means).tolist()
         return {"share_asked": self.method.flops, "share": share, **levels, "tokens": tokens}
 
-    def plan(self, layout: Layout) -> tuple[Step | None, ...]:
+    def plan(self, layout: Layout, schedule: tuple[int, ...]) -> tuple[Step | None, ...]:
         return tuple(self._step(block) for block in range(layout.depth))
 
     def _step(self, block: int) -> Step | None:

@@ -108,7 +108,7 @@ class PruneMerge(Base):
         named = zip(self.blocks, found, strict=True)
         return {block: group for block, group in named if max(group) + 1 < len(group)}
 
-    def learn(self, depth: int) -> "Matrices":
+    def learn(self, depth: int, width: int) -> "Matrices":
         check_blocks(self.blocks, depth)
         return Matrices(self, self.structure)
 
@@ -135,7 +135,7 @@ class Matrices(Learned):
             self.register_buffer(f"seat_{block}", merge.argmax(dim=1), persistent=False)
             self.register_buffer(f"group_{block}", torch.tensor(group), persistent=False)
 
-    def plan(self, layout: Layout) -> tuple[Weave | None, ...]:
+    def plan(self, layout: Layout, schedule: tuple[int, ...]) -> tuple[Weave | None, ...]:
         if layout.grid != self.method.grid:
             made, given = self.method.grid, layout.grid or (layout.patches, 1)
             raise MethodError(

@@ -57,7 +57,7 @@ class WardCut(Base):
         check_cue(self.cue)
         check_switch("proportional", self.proportional)
 
-    def learn(self, depth: int) -> "Heights":
+    def learn(self, depth: int, width: int) -> "Heights":
         return Heights(self, depth)
 
     def distances(self, metric: Tensor, books: Packed) -> threshold.Pairs:
@@ -81,7 +81,7 @@ class Heights(Learned):
     def constrain(self) -> None:
         self.height.clamp_(0, HIGHEST)
 
-    def plan(self, layout: Layout) -> tuple[Step | None, ...]:
+    def plan(self, layout: Layout, schedule: tuple[int, ...]) -> tuple[Step | None, ...]:
         return tuple(
             Step(self.method.cue, 0, functools.partial(self._match, height)) if height else None
             for height in self.height.tolist()

@@ -27,13 +27,13 @@ def split(tensors: Tensors) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
 def check(tensors: Tensors, plan: Plan) -> None:
     """Refuse what the method of a plan cannot have learned."""
     with torch.device("meta"):  # what a plan claims may be larger than any memory
-        module = plan.method.learn(plan.model.depth)
+        module = plan.method.learn(plan.model.depth, plan.model.width)
     file = plan.weights.file if plan.weights else "weights"
     wanted = {} if module is None else module.state_dict(prefix=PREFIX)
     precise = any(tensor.dtype == torch.float64 for tensor in tensors.values())
     dtype = torch.float64 if precise else torch.float32
     weights.check(tensors, {name: t.to(dtype) for name, t in wanted.items()}, file)
-    module = plan.method.learn(plan.model.depth)
+    module = plan.method.learn(plan.model.depth, plan.model.width)
     if module is None:
         return
     module.to(dtype)

@@ -47,12 +47,7 @@ def _tables(model: nn.Module) -> list[Tensor]:
 
 def _facts(found: Found) -> dict[str, Any]:
     """What a plan depends on."""
-    return {"depth": found.depth, "width": _width(found.trunk), "prefix": found.prefix}
-
-
-def _width(trunk: Any) -> int:
-    width = getattr(trunk, "embed_dim", None)
-    return int(trunk.config.hidden_size if width is None else width)
+    return {"depth": found.depth, "width": found.width, "prefix": found.prefix}
 
 
 def _versions(source: str) -> dict[str, str]:

@@ -250,8 +250,8 @@ class Training:
     @property
     def _asked(self) -> float | None:
         """The share of the FLOPs that is trained for."""
-        shares = [getattr(record.method, "flops", None) for record in folds(self.model)]
-        return shares[0] if self.learned else None
+        methods = [record.method for record in folds(self.model)]
+        return getattr(methods[0], "flops", None) if methods and methods[0].ragged else None
 
     def _reach(self, calibration: Any) -> float | None:
         """Bring what was learned to that share; all processes do the same."""

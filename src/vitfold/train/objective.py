@@ -51,10 +51,10 @@ class Objective(nn.Module):
         """What a method that learns adds to the loss."""
         if run.learned is None:
             return 0.0
-        self.figures = run.learned.figures(run.books, run.width)
+        self.figures = run.learned.figures(run)
         if labels.dim() == 1:
             self.figures["top1"] = float((student.argmax(dim=1) == labels).double().mean())
-        return run.learned.loss(run.books, run.width)
+        return run.learned.loss(run)
 
 
 def distillation(how: Distillation, student: Tensor, teacher: Tensor) -> Tensor:

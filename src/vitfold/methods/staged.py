@@ -1,0 +1,57 @@
+"""What methods share that reduce in some blocks alone."""
+
+from dataclasses import dataclass
+
+from vitfold.layout import Layout
+from vitfold.methods.base import Method, Step, check_blocks, whole_numbers
+
+
+@dataclass(frozen=True)
+class Staged(Method):
+    """Some blocks lose many tokens, the others none.
+
+    blocks: which ones, by number from 0; the 4th, 7th and 10th of 12 where it is not given.
+    """
+
+    blocks: tuple[int, ...] | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        object.__setattr__(self, "blocks", whole_numbers("blocks", self.blocks))
+
+    @property
+    def proportional(self) -> bool:
+        return False
+
+    def check(self, layout: Layout) -> None:
+        check_blocks(self.blocks, layout.depth)
+
+    def chosen(self, depth: int) -> tuple[int, ...]:
+        """The blocks that reduce."""
+        if self.blocks is None:
+            return tuple(sorted({depth * quarter // 4 for quarter in (1, 2, 3)}))
+        return self.blocks
+
+    def spread(self, rate: float, depth: int, first: int) -> tuple[int, ...]:
+        """As many on average, in the chosen blocks alone, along a ramp over those."""
+        chosen = [block for block in self.chosen(depth) if block >= first]
+        numbers = super().spread(rate * depth / max(len(chosen), 1), len(chosen), 0)
+        by_block = dict(zip(chosen, numbers, strict=True))
+        return tuple(by_block.get(block, 0) for block in range(depth))
+
+    def removes(self, layout: Layout, schedule: tuple[int, ...]) -> tuple[int, ...]:
+        """How many leave each block: of the patches that are there, two stay at least."""
+        chosen, patches = self.chosen(layout.depth), layout.patches
+        found = []
+        for block, r in enumerate(schedule):
+            found.append(max(min(r, patches - 2), 0) if block in chosen else 0)
+            patches -= found[-1]
+        return tuple(found)
+
+    def plan(self, layout: Layout, schedule: tuple[int, ...]) -> tuple[Step | None, ...]:
+        numbers = self.removes(layout, schedule)
+        return tuple(self.step(number) if number else None for number in numbers)
+
+    def step(self, removes: int) -> Step:
+        """What a block does that loses so many."""
+        raise NotImplementedError
