@@ -1,17 +1,21 @@
-"""What an epoch of learning thresholds is worth: `python benchmarks/learned.py MODEL --data-dir D`.
+"""What learning is worth: `python benchmarks/learned.py MODEL --data-dir D`.
 
-Trains LTMP, merging alone and dropping alone for every share of the FLOPs, by `vitfold train`, and
-sets them beside the methods that need no training, on the same images: benchmarks/learned-NAME.md.
-What was trained stays in --output, and a run goes on where it was stopped. The folds without
-training are those of benchmarks/evidence.py, and their answers are shared with it.
+Trains, by `vitfold train`: LTMP, merging alone and dropping alone, an epoch for every share of the
+FLOPs; and, half an epoch with distillation, Prune and Merge (its matrices alone, and all of it),
+EViT, DynamicViT, A-ViT, and as controls ToMe, Ward and the dense model. Sets them beside the
+methods that need no training, on the same images: benchmarks/learned-NAME.md, and
+benchmarks/others-NAME.md. What was trained stays in --output, and a run goes on where it was
+stopped. The folds without training are those of benchmarks/evidence.py, and their answers are
+shared with it.
 
     python benchmarks/learned.py models/vit_cifar10_cpu_adamw --data-dir cifar10
+    python benchmarks/learned.py models/vit_cifar10_cpu_adamw --data-dir cifar10 --part others
 """
 
 import csv
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -28,14 +32,33 @@ from vitfold.cli import options, show
 from vitfold.cli.validate import batches_of
 from vitfold.data import Source, labelled
 from vitfold.families import find
-from vitfold.fold import clone
+from vitfold.fold import clone, folded
 from vitfold.measure import flops
 from vitfold.models import create_model
 from vitfold.validate import Batch, interval, predict
 
-SHARES = (0.75, 0.6, 0.5, 0.4)
+Rows = list[list[str]]
+
 FREE = (vitfold.ToMe, vitfold.DFE, vitfold.LGTM, vitfold.Ward)
-VARIANTS = {"LTMP": "", "LTMP, merge only": "prune=False", "LTMP, prune only": "merge=False"}
+LTMP = ["--method", "ltmp"]
+VARIANTS = {
+    "LTMP": LTMP,
+    "LTMP, merge only": [*LTMP, "--method-kwargs", "prune=False"],
+    "LTMP, prune only": [*LTMP, "--method-kwargs", "merge=False"],
+}
+BRIEF = ["--epochs", "1", "--lr", "1e-4", "--distill", "soft", "--distill-temperature", "3"]
+MATRICES = ["--epochs", "1", "--lr", "1e-3", "--freeze", "model", "--distill", "soft"]
+OTHERS = {
+    "PruneMerge, matrices": ["--method", "prune-merge", *MATRICES],
+    "PruneMerge, all": ["--method", "prune-merge", *BRIEF],
+    "EViT": ["--method", "evit", *BRIEF],
+    "DynamicViT": ["--method", "dynamicvit", *BRIEF],
+    "A-ViT": ["--method", "avit", *BRIEF],
+    "ToMe": ["--method", "tome", *BRIEF],
+    "Ward": ["--method", "ward", *BRIEF],
+}
+BRIEFLY = "train[:45%]"
+"""What those are trained on, of the images that the model was trained on."""
 COLUMNS = (
     "fold", "FLOPs asked", "FLOPs on these images", "top-1", "95 %", "against dense",
     "agrees with dense", "minutes of training",
@@ -56,18 +79,19 @@ class Setting:
         short = variant.lower().replace(",", "").replace(" ", "-")
         return self.output / f"{short}-{self.model.name}-{share}"
 
-    def train(self, variant: str, share: float) -> Path:
+    def train(self, variant: str, share: float, given: list[str]) -> Path:
         """The trained model; nothing is done twice."""
         place = self.place(variant, share)
-        if not (place / "last" / "plan.json").exists():
-            more = ["--method-kwargs", VARIANTS[variant]] if VARIANTS[variant] else []
+        found = [place / "last" / name for name in ("plan.json", "config.json")]
+        if not any(file.exists() for file in found):
             command = [
-                sys.executable, "-m", "vitfold", "train", self.model, "--method", "ltmp",
-                "--flops", share, "--data-dir", self.data, "--train-split", self.split, "--no-val",
-                "--no-aug", "--checkpoint-every", "50", "--output", place, "--resume", *more,
+                sys.executable, "-m", "vitfold", "train", self.model, *given,
+                "--data-dir", self.data, "--train-split", self.split, "--no-val",
+                "--no-aug", "--checkpoint-every", "50", "--output", place, "--resume",
             ]  # fmt: skip
+            command += ["--flops", share] if share < 1 else []
             done = subprocess.run([str(part) for part in command], check=False)
-            if done.returncode and not (place / "last" / "plan.json").exists():
+            if done.returncode and not any(file.exists() for file in found):
                 raise SystemExit(done.returncode)
         return place / "last"
 
@@ -75,48 +99,90 @@ class Setting:
 def main(
     model: options.ModelName,
     data_dir: Annotated[Path, typer.Option(help="Holds the splits.")],
+    part: Annotated[str, typer.Option(help="thresholds, others, or all.")] = "all",
     train_split: Annotated[
         str, typer.Option(help="What thresholds are learned on.")
     ] = "train[:90%]",
+    briefly: Annotated[str, typer.Option(help="What the others are trained on.")] = BRIEFLY,
     split: options.Split = "test",
     limit: options.Limit = None,
-    shares: Annotated[str, typer.Option(help="Of the dense FLOPs.")] = "0.75,0.6,0.5,0.4",
+    shares: Annotated[str, typer.Option(help="For thresholds.")] = "0.75,0.6,0.5,0.4",
+    other_shares: Annotated[str, typer.Option(help="For the others.")] = "0.65,0.5",
     output: Annotated[Path, typer.Option(help="For trainings and answers.")] = Path("local"),
 ) -> None:
     """Train what is missing, measure, and write the tables."""
     dense = create_model(model, pretrained=True).eval()
-    setting = Setting(Path(model), data_dir, train_split, output)
     batches = list(batches_of(model, dense, Source("", data_dir, split), limit, 250, 0))
-    said = Answers(output / f"evidence-{setting.model.name}.safetensors")
-    cost = dense_cost(dense, batches)
-    rows, lines = [], [f"# {setting.model.name}: {sum(len(b[1]) for b in batches)} images", ""]
-    for name, share, made, minutes in folds(dense, setting, options.shares(shares)):
-        key = f"{name}, flops={share}" if made is not None and name in VARIANTS else name
-        if key not in said.best or (limit is not None):
-            answers = predict(made.eval(), batches)
-            said.add(key, answers.best[:, 0], answers.labels)
-        rows.append(row(key, share, reached(made, batches, cost), minutes, said))
-        show.console.print(" | ".join(rows[-1]), markup=False)
+    said = Answers(output / f"evidence-{Path(model).name}.safetensors")
+    bench = Bench(dense, batches, said, limit)
+    if part in ("all", "thresholds"):
+        setting = Setting(Path(model), data_dir, train_split, output)
+        thresholds(bench, setting, options.shares(shares))
+    if part in ("all", "others"):
+        setting = Setting(Path(model), data_dir, briefly, output)
+        others(bench, setting, options.shares(other_shares))
 
-    def tell(title: str, columns: tuple[str, ...], found: list[list[str]]) -> None:
-        show.table(title, columns, found)
-        lines.extend([f"## {title}", "", *markdown(columns, found), ""])
 
-    tell("One epoch of thresholds, and no training", COLUMNS, rows)
-    tell("LTMP against each", DUEL, list(duels(said, options.shares(shares))))
-    sure = margins(dense, batches)
-    learned = create_model(str(setting.train("LTMP", 0.6))).eval()
-    tell("How many tokens images keep", SPREAD, spread(learned, batches, sure, said))
+@dataclass(frozen=True)
+class Bench:
+    """The dense model, the images that all are measured on, and what was said of them."""
+
+    dense: nn.Module
+    batches: list[Batch]
+    said: Answers
+    limit: int | None
+
+    def rows(self, folds: Iterator[tuple[str, float, Any, str]], known: Container[str]) -> Rows:
+        """Figures of some folds; those of names that are known say their share in their name."""
+        found, cost = [], dense_cost(self.dense, self.batches)
+        for name, share, made, minutes in folds:
+            key = f"{name}, flops={share}" if name in known else name
+            if key not in self.said.best or (self.limit is not None):
+                answers = predict(made.eval(), self.batches)
+                self.said.add(key, answers.best[:, 0], answers.labels)
+            found.append(row(key, share, reached(made, self.batches, cost), minutes, self.said))
+            show.console.print(" | ".join(found[-1]), markup=False)
+        return found
+
+    def tables(self, name: str, parts: list[tuple[str, tuple[str, ...], Rows]], end: str) -> None:
+        """Show tables, and write them."""
+        lines = [f"# {name}: {len(self.said.labels)} images", ""]
+        for title, columns, rows in parts:
+            show.table(title, columns, rows)
+            lines.extend([f"## {title}", "", *markdown(columns, rows), ""])
+        target = Path("benchmarks") / f"{name}.md"
+        target.write_text("\n".join([*lines, end]), encoding="utf-8")
+        show.written(target)
+
+
+def thresholds(bench: Bench, setting: Setting, shares: list[float]) -> None:
+    """LTMP beside what needs no training."""
+    rows = bench.rows(learned_folds(bench.dense, setting, shares), VARIANTS)
+    learned = create_model(str(setting.train("LTMP", 0.6, VARIANTS["LTMP"]))).eval()
+    sure = margins(bench.dense, bench.batches)
     picture = Path("benchmarks") / f"learned-{setting.model.name}.png"
-    extremes(learned, batches).save(picture)
-    lines += [f"![images that keep the fewest and the most tokens]({picture.name})", ""]
-    tell("Frozen", FROZEN, [frozen(learned, setting, batches)])
-    target = Path("benchmarks") / f"learned-{setting.model.name}.md"
-    target.write_text("\n".join(lines), encoding="utf-8")
-    show.written(target)
+    extremes(learned, bench.batches).save(picture)
+    kept = spread(learned, bench.batches, sure, bench.said)
+    bench.tables(
+        f"learned-{setting.model.name}",
+        [
+            ("One epoch of thresholds, and no training", COLUMNS, rows),
+            ("LTMP against each", DUEL, list(duels(bench.said, shares))),
+            ("How many tokens images keep", SPREAD, kept),
+            ("Frozen", FROZEN, [frozen(learned, setting, bench.batches)]),
+        ],
+        f"![images that keep the fewest and the most tokens]({picture.name})\n",
+    )
 
 
-def folds(
+def others(bench: Bench, setting: Setting, shares: list[float]) -> None:
+    """The methods of other papers, trained briefly, beside the same without training."""
+    rows = bench.rows(other_folds(bench, setting, shares), [*OTHERS, "PruneMerge, found", LONGER])
+    title = f"Trained for an epoch of {setting.split}, and not at all"
+    bench.tables(f"others-{setting.model.name}", [(title, COLUMNS, rows)], "")
+
+
+def learned_folds(
     dense: nn.Module, setting: Setting, shares: list[float]
 ) -> Iterator[tuple[str, float, Any, str]]:
     """Name, share, model and minutes of training: the dense model, what needs none, what does."""
@@ -125,9 +191,31 @@ def folds(
         for method in FREE:
             way = method(flops=share)
             yield str(way), share, vitfold.fold(clone(dense), way), "0"
-        for variant in VARIANTS:
-            made = create_model(str(setting.train(variant, share)))
+        for variant, given in VARIANTS.items():
+            made = create_model(str(setting.train(variant, share, given)))
             yield variant, share, made, minutes(setting.place(variant, share))
+
+
+LONGER = "dense, trained as long"
+
+
+def other_folds(
+    bench: Bench, setting: Setting, shares: list[float]
+) -> Iterator[tuple[str, float, Any, str]]:
+    """The same of the methods of others, and of the dense model when it is trained as long."""
+    yield "dense", 1.0, bench.dense, ""
+    longer = setting.train(LONGER, 1.0, ["--method", "none", *BRIEF])
+    yield LONGER, 1.0, create_model(str(longer)), minutes(longer.parent)
+    for share in shares:
+        for method in (*FREE, vitfold.EViT):
+            way = method(flops=share)
+            yield str(way), share, vitfold.fold(clone(bench.dense), way), "0"
+        for name, given in OTHERS.items():
+            made = create_model(str(setting.train(name, share, given)))
+            if name == "PruneMerge, matrices":  # as they were found, on the weights that they fit
+                found = vitfold.fold(clone(bench.dense), folded(made).method)
+                yield "PruneMerge, found", share, found, "0"
+            yield name, share, made, minutes(setting.place(name, share))
 
 
 def minutes(place: Path) -> str:
@@ -230,7 +318,7 @@ FROZEN = ("numbers", "learned, by image", "frozen to their means")
 
 def frozen(learned: nn.Module, setting: Setting, batches: list[Batch]) -> list[str]:
     """Top-1 of both."""
-    fixed = create_model(str(setting.train("LTMP", 0.6))).eval()
+    fixed = create_model(str(setting.train("LTMP", 0.6, VARIANTS["LTMP"]))).eval()
     data = labelled(learned, Source("", setting.data, setting.split), 512)
     vitfold.freeze(fixed, torch.stack([image for image, _ in data]))
     told = []

@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 import pytest
+import timm
 import torch
 from models import images, registered
 
@@ -49,6 +50,15 @@ def test_its_second_lines_show_and_save(tmp_path: Path, monkeypatch: pytest.Monk
     assert names["trace"].counts[-1] == [names["trace"].maps[-1].slots] * len(names["images"])
     assert code[-1] == 'model = vitfold.load("deit-s-tome")'
     assert vitfold.load("deit-s-tome", model) is model
+
+
+def test_its_lines_on_a_class_for_every_pixel() -> None:
+    pixels = torch.randn(1, 3, 64, 64)
+    code = block("Segmenter").replace("pretrained=True", "depth=4").replace("512", "64")
+    names = {"timm": timm, "vitfold": vitfold, "windows": pixels, "images": pixels}
+    code = code.replace("flops=0.7", "flops=0.9").splitlines()
+    exec("\n".join(code), names)
+    assert names["model"](pixels).shape == (1, 150, 64, 64)
 
 
 def test_its_lines_on_thresholds() -> None:
