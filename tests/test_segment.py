@@ -251,6 +251,12 @@ def test_data_that_is_none_is_refused(tmp_path: Path) -> None:
         open_scenes(tmp_path / "no", "val", labels)
     with pytest.raises(DataError, match="annotations"):
         open_scenes(tmp_path, "val", labels)
+    scenes(tmp_path / "ade" / "training", 1)
+    for kind in ("images", "annotations"):
+        (tmp_path / "ade" / kind).mkdir()
+        (tmp_path / "ade" / "training" / kind).rename(tmp_path / "ade" / kind / "training")
+    with pytest.raises(DataError, match="images/validation"):  # no other split in its place
+        open_scenes(tmp_path / "ade", "validation", labels)
     (tmp_path / "b.tar").write_text("no tar")
     with pytest.raises(DataError, match="tar"):
         open_scenes(tmp_path / "b.tar", "val", labels)
@@ -435,7 +441,7 @@ def test_a_segmenter_is_no_classifier(run, capsys, tmp_path: Path) -> None:
     save_model(segmenter(), tmp_path / "m")
     scenes(tmp_path / "d", 2)
     assert run("validate", tmp_path / "m", "--data-dir", tmp_path / "d", "--r", "2") == 2
-    assert "--task segment" in capsys.readouterr().err
+    assert "by --task segment" in capsys.readouterr().err
 
 
 def test_scenes_are_read_by_many_processes(tmp_path: Path) -> None:

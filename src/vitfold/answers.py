@@ -24,7 +24,10 @@ def logits(model: nn.Module, images: Tensor) -> Tensor:
     """`[B, classes]`: what a classifier of either library says of images."""
     said = answers(model, images)
     if said.dim() != 2:
-        raise DataError(f"{type(model).__name__} gives a class to every pixel: say --task segment")
+        raise DataError(
+            f"{type(model).__name__} gives a class to every pixel: train, validate, bench and "
+            "trace take it, by --task segment"
+        )
     return said
 
 

@@ -120,6 +120,11 @@ class Choice:
         return create_method(self.method or "tome", options)
 
 
+def given(**values: Any) -> dict[str, Any]:
+    """Those that are not None."""
+    return {name: value for name, value in values.items() if value is not None}
+
+
 def parse(pairs: list[str]) -> dict[str, Any]:
     """`KEY=VALUE` pairs; values are Python literals where they can be."""
     return dict(_pair(text) for item in pairs for text in re.split(r"\s+(?=\w+=)", item.strip()))

@@ -1,23 +1,21 @@
 """`vitfold train`: train a model, dense or folded, under timm's option names."""
 
 from collections.abc import Collection, Mapping
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from torch import nn
 
 from vitfold import plots
-from vitfold.cli import options, show
-from vitfold.cli.search import SCORED, SCORES, found_in, images_of
-from vitfold.data import AnySource, SceneSource, classes_of, labelled, untouched
+from vitfold.cli import options, show, subject
+from vitfold.cli.search import SCORES
+from vitfold.data import classes_of, labelled, untouched
 from vitfold.errors import MissingExtra, TrainError
-from vitfold.fold import fold, folds
-from vitfold.importance import ITERATIONS
+from vitfold.fold import folds
 from vitfold.methods import METHODS, PruneMerge
-from vitfold.models import create_model, create_segmenter, is_named, saved_classes
-from vitfold.segment import DECODERS, VOID, Labels, classes_in
+from vitfold.models import create_model
+from vitfold.segment import DECODERS, VOID, Labels
 from vitfold.segment.segmenter import MOST_CLASSES
 from vitfold.train import Distillation, Outcome, Recipe
 from vitfold.train import train as train_
@@ -197,7 +195,7 @@ def train(
     Everything goes to --output: `best` and `last` are models for any other command, log.csv has a
     row for every epoch. On several devices or machines: `accelerate launch -m vitfold train ...`.
     """
-    looks = _given(
+    looks = options.given(
         no_aug=no_aug or None,
         scale=_numbers("scale", scale),
         ratio=_numbers("ratio", ratio),
@@ -212,28 +210,34 @@ def train(
     labels = None
     if options.segments(task):
         labels = Labels(num_classes or MOST_CLASSES, ignore_label, reduce_zero_label)
-        labels = _counted(model, options.source(dataset, data_dir, train_split, class_map, labels))
+        scenes = options.scenes(dataset, data_dir, train_split, class_map, labels)
+        labels = subject.counted(model, scenes)
     source = options.source(dataset, data_dir, train_split, class_map, labels)
     held_out = options.source(dataset, data_dir, val_split, class_map, labels)
     images = source.open()
     classes = labels.classes if labels else num_classes or classes_of(images)
-    overlay = _given(mean=_numbers("mean", mean), std=_numbers("std", std), crop_pct=crop_pct)
-    arguments: dict[str, Any] = options.parse(model_kwargs) | _given(img_size=img_size)
+    overlay = options.given(
+        mean=_numbers("mean", mean), std=_numbers("std", std), crop_pct=crop_pct
+    )
+    arguments: dict[str, Any] = options.parse(model_kwargs) | options.given(img_size=img_size)
+    changes = options.given(
+        drop_path_rate=drop_path or None, pretrained_cfg_overlay=overlay or None
+    )
     with own_randomness():
         seed_all(seed)
         if labels:
-            base = _segmenter(
-                model, pretrained, labels.classes, decoder, drop_path, overlay, arguments
-            )
+            number = labels.classes
+            base = subject.segmenter(model, pretrained, number, decoder, changes, arguments)
         else:
-            base = _model(model, pretrained, num_classes, classes, drop_path, overlay, arguments)
+            base = subject.classifier(model, pretrained, num_classes, classes, changes, arguments)
     choice = options.Choice(method, r, flops, method_kwargs)
     if choice.method == PruneMerge.name and not folds(base):
         scored = output / SCORES if accelerator.is_main_process else None
-        ours = _searched(base.to(accelerator.device), choice, source, scored, resume, seed, workers)
+        base.to(accelerator.device)
+        ours = subject.searched(base, choice, source, scored, resume, seed, workers)
     else:
-        ours = _folded(base, choice)
-    given = _given(
+        ours = subject.folded(base, choice)
+    given = options.given(
         epochs=epochs,
         opt=opt,
         lr=lr,
@@ -247,8 +251,10 @@ def train(
     usual = folds(ours)[0].method.training if folds(ours) else {}
     learns = [f"lr_{name}" for name, _ in learned_parameters(ours)]
     chosen = {**USUAL, **usual, **given}
-    learning = _given(lr=chosen["lr"], weight_decay=chosen["weight_decay"], layer_decay=layer_decay)
-    rates = _given(warmup_epochs=warmup_epochs, warmup_lr=warmup_lr, min_lr=min_lr)
+    learning = options.given(
+        lr=chosen["lr"], weight_decay=chosen["weight_decay"], layer_decay=layer_decay
+    )
+    rates = options.given(warmup_epochs=warmup_epochs, warmup_lr=warmup_lr, min_lr=min_lr)
     recipe = Recipe(
         epochs=chosen["epochs"],
         batch_size=batch_size,
@@ -285,7 +291,7 @@ def train(
     )
     about = {
         "model": model,
-        "arguments": arguments | overlay | _given(drop_path=drop_path or None),
+        "arguments": arguments | overlay | options.given(drop_path=drop_path or None),
         "pretrained": pretrained,
         "method": [record.method.to_json() for record in folds(ours)],
         "data": [dataset, str(data_dir), train_split, class_map],
@@ -311,11 +317,6 @@ def train(
         _show(model, outcome, output, judge)
 
 
-def _given(**values: Any) -> dict[str, Any]:
-    """Those that are not None."""
-    return {name: value for name, value in values.items() if value is not None}
-
-
 def _rates(values: Mapping[str, Any], names: Collection[str]) -> dict[str, float]:
     """Those learning rates among some values that are for what a method learns, by its names."""
     rates = {name: rate for name, rate in values.items() if name in names}
@@ -337,82 +338,6 @@ def _device(name: str) -> str:
     if name not in ("auto", "cpu", "cuda"):
         raise TrainError(f"--device {name!r}: expected auto, cpu or cuda")
     return name if name == "auto" else options.device(name).type
-
-
-def _model(
-    name: str,
-    pretrained: bool,
-    num_classes: int | None,
-    classes: int | None,
-    drop_path: float,
-    overlay: dict[str, Any],
-    arguments: dict[str, Any],
-) -> nn.Module:
-    """The model, with a head for the classes of the data and their mean and deviation."""
-    made = dict(arguments)
-    if is_named(name):
-        made |= _given(num_classes=num_classes or classes, drop_path_rate=drop_path or None)
-        made |= {"pretrained_cfg_overlay": overlay} if overlay else {}
-    elif overlay or num_classes or drop_path:
-        raise TrainError(f"{name} has its own head and preprocessing: leave out what changes them")
-    return create_model(name, pretrained=pretrained, **made)
-
-
-def _counted(name: str, source: AnySource) -> Labels:
-    """What annotations mean. Where nobody says how many classes there are, they are as many as a
-    saved segmenter has, or as those of training show."""
-    assert isinstance(source, SceneSource)
-    labels, saved = source.labels, saved_classes(name)
-    if saved is not None and labels.classes not in (saved, MOST_CLASSES):
-        raise TrainError(f"{name} has {saved} classes: leave out --num-classes")
-    if labels.classes != MOST_CLASSES:
-        return labels
-    if saved is not None:
-        return replace(labels, classes=saved)
-    scenes = source.open()
-    with show.bar("counting classes", len(scenes)) as progress:
-        return replace(labels, classes=classes_in(scenes, progress))
-
-
-def _segmenter(
-    name: str,
-    pretrained: bool,
-    classes: int,
-    decoder: str,
-    drop_path: float,
-    overlay: dict[str, Any],
-    arguments: dict[str, Any],
-) -> nn.Module:
-    """A segmenter as it was saved, or a new one around an encoder."""
-    made = arguments | _given(drop_path_rate=drop_path or None)
-    made |= {"pretrained_cfg_overlay": overlay} if overlay else {}
-    if saved_classes(name) is None:
-        return create_segmenter(name, classes, decoder, pretrained=pretrained, **made)
-    if made:
-        raise TrainError(f"{name} is a segmenter already: leave out what changes its encoder")
-    return create_model(name)
-
-
-def _folded(model: nn.Module, choice: options.Choice) -> nn.Module:
-    return model if choice.method == "none" or folds(model) else fold(model, choice.build())
-
-
-def _searched(
-    model: nn.Module,
-    choice: options.Choice,
-    source: AnySource,
-    file: Path | None,
-    resume: bool,
-    seed: int,
-    workers: int,
-) -> nn.Module:
-    """The model, folded by what a search in the images of training finds."""
-    if choice.r is not None:
-        raise TrainError(f"--r {choice.r}: {choice.method} takes --flops, or keep and prune")
-    asked = options.parse(choice.options) | _given(flops=choice.flops)
-    iterations = asked.get("iterations", ITERATIONS)
-    batches = images_of("", model, source, SCORED, iterations, seed, workers)
-    return fold(model, found_in(model, batches, file, resume, asked))
 
 
 FREEZES = ("none", "model", "method")

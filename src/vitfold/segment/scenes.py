@@ -2,7 +2,7 @@
 
 import os
 import tarfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path, PurePosixPath
@@ -168,56 +168,44 @@ def _raw(picture: Image.Image) -> Tensor:
 
 
 def open_scenes(root: Path, split: str, labels: Labels) -> Scenes:
-    """The scenes of a split: a folder or a tar of its name, or `root` itself, that holds `images`
-    and `annotations`; or folders of its name in those two, as ADE20K has them."""
+    """The scenes of a split: `images` and `annotations` in a folder or a tar of its name, or in
+    `root` itself; or folders of its name in those two, as ADE20K has them."""
     if not root.exists():
         raise DataError(f"--data-dir {root}: there is no such folder or file")
-    place, below = _place(root, split)
-    pairs = list(_pairs(place, below))
+    place = _place(root, split)
+    names = [PurePosixPath(name) for name in sorted(place.names())]
+    pairs = _pairs(names, (split,)) or _pairs(names, ())
     if not pairs:
         raise DataError(
-            f"{place.root} has no {IMAGES}/{below}*.jpg with {ANNOTATIONS}/{below}*.png of the "
-            "same names: give --data-dir, and the split, that has them"
+            f"{place.root} has no {IMAGES}/*.jpg with {ANNOTATIONS}/*.png of the same names, nor "
+            f"such in {IMAGES}/{split} and {ANNOTATIONS}/{split}: give --data-dir, and the split"
         )
     return Scenes(place, pairs, labels)
 
 
-def _place(root: Path, split: str) -> tuple[Folder | Archive, str]:
-    """Where files are, and what their split is called there."""
+def _place(root: Path, split: str) -> Folder | Archive:
+    """Where the files of a split are."""
     try:
         if root.is_file():
-            return Archive(root), ""
+            return Archive(root)
         if (root / f"{split}.tar").is_file():
-            return Archive(root / f"{split}.tar"), ""
+            return Archive(root / f"{split}.tar")
     except (OSError, tarfile.TarError) as error:
         raise DataError(f"{root} cannot be read as a tar: {one_line(error)}") from error
-    if (root / split / IMAGES).is_dir():
-        return Folder(root / split), ""
-    if (root / IMAGES / split).is_dir():
-        return Folder(root), f"{split}/"
-    return Folder(root), ""
+    return Folder(root / split if (root / split / IMAGES).is_dir() else root)
 
 
-def _pairs(place: Folder | Archive, below: str) -> Iterator[tuple[str, str]]:
-    """Images with the annotations of the same names, in the order of these."""
-    names = [PurePosixPath(name) for name in sorted(place.names())]
-    found = {_stem(name): str(name) for name in names if _under(name, ANNOTATIONS, below)}
-    for name in names:
-        annotation = found.get(_stem(name))
-        if annotation and name.suffix.lower() in PICTURES and _under(name, IMAGES, below):
-            yield str(name), annotation
+def _pairs(names: Sequence[PurePosixPath], below: tuple[str, ...]) -> list[tuple[str, str]]:
+    """Images right below `images` and that, with the annotations of the same names, in order."""
+    annotations = {key: name for name in names if (key := _key(name, ANNOTATIONS, below))}
+    images = {key: name for name in names if (key := _key(name, IMAGES, below))}
+    return [(str(images[key]), str(annotations[key])) for key in images if key in annotations]
 
 
-def _under(name: PurePosixPath, kind: str, below: str) -> bool:
-    inner = str(name).partition(f"{kind}/{below}")
-    return bool(inner[1]) and name.suffix.lower() in PICTURES
-
-
-def _stem(name: PurePosixPath) -> str:
-    """What an image and its annotation have in common."""
-    path = str(name.with_suffix(""))
-    for kind in (IMAGES, ANNOTATIONS):
-        head, found, tail = path.partition(f"{kind}/")
-        if found:
-            return f"{head}{tail}"
-    return path
+def _key(name: PurePosixPath, kind: str, below: tuple[str, ...]) -> tuple[object, ...] | None:
+    """What an image and its annotation have in common; None for what is neither."""
+    folder = name.parent.parts
+    ends = (kind, *below)
+    if name.suffix.lower() not in PICTURES or folder[len(folder) - len(ends) :] != ends:
+        return None
+    return (*folder[: len(folder) - len(ends)], name.stem)

@@ -1,0 +1,89 @@
+"""What a training is about: a classifier or a segmenter, dense or folded."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from vitfold.cli import options, show
+from vitfold.cli.search import SCORED, found_in, images_of
+from vitfold.data import AnySource, SceneSource
+from vitfold.errors import TrainError
+from vitfold.fold import fold, folds
+from vitfold.importance import ITERATIONS
+from vitfold.models import create_model, create_segmenter, is_named, saved_classes
+from vitfold.segment import Labels, classes_in
+from vitfold.segment.segmenter import MOST_CLASSES
+
+Options = dict[str, Any]
+
+
+def classifier(
+    name: str,
+    pretrained: bool,
+    num_classes: int | None,
+    classes: int | None,
+    changes: Options,
+    arguments: Options,
+) -> nn.Module:
+    """The model, with a head for the classes of the data.
+
+    changes: what else is to be another way than in a model that is known by name.
+    """
+    made = dict(arguments)
+    if is_named(name):
+        made |= options.given(num_classes=num_classes or classes) | changes
+    elif changes or num_classes:
+        raise TrainError(f"{name} has its own head and preprocessing: leave out what changes them")
+    return create_model(name, pretrained=pretrained, **made)
+
+
+def counted(name: str, source: SceneSource) -> Labels:
+    """What annotations mean. Where nobody says how many classes there are, they are as many as a
+    saved segmenter has, or as those of training show."""
+    labels, saved = source.labels, saved_classes(name)
+    if saved is not None and labels.classes not in (saved, MOST_CLASSES):
+        raise TrainError(f"{name} has {saved} classes: leave out --num-classes")
+    if labels.classes != MOST_CLASSES:
+        return labels
+    if saved is not None:
+        return replace(labels, classes=saved)
+    scenes = source.open()
+    with show.bar("counting classes", len(scenes)) as progress:
+        return replace(labels, classes=classes_in(scenes, progress))
+
+
+def segmenter(
+    name: str, pretrained: bool, classes: int, decoder: str, changes: Options, arguments: Options
+) -> nn.Module:
+    """A segmenter as it was saved, or a new one around an encoder."""
+    made = arguments | changes
+    if saved_classes(name) is None:
+        return create_segmenter(name, classes, decoder, pretrained=pretrained, **made)
+    if made:
+        raise TrainError(f"{name} is a segmenter already: leave out what changes its encoder")
+    return create_model(name)
+
+
+def folded(model: nn.Module, choice: options.Choice) -> nn.Module:
+    """The model, folded where that was asked for."""
+    return model if choice.method == "none" or folds(model) else fold(model, choice.build())
+
+
+def searched(
+    model: nn.Module,
+    choice: options.Choice,
+    source: AnySource,
+    file: Path | None,
+    resume: bool,
+    seed: int,
+    workers: int,
+) -> nn.Module:
+    """The model, folded by what a search in the images of training finds."""
+    if choice.r is not None:
+        raise TrainError(f"--r {choice.r}: {choice.method} takes --flops, or keep and prune")
+    asked = options.parse(choice.options) | options.given(flops=choice.flops)
+    iterations = asked.get("iterations", ITERATIONS)
+    batches = images_of("", model, source, SCORED, iterations, seed, workers)
+    return fold(model, found_in(model, batches, file, resume, asked))
