@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from models import KINDS, hf, inputs, kind
 from models import images as pictures
@@ -24,6 +24,7 @@ from vitfold.families import find
 from vitfold.families.hf import MODELS as FAMILIES
 from vitfold.fold import clone, folded
 from vitfold.importance import Scores
+from vitfold.methods.base import from_json
 from vitfold.structure import GROUPINGS, SCOPES, groups
 
 HUGGING_FACE = [name for names in FAMILIES.values() for name in names]
@@ -491,3 +492,44 @@ class TestShapes:
         assert torch.equal(copy.deepcopy(model)(x), model(x))
         alone = torch.cat([model(x[i : i + 1]) for i in range(3)])
         torch.testing.assert_close(alone, model(x), rtol=1e-10, atol=1e-10)
+
+
+@given(
+    grid=st.tuples(st.integers(1, 9), st.integers(1, 9)),
+    other=st.tuples(st.integers(1, 9), st.integers(1, 9)),
+    data=st.data(),
+)
+@settings(deadline=None, max_examples=40)
+def test_another_size_has_scores_between_those_that_were_found(
+    grid: tuple[int, int], other: tuple[int, int], data: st.DataObject
+) -> None:
+    patches = math.prod(grid)
+    row = st.lists(st.floats(0, 100), min_size=patches, max_size=patches)
+    scores = [data.draw(row), data.draw(row)]
+    found = PruneMerge(0.5, 0.1, (0, 2), grid=grid, scores=scores)
+    moved = found.resize(list(other))
+    assert moved.grid == other
+    assert moved.scores is not None
+    for ours, before in zip(moved.scores, scores, strict=True):
+        assert len(ours) == math.prod(other)
+        assert min(before) * 0.999 <= min(ours)
+        assert max(ours) <= max(before) * 1.001
+    same = found.resize(grid).scores
+    assert torch.tensor(same) == pytest.approx(torch.tensor(scores), rel=1e-3)
+    assert from_json(json.loads(json.dumps(moved.to_json()))) == moved
+    alike = PruneMerge(0.5, 0.1, (0,), grid=grid, scores=[[3.0] * patches]).resize(other)
+    assert alike.scores == ((3.0,) * math.prod(other),)
+
+
+def test_a_resized_search_folds_a_resized_model() -> None:
+    scores = [[float(i % 11) for i in range(49)]] * 2
+    found = PruneMerge(0.3, 0.2, (1, 2), grid=(7, 7), scores=scores)
+    model = vit(grid=(9, 6))
+    with pytest.raises(MethodError, match="resize"):
+        vitfold.fold(model, found)(images(model, 2).float())
+    moved = found.resize((9, 6))
+    vitfold.fold(model, moved)
+    assert model(images(model, 2).float()).shape == (2, 7)
+    for wrong in ((0, 3), (3,), None):
+        with pytest.raises(MethodError):
+            found.resize(wrong)  # type: ignore[arg-type]

@@ -29,7 +29,7 @@ from vitfold.layout import Layout
 from vitfold.ledger import Ledger
 from vitfold.measure import Progress, evaluating
 from vitfold.methods.base import Base, Look, Plan, check_blocks
-from vitfold.methods.prunemerge import PruneMerge
+from vitfold.methods.prunemerge import PruneMerge, rounded
 from vitfold.methods.schedule import check_share, check_whole
 from vitfold.plan.weights import fingerprint
 
@@ -39,9 +39,6 @@ CLOSE = 0.002
 """How near to a share of the FLOPs the search for rates stops."""
 
 TRIES = 14
-
-DIGITS = 4
-"""How many of a score are kept: a plan stays small, and no rank depends on more."""
 
 SAVE_EVERY = 10
 
@@ -169,8 +166,7 @@ class Scores:
 
     def rounded(self) -> tuple[tuple[float, ...], ...]:
         """The mean over batches, with as many digits as matter."""
-        rows = (self.sums / self.batches).tolist()
-        return tuple(tuple(float(f"{score:.{DIGITS}g}") for score in row) for row in rows)
+        return rounded(self.sums / self.batches)
 
 
 def _again(loader: Iterable[Any], iterations: int) -> Iterator[Any]:

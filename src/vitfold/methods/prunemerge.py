@@ -4,10 +4,11 @@ images."""
 import math
 import types
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vitfold.errors import MethodError
@@ -26,6 +27,10 @@ from vitfold.methods.base import (
 from vitfold.structure import AROUND, GROUPINGS, SCOPES, Groups, groups
 
 FOUND = "{}: find the scores by PruneMerge.search(model, loader), which gives the whole method"
+
+
+DIGITS = 4
+"""How many of a score are kept: a plan stays small, and no rank depends on more."""
 
 
 @register("prune-merge")
@@ -108,6 +113,22 @@ class PruneMerge(Base):
         named = zip(self.blocks, found, strict=True)
         return {block: group for block, group in named if max(group) + 1 < len(group)}
 
+    def resize(self, grid: Sequence[int]) -> "PruneMerge":
+        """The same for images of another size: the scores of its patches lie between those that
+        were found, and what merges follows from them. Matrices start from there, not from what was
+        learned. `flops` that a search reached may be missed by a little: shares stay those of
+        patches.
+
+        grid: height and width, in patches.
+        """
+        sides = _grid(grid)
+        if sides is None or self.scores is None or self.grid is None:
+            raise MethodError(FOUND.format("PruneMerge without scores"))
+        found = torch.tensor(self.scores, dtype=torch.float64).view(-1, 1, *self.grid)
+        moved = F.interpolate(found, sides, mode="bilinear", antialias=True)
+        rows = rounded(moved.clamp(min=0).flatten(1))
+        return replace(self, grid=sides, scores=rows)
+
     def learn(self, depth: int, width: int) -> "Matrices":
         check_blocks(self.blocks, depth)
         return Matrices(self, self.structure)
@@ -140,7 +161,8 @@ class Matrices(Learned):
             made, given = self.method.grid, layout.grid or (layout.patches, 1)
             raise MethodError(
                 f"the matrices are for {_by(made or (0, 0))} patches, these images have "
-                f"{_by(given)}: give images of that size, or search again"
+                f"{_by(given)}: give images of that size, fold with method.resize(grid), or search "
+                "again"
             )
         return tuple(self._weave(block) for block in range(layout.depth))
 
@@ -165,6 +187,11 @@ def _weights(group: Groups, scores: Sequence[float]) -> Tensor:
     total = weight.sum(dim=1, keepdim=True)
     even = member / member.sum(dim=1, keepdim=True)
     return torch.where(total > 0, weight / total, even).float()
+
+
+def rounded(scores: Tensor) -> tuple[tuple[float, ...], ...]:
+    """`[blocks, patches]` with as many digits as matter."""
+    return tuple(tuple(float(f"{score:.{DIGITS}g}") for score in row) for row in scores.tolist())
 
 
 def _aside(group: Groups, shortcut: bool) -> Tensor:
