@@ -16,6 +16,7 @@ from vitfold import PruneMerge
 from vitfold.cli import show
 from vitfold.digits import ARCHITECTURE, create_digits, load_split
 from vitfold.fold import clone
+from vitfold.importance import reaching
 from vitfold.validate import interval
 
 SIDES = (40, 48, 64, 72)
@@ -60,7 +61,8 @@ def rows() -> Iterator[list[str]]:
         pixels = resized(images, side)
         grid = side // ARCHITECTURE["patch_size"]
         moved = first.resize((grid, grid))
-        ways = {"searched": search(model, side), "resized": moved, "at random": noise(moved)}
+        other = reaching(model, noise(moved), SHARE, pixels[:1])
+        ways = {"searched": search(model, side), "resized": moved, "at random": other}
         with torch.no_grad():
             dense, whole = model(pixels).argmax(1), vitfold.flops(model, pixels[:1])
             for name, way in ways.items():

@@ -30,8 +30,8 @@ from vitfold.measure import (
     flops,
     peak_memory,
 )
-from vitfold.methods.base import Act, Look, Plan, Step, Weave
 from vitfold.methods.schedule import whole
+from vitfold.methods.steps import Act, Look, Plan, Step, Weave
 from vitfold.segment import Segmenter
 from vitfold.trace import trace
 

@@ -14,7 +14,8 @@ from vitfold.fold import clone, fold, folded
 from vitfold.layout import Layout
 from vitfold.ledger import Packed
 from vitfold.measure import Progress, evaluating
-from vitfold.methods.base import Base, Plan, Step
+from vitfold.methods.base import Base
+from vitfold.methods.steps import Plan, Step
 from vitfold.methods.ward import Ward
 from vitfold.methods.wardcut import HIGHEST, Heights, WardCut
 from vitfold.tokenmap import TokenMap

@@ -26,8 +26,8 @@ from vitfold.errors import (
 from vitfold.families import Found, find
 from vitfold.flops import dry_count, solve
 from vitfold.methods import Base, Method, create_method
-from vitfold.methods.base import Learned
 from vitfold.methods.schedule import per_block
+from vitfold.methods.steps import Learned
 from vitfold.run import Form, Run
 
 ModelT = TypeVar("ModelT", bound=nn.Module)

@@ -28,9 +28,11 @@ from vitfold.fold import clone, fold
 from vitfold.layout import Layout
 from vitfold.ledger import Ledger
 from vitfold.measure import Progress, evaluating
-from vitfold.methods.base import Base, Look, Plan, check_blocks
+from vitfold.methods.base import Base
+from vitfold.methods.checks import check_blocks
 from vitfold.methods.prunemerge import PruneMerge, rounded
 from vitfold.methods.schedule import check_share, check_whole
+from vitfold.methods.steps import Look, Plan
 from vitfold.plan.weights import fingerprint
 
 ITERATIONS = 250

@@ -16,7 +16,8 @@ from vitfold.blocks.packed import PackedAttend
 from vitfold.errors import FoldError
 from vitfold.layout import Layout
 from vitfold.ledger import Ledger, Masked, Packed, Woven
-from vitfold.methods.base import Act, Base, Learned, Look, Plan, Step, Weave
+from vitfold.methods.base import Base
+from vitfold.methods.steps import Act, Learned, Look, Plan, Step, Weave
 
 Shape = Literal["reduced", "dense at the end", "dense"]
 """Which blocks hand out one token for every original position: none, the last, all."""

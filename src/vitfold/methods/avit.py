@@ -12,8 +12,10 @@ from vitfold import threshold
 from vitfold.errors import MethodError
 from vitfold.layout import Layout
 from vitfold.ledger import Ledger, Masked, Packed
-from vitfold.methods.base import Act, Base, Learned, Pass, check_number, register
+from vitfold.methods.base import Base, register
+from vitfold.methods.checks import check_number
 from vitfold.methods.schedule import check_share
+from vitfold.methods.steps import Act, Learned, Pass
 
 NOTHING = 1e-30
 """Room for less than this is none."""

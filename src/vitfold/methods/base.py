@@ -2,124 +2,20 @@
 
 import dataclasses
 import types
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Protocol, TypeVar
+from typing import Any, ClassVar, TypeVar
 
-import torch
-from torch import Tensor, nn
-
-from vitfold.cues import CUES
 from vitfold.errors import MethodError, nearest
 from vitfold.layout import Layout
-from vitfold.ledger import Ledger, Mark
 from vitfold.methods.schedule import (
     Reduction,
     along,
     check_inflection,
     check_reduction,
     check_share,
-    check_whole,
 )
-from vitfold.tokenmap import TokenMap
-
-
-@dataclass(frozen=True)
-class Step:
-    """What one block does between attention and MLP.
-
-    cue: what its tokens are compared by.
-    removes: how many tokens leave; of no meaning where every image keeps its own number.
-    match: the map, from that cue `[B, N, d]` and the books so far.
-    seed: of the cue `random`.
-    received: whether `match` gets the attention `[B, N]` that tokens received, as a third argument;
-        a mean over heads and queries.
-    by_first: whether only what the first token, the class token, gave counts in that.
-    """
-
-    cue: str
-    removes: int
-    match: Callable[..., TokenMap | Mark]
-    seed: int = 0
-    received: bool = False
-    by_first: bool = False
-
-
-@dataclass(frozen=True, eq=False)
-class Weave:
-    """What one block does to all `N` patches, around itself: it sees mixtures of them.
-
-    merge: `[K, N]` those mixtures.
-    restore: `[N, K]` all patches, out of what the block makes of them.
-    aside: `[P]` the patches that go around the block and are added to that.
-    seats: `[K]` the patch whose position each mixture has.
-    groups: `[N]` the mixture that each patch is part of in the main, -1 for none.
-    """
-
-    merge: Tensor
-    restore: Tensor
-    aside: Tensor
-    seats: Tensor
-    groups: Tensor
-
-
-@dataclass(frozen=True, eq=False)
-class Look:
-    """What one block does when it is only watched.
-
-    attend: makes what stands in for its attention, from the arguments of `Attend`.
-    """
-
-    attend: Callable[..., Any]
-
-
-@dataclass(frozen=True, eq=False)
-class Act:
-    """What one block does to its tokens when it is through with them.
-
-    act: the tokens and the books on them, after it; what it has to remember goes into `notes`.
-    """
-
-    act: Callable[[Tensor, Any], tuple[Tensor, Ledger]]
-
-
-Plan = tuple[Step | Weave | Look | Act | None, ...]
-"""What every block does."""
-
-
-class Pass(Protocol):
-    """What a pass through the blocks leaves.
-
-    books: before every block, and after the last.
-    width: how many channels tokens have.
-    """
-
-    books: list[Ledger]
-    plan: Plan
-    width: int
-
-
-class Learned(nn.Module):
-    """What a method learns: parameters, and what blocks do by them."""
-
-    def plan(self, layout: Layout, schedule: tuple[int, ...]) -> Plan:
-        """What every block does when block i is asked to remove `schedule[i]` tokens."""
-        raise NotImplementedError
-
-    def loss(self, seen: Pass) -> Tensor:
-        """What training makes small beside the loss on labels."""
-        return torch.zeros(())
-
-    def figures(self, seen: Pass) -> dict[str, Any]:
-        """What a log tells of a pass: numbers, and lists with one for every block."""
-        return {}
-
-    def scale(self, by: float) -> None:
-        """Reduce more (above one) or less, in all blocks alike."""
-        raise NotImplementedError
-
-    def constrain(self) -> None:
-        """Bring the parameters back into their bounds, after a step of an optimizer."""
+from vitfold.methods.steps import Learned, Plan, Step
 
 
 @dataclass(frozen=True)
@@ -287,53 +183,6 @@ def from_json(data: object) -> Base:
             raise MethodError(f"r={ramp!r}: expected an int, a list, or {' and '.join(RAMP)}")
         options["r"] = tuple(ramp[part] for part in RAMP)
     return create_method(name, options)
-
-
-def check_cue(cue: object) -> None:
-    """Refuse what is not a cue."""
-    if cue not in CUES:
-        raise MethodError(f"unknown cue {cue!r}{nearest(str(cue), CUES)}")
-
-
-def check_switch(name: str, value: object) -> None:
-    """Refuse what is not a bool."""
-    if not isinstance(value, bool):
-        raise MethodError(f"{name}={value!r}: expected True or False")
-
-
-def check_choice(name: str, value: object, known: Sequence[str]) -> None:
-    """Refuse what is none of the known words."""
-    if value not in known:
-        raise MethodError(f"{name}={value!r}: expected {' or '.join(known)}")
-
-
-def whole_numbers(name: str, values: object) -> tuple[int, ...] | None:
-    """A list of ints from zero up as a tuple, which nobody changes later; or nothing."""
-    if values is None:
-        return None
-    if not isinstance(values, list | tuple | range):
-        raise MethodError(f"{name}={values!r}: expected a list of ints")
-    for index, value in enumerate(values):
-        check_whole(f"{name}[{index}]", value, least=0)
-    return tuple(values)
-
-
-def check_blocks(blocks: Sequence[int] | None, depth: int) -> None:
-    """Refuse blocks that a model does not have."""
-    if blocks and max(blocks) >= depth:
-        raise MethodError(f"blocks={list(blocks)}: the model has {depth} blocks, numbered from 0")
-
-
-def check_number(name: str, value: object, least: float, most: float) -> None:
-    """Refuse what is not a number in a range; a bool is none."""
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not number or not least <= float(value) <= most:  # type: ignore[arg-type]
-        raise MethodError(f"{name}={value!r}: expected a number from {least:g} to {most:g}")
-
-
-def check_skip(skip: object) -> None:
-    """Refuse what is not a number of blocks."""
-    check_whole("skip", skip, least=0)
 
 
 def everywhere(

@@ -7,8 +7,10 @@ from torch import Tensor
 from vitfold.layout import Layout
 from vitfold.ledger import Ledger
 from vitfold.match import lowest
-from vitfold.methods.base import Method, Step, check_cue, check_skip, everywhere, register
+from vitfold.methods.base import Method, everywhere, register
+from vitfold.methods.checks import check_cue, check_skip
 from vitfold.methods.schedule import check_whole
+from vitfold.methods.steps import Step
 from vitfold.tokenmap import TokenMap
 
 

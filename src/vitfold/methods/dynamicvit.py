@@ -13,9 +13,11 @@ from vitfold.errors import MethodError
 from vitfold.layout import Layout
 from vitfold.ledger import Ledger, Mark, Masked
 from vitfold.match import NOWHERE, biggest_first
-from vitfold.methods.base import Learned, Pass, Step, check_number, register
+from vitfold.methods.base import register
+from vitfold.methods.checks import check_number
 from vitfold.methods.evit import keep_first
 from vitfold.methods.staged import Staged
+from vitfold.methods.steps import Learned, Pass, Step
 from vitfold.tokenmap import DROPPED, TokenMap
 
 

@@ -9,8 +9,10 @@ from vitfold.errors import MethodError
 from vitfold.layout import Layout
 from vitfold.ledger import Ledger
 from vitfold.match import biggest_first
-from vitfold.methods.base import Step, check_switch, register
+from vitfold.methods.base import register
+from vitfold.methods.checks import check_switch
 from vitfold.methods.staged import Staged
+from vitfold.methods.steps import Step
 from vitfold.tokenmap import TokenMap
 
 

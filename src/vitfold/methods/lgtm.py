@@ -11,9 +11,10 @@ from vitfold.errors import MethodError
 from vitfold.layout import Layout
 from vitfold.ledger import Ledger
 from vitfold.match import Windows, smallest_first, windowed
-from vitfold.methods.base import Step, register
+from vitfold.methods.base import register
 from vitfold.methods.merging import Late
 from vitfold.methods.schedule import check_whole
+from vitfold.methods.steps import Step
 from vitfold.tokenmap import TokenMap
 
 LOCATIONS = ("1d", "2d")

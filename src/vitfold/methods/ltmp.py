@@ -14,18 +14,10 @@ from vitfold import ragged, threshold
 from vitfold.errors import MethodError
 from vitfold.layout import Layout
 from vitfold.ledger import Ledger, Mark, Masked, Packed
-from vitfold.methods.base import (
-    Base,
-    Learned,
-    Pass,
-    Step,
-    check_choice,
-    check_cue,
-    check_number,
-    check_switch,
-    register,
-)
+from vitfold.methods.base import Base, register
+from vitfold.methods.checks import check_choice, check_cue, check_number, check_switch
 from vitfold.methods.schedule import check_share
+from vitfold.methods.steps import Learned, Pass, Step
 from vitfold.tokenmap import TokenMap, take
 
 ORDERS = ("merge_first", "prune_first")

@@ -8,8 +8,10 @@ from torch import Tensor
 from vitfold.layout import Layout
 from vitfold.ledger import Ledger
 from vitfold.match import bipartite
-from vitfold.methods.base import Method, Step, check_cue, check_skip, check_switch, everywhere
+from vitfold.methods.base import Method, everywhere
+from vitfold.methods.checks import check_cue, check_skip, check_switch
 from vitfold.methods.schedule import check_whole
+from vitfold.methods.steps import Step
 from vitfold.tokenmap import TokenMap
 
 

@@ -13,17 +13,15 @@ from torch import Tensor, nn
 
 from vitfold.errors import MethodError
 from vitfold.layout import Layout
-from vitfold.methods.base import (
-    Base,
-    Learned,
-    Weave,
+from vitfold.methods.base import Base, register
+from vitfold.methods.checks import (
     check_blocks,
     check_choice,
     check_number,
     check_switch,
-    register,
     whole_numbers,
 )
+from vitfold.methods.steps import Learned, Weave
 from vitfold.structure import AROUND, GROUPINGS, SCOPES, Groups, groups
 
 FOUND = "{}: find the scores by PruneMerge.search(model, loader), which gives the whole method"

@@ -3,7 +3,9 @@
 from dataclasses import dataclass
 
 from vitfold.layout import Layout
-from vitfold.methods.base import Method, Step, check_blocks, whole_numbers
+from vitfold.methods.base import Method
+from vitfold.methods.checks import check_blocks, whole_numbers
+from vitfold.methods.steps import Step
 
 
 @dataclass(frozen=True)

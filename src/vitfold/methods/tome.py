@@ -2,7 +2,8 @@
 
 from dataclasses import dataclass
 
-from vitfold.methods.base import check_skip, register
+from vitfold.methods.base import register
+from vitfold.methods.checks import check_skip
 from vitfold.methods.merging import Merging
 
 

@@ -11,16 +11,10 @@ from vitfold import threshold
 from vitfold.errors import MethodError
 from vitfold.layout import Layout
 from vitfold.ledger import Ledger, Mark, Masked, Packed
-from vitfold.methods.base import (
-    Base,
-    Learned,
-    Step,
-    check_cue,
-    check_number,
-    check_switch,
-    register,
-)
+from vitfold.methods.base import Base, register
+from vitfold.methods.checks import check_cue, check_number, check_switch
 from vitfold.methods.schedule import check_share
+from vitfold.methods.steps import Learned, Step
 from vitfold.methods.ward import Ward
 from vitfold.tokenmap import TokenMap
 

@@ -1,0 +1,54 @@
+"""Options that make no sense, refused by their names."""
+
+from collections.abc import Sequence
+
+from vitfold.cues import CUES
+from vitfold.errors import MethodError, nearest
+from vitfold.methods.schedule import check_whole
+
+
+def check_cue(cue: object) -> None:
+    """Refuse what is not a cue."""
+    if cue not in CUES:
+        raise MethodError(f"unknown cue {cue!r}{nearest(str(cue), CUES)}")
+
+
+def check_switch(name: str, value: object) -> None:
+    """Refuse what is not a bool."""
+    if not isinstance(value, bool):
+        raise MethodError(f"{name}={value!r}: expected True or False")
+
+
+def check_choice(name: str, value: object, known: Sequence[str]) -> None:
+    """Refuse what is none of the known words."""
+    if value not in known:
+        raise MethodError(f"{name}={value!r}: expected {' or '.join(known)}")
+
+
+def whole_numbers(name: str, values: object) -> tuple[int, ...] | None:
+    """A list of ints from zero up as a tuple, which nobody changes later; or nothing."""
+    if values is None:
+        return None
+    if not isinstance(values, list | tuple | range):
+        raise MethodError(f"{name}={values!r}: expected a list of ints")
+    for index, value in enumerate(values):
+        check_whole(f"{name}[{index}]", value, least=0)
+    return tuple(values)
+
+
+def check_blocks(blocks: Sequence[int] | None, depth: int) -> None:
+    """Refuse blocks that a model does not have."""
+    if blocks and max(blocks) >= depth:
+        raise MethodError(f"blocks={list(blocks)}: the model has {depth} blocks, numbered from 0")
+
+
+def check_number(name: str, value: object, least: float, most: float) -> None:
+    """Refuse what is not a number in a range; a bool is none."""
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not number or not least <= float(value) <= most:  # type: ignore[arg-type]
+        raise MethodError(f"{name}={value!r}: expected a number from {least:g} to {most:g}")
+
+
+def check_skip(skip: object) -> None:
+    """Refuse what is not a number of blocks."""
+    check_whole("skip", skip, least=0)
