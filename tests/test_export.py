@@ -52,6 +52,7 @@ METHODS: list[Way] = [
     vitfold.MergeDrop(r=2, drop=1),
     woven,
     vitfold.EViT(r=4, blocks=(0, 1)),
+    vitfold.DynamicViT(r=4, blocks=(0, 1)),
 ]
 WITHOUT_CLASS_TOKEN = {
     "vitamin_small_224",

@@ -342,3 +342,26 @@ def without() -> nn.Module:
 def test_what_makes_no_sense_is_refused(wrong: Any, says: str) -> None:
     with pytest.raises(MethodError, match=says):
         wrong()
+
+
+def test_avit_has_no_form_of_one_shape() -> None:
+    model = halting(dtype=torch.float32)
+    x = images(model, 2).float()
+    with pytest.raises(MethodError, match="as many tokens"):
+        vitfold.freeze(model, x)
+    with pytest.raises(Exception, match="fixed numbers"):
+        torch.export.export(model, (x,))
+
+
+@pytest.mark.parametrize("batch", [1, 7])
+@torch.no_grad()
+def test_dynamicvit_compiles_and_exports(batch: int) -> None:
+    model = made("vit", PREDICTED, torch.float32)
+    x = images(model, batch).float()
+    some = torch.export.Dim("batch", min=1, max=16)
+    program = torch.export.export(
+        model, (images(model, 3).float(),), dynamic_shapes=({0: some},)
+    ).module()
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    for other in (program, compiled):
+        torch.testing.assert_close(other(x), model(x), atol=1e-3, rtol=1e-3)

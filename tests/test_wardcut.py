@@ -133,3 +133,21 @@ def test_errors() -> None:
     for options in ({"flops": None}, {"inflection": 2}, {"cue": "y"}, {"proportional": 1}):
         with pytest.raises(MethodError):
             WardCut(**{"flops": 0.5, **options})  # type: ignore[arg-type]
+
+
+@torch.no_grad()
+def test_frozen_it_is_ward_with_the_mean_numbers() -> None:
+    model = cut("vit", torch.float32)
+    x = mixed(model, 8)
+    means = torch.tensor(vitfold.trace(model, x).counts).double().mean(1).tolist()
+    heights_, cue = heights(model), folded(model).method.to_json()["cue"]
+    assert max(heights_) > 0
+    vitfold.freeze(model, [x[:3], x[3:]])
+    method = folded(model).method
+    assert isinstance(method, vitfold.Ward)
+    assert method.cue == cue
+    counts = [numbers[0] for numbers in vitfold.trace(model, x).counts]
+    assert counts == pytest.approx(means, abs=1)
+    batch = torch.export.Dim("batch", min=2, max=16)
+    program = torch.export.export(model, (x,), dynamic_shapes=({0: batch},)).module()
+    torch.testing.assert_close(program(x[:4]), model(x[:4]), atol=1e-4, rtol=1e-4)

@@ -26,6 +26,7 @@ from vitfold.errors import (
 from vitfold.families import Found, find
 from vitfold.flops import dry_count, solve
 from vitfold.methods import Base, Method, create_method
+from vitfold.methods.base import has_fixed
 from vitfold.methods.schedule import per_block
 from vitfold.methods.steps import Learned
 from vitfold.run import Form, Run
@@ -117,9 +118,12 @@ def start(fold: Fold, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Run:
     """A new run for a call with these arguments."""
     found = fold.found
     if fold.form == "packed" and torch.compiler.is_exporting():
+        remedy = "fold with EViT or another method of fixed numbers, then export it"
+        if has_fixed(fold.method):
+            remedy = "give the model to vitfold.freeze(model, images), then export it"
         raise FoldError(
             f"{type(fold.method).__name__} keeps another number of tokens for every image, and a "
-            "graph has one shape: give the model to vitfold.freeze(model, images), then export it"
+            f"graph has one shape: {remedy}"
         )
     given = dict(zip(found.kind.arguments, args, strict=False)) | kwargs
     run = Run(

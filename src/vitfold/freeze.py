@@ -10,8 +10,7 @@ from vitfold.errors import DataError, MethodError
 from vitfold.fold import Fold, fold, folded, watch
 from vitfold.ledger import Ledger
 from vitfold.measure import evaluating
-from vitfold.methods.ltmp import LTMP
-from vitfold.methods.mergedrop import MergeDrop
+from vitfold.methods.base import has_fixed
 from vitfold.methods.schedule import whole
 from vitfold.run import Run
 
@@ -19,28 +18,24 @@ ModelT = TypeVar("ModelT", bound=nn.Module)
 
 
 def freeze(model: ModelT, images: Tensor | Iterable[Tensor]) -> ModelT:
-    """Fold a model that LTMP is on with fixed numbers instead, in place: in every block as many
-    tokens merge, and as many are dropped, as on average over these images. Returns it.
+    """Fold a model whose images keep numbers of their own with fixed ones instead, in place: in
+    every block as many tokens merge, and as many are dropped, as on average over these images. LTMP
+    becomes MergeDrop, and WardCut Ward. Returns it.
 
     images: `[B, C, H, W]`, or batches of them: training images, prepared for the model.
     """
     record = folded(model)
     method = record.method
-    if not isinstance(method, LTMP):
+    if not method.ragged:
         raise MethodError(
-            f"{method} removes a fixed number already: freeze takes a model with LTMP"
+            f"{method} removes a fixed number already: freeze takes a model with LTMP or WardCut"
         )
+    if not has_fixed(method):
+        raise MethodError(f"{method} has no form in which all images keep as many tokens")
     merged, dropped = _means(record, [images] if isinstance(images, Tensor) else images)
-    return fold(
-        model,
-        MergeDrop(
-            r=whole(merged),
-            drop=whole(dropped),
-            drop_first=method.order == "prune_first",
-            cue=method.cue,
-            proportional=method.proportional,
-        ),
-    )
+    fixed = method.fixed(whole(merged), whole(dropped))
+    assert fixed is not None  # it says how
+    return fold(model, fixed)
 
 
 def _means(record: Fold, batches: Iterable[Tensor]) -> tuple[list[float], list[float]]:

@@ -16,7 +16,9 @@ from vitfold.validate import predict, score
 
 
 def freeze(
-    model: Annotated[str, typer.Argument(metavar="DIR", help="A model trained with LTMP.")],
+    model: Annotated[
+        str, typer.Argument(metavar="DIR", help="Trained with LTMP, or calibrated with WardCut.")
+    ],
     output: Annotated[Path, typer.Option("--output", "-o", help="The frozen model goes here.")],
     dataset: options.Dataset = "",
     data_dir: options.DataDirectory = None,
@@ -29,7 +31,7 @@ def freeze(
     workers: options.Workers = 0,
     device: options.Device = "cpu",
 ) -> None:
-    """Give every image the mean number of tokens of a model trained with LTMP.
+    """Give every image the mean number of tokens of a model whose images keep numbers of their own.
 
     The frozen model compiles, exports and runs in batches like any other; the accuracy of both is
     shown.

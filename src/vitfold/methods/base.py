@@ -2,7 +2,7 @@
 
 import dataclasses
 import types
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, TypeVar
 
@@ -66,10 +66,20 @@ class Base:
         """What every block does when block i is asked to remove `schedule[i]` tokens."""
         raise NotImplementedError
 
+    def fixed(self, merged: Sequence[int], dropped: Sequence[int]) -> "Base | None":
+        """Of a ragged method: the same with such numbers for every block, alike for all images;
+        None where there is no such thing."""
+        return None
+
     def to_json(self) -> dict[str, Any]:
         """Name and options, as JSON has them."""
         options = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         return {"name": self.name} | {k: v for k, v in options.items() if v is not None}
+
+
+def has_fixed(method: Base) -> bool:
+    """Whether a ragged method says what it is with fixed numbers."""
+    return type(method).fixed is not Base.fixed
 
 
 @dataclass(frozen=True)

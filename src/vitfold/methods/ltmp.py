@@ -3,7 +3,7 @@
 import functools
 import itertools
 import types
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -16,6 +16,7 @@ from vitfold.layout import Layout
 from vitfold.ledger import Ledger, Mark, Masked, Packed
 from vitfold.methods.base import Base, register
 from vitfold.methods.checks import check_choice, check_cue, check_number, check_switch
+from vitfold.methods.mergedrop import MergeDrop
 from vitfold.methods.schedule import check_share
 from vitfold.methods.steps import Learned, Pass, Step
 from vitfold.tokenmap import TokenMap, take
@@ -87,6 +88,15 @@ class LTMP(Base):
         """What is done, in its order."""
         order = ("merge", "prune") if self.order == "merge_first" else ("prune", "merge")
         return [act for act in order if getattr(self, act)]
+
+    def fixed(self, merged: Sequence[int], dropped: Sequence[int]) -> MergeDrop:
+        return MergeDrop(
+            r=list(merged),
+            drop=list(dropped),
+            drop_first=self.order == "prune_first",
+            cue=self.cue,
+            proportional=self.proportional,
+        )
 
     def learn(self, depth: int, width: int) -> "Thresholds":
         return Thresholds(self, depth)

@@ -1,6 +1,7 @@
 """WardCut: merge what moves less than a height, which is the same for all images."""
 
 import functools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -50,6 +51,9 @@ class WardCut(Base):
         check_number("inflection", self.inflection, -1, 1)
         check_cue(self.cue)
         check_switch("proportional", self.proportional)
+
+    def fixed(self, merged: Sequence[int], dropped: Sequence[int]) -> Ward:
+        return Ward(r=list(merged), cue=self.cue, proportional=self.proportional)
 
     def learn(self, depth: int, width: int) -> "Heights":
         return Heights(self, depth)
