@@ -47,7 +47,7 @@ DENSE = [
 MORE = ["-b", "16", "--epochs", "15", "--lr", "1e-4", "--distill", "soft"]
 TRAINED = {
     "LTMP": ["--method", "ltmp", "-b", "16", "--epochs", "10"],
-    "PruneMerge": ["--method", "prune-merge", *MORE],
+    "PruneMerge": ["--method", "prune-merge", "--method-kwargs", "iterations=46", *MORE],
 }
 FREE = (vitfold.ToMe, vitfold.DFE, vitfold.LGTM, vitfold.Drop, vitfold.Ward)
 COLUMNS = (
