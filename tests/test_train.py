@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 from safetensors.torch import load_file
 from test_cli import pictures, vitfold_
 from timm.data import IterableImageDataset
@@ -932,19 +933,33 @@ def test_mistakes_are_one_line(
     assert shown.count("\n") == 1
 
 
-def test_two_processes_come_to_what_one_comes_to(folder: Path, tmp_path: Path) -> None:
+SHARPNESS_AWARE = ["--sam", 0.05, "--opt", "sgd", "--lr", 0.05, "--clip-grad", 1]
+THRESHOLDS = ["--method", "ltmp", "--flops", 0.93, "--lr-merge", 0.05, "--lr-prune", 1e-3]
+
+
+@pytest.mark.parametrize(
+    ("way", "file"),
+    [(SHARPNESS_AWARE, "model.safetensors"), (THRESHOLDS, "weights.safetensors")],
+    ids=["all", "thresholds"],
+)
+def test_two_processes_come_to_what_one_comes_to(
+    way: list[Any], file: str, folder: Path, tmp_path: Path
+) -> None:
+    for number, path in enumerate(sorted(folder.rglob("*.png"))):
+        generator = torch.Generator().manual_seed(number)
+        noise = torch.randint(256, (30, 40, 3), generator=generator).byte()
+        Image.fromarray(noise.numpy()).save(path)
     for output, processes, batch in (("one", 1, 8), ("two", 2, 4)):
         command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", processes,
                    "--master-port", 29517, "-m", "vitfold"]  # fmt: skip
         command = command if processes == 2 else [sys.executable, "-m", "vitfold"]
-        asked = [*options(folder, tmp_path / output), "-b", batch, "--sam", 0.05, "--opt", "sgd",
-                 "--lr", 0.05, "--clip-grad", 1]  # fmt: skip
+        asked = [*options(folder, tmp_path / output), "-b", batch, *way]
         environment = os.environ | {"OMP_NUM_THREADS": "1"}
         done = subprocess.run(
             [*map(str, command), *map(str, asked)], env=environment, capture_output=True, text=True
         )
         assert done.returncode == 0, done.stderr[-2000:]
-    one, two = (load_file(tmp_path / o / "last" / "model.safetensors") for o in ("one", "two"))
+    one, two = (load_file(tmp_path / o / "last" / file) for o in ("one", "two"))
     for name in one:
         torch.testing.assert_close(one[name], two[name], rtol=1e-4, atol=1e-6)
     rows = [json.loads((tmp_path / o / "recipe.json").read_text()) for o in ("one", "two")]

@@ -12,6 +12,7 @@ from vitfold import threshold
 from vitfold.errors import MethodError
 from vitfold.layout import Layout
 from vitfold.ledger import Ledger, Masked, Packed
+from vitfold.methods import together
 from vitfold.methods.base import Base, register
 from vitfold.methods.checks import check_number
 from vitfold.methods.schedule import check_share
@@ -177,7 +178,7 @@ class Halting(Learned):
 
     def loss(self, seen: Pass) -> Tensor:
         notes = _last(seen)
-        scores = torch.stack(notes.scores)
+        scores = together.mean(torch.stack(notes.scores))
         share = (scores / scores.sum().clamp(min=1e-6)).clamp(0.01, 0.99)
         at = self.method.depth or (self.method.flops or 1.0) * self.depth
         blocks = torch.arange(1, self.depth + 1, device=scores.device, dtype=scores.dtype)

@@ -14,6 +14,7 @@ from vitfold import ragged, threshold
 from vitfold.errors import MethodError
 from vitfold.layout import Layout
 from vitfold.ledger import Ledger, Mark, Masked, Packed
+from vitfold.methods import together
 from vitfold.methods.base import Base, register
 from vitfold.methods.checks import check_choice, check_cue, check_number, check_switch
 from vitfold.methods.mergedrop import MergeDrop
@@ -137,10 +138,11 @@ class Thresholds(Learned):
     def share(self, seen: Pass) -> Tensor:
         """The share of the FLOPs of all blocks that a masked pass would have cost."""
         n, d = seen.books[0].tokens, seen.width
-        means = [book.presence.mean() for book in seen.books if isinstance(book, Masked)]
+        books = [book for book in seen.books if isinstance(book, Masked)]
+        means = together.mean(torch.stack([book.presence.mean() for book in books]))
         cost = [
             2 * before * n * d**2 + (before * n) ** 2 * d + 4 * after * n * d**2
-            for before, after in itertools.pairwise(means)
+            for before, after in itertools.pairwise(means.unbind())
         ]
         return torch.stack(cost).mean() / (6 * n * d**2 + n**2 * d)
 
