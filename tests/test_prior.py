@@ -20,6 +20,9 @@ from vitfold.train import Recipe, train
 from vitfold.train.loop import Settings, create_accelerator
 
 each_model = pytest.mark.parametrize("name", MODELS)
+each_reader = pytest.mark.parametrize("name", [name for name in MODELS if name != "eva"])
+"""Models that read out class tokens."""
+
 PREDICTED = DynamicViT(r=[0, 8, 0, 6], blocks=(1, 3))
 
 
@@ -173,7 +176,7 @@ def halted(model: Any, image: Tensor) -> tuple[Tensor, list[int], float]:
     return reference.read(tokens), counts, ponder / whole
 
 
-@each_model
+@each_reader
 @torch.no_grad()
 def test_avit_is_as_the_reference_has_it(name: str) -> None:
     model = halting(name)
@@ -190,14 +193,14 @@ def test_avit_is_as_the_reference_has_it(name: str) -> None:
     close(halting(name, torch.float32)(x.float()).double(), logits, 1e-4)
 
 
-@each_model
+@each_reader
 @torch.no_grad()
 def test_avit_masks_what_it_removes(name: str) -> None:
     model = halting(name)
     same_decisions(model, mixed(model))
 
 
-@each_model
+@each_reader
 @torch.no_grad()
 def test_where_nothing_halts_avit_is_the_dense_model(name: str) -> None:
     model = MODELS[name]()
@@ -324,6 +327,14 @@ def test_avit_is_brought_to_its_share(beta: float, tmp_path: Path) -> None:
 
 REFUSED = {
     "no class token": (lambda: vitfold.fold(without(), AViT()), "class tokens: the model has none"),
+    "registers": (lambda: vitfold.fold(registers(), AViT()), "class tokens: the model has none"),
+    "registers alone": (lambda: vitfold.fold(registers(), vitfold.EViT(r=3)), "has none"),
+    "an average": (lambda: vitfold.fold(MODELS["eva"](), AViT()), "reads out its patches"),
+    "twice": (lambda: DynamicViT(r=3, blocks=(1, 1)), "rising numbers"),
+    "nowhere": (lambda: vitfold.EViT(r=3, blocks=()), "rising numbers"),
+    "huge": (lambda: AViT(gamma=10**400), "gamma=1000"),
+    "huge share": (lambda: AViT(flops=10**400), "flops=1000"),
+    "huge ramp": (lambda: vitfold.EViT(flops=0.7, inflection=10**400), "inflection=1000"),
     "eps": (lambda: AViT(eps=0.9), "eps=0.9"),
     "gamma": (lambda: AViT(gamma=float("nan")), "gamma=nan"),
     "depth": (lambda: AViT(depth=0), "depth=0"),
@@ -334,8 +345,12 @@ REFUSED = {
 }
 
 
-def without() -> nn.Module:
-    return vit(class_token=False, global_pool="avg")
+def without(**options: Any) -> nn.Module:
+    return vit(class_token=False, global_pool="avg", **options)
+
+
+def registers() -> nn.Module:
+    return vit(class_token=False, global_pool="avg", reg_tokens=4)
 
 
 @pytest.mark.parametrize(("wrong", "says"), REFUSED.values(), ids=REFUSED)
@@ -365,3 +380,53 @@ def test_dynamicvit_compiles_and_exports(batch: int) -> None:
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
     for other in (program, compiled):
         torch.testing.assert_close(other(x), model(x), atol=1e-3, rtol=1e-3)
+
+
+@torch.no_grad()
+def test_a_share_is_the_same_in_training_mode() -> None:
+    model = vit(grid=(8, 8), depth=6)
+    schedule = folded(vitfold.fold(model.eval(), DynamicViT(flops=0.7))).schedule
+    assert folded(vitfold.fold(model.train(), DynamicViT(flops=0.7))).schedule == schedule
+    assert model.training
+
+
+@pytest.mark.parametrize("make", [vit, without], ids=["class token", "average"])
+def test_one_patch_stays_whatever_is_drawn(make: Any) -> None:
+    """With networks that all but surely drop every patch."""
+    model = vitfold.fold(make(grid=(2, 2)), DynamicViT(r=1, blocks=(1, 2))).train()
+    learned: Any = folded(model).learned
+    with torch.no_grad():
+        for predictor in learned.predict.values():
+            predictor.out[4].bias.copy_(torch.tensor([-30.0, 30.0]))
+    torch.manual_seed(0)
+    with watch() as runs:
+        logits = model(images(model, 16).float())
+    (logits.square().sum() + learned.loss(runs[0])).backward()
+    assert all(bool(p.grad.isfinite().all()) for p in model.parameters() if p.grad is not None)
+    assert bool(logits.isfinite().all())
+    left: Any = runs[0].books[-1]
+    assert left.here[:, left.prefix :].sum(1).tolist() == [1] * 16
+
+
+@pytest.mark.parametrize("method", [*KINDS.values(), vitfold.LTMP(merge_threshold=0.4)], ids=str)
+def test_what_is_learned_stays_precise_in_a_half_precise_model(method: Any, tmp_path: Path) -> None:
+    model = made("vit", method, torch.float32).bfloat16()
+    x = images(model, 2).bfloat16()
+    learned = folded(model).learned
+    assert learned is not None
+    assert {values.dtype for values in learned.parameters()} == {torch.float32}
+    with torch.no_grad():
+        said = model(x)
+        vitfold.save(model, tmp_path, backbone=True)
+        assert torch.equal(vitfold.load(tmp_path, vit().bfloat16())(x), said)
+
+
+def test_a_plan_for_other_blocks_is_refused(tmp_path: Path) -> None:
+    model = vitfold.fold(vit(), vitfold.EViT(r=3, blocks=(1,)))
+    vitfold.save(model, tmp_path)
+    text = (tmp_path / "plan.json").read_text()
+    changed = text.replace('"blocks": [\n      1\n    ]', '"blocks": [\n      50\n    ]')
+    assert changed != text
+    (tmp_path / "plan.json").write_text(changed)
+    with pytest.raises(vitfold.PlanError, match=r"plan\.json: blocks=\[50\]"):
+        vitfold.load(tmp_path, vit())

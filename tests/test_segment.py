@@ -140,6 +140,13 @@ def test_what_makes_no_segmenter_is_refused(tmp_path: Path) -> None:
         Segmenter(nn.Linear(2, 2), 4)
     with pytest.raises(UnsupportedModel, match="no encoder"):
         Segmenter(nn.Sequential(encoder), 4)
+    for wrong in (True, 1, 2.0):
+        with pytest.raises(MethodError, match="classes="):
+            Segmenter(encoder, wrong)  # type: ignore[arg-type]
+    with pytest.raises(MethodError, match="decoder"):
+        Segmenter(encoder, 4, ["mask"])  # type: ignore[arg-type]
+    with pytest.raises(ShapeError, match="slide"):
+        segmenter()(torch.randn(1, 3, 64, 64))
     with pytest.raises(ShapeError, match="48"):
         vitfold.fold(segmenter(), "tome", r=2)(torch.randn(1, 3, 64, 64))
     save_model(segmenter(), tmp_path / "m")
@@ -148,7 +155,17 @@ def test_what_makes_no_segmenter_is_refused(tmp_path: Path) -> None:
         (tmp_path / "m" / "config.json").write_text(json.dumps(config | change))
         with pytest.raises(PlanError):
             create_model(str(tmp_path / "m"))
+    (tmp_path / "m" / "config.json").write_text("[" * 200_000)
+    with pytest.raises(PlanError):
+        create_model(str(tmp_path / "m"))
+    wrong = json.dumps(config).replace('"classes": 4', '"classes": 1')
+    (tmp_path / "m" / "config.json").write_text(wrong)
+    with pytest.raises(PlanError, match=r"^config\.json: arguments\.classes=1"):
+        create_model(str(tmp_path / "m"))
     (tmp_path / "m" / "config.json").write_text(json.dumps(config))
+    (tmp_path / "m" / "model.safetensors").rename(tmp_path / "m" / "other.safetensors")
+    with pytest.raises(PlanError, match=r"no model\.safetensors"):
+        create_model(str(tmp_path / "m"))
     (tmp_path / "m" / "model.safetensors").write_bytes(b"\x80\x04pickle")
     with pytest.raises(PlanError, match="pickle"):
         create_model(str(tmp_path / "m"))
@@ -199,8 +216,10 @@ def test_sliding_says_of_each_pixel_what_its_windows_say(
 
 
 def test_a_stride_beyond_the_window_is_refused() -> None:
-    with pytest.raises(DataError, match="stride=9: expected 1 to 8"):
-        slide(lambda x: x, torch.zeros(1, 3, 20, 20), (8, 12), 9)
+    for stride in (9, 0, 2.5, "4", True):
+        with pytest.raises(DataError, match="expected 1 to 8"):
+            slide(lambda x: x, torch.zeros(1, 3, 20, 20), (8, 12), stride)  # type: ignore[arg-type]
+    assert slide(segmenter(), torch.zeros(0, 3, 60, 50), (48, 48)).shape == (0, 4, 60, 50)
 
 
 # Images and labels.
@@ -257,6 +276,18 @@ def test_data_that_is_none_is_refused(tmp_path: Path) -> None:
         (tmp_path / "ade" / "training" / kind).rename(tmp_path / "ade" / kind / "training")
     with pytest.raises(DataError, match="images/validation"):  # no other split in its place
         open_scenes(tmp_path / "ade", "validation", labels)
+    scenes(tmp_path / "two" / "train", 1)
+    scenes(tmp_path / "two" / "val", 1)
+    with pytest.raises(DataError, match="images/validation"):
+        open_scenes(tmp_path / "two", "validation", labels)
+    with tarfile.open(tmp_path / "two.tar.gz", "w:gz") as tar:
+        tar.add(tmp_path / "two", "./")
+    with pytest.raises(DataError, match="several folders"):
+        open_scenes(tmp_path / "two.tar.gz", "val", labels)
+    whole = (tmp_path / "two.tar.gz").read_bytes()
+    (tmp_path / "two.tar.gz").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(DataError, match="tar"):
+        open_scenes(tmp_path / "two.tar.gz", "val", labels)
     (tmp_path / "b.tar").write_text("no tar")
     with pytest.raises(DataError, match="tar"):
         open_scenes(tmp_path / "b.tar", "val", labels)
@@ -267,6 +298,37 @@ def test_data_that_is_none_is_refused(tmp_path: Path) -> None:
     (root / "annotations" / "0.png").write_text("no picture")
     with pytest.raises(DataError, match="cannot be read"):
         open_scenes(root, "val", labels)[0]
+
+
+def test_an_image_without_annotation_is_told_of(tmp_path: Path) -> None:
+    root = scenes(tmp_path / "s", 3)
+    (root / "annotations" / "1.png").unlink()
+    with pytest.warns(UserWarning, match=r"an image has no annotation, images/1\.png"):
+        assert len(open_scenes(root, "val", Labels(2, ignored=9))) == 2
+
+
+def test_what_cannot_be_counted_is_not_guessed(tmp_path: Path) -> None:
+    root = scenes(tmp_path / "s", 1)
+    wide = torch.zeros(44, 60, dtype=torch.int32)
+    wide[0] = 65535
+    Image.fromarray(wide.numpy().astype("uint16")).save(root / "annotations" / "0.png")
+    with pytest.raises(DataError, match="--ignore-label 65535"):
+        classes_in(open_scenes(root, "val", Labels(2**16)))
+    assert classes_in(open_scenes(root, "val", Labels(2**16, ignored=65535))) == 1
+    Image.new("L", (60, 44), 9).save(root / "annotations" / "0.png")
+    with pytest.raises(DataError, match="no pixel has a class"):
+        classes_in(open_scenes(root, "val", Labels(2, ignored=9)))
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"scale": (0.5,)}, {"scale": (2.0, 0.5)}, {"scale": (float("nan"), 1)}, {"scale": (0, 1)},
+     {"flip": 2}, {"jitter": -1}, {"std": (0, 0, 0)}, {"mean": (0.5, 0.5)}],
+    ids=str,
+)  # fmt: skip
+def test_augmentations_that_make_no_sense_are_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(DataError):
+        Augment((32, 32), **{"mean": HALF[0], "std": HALF[1], **wrong})
 
 
 @pytest.mark.parametrize("size", [(60, 44), (44, 60), (30, 90)])
@@ -341,8 +403,11 @@ def test_the_mean_iou_is_that_of_counting() -> None:
     pairs = [(image[None], labels[None]) for image, labels in zip(images, truth, strict=True)]
     parts = [judge.count(fixed(), some, torch.device("cpu")) for some in (pairs[:1], pairs[1:])]
     assert judge.value(parts[0] + parts[1]) == pytest.approx(report.miou, abs=1e-6)
+    assert report.ious[3] is None
     with pytest.raises(DataError, match="no images"):
         score(fixed(), fixed(), [])
+    with pytest.raises(DataError, match="no pixel"):
+        score(fixed(), fixed(), [(images[0], torch.full((48, 48), IGNORED))])
     with pytest.raises(UnsupportedModel, match="--task segment"):
         score(segmenter().encoder, fixed(), pairs)
 
@@ -419,6 +484,14 @@ def test_a_segmenter_from_training_to_pictures(run, capsys, tmp_path: Path) -> N
         (["train", "vit_tiny_patch16_224", *TINY, "--mixup", "0.8", "-b", "2"], "mixed"),
         (["train", "vit_tiny_patch16_224", *TINY, "--decoder", "fpn"], "mask"),
         (["train", "vit_tiny_patch16_224", *TINY, "--dataset", "hfds/x"], "--dataset"),
+        (["train", "vit_tiny_patch16_224", *TINY, "--flops", "0.7", "-b", "2"], "--method"),
+        (["train", "vit_tiny_patch16_224", *TINY, "--scale", "2,0.5", "-b", "2"], "scale=[2.0"),
+        (["train", "vit_tiny_patch16_224", *TINY, "--crop-pct", "1.2", "-b", "2"], "encoder"),
+        (["train", "vit_tiny_patch16_224", *TINY, "--train-split", "validation", "-b", "2"],
+         "those of training"),
+        (["train", "vit_tiny_patch16_224", *TINY, "--teacher", "digits", "-b", "2"], "--teacher"),
+        (["train", "digits"], "cannot be an encoder"),
+        (["train", "x" * 300], "unknown model"),
         (["train", "vit_tiny_patch16_224", *TINY, "--num-classes", "1"], "classes=1"),
         (["train", "vit_tiny_patch16_224", *TINY, "--num-classes", "2", "--ignore-label", "8",
           "-b", "2"],
@@ -442,6 +515,19 @@ def test_a_segmenter_is_no_classifier(run, capsys, tmp_path: Path) -> None:
     scenes(tmp_path / "d", 2)
     assert run("validate", tmp_path / "m", "--data-dir", tmp_path / "d", "--r", "2") == 2
     assert "by --task segment" in capsys.readouterr().err
+    for command in (["sweep"], ["search", "-o", tmp_path / "s"], ["analyze", "similarity"]):
+        assert run(*command, tmp_path / "m", "--data-dir", tmp_path / "d") == 2
+        assert "by --task segment" in capsys.readouterr().err
+
+
+def test_a_segmenter_keeps_its_precision_and_says_what_it_cannot(tmp_path: Path) -> None:
+    model, images = segmenter().bfloat16(), torch.randn(1, 3, 48, 48).bfloat16()
+    save_model(model, tmp_path / "m")
+    with torch.no_grad():
+        assert torch.equal(create_model(str(tmp_path / "m")).eval()(images), model(images))
+    odd = Segmenter(create_model("digits"), 3)
+    with pytest.raises(PlanError, match="cannot be made by name"):
+        save_model(odd, tmp_path / "odd")
 
 
 def test_scenes_are_read_by_many_processes(tmp_path: Path) -> None:

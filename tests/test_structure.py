@@ -11,7 +11,7 @@ SOURCE = Path(vitfold.__file__).parent
 
 FLOORS = [
     ["errors"],
-    ["layout", "tokenmap", "cues", "ragged"],
+    ["layout", "tokenmap", "cues", "ragged", "modes"],
     ["ledger", "match", "structure"],
     ["threshold"],
     ["methods"],

@@ -5,6 +5,10 @@ from torch import Tensor, nn
 
 from vitfold.errors import DataError
 
+ONLY = (
+    "{} gives a class to every pixel: train, validate, bench and trace take it, by --task segment"
+)
+
 IGNORED = -100
 """The label of what counts for nothing."""
 
@@ -24,10 +28,7 @@ def logits(model: nn.Module, images: Tensor) -> Tensor:
     """`[B, classes]`: what a classifier of either library says of images."""
     said = answers(model, images)
     if said.dim() != 2:
-        raise DataError(
-            f"{type(model).__name__} gives a class to every pixel: train, validate, bench and "
-            "trace take it, by --task segment"
-        )
+        raise DataError(ONLY.format(type(model).__name__))
     return said
 
 

@@ -26,12 +26,12 @@ from vitfold.measure import (
     Throughput,
     batch_of,
     compare,
-    evaluating,
     flops,
     peak_memory,
 )
 from vitfold.methods.schedule import whole
 from vitfold.methods.steps import Act, Look, Plan, Step, Weave
+from vitfold.modes import evaluating
 from vitfold.segment import Segmenter
 from vitfold.trace import trace
 

@@ -13,11 +13,12 @@ from vitfold.flops import CLOSE, NEAR, count
 from vitfold.fold import clone, fold, folded
 from vitfold.layout import Layout
 from vitfold.ledger import Packed
-from vitfold.measure import Progress, evaluating
+from vitfold.measure import Progress
 from vitfold.methods.base import Base
 from vitfold.methods.steps import Plan, Step
 from vitfold.methods.ward import Ward
 from vitfold.methods.wardcut import HIGHEST, Heights, WardCut
+from vitfold.modes import evaluating
 from vitfold.tokenmap import TokenMap
 
 ModelT = TypeVar("ModelT", bound=nn.Module)

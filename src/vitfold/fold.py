@@ -29,6 +29,7 @@ from vitfold.methods import Base, Method, create_method
 from vitfold.methods.base import has_fixed
 from vitfold.methods.schedule import per_block
 from vitfold.methods.steps import Learned
+from vitfold.modes import evaluating
 from vitfold.run import Form, Run
 
 ModelT = TypeVar("ModelT", bound=nn.Module)
@@ -341,7 +342,9 @@ def _schedule(record: Fold) -> tuple[int, ...]:
 
 def _fitting(record: Fold, schedule: tuple[int, ...]) -> tuple[int, ...]:
     _first(record)
-    depth, patches = record.found.depth, record.found.layout().patches
+    layout = record.found.layout()
+    record.method.check(layout)
+    depth, patches = layout.depth, layout.patches
     if len(schedule) != depth:
         raise MethodError(f"the schedule has {len(schedule)} numbers, the model {depth} blocks")
     for block, r in enumerate(schedule):
@@ -360,7 +363,8 @@ def _first(record: Fold) -> int:
 def _cost(record: Fold, schedule: tuple[int, ...]) -> int:
     record.schedule = schedule
     found = record.found
-    return dry_count(lambda: found.trunk(**found.example()))
+    with evaluating(found.trunk):  # in training, methods may only mask
+        return dry_count(lambda: found.trunk(**found.example()))
 
 
 def _refuse_running(record: Fold | None) -> None:

@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from vitfold.errors import DataError, MethodError
 from vitfold.fold import Fold, fold, folded, watch
 from vitfold.ledger import Ledger
-from vitfold.measure import evaluating
 from vitfold.methods.base import has_fixed
 from vitfold.methods.schedule import whole
+from vitfold.modes import evaluating
 from vitfold.run import Run
 
 ModelT = TypeVar("ModelT", bound=nn.Module)

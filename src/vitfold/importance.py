@@ -27,12 +27,13 @@ from vitfold.flops import NEAR, dry_count
 from vitfold.fold import clone, fold
 from vitfold.layout import Layout
 from vitfold.ledger import Ledger
-from vitfold.measure import Progress, evaluating
+from vitfold.measure import Progress
 from vitfold.methods.base import Base
 from vitfold.methods.checks import check_blocks
 from vitfold.methods.prunemerge import PruneMerge, rounded
 from vitfold.methods.schedule import check_share, check_whole
 from vitfold.methods.steps import Look, Plan
+from vitfold.modes import evaluating
 from vitfold.plan.weights import fingerprint
 
 ITERATIONS = 250

@@ -9,12 +9,16 @@ class Layout:
 
     tokens: all of them, prefix included.
     grid: height and width of the patch grid, where the patches form one.
+    class_token: whether the first token stands for the image; registers do not.
+    reads_patches: whether what is read out of the model is made of patches.
     """
 
     tokens: int
     prefix: int
     grid: tuple[int, int] | None
     depth: int
+    class_token: bool = True
+    reads_patches: bool = False
 
     @property
     def patches(self) -> int:

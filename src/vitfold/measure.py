@@ -4,7 +4,6 @@ import os
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +14,7 @@ from torch.profiler import ProfilerActivity, profile
 from vitfold import flops as counter
 from vitfold.errors import DataError
 from vitfold.families import find
+from vitfold.modes import evaluating
 
 # The profiler reports on standard error otherwise.
 os.environ.setdefault("KINETO_LOG_LEVEL", "99")
@@ -143,24 +143,6 @@ def _cpu_peak(model: nn.Module, images: Inputs) -> int:
         now += change.nbytes()
         peak = max(peak, now)
     return peak
-
-
-def evaluating(model: nn.Module) -> AbstractContextManager[Any]:
-    """The model in eval mode, every module back as it was afterwards."""
-    return _Evaluating(model) if model.training else nullcontext()
-
-
-class _Evaluating:
-    def __init__(self, model: nn.Module) -> None:
-        self.training = [module for module in model.modules() if module.training]
-
-    def __enter__(self) -> None:
-        for module in self.training:
-            module.training = False
-
-    def __exit__(self, *error: object) -> None:
-        for module in self.training:
-            module.training = True
 
 
 def _is_cuda(images: Inputs) -> bool:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import timm as timm_library
+import torch
 from timm.models import save_for_hf
 from torch import nn
 
@@ -21,6 +22,9 @@ from vitfold.segment import Segmenter
 HUB, LOCAL, OURS = "hf:", "local-dir:", "vitfold-dir:"
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
+
+LIMIT = 2**24
+"""The most bytes of a configuration."""
 
 IMAGE_CLASSES = {
     "clip": "CLIPVisionModelWithProjection",
@@ -39,7 +43,7 @@ def create_model(name: str, *, pretrained: bool = False, **kwargs: Any) -> nn.Mo
     kwargs: for the model's constructor or configuration.
     """
     known = name == digits.NAME or name.startswith(HUB) or timm.known(name)
-    if not known and os.path.isfile(os.path.join(name, fields.FILE)):
+    if not known and _holds_plan(name):
         return _load(name, kwargs)
     if not known and os.path.isdir(name):
         known, name, pretrained = True, _saved(Path(name)), True
@@ -96,8 +100,17 @@ def create_segmenter(
     encoder: a timm model, or a directory of one with its weights; the head of a classifier goes.
     kwargs: for the encoder; `img_size` is the window.
     """
+    if encoder == digits.NAME or encoder.startswith(HUB) or _holds_plan(encoder):
+        raise UnsupportedModel(
+            f"{clip(encoder, 100)} cannot be an encoder: give a timm model, or the directory of "
+            "one that is not folded"
+        )
     given = {"num_classes": 0, **kwargs}
     return Segmenter(create_model(encoder, pretrained=pretrained, **given), classes, decoder)
+
+
+def _holds_plan(name: str) -> bool:
+    return os.path.isfile(os.path.join(name, fields.FILE))
 
 
 def is_named(name: str) -> bool:
@@ -107,9 +120,9 @@ def is_named(name: str) -> bool:
 
 def saved_classes(name: str) -> int | None:
     """How many classes the segmenter in a directory has; None where there is none."""
-    directory = Path(name)
-    if is_named(name) or not directory.is_dir():
+    if is_named(name) or not os.path.isdir(name):
         return None
+    directory = Path(name)
     if (directory / fields.FILE).is_file():
         made: Any = decode(store.read(directory)).model
         return made.arguments["classes"] if made.source == segmenter.NAME else None
@@ -137,14 +150,24 @@ def save_model(model: nn.Module, directory: str | os.PathLike[str]) -> None:
         shutil.rmtree(part, ignore_errors=True)
 
 
+def described(model: nn.Module) -> sources.Origin:
+    """What makes a segmenter again, or an error where nothing does."""
+    origin = sources.describe(model)
+    if origin.source != segmenter.NAME:
+        raise PlanError(
+            f"the encoder of this {type(model).__name__} cannot be made by name and arguments: "
+            "give a timm model with plain ones"
+        )
+    return origin
+
+
 def _write(model: Any, directory: Path) -> None:
-    source = sources.identify(model)[0]
-    if source == "transformers":
+    if sources.identify(model)[0] == "transformers":
         model.save_pretrained(directory)
-    elif source == segmenter.NAME:
+    elif isinstance(model, Segmenter):
         directory.mkdir(parents=True, exist_ok=True)
         weights.write(model.state_dict(), directory / WEIGHTS)
-        made = json.dumps(sources.describe(model)._asdict(), indent=2)
+        made = json.dumps(described(model)._asdict(), indent=2)
         (directory / CONFIG).write_text(made + "\n", encoding="utf-8")
     else:
         save_for_hf(model, directory, safe_serialization=True)
@@ -153,8 +176,10 @@ def _write(model: Any, directory: Path) -> None:
 def _saved(directory: Path) -> str:
     """The name under which a library makes the model that it saved in a directory."""
     try:
+        if (directory / CONFIG).stat().st_size > LIMIT:
+            raise PlanError(f"{directory / CONFIG} is too large: expected at most {LIMIT} bytes")
         config = json.loads((directory / CONFIG).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         config = None
     kinds = {"architecture": LOCAL, "model_type": HUB, "source": OURS}
     known = [way for key, way in kinds.items() if isinstance(config, dict) and key in config]
@@ -172,20 +197,28 @@ def _build_ours(directory: Path, kwargs: dict[str, Any]) -> nn.Module:
     if kwargs:
         raise UnsupportedModel(f"{directory} is saved whole: leave out {', '.join(kwargs)}")
     made = _origin(directory)
+    if not (directory / WEIGHTS).is_file():
+        raise PlanError(f"{directory} has no {WEIGHTS}")
     stored = weights.read(directory, WEIGHTS)
-    blank = sources.sketch(**made)
+    floating = [tensor.dtype for tensor in stored.values() if tensor.is_floating_point()]
+    dtype = floating[0] if floating else torch.float32
+    blank = sources.sketch(**made).to(dtype)
     weights.check(stored, blank.state_dict(), WEIGHTS)
-    model = segmenter.build(made["name"], made["arguments"], False)
+    model = segmenter.build(made["name"], made["arguments"], False).to(dtype)
     weights.copy(stored, model)
     return model
 
 
 def _origin(directory: Path) -> dict[str, Any]:
     """What makes the segmenter in a directory."""
-    config = fields.parse((directory / CONFIG).read_bytes())
-    made = fields.record("", config, sources.Origin._fields)
-    fields.choice("source", made["source"], [segmenter.NAME])
-    segmenter.check(made["name"], made["arguments"])
+    try:
+        config = fields.parse((directory / CONFIG).read_bytes())
+        made = fields.record("", config, sources.Origin._fields)
+        fields.choice("source", made["source"], [segmenter.NAME])
+        segmenter.check(made["name"], made["arguments"])
+    except PlanError as error:  # the fields of a plan are called so
+        told = str(error).replace(fields.FILE, CONFIG, 1).replace("model.", "", 1)
+        raise PlanError(told) from error
     return made
 
 

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from vitfold.answers import logits
 from vitfold.errors import DataError
-from vitfold.measure import Progress, evaluating
+from vitfold.measure import Progress
+from vitfold.modes import evaluating
 
 Batch = tuple[Tensor, Tensor]
 

@@ -9,7 +9,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from vitfold.answers import logits
 from vitfold.errors import missing
-from vitfold.measure import Progress, evaluating
+from vitfold.measure import Progress
+from vitfold.modes import evaluating
 from vitfold.validate import Batch
 
 

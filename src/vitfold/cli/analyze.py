@@ -43,7 +43,7 @@ def similarity(
 ) -> None:
     """Mean similarity of tokens before, inside and after the attention of every block."""
     _check(output, results_file)
-    base = options.model(model, model_kwargs, pretrained, img_size, options.device(device))
+    base = options.image_model(model, model_kwargs, pretrained, img_size, options.device(device))
     source = Source(dataset, data_dir, split, class_map)
     batches: list[Batch] = list(batches_of(model, base, source, limit, batch_size, workers))
     with show.bar("looking", len(batches)) as progress:
@@ -79,7 +79,7 @@ def merged_similarity(
 ) -> None:
     """Mean similarity of the tokens that merge with each other, against r."""
     _check(output, results_file)
-    base = options.model(model, model_kwargs, pretrained, img_size, options.device(device))
+    base = options.image_model(model, model_kwargs, pretrained, img_size, options.device(device))
     source = Source(dataset, data_dir, split, class_map)
     batches: list[Batch] = list(batches_of(model, base, source, limit, batch_size, workers))
     asked = options.whole_numbers("--r", r)
@@ -118,7 +118,7 @@ def sharpness(
 ) -> None:
     """The largest eigenvalue of the Hessian of the loss, before and after folding."""
     _check(None, results_file)
-    base = options.model(model, model_kwargs, pretrained, img_size, options.device(device))
+    base = options.image_model(model, model_kwargs, pretrained, img_size, options.device(device))
     source = Source(dataset, data_dir, split, class_map)
     batches: list[Batch] = list(batches_of(model, base, source, limit, batch_size, workers))
     chosen = options.Choice(method, r, flops, method_kwargs).build()
@@ -144,7 +144,7 @@ def positions(
 ) -> None:
     """Similarity of position embeddings: a map for some patches of the grid."""
     _check(output, None)
-    base = options.model(model, model_kwargs, pretrained, img_size, options.device("cpu"))
+    base = options.image_model(model, model_kwargs, pretrained, img_size, options.device("cpu"))
     found = analysis.position_similarity(base)
     height, width = found.shape[:2]
     places = [(y, x) for y in _spread(height) for x in _spread(width)]

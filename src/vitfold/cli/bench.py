@@ -59,7 +59,8 @@ def bench(
         results.check_results_file(results_file)
     sizes = options.batch_sizes(batch_size)
     on, dtype = options.device(device), options.amp(amp, amp_dtype)
-    labels = Labels(MOST_CLASSES) if options.segments(task) and data_dir else None
+    scenes = options.segments(task) and bool(data_dir or dataset)
+    labels = Labels(MOST_CLASSES) if scenes else None
     source = options.source(dataset, data_dir, split, "", labels)
     real = source.given
     if options.segments(task):

@@ -12,9 +12,10 @@ from vitfold.cli.search import images_of
 from vitfold.data import Source
 from vitfold.families import find
 from vitfold.fold import clone, fold
-from vitfold.measure import evaluating, flops
+from vitfold.measure import flops
 from vitfold.methods import WardCut, create_method
 from vitfold.models import save_model
+from vitfold.modes import evaluating
 from vitfold.trace import trace
 
 
@@ -43,7 +44,7 @@ def calibrate(
     apart.
     """
     on = options.device(device)
-    base = options.model(model, model_kwargs, pretrained, img_size, on)
+    base = options.image_model(model, model_kwargs, pretrained, img_size, on)
     method = create_method(WardCut.name, {"flops": share} | options.parse(method_kwargs))
     ours = fold(base, method)
     source = Source(dataset, data_dir, split, class_map)

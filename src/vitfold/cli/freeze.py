@@ -37,7 +37,7 @@ def freeze(
     shown.
     """
     on = options.device(device)
-    ours = options.model(model, [], True, None, on)
+    ours = options.image_model(model, [], True, None, on)
     calibration = Source(dataset, data_dir, split, class_map)
     seen = batches_of("", ours, calibration, images, batch_size, workers)
     frozen = freeze_(copy.deepcopy(ours), (pixels.to(on) for pixels, _ in seen))

@@ -10,13 +10,14 @@ import torch
 import typer
 from torch import nn
 
+from vitfold.answers import ONLY
 from vitfold.data import AnySource, SceneSource, Source
 from vitfold.errors import DataError, MethodError, nearest, one_line
 from vitfold.fold import fold, folds
 from vitfold.methods import METHODS, Base, create_method
 from vitfold.models import create_model, create_segmenter, saved_classes
 from vitfold.plan import load
-from vitfold.segment import DECODERS, Labels
+from vitfold.segment import DECODERS, Labels, Segmenter
 
 MODEL_HELP = (
     "A timm name, digits (the embedded model), hf:NAME, or the directory of a saved plan or model."
@@ -259,6 +260,16 @@ def scenes(
     if dataset or class_map:
         raise DataError("--task segment reads --data-dir: leave out --dataset and --class-map")
     return SceneSource(root, split, labels)
+
+
+def image_model(
+    name: str, kwargs: list[str], pretrained: bool, img_size: int | None, on: torch.device
+) -> nn.Module:
+    """The same, of a model that says something of an image, not of its pixels."""
+    made = model(name, kwargs, pretrained, img_size, on)
+    if isinstance(made, Segmenter):
+        raise DataError(ONLY.format(type(made).__name__))
+    return made
 
 
 def segmenter(

@@ -72,7 +72,7 @@ def search(
 
     Train it next, from where it is saved: `vitfold train DIR --distill soft ...`.
     """
-    base = options.model(model, model_kwargs, pretrained, img_size, options.device(device))
+    base = options.image_model(model, model_kwargs, pretrained, img_size, options.device(device))
     source = Source(dataset, data_dir, split, class_map)
     found = found_in(
         base,

@@ -12,8 +12,14 @@ from vitfold.data import AnySource, SceneSource
 from vitfold.errors import TrainError
 from vitfold.fold import fold, folds
 from vitfold.importance import ITERATIONS
-from vitfold.models import create_model, create_segmenter, is_named, saved_classes
-from vitfold.segment import Labels, classes_in
+from vitfold.models import (
+    create_model,
+    create_segmenter,
+    described,
+    is_named,
+    saved_classes,
+)
+from vitfold.segment import Labels, Segmenter, classes_in
 from vitfold.segment.segmenter import MOST_CLASSES
 
 Options = dict[str, Any]
@@ -55,20 +61,64 @@ def counted(name: str, source: SceneSource) -> Labels:
 
 
 def segmenter(
-    name: str, pretrained: bool, classes: int, decoder: str, changes: Options, arguments: Options
+    name: str,
+    pretrained: bool,
+    classes: int,
+    decoder: str | None,
+    changes: Options,
+    arguments: Options,
 ) -> nn.Module:
     """A segmenter as it was saved, or a new one around an encoder."""
     made = arguments | changes
     if saved_classes(name) is None:
-        return create_segmenter(name, classes, decoder, pretrained=pretrained, **made)
-    if made:
-        raise TrainError(f"{name} is a segmenter already: leave out what changes its encoder")
+        kind = decoder or "mask"
+        model = create_segmenter(name, classes, kind, pretrained=pretrained, **made)
+        described(model)  # what cannot be saved is not trained
+        return model
+    if made or decoder:
+        raise TrainError(f"{name} is a segmenter already: leave out what makes it another")
     return create_model(name)
+
+
+def check_apart(images: Any, held_out: Any) -> None:
+    """Refuse to evaluate on the scenes of training."""
+    ours, theirs = (getattr(some, "whole", some) for some in (images, held_out))
+    same = ours.place.root == theirs.place.root and ours.pairs == theirs.pairs
+    places = [getattr(some, "places", None) for some in (images, held_out)]
+    if same and places[0] == places[1]:
+        raise TrainError(
+            f"{ours.place.root}: the scenes to evaluate on are those of training: give another "
+            "--val-split, or --no-val"
+        )
+
+
+def check_teacher(teacher: nn.Module, student: nn.Module) -> None:
+    """Refuse a teacher that answers another question."""
+    both = isinstance(teacher, Segmenter), isinstance(student, Segmenter)
+    if both[0] != both[1]:
+        raise TrainError(
+            f"--teacher is a {type(teacher).__name__}, what is trained a {type(student).__name__}: "
+            "give one of its kind"
+        )
+    if isinstance(teacher, Segmenter) and isinstance(student, Segmenter):
+        for trait in ("classes", "window"):
+            ours, theirs = getattr(student, trait), getattr(teacher, trait)
+            if ours != theirs:
+                raise TrainError(f"--teacher has {trait}={theirs}, what is trained {trait}={ours}")
 
 
 def folded(model: nn.Module, choice: options.Choice) -> nn.Module:
     """The model, folded where that was asked for."""
-    return model if choice.method == "none" or folds(model) else fold(model, choice.build())
+    if choice.method == "none":
+        given = [choice.r, choice.flops, *choice.options]
+        if any(value is not None for value in given):
+            raise TrainError("--r, --flops and --method-kwargs go with a --method")
+        return model
+    if folds(model):
+        raise TrainError(
+            f"the model is folded by {folds(model)[0].method} already: leave out --method"
+        )
+    return fold(model, choice.build())
 
 
 def searched(

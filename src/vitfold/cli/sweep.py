@@ -73,7 +73,7 @@ def sweep(
     shares, sizes = options.shares(flops), options.batch_sizes(batch_size)
     names = [options.method_name(name) for name in methods.split(",")]
     on, dtype = options.device(device), options.amp(amp, amp_dtype)
-    base = options.model(model, model_kwargs, pretrained, img_size, on)
+    base = options.image_model(model, model_kwargs, pretrained, img_size, on)
     source = Source(dataset, data_dir, split, class_map)
     batches = functools.partial(batches_of, model, base, source, limit, val_batch_size, workers)
     asked = candidates(base, names, shares, options.parse(method_kwargs))

@@ -49,12 +49,14 @@ def trace(
     on = options.device(device)
     dense = options.model(model, model_kwargs, pretrained, img_size, on)
     ours = options.folded_by(dense, plan, options.Choice(method, r, flops, method_kwargs))
+    if options.segments(task):
+        segmenter(ours)
     prepare = preprocessing(ours)
     batch = torch.stack([prepare(_open(path)) for path in images]).to(on)
     traced = trace_(ours, batch)
     _show(traced, images)
     _draw(traced, images, batch, output)
-    if options.segments(task) or isinstance(ours, Segmenter):
+    if isinstance(ours, Segmenter):
         labels = Labels(segmenter(ours).classes, ignore_label, reduce_zero_label)
         _draw_classes(ours, images, labels, stride, output)
 

@@ -83,8 +83,9 @@ def train(
     model_kwargs: options.ModelKwargs = [],  # noqa: B006 (typer copies defaults)
     img_size: options.ImageSize = None,
     decoder: Annotated[
-        str, _option(LEARNING, f"Of a new segmenter: {' or '.join(DECODERS)}.")
-    ] = "mask",
+        str | None,
+        _option(LEARNING, f"Of a new segmenter: {' or '.join(DECODERS)}.", **_by("mask")),
+    ] = None,
     drop_path: Annotated[float, _option(LEARNING, "Share of blocks left out.")] = 0.0,
     method: Annotated[str, _option(LEARNING, f"none, {', '.join(METHODS)}.")] = "none",
     r: options.Reduction = None,
@@ -276,7 +277,11 @@ def train(
         raise TrainError("--mixup, --cutmix: only images of one class are mixed")
     images.transform = source.augment(base, recipe.augment)
     evaluated = None if no_val else untouched(base, held_out)
+    if labels and evaluated is not None:
+        subject.check_apart(images, evaluated)
     taught = None if teacher is None else create_model(teacher, pretrained=True)
+    if taught is not None:
+        subject.check_teacher(taught, base)
     settings = Settings(
         output,
         resume=resume,

@@ -167,7 +167,8 @@ def _show_pixels(name: str, model: nn.Module, report: SceneReport) -> None:
         ["images/s", f"{report.images_per_second:.1f}"],
     ]
     show.table(f"{name}, {folded(model).method}", ["", "folded"], rows)
-    each = [[str(number), f"{iou:.2%}"] for number, iou in enumerate(report.ious)]
+    shown = ["-" if iou is None else f"{iou:.2%}" for iou in report.ious]
+    each = [[str(number), iou] for number, iou in enumerate(shown)]
     show.table("by class", ["class", "IoU"], each)
 
 

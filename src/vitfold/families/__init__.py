@@ -63,7 +63,10 @@ class Found:
         """The tokens of the images that the model is made for."""
         height, width = self.kind.grid(self.trunk, self.example()) or (0, 0)
         tokens = self.prefix + height * width
-        return Layout(tokens, self.prefix, (height, width), self.depth)
+        first = self.prefix > 0 and getattr(self.trunk, "cls_token", self) is not None
+        pooling = getattr(self.trunk, "global_pool", "token")
+        averages = self.prefix == 0 or pooling not in ("token", "")
+        return Layout(tokens, self.prefix, (height, width), self.depth, first, averages)
 
 
 def find(model: nn.Module) -> Found:

@@ -71,8 +71,10 @@ class AViT(Base):
         return False
 
     def check(self, layout: Layout) -> None:
-        if not layout.prefix:
+        if not layout.class_token:
             raise MethodError("A-ViT reads out class tokens: the model has none")
+        if layout.reads_patches:
+            raise MethodError("A-ViT reads out class tokens: the model reads out its patches")
 
     def learn(self, depth: int, width: int) -> "Halting":
         return Halting(self, depth)

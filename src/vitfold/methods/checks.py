@@ -36,6 +36,14 @@ def whole_numbers(name: str, values: object) -> tuple[int, ...] | None:
     return tuple(values)
 
 
+def rising(name: str, values: object) -> tuple[int, ...] | None:
+    """The same, of numbers of which each is more than the one before, and of one at least."""
+    numbers = whole_numbers(name, values)
+    if numbers is not None and (not numbers or sorted(set(numbers)) != list(numbers)):
+        raise MethodError(f"{name}={list(numbers)}: expected rising numbers")
+    return numbers
+
+
 def check_blocks(blocks: Sequence[int] | None, depth: int) -> None:
     """Refuse blocks that a model does not have."""
     if blocks and max(blocks) >= depth:
@@ -45,7 +53,7 @@ def check_blocks(blocks: Sequence[int] | None, depth: int) -> None:
 def check_number(name: str, value: object, least: float, most: float) -> None:
     """Refuse what is not a number in a range; a bool is none."""
     number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not number or not least <= float(value) <= most:  # type: ignore[arg-type]
+    if not number or not least <= value <= most:  # type: ignore[operator]
         raise MethodError(f"{name}={value!r}: expected a number from {least:g} to {most:g}")
 
 

@@ -104,10 +104,13 @@ class Predictors(Learned):
 
     def _mark(self, said: Tensor, left: int, books: Masked) -> Mark:
         """What stays: sampled in training, the best `left` otherwise."""
+        score = said[..., 0].detach().masked_fill(~books.here[:, books.prefix :], NOWHERE)
         if self.training:
             keep = F.gumbel_softmax(said, hard=True)[..., 0]
+            none = ~((keep > 0.5) & (score > NOWHERE)).any(dim=1, keepdim=True)
+            best = torch.zeros_like(keep).scatter(1, score.argmax(dim=1, keepdim=True), 1.0)
+            keep = torch.where(none & (best > 0), best, keep)  # one stays, whatever was drawn
         else:
-            score = said[..., 0].masked_fill(~books.here[:, books.prefix :], NOWHERE)
             first = biggest_first(score)[:, :left]
             keep = torch.zeros_like(score).scatter(1, first, 1.0)
         keep = F.pad(keep, (books.prefix, 0), value=1.0)

@@ -33,7 +33,7 @@ class EViT(Staged):
 
     def check(self, layout: Layout) -> None:
         super().check(layout)
-        if not layout.prefix:
+        if not layout.class_token:
             raise MethodError("EViT goes by the attention of a class token: the model has none")
 
     def step(self, removes: int) -> Step:

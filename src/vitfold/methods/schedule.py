@@ -39,14 +39,14 @@ def _check_ramp(r: tuple[object, ...]) -> None:
 def check_inflection(inflection: object) -> None:
     """Refuse what is no slope of a ramp."""
     number = isinstance(inflection, int | float) and not isinstance(inflection, bool)
-    if not number or not -1 <= float(inflection) <= 1:  # type: ignore[arg-type]
+    if not number or not -1 <= inflection <= 1:  # type: ignore[operator]
         raise MethodError(f"inflection={inflection!r}: expected a number from -1 to 1")
 
 
 def check_share(flops: object) -> None:
     """Refuse what is not a share of the dense FLOPs."""
     number = isinstance(flops, int | float) and not isinstance(flops, bool)
-    if not number or not 0 < float(flops) <= 1:  # type: ignore[arg-type]
+    if not number or not 0 < flops <= 1:  # type: ignore[operator]
         raise MethodError(f"flops={flops!r}: expected a share of the dense FLOPs in (0, 1]")
 
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from vitfold.layout import Layout
 from vitfold.methods.base import Method
-from vitfold.methods.checks import check_blocks, whole_numbers
+from vitfold.methods.checks import check_blocks, rising
 from vitfold.methods.steps import Step
 
 
@@ -19,7 +19,7 @@ class Staged(Method):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        object.__setattr__(self, "blocks", whole_numbers("blocks", self.blocks))
+        object.__setattr__(self, "blocks", rising("blocks", self.blocks))
 
     @property
     def proportional(self) -> bool:

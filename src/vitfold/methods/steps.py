@@ -87,8 +87,20 @@ class Pass(Protocol):
     width: int
 
 
+HALVES = (torch.float16, torch.bfloat16)
+
+
 class Learned(nn.Module):
-    """What a method learns: parameters, and what blocks do by them."""
+    """What a method learns: parameters, and what blocks do by them. They stay in single precision
+    where a model goes to half of it."""
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Learned":
+        def precise(tensor: Tensor) -> Tensor:
+            moved = fn(tensor)
+            return tensor.to(moved.device) if moved.dtype in HALVES else moved
+
+        super()._apply(precise, recurse)  # type: ignore[no-untyped-call]
+        return self
 
     def plan(self, layout: Layout, schedule: tuple[int, ...]) -> Plan:
         """What every block does when block i is asked to remove `schedule[i]` tokens."""

@@ -1,5 +1,6 @@
 """How scenes come to a model: the image and its labels moved alike."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,6 +11,7 @@ from torchvision import tv_tensors
 from torchvision.transforms import InterpolationMode, v2
 
 from vitfold.answers import IGNORED
+from vitfold.errors import DataError
 from vitfold.segment.scenes import Example
 
 SCALE = (0.5, 2.0)
@@ -27,6 +29,11 @@ class Look(nn.Module):
         self, window: tuple[int, int], mean: Sequence[float], std: Sequence[float]
     ) -> None:
         super().__init__()
+        for name, values in (("mean", mean), ("std", std)):
+            if len(values) != 3 or not all(math.isfinite(value) for value in values):
+                raise DataError(f"{name}={list(values)}: expected three numbers")
+        if min(std) <= 0:
+            raise DataError(f"std={list(std)}: expected numbers above 0")
         self.window = window
         self.finish = v2.Compose(
             [v2.ToDtype(torch.float32, scale=True), v2.Normalize(list(mean), list(std))]
@@ -73,6 +80,7 @@ class Augment(Look):
         jitter: float = 0.4,
     ) -> None:
         super().__init__(window, mean, std)
+        _check(scale, flip, jitter)
         low, high = (round(min(window) * by) for by in scale)
         self.move = v2.Compose(
             [
@@ -87,6 +95,16 @@ class Augment(Look):
         """A window and its labels."""
         image, tagged = self.move(*_tagged(picture, labels))
         return self.finish(image.as_subclass(Tensor)), tagged.as_subclass(Tensor)
+
+
+def _check(scale: Sequence[float], flip: float, jitter: float) -> None:
+    """Refuse an augmentation that makes no sense."""
+    if len(scale) != 2 or not 0.01 <= scale[0] <= scale[1] <= 100:
+        raise DataError(f"scale={list(scale)}: expected two numbers, the smaller first, as 0.5,2")
+    if not 0 <= flip <= 1:
+        raise DataError(f"hflip={flip}: expected 0 to 1")
+    if not 0 <= jitter <= 1:
+        raise DataError(f"color_jitter={jitter}: expected 0 to 1")
 
 
 def _tagged(picture: Image.Image, labels: Tensor) -> tuple[Any, Any]:

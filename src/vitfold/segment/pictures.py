@@ -8,8 +8,9 @@ from torch import Tensor, nn
 
 from vitfold import draw
 from vitfold.fold import clone
-from vitfold.measure import evaluating
+from vitfold.modes import evaluating
 from vitfold.segment.looks import Look
+from vitfold.segment.scenes import check_size
 from vitfold.segment.score import pixels, segmenter
 
 GOLDEN = 0.618034
@@ -61,6 +62,8 @@ def compare(
     look: makes an image of it as the model takes it.
     """
     size = (picture.height, picture.width)
+    if truth is not None:
+        check_size(truth, picture, "the annotation")
     image, _ = look(picture, torch.zeros(size, dtype=torch.long))
     image = image.to(next(folded.parameters()).device)
     models = {"dense": clone(folded).eval(), "folded": folded}

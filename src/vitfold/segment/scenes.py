@@ -2,6 +2,8 @@
 
 import os
 import tarfile
+import warnings
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from io import BytesIO
@@ -20,6 +22,9 @@ from vitfold.measure import Progress
 IMAGES, ANNOTATIONS = "images", "annotations"
 
 PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
+
+PLAUSIBLE = 4096
+"""More classes than that are none that somebody drew."""
 
 VOID = 255
 """What annotations call a pixel of no class, where nobody says otherwise."""
@@ -67,6 +72,13 @@ def classes_in(scenes: "Scenes", progress: Progress = lambda: None) -> int:
     for number in range(len(scenes)):
         most = max(most, int(scenes[number][1].max()))
         progress()
+    if most < 0:
+        raise DataError(f"no pixel has a class: is --ignore-label {scenes.labels.ignored} right?")
+    if most > PLAUSIBLE:
+        raise DataError(
+            f"label {most} in the annotations: give --ignore-label {most} where it means none, or "
+            "--num-classes"
+        )
     return most + 1
 
 
@@ -131,12 +143,7 @@ class Scenes(Dataset[Any]):
         image, annotation = self.pairs[number]
         picture = _opened(self.place, image).convert("RGB")
         labels = self.labels.read(_opened(self.place, annotation), annotation)
-        if labels.shape != (picture.height, picture.width):
-            shape = "x".join(map(str, labels.shape))
-            raise DataError(
-                f"{annotation} is {shape}, its image {picture.height}x{picture.width}: expected "
-                "one label a pixel"
-            )
+        check_size(labels, picture, annotation)
         return self.transform(picture, labels) if self.transform else (_raw(picture), labels)
 
 
@@ -157,9 +164,19 @@ def _opened(place: Folder | Archive, name: str) -> Image.Image:
     try:
         picture = Image.open(BytesIO(place.read(name)))
         picture.load()
-    except (OSError, ValueError, KeyError, Image.DecompressionBombError) as error:
+    except Exception as error:  # its libraries say in many ways that a file is broken
         raise DataError(f"{name} cannot be read: {one_line(error)}") from error
     return picture
+
+
+def check_size(labels: Tensor, picture: Image.Image, name: str) -> None:
+    """Refuse labels that are not those of a picture."""
+    if labels.shape != (picture.height, picture.width):
+        shape = "x".join(map(str, labels.shape))
+        raise DataError(
+            f"{name} is {shape}, its image {picture.height}x{picture.width}: expected one label a "
+            "pixel"
+        )
 
 
 def _raw(picture: Image.Image) -> Tensor:
@@ -174,7 +191,8 @@ def open_scenes(root: Path, split: str, labels: Labels) -> Scenes:
         raise DataError(f"--data-dir {root}: there is no such folder or file")
     place = _place(root, split)
     names = [PurePosixPath(name) for name in sorted(place.names())]
-    pairs = _pairs(names, (split,)) or _pairs(names, ())
+    deep = isinstance(place, Archive)
+    pairs = _pairs(names, (split,), deep) or _pairs(names, (), deep)
     if not pairs:
         raise DataError(
             f"{place.root} has no {IMAGES}/*.jpg with {ANNOTATIONS}/*.png of the same names, nor "
@@ -190,22 +208,38 @@ def _place(root: Path, split: str) -> Folder | Archive:
             return Archive(root)
         if (root / f"{split}.tar").is_file():
             return Archive(root / f"{split}.tar")
-    except (OSError, tarfile.TarError) as error:
+    except (OSError, EOFError, zlib.error, tarfile.TarError) as error:
         raise DataError(f"{root} cannot be read as a tar: {one_line(error)}") from error
     return Folder(root / split if (root / split / IMAGES).is_dir() else root)
 
 
-def _pairs(names: Sequence[PurePosixPath], below: tuple[str, ...]) -> list[tuple[str, str]]:
-    """Images right below `images` and that, with the annotations of the same names, in order."""
-    annotations = {key: name for name in names if (key := _key(name, ANNOTATIONS, below))}
-    images = {key: name for name in names if (key := _key(name, IMAGES, below))}
-    return [(str(images[key]), str(annotations[key])) for key in images if key in annotations]
+def _pairs(
+    names: Sequence[PurePosixPath], below: tuple[str, ...], deep: bool
+) -> list[tuple[str, str]]:
+    """Images right below `images` and that, with the annotations of the same names, in order.
+
+    deep: `images` may lie in a folder, as in archives.
+    """
+    annotations = _keyed(names, (ANNOTATIONS, *below), deep)
+    images = _keyed(names, (IMAGES, *below), deep)
+    pairs = [(str(images[key]), str(annotations[key])) for key in images if key in annotations]
+    if pairs and len({key[:-1] for key in images}) > 1:
+        raise DataError("several folders of images in one archive: give one of a single split")
+    alone = [str(name) for key, name in images.items() if key not in annotations]
+    if pairs and alone:
+        some = f"{len(alone)} images have" if len(alone) > 1 else "an image has"
+        warnings.warn(f"{some} no annotation, {alone[0]} first: left out", stacklevel=3)
+    return pairs
 
 
-def _key(name: PurePosixPath, kind: str, below: tuple[str, ...]) -> tuple[object, ...] | None:
-    """What an image and its annotation have in common; None for what is neither."""
-    folder = name.parent.parts
-    ends = (kind, *below)
-    if name.suffix.lower() not in PICTURES or folder[len(folder) - len(ends) :] != ends:
-        return None
-    return (*folder[: len(folder) - len(ends)], name.stem)
+def _keyed(
+    names: Sequence[PurePosixPath], ends: tuple[str, ...], deep: bool
+) -> dict[tuple[str, ...], PurePosixPath]:
+    """Pictures in folders that end so, by what an image and its annotation have in common."""
+    found = {}
+    for name in names:
+        folder = name.parent.parts
+        inside = folder[len(folder) - len(ends) :] == ends and (deep or folder == ends)
+        if inside and name.suffix.lower() in PICTURES:
+            found[(*folder[: len(folder) - len(ends)], name.stem)] = name
+    return found

@@ -1,5 +1,6 @@
 """How right a segmenter is, beside the dense one."""
 
+import math
 import time
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
@@ -11,7 +12,8 @@ from torch import Tensor, nn
 
 from vitfold.answers import IGNORED
 from vitfold.errors import DataError, UnsupportedModel, missing
-from vitfold.measure import Progress, evaluating
+from vitfold.measure import Progress
+from vitfold.modes import evaluating
 from vitfold.segment.segmenter import Segmenter
 from vitfold.segment.windows import slide
 
@@ -22,7 +24,7 @@ class Report:
 
     miou: the mean, over classes that occur, of the intersection of what is said and what is so
         over their union.
-    ious: of every class.
+    ious: of every class; None of one that does not occur.
     accuracy: of pixels.
     agreement: of pixels, with the dense model.
     """
@@ -30,7 +32,7 @@ class Report:
     images: int
     miou: float
     accuracy: float
-    ious: list[float]
+    ious: list[float | None]
     dense_miou: float
     agreement: float
     images_per_second: float
@@ -51,6 +53,7 @@ def intersection_over_union(classes: int, average: str = "macro") -> Any:
         average=average,
         ignore_index=IGNORED,
         sync_on_compute=False,
+        zero_division=math.nan if average == "none" else 0.0,
     )
 
 
@@ -106,11 +109,13 @@ def score(
             progress()
     if not images:
         raise DataError("no images: the dataset is empty")
+    if not known:
+        raise DataError("no pixel has a class: is --ignore-label right?")
     return Report(
         images=images,
         miou=float(ours.compute()),
-        accuracy=right / max(known, 1),
-        ious=each.compute().tolist(),
+        accuracy=right / known,
+        ious=[None if math.isnan(iou) else iou for iou in each.compute().tolist()],
         dense_miou=float(theirs.compute()),
         agreement=same / total,
         images_per_second=images / max(seconds, 1e-9),

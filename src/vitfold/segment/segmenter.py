@@ -5,7 +5,7 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vitfold.errors import MethodError, UnsupportedModel, nearest
+from vitfold.errors import MethodError, ShapeError, UnsupportedModel, nearest
 from vitfold.families import find
 from vitfold.segment.decoders import DECODERS
 
@@ -23,7 +23,7 @@ class Segmenter(nn.Module):
 
     def __init__(self, encoder: nn.Module, classes: int, decoder: str = "mask") -> None:
         super().__init__()
-        if decoder not in DECODERS:
+        if not isinstance(decoder, str) or decoder not in DECODERS:
             raise MethodError(f"unknown decoder {decoder!r}{nearest(str(decoder), DECODERS)}")
         if not isinstance(classes, int) or not 2 <= classes <= MOST_CLASSES:
             raise MethodError(f"classes={classes!r}: expected 2 to {MOST_CLASSES}")
@@ -40,6 +40,11 @@ class Segmenter(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """`[B, classes, H, W]`: the logits of every pixel of `[B, C, H, W]`."""
+        if tuple(x.shape[-2:]) != self.window:
+            given, taken = ("x".join(map(str, size)) for size in (x.shape[-2:], self.window))
+            raise ShapeError(
+                f"images of {given} do not fit a window of {taken}: use vitfold.segment.slide"
+            )
         tokens = self.encoder.forward_features(x)
         if isinstance(tokens, dict):  # NaFlex says with them which are padding
             tokens = tokens["patches"]

@@ -30,9 +30,13 @@ def slide(
     stride: pixels from a window to the next; None: windows lie side by side, or overlap by what is
         too much for that.
     """
-    if stride is not None and not 1 <= stride <= min(window):
-        raise DataError(f"stride={stride}: expected 1 to {min(window)}, the side of a window")
+    whole = stride is None or (isinstance(stride, int) and not isinstance(stride, bool))
+    if not whole or (stride is not None and not 1 <= stride <= min(window)):
+        raise DataError(f"stride={stride!r}: expected 1 to {min(window)}, the side of a window")
     height, width = images.shape[-2:]
+    if not len(images):
+        said = model(images.new_zeros(0, images.shape[1], *window))
+        return said.new_zeros(0, said.shape[1], height, width)
     more = max(window[1] - width, 0), max(window[0] - height, 0)
     padded = F.pad(images, (0, more[0], 0, more[1]))
     places = list(

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from vitfold.families import find
 from vitfold.fold import folded
-from vitfold.measure import evaluating, flops
+from vitfold.measure import flops
+from vitfold.modes import evaluating
 
 CLOSE = 0.002
 """How near to the share the search stops."""

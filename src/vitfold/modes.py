@@ -1,0 +1,24 @@
+"""Modes of modules, for a while."""
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+from torch import nn
+
+
+def evaluating(model: nn.Module) -> AbstractContextManager[Any]:
+    """The model in eval mode, every module back as it was afterwards."""
+    return _Evaluating(model) if model.training else nullcontext()
+
+
+class _Evaluating:
+    def __init__(self, model: nn.Module) -> None:
+        self.training = [module for module in model.modules() if module.training]
+
+    def __enter__(self) -> None:
+        for module in self.training:
+            module.training = False
+
+    def __exit__(self, *error: object) -> None:
+        for module in self.training:
+            module.training = True
