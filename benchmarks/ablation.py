@@ -50,7 +50,7 @@ def main(
     limit: options.Limit = None,
     shares: Annotated[str, typer.Option(help="Of the dense FLOPs.")] = "0.65,0.5",
     iterations: Annotated[int, typer.Option(min=1, help="Of the search, 32 images each.")] = 250,
-    steps: Annotated[int, typer.Option(min=1, help="Of training, 64 images each.")] = 300,
+    steps: Annotated[int, typer.Option(min=1, help="Of training, 64 images each.")] = 150,
 ) -> None:
     """Search, fold, train briefly, and write the table."""
     dense = create_model(model, pretrained=True).eval()

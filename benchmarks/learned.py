@@ -1,9 +1,9 @@
 """What learning is worth: `python benchmarks/learned.py MODEL --data-dir D`.
 
 Trains, by `vitfold train`: LTMP, merging alone and dropping alone, an epoch for every share of the
-FLOPs; and, half an epoch with distillation, Prune and Merge (its matrices alone, and all of it),
-EViT, DynamicViT, A-ViT, and as controls ToMe, Ward and the dense model. Sets them beside the
-methods that need no training, on the same images: benchmarks/learned-NAME.md, and
+FLOPs; and, for a third of an epoch with distillation, Prune and Merge (its matrices alone, and all
+of it), EViT, DynamicViT, A-ViT, and as controls ToMe, Ward and the dense model. Sets them beside
+the methods that need no training, on the same images: benchmarks/learned-NAME.md, and
 benchmarks/others-NAME.md. What was trained stays in --output, and a run goes on where it was
 stopped. The folds without training are those of benchmarks/evidence.py, and their answers are
 shared with it.
@@ -57,7 +57,7 @@ OTHERS = {
     "ToMe": ["--method", "tome", *BRIEF],
     "Ward": ["--method", "ward", *BRIEF],
 }
-BRIEFLY = "train[:45%]"
+BRIEFLY = "train[:30%]"
 """What those are trained on, of the images that the model was trained on."""
 COLUMNS = (
     "fold", "FLOPs asked", "FLOPs on these images", "top-1", "95 %", "against dense",
