@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import shutil
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -119,6 +120,17 @@ def test_inductor_agrees(method: Way) -> None:
 def exported(model: nn.Module) -> torch.export.ExportedProgram:
     dynamic = ({0: torch.export.Dim("batch")},)
     return torch.export.export(model, (images(model, 2),), dynamic_shapes=dynamic)
+
+
+@pytest.mark.parametrize("method", METHODS, ids=named)
+@pytest.mark.exhaustive
+@pytest.mark.skipif(shutil.which("c++") is None, reason="it takes a compiler")
+def test_compiles_ahead_of_time(method: Way, tmp_path: Path) -> None:
+    model = put_on(registered("vit_tiny_patch16_224"), method)
+    package = torch._inductor.aoti_compile_and_package(
+        exported(model), package_path=str(tmp_path / "model.pt2")
+    )
+    agrees(model, torch._inductor.aoti_load_package(package))
 
 
 @every_pair
