@@ -17,6 +17,7 @@ from typing import Annotated, NamedTuple
 import torch
 import typer
 from evidence import markdown
+from learned import minutes
 from PIL import Image
 from torch import Tensor, nn
 from torchmetrics.functional.classification import multiclass_confusion_matrix
@@ -100,7 +101,7 @@ def candidates(
     dense = create_model(start).eval()
     yield "dense", Candidate(1.0, dense)
     longer = train(output / "camvid-dense-more", start, MORE, data)
-    yield "dense, longer", Candidate(1.0, create_model(str(longer)).eval(), minutes(longer))
+    yield "dense, longer", Candidate(1.0, create_model(str(longer)).eval(), minutes(longer.parent))
     for share in shares:
         for method in FREE:
             way = method(flops=share)
@@ -109,7 +110,7 @@ def candidates(
             place = output / f"camvid-{name.lower()}-{share}"
             made = train(place, start, [*given, "--flops", str(share)], data)
             model = create_model(str(made)).eval()
-            yield f"{name}, {share}", Candidate(share, model, minutes(made))
+            yield f"{name}, {share}", Candidate(share, model, minutes(place))
 
 
 def row(
@@ -147,13 +148,6 @@ def train(place: Path, model: str, given: Sequence[str], data: Path) -> Path:
         if done.returncode:
             raise SystemExit(done.returncode)
     return made
-
-
-def minutes(made: Path) -> str:
-    """How long the epochs of a training took."""
-    rows = (made.parent / "log.csv").read_text(encoding="utf-8").splitlines()
-    column = rows[0].split(",").index("seconds")
-    return f"{sum(float(row.split(',')[column]) for row in rows[1:]) / 60:.1f}"
 
 
 def confusions(

@@ -15,6 +15,8 @@ from typing import Annotated, Any
 import timm
 import torch
 import typer
+from evidence import markdown
+from speed import ratio
 from torch import nn
 
 import vitfold
@@ -65,24 +67,17 @@ def row(name: str, share: float, batch: int, repeats: int, device: str, compiled
         seconds = interleave(each, repeats, 2, progress)
         cost = {n: flops(candidate, inputs) for n, candidate in named.items() if n != "bound"}
     promised = cost["dense"] / cost["folded"]
-    measured = ratios(seconds["dense"], seconds["folded"])
+    measured = ratio(seconds["dense"], seconds["folded"])
     return {
         "model": f"{name}, batch {batch}",
         "share of FLOPs": cost["folded"] / cost["dense"],
         "promised": promised,
         "x dense": measured,
         "of the promise": [each / promised for each in measured],
-        "share of bound": ratios(seconds["bound"], seconds["folded"]),
+        "share of bound": ratio(seconds["bound"], seconds["folded"]),
         "MB": peak_memory(ours, inputs) / 1e6,
         "dense MB": peak_memory(model, inputs) / 1e6,
     }
-
-
-def ratios(other: list[float], ours: list[float]) -> list[float]:
-    """Quartiles of the ratios within a round."""
-    each = torch.tensor([a / b for a, b in zip(other, ours, strict=True)], dtype=torch.float64)
-    points = torch.tensor([0.25, 0.5, 0.75], dtype=torch.float64)
-    return [float(q) for q in each.quantile(points)]
 
 
 def cells(figures: Any) -> Iterator[str]:
@@ -114,9 +109,7 @@ def main(
     show.table("Prune and Merge", COLUMNS, lines)
     name = Path("benchmarks") / f"matrices-{device}{'-compiled' if compile else ''}"
     results.write(name.with_suffix(".json"), figures, {"command": "benchmarks/matrices.py"})
-    text = [COLUMNS, ["---"] * len(COLUMNS), *lines]
-    table = "".join(f"| {' | '.join(line)} |\n" for line in text)
-    name.with_suffix(".md").write_text(table, encoding="utf-8")
+    name.with_suffix(".md").write_text("\n".join([*markdown(COLUMNS, lines), ""]), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from typing import Annotated, Any
 import timm
 import torch
 import typer
+from speed import quartiles, ratio
 from torch import Tensor, nn
 
 import vitfold
@@ -116,12 +117,12 @@ def measure(case: Case, device: str, repeats: int, amp: bool) -> list[dict[str, 
             "candidate": name,
             "tokens at the end": f"{min(counts)} to {max(counts)}" if name == LTMP else "",
             "GFLOPs share": vitfold.flops(named[name], inputs) / dense,
-            "ms": _quartiles(times)[1] * 1e3,
+            "ms": quartiles(times)[1] * 1e3,
             "peak MB": memory[name] / 1e6,
-            "share of bound": _ratio(seconds[bench.BOUND], times),
-            "x dense": _ratio(seconds[bench.DENSE], times),
-            "x ToMe": _ratio(seconds[TOME], times),
-            "x MergeDrop": _ratio(seconds[MERGED], times),
+            "share of bound": ratio(seconds[bench.BOUND], times),
+            "x dense": ratio(seconds[bench.DENSE], times),
+            "x ToMe": ratio(seconds[TOME], times),
+            "x MergeDrop": ratio(seconds[MERGED], times),
         }
         for name, times in seconds.items()
     ]
@@ -135,15 +136,6 @@ def _again(ours: nn.Module, model: nn.Module) -> nn.Module:
     assert state is not None
     learned.load_state_dict(state.state_dict())
     return other
-
-
-def _ratio(theirs: list[float], ours: list[float]) -> list[float]:
-    return _quartiles([a / b for a, b in zip(theirs, ours, strict=True)])
-
-
-def _quartiles(values: list[float]) -> list[float]:
-    points = torch.tensor([0.25, 0.5, 0.75], dtype=torch.float64)
-    return [float(q) for q in torch.tensor(values, dtype=torch.float64).quantile(points)]
 
 
 def markdown(found: list[dict[str, Any]]) -> str:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from evidence import markdown
 from torch import Tensor, nn
 
 import vitfold
@@ -82,9 +83,8 @@ def main() -> None:
     """Measure, show and write the table."""
     found = list(rows())
     show.table("Prune and Merge at other sizes", COLUMNS, found)
-    lines = [COLUMNS, ["---"] * len(COLUMNS), *found]
-    text = "".join(f"| {' | '.join(line)} |\n" for line in lines)
-    Path("benchmarks/resized.md").write_text(f"# Digits\n\n{text}", encoding="utf-8")
+    text = "\n".join(["# Digits", "", *markdown(COLUMNS, found), ""])
+    Path("benchmarks/resized.md").write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

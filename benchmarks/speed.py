@@ -76,22 +76,27 @@ def rows(case: Case, seconds: dict[str, list[float]], memory: dict[str, int]) ->
     for name, times in seconds.items():
         bound = seconds[BOUND_OF.get(name, bench.BOUND)]
         ratios = {
-            "share of bound": [b / t for b, t in zip(bound, times, strict=True)],
-            "x dense": [d / t for d, t in zip(seconds[bench.DENSE], times, strict=True)],
+            "share of bound": ratio(bound, times),
+            "x dense": ratio(seconds[bench.DENSE], times),
         }
         if bench.TEXTBOOK in seconds:
-            pairs = zip(seconds[bench.TEXTBOOK], times, strict=True)
-            ratios["x textbook"] = [b / t for b, t in pairs]
+            ratios["x textbook"] = ratio(seconds[bench.TEXTBOOK], times)
         yield {
             "case": str(case),
             "candidate": name,
-            "ms": _quartiles(times)[1] * 1e3,
+            "ms": quartiles(times)[1] * 1e3,
             "peak MB": memory[name] / 1e6,
-            **{key: _quartiles(values) for key, values in ratios.items()},
+            **ratios,
         }
 
 
-def _quartiles(values: list[float]) -> list[float]:
+def ratio(theirs: list[float], ours: list[float]) -> list[float]:
+    """Quartiles of the ratios within a round."""
+    return quartiles([a / b for a, b in zip(theirs, ours, strict=True)])
+
+
+def quartiles(values: list[float]) -> list[float]:
+    """The first, the median and the third."""
     points = torch.tensor([0.25, 0.5, 0.75], dtype=torch.float64)
     return [float(q) for q in torch.tensor(values, dtype=torch.float64).quantile(points)]
 

@@ -138,31 +138,16 @@ class Halting(Learned):
         stops = running & (last | (room - score <= self.method.eps))
         weight = torch.where(stops, room, score) * running
         total = before.total + torch.where(stops, torch.ones_like(room), score) * running
-        notes = self._noted(before, x, books, fixed, running, stops, weight, score, total)
-        if last:
-            out = notes.out.to(x.dtype)
-            x = x.masked_scatter(fixed.unsqueeze(-1), out)
-            return books.unpacked(x), replace(books, notes=notes)
-        return self._leave(x, books, notes, (1 - total - self.method.eps).detach())
-
-    def _noted(
-        self,
-        before: Halted,
-        x: Tensor,
-        books: Packed | Masked,
-        fixed: Tensor,
-        running: Tensor,
-        stops: Tensor,
-        weight: Tensor,
-        score: Tensor,
-        total: Tensor,
-    ) -> Halted:
         images = len(before.out) // books.prefix
         patches = images * (books.tokens - books.prefix)
         spent = (running + weight * stops).sum() / (images * books.tokens)
         mean = (score * running * ~fixed).sum() / max(patches, 1)
         out = before.out + weight[fixed].unsqueeze(-1) * x[fixed].to(before.out.dtype)
-        return Halted(total, out, before.ponder + spent, (*before.scores, mean))
+        notes = Halted(total, out, before.ponder + spent, (*before.scores, mean))
+        if last:
+            x = x.masked_scatter(fixed.unsqueeze(-1), out.to(x.dtype))
+            return books.unpacked(x), replace(books, notes=notes)
+        return self._leave(x, books, notes, (1 - total - self.method.eps).detach())
 
     def _leave(
         self, x: Tensor, books: Packed | Masked, notes: Halted, room: Tensor

@@ -42,18 +42,18 @@ class Report:
         return asdict(self)
 
 
-def intersection_over_union(classes: int, average: str = "macro") -> Any:
-    """torchmetrics' meter of it."""
+def intersection_over_union(classes: int) -> Any:
+    """torchmetrics' meter of it, for every class; not a number for one that does not occur."""
     try:
         from torchmetrics.classification import MulticlassJaccardIndex
     except ImportError:
         raise missing("torchmetrics", "train") from None
     return MulticlassJaccardIndex(
         classes,
-        average=average,
+        average="none",
         ignore_index=IGNORED,
         sync_on_compute=False,
-        zero_division=math.nan if average == "none" else 0.0,
+        zero_division=math.nan,
     )
 
 
@@ -87,8 +87,7 @@ def score(
     `[H, W]` as they are."""
     classes = segmenter(folded).classes
     device = next(folded.parameters()).device
-    each, theirs = (intersection_over_union(classes, how).to(device) for how in ("none", "macro"))
-    ours = intersection_over_union(classes).to(device)
+    ours, theirs = (intersection_over_union(classes).to(device) for _ in range(2))
     images = same = right = known = total = 0
     seconds = 0.0
     autocast = torch.autocast(device.type, dtype=amp, enabled=amp is not None)
@@ -101,7 +100,7 @@ def score(
             here = int((labels != IGNORED).sum())  # waits for the device
             seconds += time.perf_counter() - start
             before = pixels(dense, image, size, stride)
-            for meter, answer in ((ours, said), (each, said), (theirs, before)):
+            for meter, answer in ((ours, said), (theirs, before)):
                 meter.update(answer.unsqueeze(0), labels.unsqueeze(0))
             images, known, total = images + 1, known + here, total + labels.numel()
             right += int((said == labels).sum())
@@ -111,12 +110,13 @@ def score(
         raise DataError("no images: the dataset is empty")
     if not known:
         raise DataError("no pixel has a class: is --ignore-label right?")
+    each = ours.compute()
     return Report(
         images=images,
-        miou=float(ours.compute()),
+        miou=float(each.nanmean()),
         accuracy=right / known,
-        ious=[None if math.isnan(iou) else iou for iou in each.compute().tolist()],
-        dense_miou=float(theirs.compute()),
+        ious=[None if math.isnan(iou) else iou for iou in each.tolist()],
+        dense_miou=float(theirs.compute().nanmean()),
         agreement=same / total,
         images_per_second=images / max(seconds, 1e-9),
     )

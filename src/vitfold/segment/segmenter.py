@@ -35,7 +35,9 @@ class Segmenter(nn.Module):
         self.encoder: Any = encoder
         self.classes = classes
         self.kind = decoder
-        self.prefix, self.grid, self.window = found.prefix, _grid(encoder), found.size[1:]
+        grid = found.layout().grid
+        assert grid is not None  # a trunk's own example has one
+        self.prefix, self.grid, self.window = found.prefix, grid, found.size[1:]
         self.decoder = DECODERS[decoder](encoder.num_features, classes)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -51,10 +53,3 @@ class Segmenter(nn.Module):
         said = self.decoder(tokens[:, self.prefix :])
         maps = said.transpose(1, 2).unflatten(2, self.grid)
         return F.interpolate(maps, size=x.shape[-2:], mode="bilinear", align_corners=False)
-
-
-def _grid(encoder: nn.Module) -> tuple[int, int]:
-    """Of the patches of a window."""
-    grid = find(encoder).layout().grid
-    assert grid is not None  # a trunk's own example has one
-    return grid

@@ -83,4 +83,4 @@ class MeanIoU(Judge):
     def value(self, counts: Tensor) -> float:
         """A share."""
         self.meter.confmat = counts.cpu()
-        return float(self.meter.compute())
+        return float(self.meter.compute().nanmean())

@@ -16,8 +16,7 @@ class Objective(nn.Module):
     """A model with its loss: images and labels in, a loss out.
 
     Labels are classes, of images `[B]` or of pixels `[B, H, W]`, or shares of classes
-    `[B, classes]`. The teacher is no part of what
-    is trained, moved or saved with it.
+    `[B, classes]`. The teacher is no part of what is trained, moved or saved with it.
     """
 
     def __init__(
