@@ -23,14 +23,20 @@ def lenient(what: str) -> Iterator[None]:
 
 
 class Log:
-    """Rows in a directory. A training that goes on from step `start` forgets what came later."""
+    """Rows in a directory. A training that goes on from step `start` forgets what came later.
 
-    def __init__(self, directory: Path, start: int, tensorboard: bool = False) -> None:
-        self.directory = directory
+    writes: whether this process is the one, of all that train, that writes the files.
+    """
+
+    def __init__(
+        self, directory: Path, start: int, *, writes: bool = True, tensorboard: bool = False
+    ) -> None:
+        self.directory, self.writes = directory, writes
         self.events = [event for event in self._read() if event["step"] <= start]
-        text = "".join(json.dumps(event) + "\n" for event in self.events)
-        results.replace(directory / EVENTS, text)
-        self.board = _board(directory, start) if tensorboard else None
+        self.board = _board(directory, start) if tensorboard and writes else None
+        if writes:
+            text = "".join(json.dumps(event) + "\n" for event in self.events)
+            results.replace(directory / EVENTS, text)
 
     def step(self, step: int, **figures: Any) -> None:
         """What a step came to."""
@@ -40,8 +46,9 @@ class Log:
         """What an epoch came to."""
         self._add({"kind": "epoch", "step": step, **figures})
         rows = [{k: v for k, v in e.items() if k != "kind"} for e in self.epochs]
-        with lenient(EPOCHS):
-            results.write(self.directory / EPOCHS, rows, {})
+        if self.writes:
+            with lenient(EPOCHS):
+                results.write(self.directory / EPOCHS, rows, {})
 
     @property
     def epochs(self) -> list[dict[str, Any]]:
@@ -60,6 +67,8 @@ class Log:
 
     def _add(self, event: dict[str, Any]) -> None:
         self.events.append(event)
+        if not self.writes:
+            return
         with lenient(EVENTS), (self.directory / EVENTS).open("a", encoding="utf-8") as file:
             file.write(json.dumps(event) + "\n")
         if self.board:

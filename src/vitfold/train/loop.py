@@ -232,14 +232,18 @@ class Training:
 
     def run(self, stop: list[int], calibration: Any = None) -> Outcome:
         """Go on to the end, or until a signal is in `stop`."""
-        self.log = Log(self.settings.output, self.start, self.settings.tensorboard and self._main)
+        self.log = Log(
+            self.settings.output,
+            self.start,
+            writes=self._main,
+            tensorboard=self.settings.tensorboard,
+        )
         self.model.train()
         batches = load(self.examples, self.order, self.start, self.total, self.settings.workers)
         step = self.start
         while step < self.total and not stop:
             step = self._epoch(step, batches, stop)
-        if self._main:
-            self.log.close()
+        self.log.close()
         stopped = step if step < self.total else None
         reached = None if stopped is not None else self._reach(calibration)
         if stopped is None and self._main:
@@ -319,7 +323,7 @@ class Training:
         value = float(loss)
         if not math.isfinite(value):
             raise TrainError(self._lost(step, value))
-        if logs and self._main:
+        if logs:
             self.log.step(step, loss=value, lr=self._rate, **self.told.figures)
         if saves and not last:
             self._checkpoint(step)
@@ -342,8 +346,8 @@ class Training:
             if self._main:
                 with lenient(BEST):
                     save_model(self.model, self.settings.output / BEST)
+        self.log.epoch(step, **figures)
         if self._main:
-            self.log.epoch(step, **figures)
             self.settings.say(figures)
 
     def _evaluate(self) -> float:
