@@ -8,7 +8,7 @@ benchmarks/others-NAME.md. What was trained stays in --output, and a run goes on
 stopped. The folds without training are those of benchmarks/evidence.py, and their answers are
 shared with it.
 
-    python benchmarks/learned.py models/vit_cifar10_cpu_adamw --data-dir cifar10
+    python benchmarks/learned.py models/vit_cifar10_cpu_adamw --data-dir cifar10 --amp
     python benchmarks/learned.py models/vit_cifar10_cpu_adamw --data-dir cifar10 --part others
 """
 
@@ -73,6 +73,7 @@ class Setting:
     data: Path
     split: str
     output: Path
+    amp: bool
 
     def place(self, variant: str, share: float) -> Path:
         """The directory of one training."""
@@ -90,6 +91,7 @@ class Setting:
                 "--no-aug", "--checkpoint-every", "50", "--output", place, "--resume",
             ]  # fmt: skip
             command += ["--flops", share] if share < 1 else []
+            command += ["--amp"] if self.amp else []
             done = subprocess.run([str(part) for part in command], check=False)
             if done.returncode and not any(file.exists() for file in found):
                 raise SystemExit(done.returncode)
@@ -108,6 +110,7 @@ def main(
     limit: options.Limit = None,
     shares: Annotated[str, typer.Option(help="For thresholds.")] = "0.75,0.6,0.5,0.4",
     other_shares: Annotated[str, typer.Option(help="For the others.")] = "0.65,0.5",
+    amp: options.Amp = False,
     output: Annotated[Path, typer.Option(help="For trainings and answers.")] = Path("local"),
 ) -> None:
     """Train what is missing, measure, and write the tables."""
@@ -116,10 +119,10 @@ def main(
     said = Answers(output / f"evidence-{Path(model).name}.safetensors")
     bench = Bench(dense, batches, said, limit)
     if part in ("all", "thresholds"):
-        setting = Setting(Path(model), data_dir, train_split, output)
+        setting = Setting(Path(model), data_dir, train_split, output, amp)
         thresholds(bench, setting, options.shares(shares))
     if part in ("all", "others"):
-        setting = Setting(Path(model), data_dir, briefly, output)
+        setting = Setting(Path(model), data_dir, briefly, output, amp)
         others(bench, setting, options.shares(other_shares))
 
 
