@@ -38,11 +38,25 @@ def test_peak_memory_holds_at_least_the_largest_activation() -> None:
     assert hidden < peak_memory(model, images(model, 2)) < 40 * hidden
 
 
-def test_a_fold_needs_no_more_memory_than_the_dense_model() -> None:
+@pytest.mark.parametrize(
+    "method",
+    [
+        vitfold.ToMe(r=5),
+        vitfold.LGTM(r=4),
+        vitfold.Ward(r=5),
+        vitfold.EViT(flops=0.8),
+        vitfold.MergeDrop(r=2, drop=2),
+        vitfold.LTMP(),
+        vitfold.LTMP(merge_threshold=0.5, prune_threshold=0.02),
+        vitfold.WardCut(flops=0.8),
+    ],
+    ids=str,
+)
+def test_a_fold_needs_no_more_memory_than_the_dense_model(method: vitfold.Method) -> None:
     model = registered("vit_tiny_patch16_224", depth=3)
     pixels = images(model, 8)
     dense = peak_memory(model, pixels)
-    assert peak_memory(vitfold.fold(model, vitfold.ToMe(r=5)), pixels) <= dense
+    assert peak_memory(vitfold.fold(model, method), pixels) <= dense
 
 
 def test_throughput_gives_median_and_quartiles() -> None:

@@ -92,21 +92,9 @@ class Run:
         step = self.plan[index]
         if isinstance(step, Weave):
             return self.weave(index, block, kind, x, given, step)
-        ledger = self.books[index].plain()
-        before = reduced(x, ledger, index)
         act, step = (step, None) if isinstance(step, Act) else (None, step)
-        if isinstance(step, Look):
-            attend, step = step.attend(ledger, given, self.method.proportional, None), None
-        else:
-            attend = self.attend(ledger, given, step)
-        if isinstance(ledger, Packed) and step and step.received:
-            before = ledger.pack(before)
-        x = kind.attend(block, before, attend)
-        if step and kind.feed:
-            x, ledger = reduce(x, ledger, step, before, attend)
+        x, ledger = self._first_half(index, block, kind, x, given, step)
         x = kind.feed(block, x) if kind.feed else x
-        if step and not kind.feed:
-            x, ledger = reduce(x, ledger, step, before, attend)
         if act:
             x, ledger = act.act(x, ledger)
         self.books[index + 1 :] = [ledger]
@@ -115,6 +103,27 @@ class Run:
         if index == self.depth - 1:
             x, self.books[-1] = ledger.level(x)
         return x
+
+    def _first_half(
+        self,
+        index: int,
+        block: nn.Module,
+        kind: Kind,
+        x: Tensor,
+        given: Mapping[str, Any],
+        step: Step | Look | None,
+    ) -> tuple[Tensor, Ledger]:
+        """Attend, and reduce; what that looks at is gone when the block feeds forward."""
+        ledger = self.books[index].plain()
+        before = reduced(x, ledger, index)
+        if isinstance(step, Look):
+            attend = step.attend(ledger, given, self.method.proportional, None)
+            return kind.attend(block, before, attend), ledger
+        attend = self.attend(ledger, given, step)
+        if isinstance(ledger, Packed) and step and step.received:
+            before = ledger.pack(before)
+        x = kind.attend(block, before, attend)
+        return reduce(x, ledger, step, before, attend) if step else (x, ledger)
 
     def weave(
         self,

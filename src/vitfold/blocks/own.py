@@ -4,6 +4,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
@@ -85,16 +86,32 @@ class OwnAttend(Attend):
 
 
 class ScoredAttend(OwnAttend):
-    """Torch's attention, and one more product of queries and keys to see who received how much."""
+    """Attention head by head, whose weights also say who received how much: those of one head are
+    there at a time, and stay in the cache of a CPU. In half precision, where such weights come from
+    rounded logits, they only say that, and the output is torch's."""
 
     def attend(
         self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float | None
     ) -> tuple[Tensor, Tensor | None]:
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=scale)
-        weights = logits(q, k, bias, scale).softmax(dim=-1)
+        half = q.element_size() < 4
+        outs, seen = [], []
+        for head in range(q.shape[1]):
+            added = None if bias is None else bias[:, head % bias.shape[1]]
+            weights = weighed(q[:, head], k[:, head], added, scale)
+            seen.append(self._received(weights))
+            if not half:
+                outs.append(weights @ v[:, head])
+        out = (
+            F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=scale)
+            if half
+            else torch.stack(outs, dim=1)
+        )
+        return out, torch.stack(seen).mean(dim=0)
+
+    def _received(self, weights: Tensor) -> Tensor:
         if self.ledger.valid is None:
-            return out, weights.mean(dim=(1, 2))
-        return out, received(weights, self.ledger.valid)
+            return weights.mean(dim=1)
+        return received(weights.unsqueeze(1), self.ledger.valid)
 
 
 class FirstAttend(OwnAttend):
@@ -106,6 +123,17 @@ class FirstAttend(OwnAttend):
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=scale)
         row = None if bias is None else bias[..., :1, :]
         return out, logits(q[..., :1, :], k, row, scale).softmax(dim=-1).mean(dim=(1, 2))
+
+
+def weighed(q: Tensor, k: Tensor, bias: Tensor | None, scale: float | None) -> Tensor:
+    """`[M, n, n]`: the weights of `q, k[M, n, d]`, three axes, of which nothing is copied."""
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    added = q.new_zeros(()) if bias is None else bias.to(q.dtype)
+    shape = (q.shape[0], q.shape[1], k.shape[1])
+    products = torch.baddbmm(
+        added.expand(shape), q, k.transpose(1, 2), beta=0 if bias is None else 1, alpha=scale
+    )
+    return products.softmax(dim=-1)
 
 
 def logits(q: Tensor, k: Tensor, bias: Tensor | None, scale: float | None) -> Tensor:

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vitfold.blocks.own import OwnAttend, logits, received
+from vitfold.blocks.own import OwnAttend, logits, received, weighed
 from vitfold.ledger import Packed
 from vitfold.ledger.rows import additive
 
@@ -86,13 +86,8 @@ def _scored(
     q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float | None
 ) -> tuple[Tensor, Tensor]:
     """The output, and the attention that each token received: the weights are there once."""
-    q, k, v = q[0], k[0].transpose(-1, -2), v[0]  # three axes: no copies
-    scale = q.shape[-1] ** -0.5 if scale is None else scale
-    heads, n = q.shape[:2]
-    products = q.new_zeros(()) if bias is None else bias[0].to(q.dtype)
-    added = products.expand(heads, n, n)
-    weights = torch.baddbmm(added, q, k, beta=0 if bias is None else 1, alpha=scale).softmax(dim=-1)
-    out = torch.bmm(weights.to(v.dtype), v).unsqueeze(0)
+    weights = weighed(q[0], k[0], None if bias is None else bias[0], scale)
+    out = torch.bmm(weights.to(v.dtype), v[0]).unsqueeze(0)
     return out, weights.flatten(0, 1).mean(dim=0)
 
 
