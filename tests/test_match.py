@@ -304,18 +304,23 @@ def test_lgtm_never_matches_across_windows(
 # The random cue.
 
 
-def test_random_cues_depend_on_seed_and_position_alone() -> None:
-    one, many = (cues.random(torch.zeros(batch, 50, 8), seed=4) for batch in (1, 3))
+def places(tokens: int, batch: int = 1) -> torch.Tensor:
+    return torch.arange(tokens).expand(batch, -1)
+
+
+def test_random_cues_depend_on_seed_and_place_alone() -> None:
+    one, many = (cues.random(places(50, batch), seed=4) for batch in (1, 3))
     assert torch.equal(many, one.expand(3, -1, -1))
-    assert torch.equal(cues.random(torch.zeros(1, 20, 8), seed=4), one[:, :20])
-    assert not torch.equal(cues.random(torch.zeros(1, 50, 8), seed=5), one)
-    assert cues.random(torch.zeros(1, 3, 8), seed=10**30).isfinite().all()
+    assert torch.equal(cues.random(places(20), seed=4), one[:, :20])
+    assert torch.equal(cues.random(places(50).flip(1), seed=4), one.flip(1))
+    assert not torch.equal(cues.random(places(50), seed=5), one)
+    assert cues.random(places(3), seed=10**30).isfinite().all()
 
 
 def test_random_cues_drop_every_position_about_as_often() -> None:
     counts = torch.zeros(40)
     for seed in range(400):
-        gone = match.lowest(cues.random(torch.zeros(1, 40, 1), seed), 10, 0).gone
+        gone = match.lowest(cues.random(places(40), seed), 10, 0).gone
         counts[gone[0]] += 1
     assert counts.sum() == 4000
     # A quarter of 400 draws, give or take five deviations.

@@ -159,7 +159,9 @@ def with_random_cues(reduce: Reduce, seed: int) -> Reduce:
     """The same, by a cue that no model computes."""
 
     def by_random(block: int, tokens: list[Any], cue: Tensor) -> list[Any]:
-        return reduce(block, tokens, random(cue.unsqueeze(0), seed + block)[0])
+        return reduce(
+            block, tokens, random(torch.arange(len(cue)).unsqueeze(0), seed + block)[0].to(cue)
+        )
 
     return by_random
 

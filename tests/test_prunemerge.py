@@ -371,13 +371,17 @@ class TestSearch:
 
         with pytest.raises(KeyboardInterrupt):
             PruneMerge.search(model, failing(), iterations=25, resume=file)
-        assert Scores.start(model, (1, 2, 3), 49, file).batches == 10
+        assert Scores.start(model, (1, 2, 3), (7, 7), given[0], 25, file).batches == 10
         again = PruneMerge.search(model, given, iterations=25, resume=file)
         assert again == whole
-        with pytest.raises(DataError, match="other blocks"):
+        with pytest.raises(DataError, match="25 batches, more than iterations=10"):
+            PruneMerge.search(model, given, iterations=10, resume=file)
+        with pytest.raises(DataError, match="another blocks"):
             PruneMerge.search(model, given, blocks=[0], resume=file)
         with pytest.raises(DataError, match="another model"):
             PruneMerge.search(vit(global_pool="avg", class_token=False), given, resume=file)
+        with pytest.raises(DataError, match="another first batch"):
+            PruneMerge.search(model, given[1:], resume=file)
         file.write_bytes(b"no scores")
         with pytest.raises(DataError, match="cannot be read"):
             PruneMerge.search(model, given, resume=file)
@@ -404,14 +408,72 @@ class TestSearch:
             ({"scope": "everywhere"}, "global or block"),
             ({"grouping": "circles"}, "runs or centers"),
             ({"blocks": [2, 1]}, "rising"),
+            ({"blocks": []}, "at least one block"),
+            ({"blocks": 2}, "blocks=2"),
             ({"iterations": 0}, "1 or more"),
         ]:
             with pytest.raises(MethodError, match=words):
                 PruneMerge.search(model, given, **options)  # type: ignore[arg-type]
-        with pytest.raises(DataError, match="empty"):
-            PruneMerge.search(model, [])
         with pytest.raises(MethodError, match=r"PruneMerge\.search"):
             vitfold.fold(model, "prune-merge")
+
+    @pytest.mark.parametrize(
+        ("loader", "words"),
+        [
+            ([], "empty"),
+            (None, "NoneType gives no batches"),
+            (torch.zeros(4, 3, 28, 28), "Tensor gives no batches"),
+            ([torch.zeros(4, 3, 28, 28)], "got a Tensor"),
+            ([{"pixel_values": torch.zeros(4, 3, 28, 28)}], "got a dict"),
+            ([(torch.zeros(4, 3, 28, 28),)], "got a tuple"),
+            ([(torch.zeros(4, 3, 28, 28), [0, 1, 2, 3])], "got a tuple"),
+            ([(torch.zeros(4, 3, 28, 28).byte(), torch.arange(4))], "uint8"),
+            ([(torch.zeros(4, 3, 28, 28), torch.arange(3))], "a label for each"),
+            ([(torch.zeros(4, 3, 28, 28), torch.arange(4) + 5)], "the model has 7 classes"),
+            ([(torch.full((4, 3, 28, 28), math.nan), torch.arange(4))], "not finite"),
+        ],
+    )
+    def test_what_are_no_batches(self, loader: Any, words: str) -> None:
+        with pytest.raises(DataError, match=words):
+            PruneMerge.search(vit(), loader, iterations=2)
+
+    def test_images_are_brought_to_the_model(self) -> None:
+        model = vit()
+        given = batches(model)
+        found = PruneMerge.search(model, given)
+        others = [(pixels.double(), labels) for pixels, labels in given]
+        assert PruneMerge.search(model, others) == found
+        with torch.inference_mode():
+            assert PruneMerge.search(model, given) == found
+
+    def test_blocks_that_are_computed_again(self) -> None:
+        model = vit()
+        found = PruneMerge.search(model, batches(model))
+        model.set_grad_checkpointing(True)
+        assert PruneMerge.search(model, batches(model)) == found
+
+    def test_images_of_two_sizes_are_refused(self) -> None:
+        model = vit(dynamic_img_size=True)
+        label = torch.tensor([0])
+        given = [(torch.randn(1, 3, side, side), label) for side in (28, 32)]
+        with pytest.raises(DataError, match="one size"):
+            PruneMerge.search(model, given, iterations=2)
+
+    def test_a_model_without_a_head_is_refused(self) -> None:
+        with pytest.raises(DataError, match="has no head"):
+            PruneMerge.search(vit(num_classes=0), batches(vit()), iterations=2)
+
+    def test_batches_that_come_once(self) -> None:
+        model = vit()
+        with pytest.warns(UserWarning, match="gave 3 batches of 10"):
+            found = PruneMerge.search(model, iter(batches(model)), iterations=10)
+        assert found == PruneMerge.search(model, batches(model), iterations=3)
+
+    def test_what_goes_around_gives_way(self) -> None:
+        model = vit()
+        assert PruneMerge.search(model, batches(model), keep=1, iterations=1).prune == 0
+        found = PruneMerge.search(model, batches(model), flops=0.7, prune=0.5, iterations=1)
+        assert 0.1 < found.prune <= 0.5
 
 
 def folded_layout(model: nn.Module) -> Any:

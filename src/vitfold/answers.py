@@ -1,5 +1,6 @@
 """What models say of images, and how wrong it is."""
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -15,6 +16,8 @@ IGNORED = -100
 
 def answers(model: nn.Module, images: Tensor) -> Tensor:
     """`[B, classes]`, or `[B, classes, H, W]` where every pixel has a class: the logits."""
+    if getattr(model, "num_classes", None) == 0:
+        raise DataError(f"this {type(model).__name__} has no head: a classifier is needed")
     output = model(images)
     said = getattr(output, "logits", output)
     if not isinstance(said, Tensor) or said.dim() not in (2, 4):
@@ -37,8 +40,20 @@ def cross_entropy(said: Tensor, labels: Tensor, smoothing: float = 0.0) -> Tenso
 
     labels: classes `[B]` or `[B, H, W]`, or shares of classes `[B, classes]`.
     """
+    if labels.dim() == 1 and labels.device.type == "cpu" and not torch.compiler.is_compiling():
+        _check(labels, said.shape[1])
     if labels.dim() < 3:
         return F.cross_entropy(said, labels, label_smoothing=smoothing)
     known = (labels != IGNORED).sum().clamp(min=1)
     loss = F.cross_entropy(said, labels, label_smoothing=smoothing, reduction="sum")
     return loss / known
+
+
+def _check(labels: Tensor, classes: int) -> None:
+    """Refuse labels of classes that there are not, where looking costs nothing."""
+    known = labels[labels != IGNORED]
+    if len(known) and not 0 <= int(known.min()) <= int(known.max()) < classes:
+        raise DataError(
+            f"labels reach from {int(known.min())} to {int(known.max())}: the model has {classes} "
+            "classes, from 0"
+        )

@@ -30,14 +30,13 @@ def sum_over_heads(heads: Tensor) -> Tensor:
     return total
 
 
-def random(like: Tensor, seed: int) -> Tensor:
-    """`[B, N, d]` values that only the seed and a token's position decide: the same for every
-    image, on every device, alone or in a batch."""
-    tokens = like.shape[1]
+def random(places: Tensor, seed: int) -> Tensor:
+    """`[B, N, d]` values that only the seed and the place of a token `[B, N]` decide: the same for
+    every image, on every device, alone or in a batch."""
     start = (seed * 7919 + 1) * 104729 & 0xFFFFFFFF
-    x = torch.arange(tokens * _RANDOM_CHANNELS, device=like.device) + start
+    channels = torch.arange(_RANDOM_CHANNELS, device=places.device)
+    x = places.unsqueeze(-1) * _RANDOM_CHANNELS + channels + start
     for multiplier in (2654435769, 2246822519):  # multiply and shift, twice: a small integer hash
         x = (x * multiplier) & 0xFFFFFFFF
         x = x ^ (x >> 15)
-    values = (x.to(torch.float32) / 2**31 - 1).view(1, tokens, _RANDOM_CHANNELS)
-    return values.to(like.dtype).expand(like.shape[0], -1, -1)
+    return x.to(torch.float32) / 2**31 - 1

@@ -22,13 +22,19 @@ Prepare = Callable[[Image.Image], Tensor]
 PART = re.compile(r"(?P<name>.+)\[(?:(?P<low>\d{1,3})%)?:(?:(?P<high>\d{1,3})%)?\]")
 """The name of a split with the share of it that is meant."""
 
+SAME = (("train", "training"), ("validation", "val", "valid", "eval", "evaluation"))
+"""Names of splits that timm takes for one another."""
+
+SPLITS = {*(name for names in SAME for name in names), "test"}
+
 
 @dataclass(frozen=True)
 class Source:
     """Where labelled images are, in timm's terms.
 
     dataset: type or name, as `hfds/...`, `wds/...`, `torch/cifar10`; empty for a folder or a tar.
-    root: the folder or the tar. In a folder, a split is a folder or a tar of its name.
+    root: the folder or the tar. In a folder, a split is a folder or a tar of its name; where there
+        is none of any split, the folder is the split itself.
     split: validation, test, ...; `train[:90%]` is the first nine tenths of every class (but Hugging
         Face's datasets read such a name in their own way).
     class_map: a file that maps class names to labels.
@@ -56,26 +62,55 @@ class Source:
 
     def open(self) -> Any:
         """The dataset; images come as they are stored."""
-        if self.root is not None and not self.dataset and not self.root.exists():
-            raise DataError(f"--data-dir {self.root}: there is no such folder or file")
-        part = None if self.dataset.startswith("hf") else PART.fullmatch(self.split)
+        part = self._part
         whole = self._read(part["name"] if part else self.split)
         return _part(whole, part["low"], part["high"]) if part else whole
 
+    def shares(self, other: "AnySource") -> bool:
+        """Whether both read the same images, under whatever names."""
+        return isinstance(other, Source) and self._images() == other._images()
+
+    @property
+    def _part(self) -> re.Match[str] | None:
+        return None if self.dataset.startswith("hf") else PART.fullmatch(self.split)
+
+    def _images(self) -> tuple[Any, ...]:
+        part = self._part
+        name = part["name"] if part else self.split
+        share = (int(part["low"] or 0), int(part["high"] or 100)) if part else (0, 100)
+        return self.dataset, self._place(name), name if self.dataset else "", share
+
     def _read(self, split: str) -> Any:
+        place = self._place(split)
         try:
             return timm.data.create_dataset(
-                self.dataset, root=self._place(split), split=split, class_map=self.class_map
+                self.dataset,
+                root=None if place is None else str(place),
+                split=split,
+                search_split=bool(self.dataset),
+                class_map=self.class_map,
             )
         except Exception as error:  # readers raise what they like
             what = self.dataset or self.root
             raise DataError(f"{what} cannot be read as a dataset: {one_line(error)}") from error
 
-    def _place(self, split: str) -> str | None:
-        if self.root is None:
-            return None
-        tar = self.root / f"{split}.tar"
-        return str(tar if not self.dataset and tar.is_file() else self.root)
+    def _place(self, split: str) -> Path | None:
+        """The folder or the tar of a split. A split that is not there is refused; but a folder
+        without any splits is one itself."""
+        root = self.root
+        if root is None or self.dataset or root.is_file():
+            return root
+        if not root.is_dir():
+            raise DataError(f"--data-dir {root}: there is no such folder or file")
+        for name in (split, *next((names for names in SAME if split in names), ())):
+            for place in (root / f"{name}.tar", root / name):
+                if place.exists():
+                    return place
+        there = sorted({place.stem for place in root.iterdir()} & SPLITS)
+        if there or split not in SPLITS:
+            known = f": it has {', '.join(there)}" if there else ""
+            raise DataError(f"--data-dir {root}: there is no split {split!r} in it{known}")
+        return root
 
 
 @dataclass(frozen=True)
@@ -114,6 +149,15 @@ class SceneSource:
         part = PART.fullmatch(self.split)
         scenes = open_scenes(self.root, part["name"] if part else self.split, self.labels)
         return _part(scenes, part["low"], part["high"]) if part else scenes
+
+    def shares(self, other: "AnySource") -> bool:
+        """Whether both read the same scenes, under whatever names."""
+        return isinstance(other, SceneSource) and self._scenes() == other._scenes()
+
+    def _scenes(self) -> tuple[Any, ...]:
+        opened = self.open()
+        whole = getattr(opened, "whole", opened)
+        return whole.place.root, whole.pairs, getattr(opened, "places", None)
 
 
 def scene_look(model: nn.Module) -> Look:

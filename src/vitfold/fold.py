@@ -118,7 +118,7 @@ def _entry(trunk: nn.Module, method: str) -> Callable[..., Any]:
 def start(fold: Fold, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Run:
     """A new run for a call with these arguments."""
     found = fold.found
-    if fold.form == "packed" and torch.compiler.is_exporting():
+    if fold.form == "packed" and _records():
         remedy = "fold with EViT or another method of fixed numbers, then export it"
         if has_fixed(fold.method):
             remedy = "give the model to vitfold.freeze(model, images), then export it"
@@ -140,6 +140,11 @@ def start(fold: Fold, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Run:
     if not torch.compiler.is_compiling() and (runs := _watched.get()) is not None:
         runs.append(run)
     return run
+
+
+def _records() -> bool:
+    """Whether the call is made into a graph."""
+    return torch.compiler.is_exporting() or bool(torch._C._get_tracing_state())
 
 
 def _valid(padding: Tensor | None, prefix: int) -> Tensor | None:

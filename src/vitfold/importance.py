@@ -8,6 +8,7 @@ and attention stays fused.
 import functools
 import itertools
 import math
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -35,8 +36,12 @@ from vitfold.methods.schedule import check_share, check_whole
 from vitfold.methods.steps import Look, Plan
 from vitfold.modes import evaluating
 from vitfold.plan.weights import fingerprint
+from vitfold.validate import Batch
 
 ITERATIONS = 250
+
+PRUNE = 0.1
+"""The share of patches that goes around blocks, where nobody says otherwise."""
 
 CLOSE = 0.002
 """How near to a share of the FLOPs the search for rates stops."""
@@ -50,7 +55,7 @@ def search(
     model: nn.Module,
     loader: Iterable[Any],
     keep: float | None = None,
-    prune: float = 0.1,
+    prune: float = PRUNE,
     blocks: Sequence[int] | None = None,
     scope: str = "global",
     grouping: str = "runs",
@@ -65,13 +70,14 @@ def search(
 
     The model itself stays as it is. The same batches in the same order give the same method.
 
-    loader: batches of images and labels; begun again where it is shorter than the iterations.
+    loader: batches of images and labels; begun again where it is shorter than the iterations, and
+        where it can be.
     keep: the share of patches that stay alone (0.6 where `flops` is not given).
-    prune: the share that goes around blocks, at most.
+    prune: the share that goes around blocks, at most; less where more stay alone.
     blocks: which ones to compress; all but the first quarter where it is not given.
     iterations: how many batches.
     flops: the share of the dense FLOPs to reach, in place of `keep`.
-    resume: a file for the scores so far, from which a search that was stopped goes on.
+    resume: a file for the scores so far, from which a search of the same begins or goes on.
     """
     check_whole("iterations", iterations, least=1)
     if flops is not None:
@@ -79,19 +85,30 @@ def search(
         if keep is not None:
             raise MethodError(f"keep={keep!r} and flops={flops!r}: give one of the two")
     depth = find(model).depth
-    chosen = tuple(range(depth // 4, depth) if blocks is None else blocks)
+    some = list(range(depth // 4, depth)) if blocks is None else blocks
+    every = PruneMerge(0.0, prune, some, scope, grouping, shortcut)  # type: ignore[arg-type]
+    check_blocks(every.blocks, depth)
+    chosen = tuple(every.blocks or ())
+    if not chosen:
+        raise MethodError(f"blocks={blocks!r}: expected at least one block")
     rate = 0.6 if keep is None else keep
-    asked = PruneMerge(rate, prune, chosen, scope, grouping, shortcut)
-    check_blocks(chosen, depth)
+    asked = (
+        every if flops else _keeping(every, rate) if prune == PRUNE else replace(every, keep=rate)
+    )
     batches = _again(loader, iterations)
     first = next(batches, None)
     if first is None:
         raise DataError("no images to score patches on: the loader is empty")
     grid = _grid(model, first[0])
-    scores = Scores.start(model, chosen, math.prod(grid), resume)
+    scores = Scores.start(model, chosen, grid, first, iterations, resume)
     scores.gather(model, chosen, itertools.chain([first], batches), progress)
     found = replace(asked, grid=grid, scores=scores.rounded())
     return found if flops is None else reaching(model, found, flops, first[0][:1])
+
+
+def _alone(method: PruneMerge, keep: float) -> PruneMerge:
+    """With so many patches that stay alone: less goes around where nobody said how much."""
+    return _keeping(method, keep) if method.prune == PRUNE else replace(method, keep=keep)
 
 
 def _grid(model: nn.Module, images: Tensor) -> tuple[int, int]:
@@ -101,6 +118,44 @@ def _grid(model: nn.Module, images: Tensor) -> tuple[int, int]:
     if grid is None:
         raise DataError("these images have no common patch grid: give images of one size")
     return grid
+
+
+def _again(loader: Iterable[Any], iterations: int) -> Iterator[Batch]:
+    """So many batches, from the beginning again where there are fewer."""
+    left = iterations
+    while left:
+        before = left
+        for batch in itertools.islice(_iterated(loader), left):
+            left -= 1
+            yield _labelled(batch)
+        if left == before:
+            if left < iterations:
+                warnings.warn(
+                    f"the loader gave {iterations - left} batches of {iterations}, and cannot be "
+                    "begun again: scores are of those",
+                    stacklevel=4,
+                )
+            return
+
+
+def _iterated(loader: Any) -> Iterator[Any]:
+    if isinstance(loader, Tensor) or not hasattr(loader, "__iter__"):
+        raise DataError(f"a {type(loader).__name__} gives no batches: give a DataLoader, or a list")
+    return iter(loader)
+
+
+def _labelled(batch: Any) -> Batch:
+    """Images and their labels, or an error that says what was there."""
+    pair = isinstance(batch, list | tuple) and len(batch) == 2
+    images, labels = batch if pair else (None, None)
+    if not isinstance(images, Tensor) or not isinstance(labels, Tensor):
+        raise DataError(f"batches of images and labels are needed, got a {type(batch).__name__}")
+    if images.dim() != 4 or not images.is_floating_point() or len(images) != len(labels):
+        raise DataError(
+            f"a batch of {images.dtype} {list(images.shape)} with {list(labels.shape)} labels: "
+            "expected images [B, C, H, W] as the model takes them, and a label for each"
+        )
+    return images, labels
 
 
 @dataclass
@@ -120,18 +175,31 @@ class Scores:
 
     @classmethod
     def start(
-        cls, model: nn.Module, blocks: Sequence[int], patches: int, file: Path | str | None
+        cls,
+        model: nn.Module,
+        blocks: Sequence[int],
+        grid: tuple[int, int],
+        first: Batch,
+        iterations: int,
+        file: Path | str | None,
     ) -> "Scores":
-        """None, or those in the file."""
-        sums = torch.zeros(len(blocks), patches, dtype=torch.float64)
+        """None, or those in the file, if they are of the same model, blocks and images."""
+        sums = torch.zeros(len(blocks), math.prod(grid), dtype=torch.float64)
         if file is None:
             return cls({}, sums)
-        weights = fingerprint(clone(model).state_dict())
-        about = {"model": weights, "blocks": str(list(blocks)), "patches": str(patches)}
-        blank = cls(about, sums, file=Path(file))
-        return blank._read() if Path(file).exists() else blank
+        file = Path(file)
+        if not file.parent.is_dir():
+            raise DataError(f"{file}: there is no directory {file.parent}")
+        about = {
+            "model": fingerprint(clone(model).state_dict()),
+            "blocks": str(list(blocks)),
+            "patches": str(math.prod(grid)),
+            "first batch": fingerprint(dict(zip(("images", "labels"), first, strict=True))),
+        }
+        blank = cls(about, sums, file=file)
+        return blank._read(iterations) if file.exists() else blank
 
-    def _read(self) -> "Scores":
+    def _read(self, iterations: int) -> "Scores":
         try:
             with safe_open(self.file, framework="pt") as file:
                 about = file.metadata()
@@ -139,24 +207,41 @@ class Scores:
         except Exception as error:  # the library says in many ways that a file is broken
             why = one_line(error)
             raise DataError(f"{self.file}: cannot be read: {why}; delete it") from error
-        if about != self.about:
-            raise DataError(f"{self.file}: scores of another model, or of other blocks: delete it")
+        other = [name for name, value in self.about.items() if (about or {}).get(name) != value]
+        if other:
+            raise DataError(f"{self.file}: scores of another {' and '.join(other)}: delete it")
+        if batches > iterations:
+            raise DataError(
+                f"{self.file}: scores of {batches} batches, more than iterations={iterations}: "
+                "delete it"
+            )
         return replace(self, sums=sums, batches=batches)
 
     def gather(
-        self, model: nn.Module, blocks: Sequence[int], batches: Iterable[Any], progress: Progress
+        self, model: nn.Module, blocks: Sequence[int], batches: Iterable[Batch], progress: Progress
     ) -> None:
         """Add the scores of the batches that are missing."""
         watch = Watch({block: [] for block in blocks})
         watched = fold(clone(model), watch)
         for number, (images, labels) in enumerate(batches):
             if number >= self.batches:
-                self.sums += watch.scores(watched, images, labels)
+                self.sums += self._of(watch.scores(watched, images, labels), number)
                 self.batches += 1
                 if self.batches % SAVE_EVERY == 0:
                     self.save()
             progress()
         self.save()
+
+    def _of(self, scores: Tensor, number: int) -> Tensor:
+        """Those of one batch, where they are of use."""
+        if scores.shape != self.sums.shape:
+            raise DataError(
+                f"batch {number} has {scores.shape[1]} patches an image, the first "
+                f"{self.sums.shape[1]}: give images of one size"
+            )
+        if not scores.isfinite().all():
+            raise DataError(f"batch {number}: scores are not finite: its images or the weights are")
+        return scores
 
     def save(self) -> None:
         """Keep them, so that the file is whole at every moment."""
@@ -170,18 +255,6 @@ class Scores:
     def rounded(self) -> tuple[tuple[float, ...], ...]:
         """The mean over batches, with as many digits as matter."""
         return rounded(self.sums / self.batches)
-
-
-def _again(loader: Iterable[Any], iterations: int) -> Iterator[Any]:
-    """So many batches, from the beginning again where there are fewer."""
-    left = iterations
-    while left:
-        before = left
-        for batch in itertools.islice(loader, left):
-            left -= 1
-            yield batch
-        if left == before:
-            return
 
 
 @dataclass(frozen=True)
@@ -205,15 +278,17 @@ class Watch(Base):
         prefix = find(model).prefix
         for values in self.seen.values():
             values.clear()
-        device = next(model.parameters()).device
-        with evaluating(model), torch.enable_grad():
-            said = answers(model, images.detach().to(device).requires_grad_())
-            loss = cross_entropy(said, labels.to(device))
-            flat = [value for values in self.seen.values() for value in values]
-            slopes = iter(torch.autograd.grad(loss, flat))
+        weight = next(model.parameters())
+        with torch.inference_mode(False), evaluating(model), torch.enable_grad():
+            # A copy: of what was made in inference mode there are no gradients.
+            pixels = images.to(weight.device, weight.dtype, copy=True).requires_grad_()
+            said = answers(model, pixels)
+            loss = cross_entropy(said, labels.to(weight.device, copy=True))
+            # Blocks that are computed again on the way back will add to these.
+            seen = [tuple(values) for values in self.seen.values()]
+            slopes = iter(torch.autograd.grad(loss, [value for some in seen for value in some]))
         rows = [
-            sum((_column(value, next(slopes)) for value in values), torch.zeros(()))
-            for values in self.seen.values()
+            sum((_column(value, next(slopes)) for value in some), torch.zeros(())) for some in seen
         ]
         return torch.stack([row[prefix:].abs().double().cpu() for row in rows])
 

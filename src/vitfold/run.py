@@ -219,7 +219,7 @@ def reduce(
     x: Tensor, ledger: Ledger, step: Step, before: Tensor, attend: Attend
 ) -> tuple[Tensor, Ledger]:
     """Fewer tokens, and the books that say so."""
-    seen = [metric(step, x, before, attend)]
+    seen = [metric(step, x, before, attend, ledger)]
     if step.received and isinstance(attend, OwnAttend) and attend.received is not None:
         seen.append(attend.received)
     if not isinstance(ledger, Masked):
@@ -230,12 +230,12 @@ def reduce(
     return ledger.reduce(x, change)
 
 
-def metric(step: Step, x: Tensor, before: Tensor, attend: Attend) -> Tensor:
+def metric(step: Step, x: Tensor, before: Tensor, attend: Attend, ledger: Ledger) -> Tensor:
     """`[B, n, d]`: the cue of a step."""
     if step.cue == "x":
         return x
     if step.cue == "x_pre":
         return before
     if step.cue == "random":
-        return cues.random(before, step.seed)
+        return cues.random(ledger.ranks(x), step.seed).to(x.dtype)
     return sum(attend.shown[1:], attend.shown[0])

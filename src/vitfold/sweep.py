@@ -17,6 +17,7 @@ from vitfold.flops import dry_count
 from vitfold.fold import clone, fold, folded, folds
 from vitfold.measure import Inputs, batch_of, compare, flops, random_inputs
 from vitfold.methods import create_method, ready
+from vitfold.plan import weights
 from vitfold.trace import trace
 from vitfold.validate import Batch, Predictions, Report, predict, score
 
@@ -26,6 +27,8 @@ SAMPLE = 64
 """How many images say what a candidate costs, where that depends on them."""
 
 Progress = Callable[[], None]
+
+Key = tuple[str, float, str]
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,7 @@ class Row:
 
     flops: the share of the dense FLOPs that it was asked for.
     detail: the method with its options, the size of the images, the name of the model.
+    source: which of several trained models it is.
     counts: how many tokens leave every block.
     changed: the images whose prediction is not the dense model's.
     """
@@ -58,12 +62,18 @@ class Row:
     report: Report
     gflops: float
     speeds: tuple[Speed, ...]
+    source: str = ""
     counts: list[float] = field(default_factory=list)
     changed: list[int] = field(default_factory=list)
 
     def to_json(self) -> dict[str, Any]:
         """One flat row: speeds by batch size."""
-        flat: dict[str, Any] = {"method": self.method, "flops": self.flops, "detail": self.detail}
+        flat: dict[str, Any] = {
+            "method": self.method,
+            "flops": self.flops,
+            "detail": self.detail,
+            "source": self.source,
+        }
         figures = self.report.to_json()
         del figures["images_per_second"]
         flat |= figures | {"gflops": self.gflops}
@@ -75,16 +85,20 @@ class Row:
 
 @dataclass(frozen=True)
 class Candidate:
-    """Something that costs less than the dense model, made when its turn comes."""
+    """Something that costs less than the dense model, made when its turn comes.
+
+    source: where it comes from, if it is made of other weights.
+    """
 
     method: str
     flops: float
     make: Callable[[], nn.Module]
+    source: str = ""
 
     @property
-    def key(self) -> tuple[str, float]:
+    def key(self) -> Key:
         """What it is known by."""
-        return self.method, self.flops
+        return self.method, self.flops, self.source
 
 
 def candidates(
@@ -137,18 +151,21 @@ def smaller_models(models: Mapping[str, Callable[[], nn.Module]]) -> list[Candid
     return [Candidate(f"{SMALLER_MODEL} {name}", 0.0, make) for name, make in models.items()]
 
 
-def trained(models: Iterable[nn.Module]) -> list[Candidate]:
-    """Models that come folded, with what their methods have learned."""
-    return [_trained(model) for model in models]
+def trained(models: Mapping[str, nn.Module]) -> list[Candidate]:
+    """Models that come folded, with what their methods have learned, by where they come from."""
+    return [_trained(name, model) for name, model in models.items()]
 
 
-def _trained(model: nn.Module) -> Candidate:
+def _trained(name: str, model: nn.Module) -> Candidate:
     method = folded(model).method
     share = getattr(method, "flops", None)
     options = method.to_json()
     plain = create_method(method.name, {} if share is None else {"flops": share}).to_json()
-    chosen = [f"{name}={value}" for name, value in options.items() if plain.get(name) != value]
-    return Candidate(" ".join([method.name, *chosen]), share or 0.0, lambda: model)
+    chosen = [
+        f"{option}={value}" for option, value in options.items() if plain.get(option) != value
+    ]
+    source = f"{name} {weights.fingerprint(model.state_dict())[:12]}"
+    return Candidate(" ".join([method.name, *chosen]), share or 0.0, lambda: model, source)
 
 
 class Smaller(nn.Module):
@@ -261,6 +278,7 @@ def _row(
         score(ours, expected),
         gigaflops(made, some),
         _speeds(made, dense, timing),
+        candidate.source,
         _counts(made, some),
         changed,
     )

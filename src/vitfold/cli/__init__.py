@@ -1,6 +1,7 @@
 """The command line: one thin file per command. Errors are one line and exit with 2."""
 
 import importlib.metadata
+import re
 import sys
 import warnings
 from typing import Annotated
@@ -67,11 +68,27 @@ def main() -> None:
     with warnings.catch_warnings():
         warnings.showwarning = lambda message, *_: show.note(str(message))
         try:
-            app(_positional(sys.argv[1:]))
+            app(_positional(_repeated(sys.argv[1:])))
         except VitfoldError as error:
             console = Console(stderr=True, highlight=False, soft_wrap=True)
             console.print(f"[red]error:[/] {escape(str(error))}")
             sys.exit(2)
+
+
+KEYED = re.compile(r"--[a-z]+-kwargs")
+
+
+def _repeated(arguments: list[str]) -> list[str]:
+    """timm's `--model-kwargs a=1 b=2`, as `--model-kwargs a=1 --model-kwargs b=2`."""
+    made: list[str] = []
+    option = ""
+    for argument in arguments:
+        if argument.startswith("-") or "=" not in argument:
+            option = argument if KEYED.fullmatch(argument) else ""
+        elif option and made[-1] != option:
+            made.append(option)
+        made.append(argument)
+    return made
 
 
 def _positional(arguments: list[str]) -> list[str]:

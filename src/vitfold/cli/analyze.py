@@ -12,7 +12,7 @@ from vitfold.cli import options, show
 from vitfold.cli.validate import batches_of
 from vitfold.data import Source
 from vitfold.errors import DataError
-from vitfold.fold import clone, fold
+from vitfold.fold import clone, folds
 from vitfold.validate import Batch
 
 app = typer.Typer(
@@ -121,8 +121,9 @@ def sharpness(
     base = options.image_model(model, model_kwargs, pretrained, img_size, options.device(device))
     source = Source(dataset, data_dir, split, class_map)
     batches: list[Batch] = list(batches_of(model, base, source, limit, batch_size, workers))
-    chosen = options.Choice(method, r, flops, method_kwargs).build()
-    both: dict[str, nn.Module] = {"dense": base, str(chosen): fold(clone(base), chosen)}
+    dense_model = clone(base)
+    ours = options.folded_by(base, None, options.Choice(method, r, flops, method_kwargs))
+    both: dict[str, nn.Module] = {"dense": dense_model, str(folds(ours)[0].method): ours}
     values: dict[str, float] = {}
     for name, each in both.items():
         with show.bar(f"products with the Hessian, {name}", None) as progress:

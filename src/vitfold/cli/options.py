@@ -226,7 +226,8 @@ def precision(enabled: bool, dtype: str) -> str:
 def model(
     name: str, kwargs: list[str], pretrained: bool, img_size: int | None, on: torch.device
 ) -> nn.Module:
-    """The model by name, in eval mode, where it is to run."""
+    """The model by name, in eval mode, where it is to run; random weights are always the same."""
+    torch.manual_seed(0)
     options: dict[str, Any] = parse(kwargs)
     if img_size is not None:
         options["img_size"] = img_size

@@ -80,15 +80,12 @@ def segmenter(
     return create_model(name)
 
 
-def check_apart(images: Any, held_out: Any) -> None:
-    """Refuse to evaluate on the scenes of training."""
-    ours, theirs = (getattr(some, "whole", some) for some in (images, held_out))
-    same = ours.place.root == theirs.place.root and ours.pairs == theirs.pairs
-    places = [getattr(some, "places", None) for some in (images, held_out)]
-    if same and places[0] == places[1]:
+def check_apart(source: AnySource, held_out: AnySource) -> None:
+    """Refuse to evaluate on the images of training."""
+    if source.shares(held_out):
         raise TrainError(
-            f"{ours.place.root}: the scenes to evaluate on are those of training: give another "
-            "--val-split, or --no-val"
+            f"{held_out.root or source.split}: the images to evaluate on are those of training: "
+            "give another --val-split, or --no-val"
         )
 
 

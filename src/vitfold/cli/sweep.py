@@ -2,7 +2,9 @@
 
 import base64
 import functools
+import hashlib
 import io
+import json
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,7 +20,8 @@ from vitfold.errors import DataError, MethodError
 from vitfold.fold import folds
 from vitfold.methods import ready
 from vitfold.models import create_model
-from vitfold.sweep import Row, candidates, smaller_inputs, smaller_models
+from vitfold.plan.weights import fingerprint
+from vitfold.sweep import Key, Row, candidates, smaller_inputs, smaller_models
 from vitfold.sweep import sweep as sweep_
 from vitfold.sweep import trained as trained_
 from vitfold.trace import trace
@@ -78,13 +81,16 @@ def sweep(
     batches = functools.partial(batches_of, model, base, source, limit, val_batch_size, workers)
     asked = candidates(base, names, shares, options.parse(method_kwargs))
     asked += smaller_inputs(base, shares) if smaller_input else []
-    asked += trained_([_folded(name, on) for name in trained])
+    asked += trained_({name: _folded(name, on) for name in trained})
     asked += smaller_models({name: functools.partial(_other, name, on) for name in smaller_model})
     about: dict[str, Any] = {
         "command": "sweep",
         "model": model,
-        "data": [dataset, str(data_dir), split, limit],
+        "arguments": options.parse(model_kwargs) | options.given(img_size=img_size),
+        "weights": fingerprint(base.state_dict()),
+        "data": [dataset, str(data_dir), split, class_map, limit],
         "batch_sizes": sizes,
+        "device": str(on),
         "options": options.parse(method_kwargs),
         "amp": str(dtype),
     }
@@ -99,7 +105,9 @@ def sweep(
             skip=show.note,
         ):  # fmt: skip
             book.add(row, _picture(made, images))
-    show.table(f"{model}: {len(book.rows)} candidates", _columns(sizes), _cells(book, sizes))
+    show.table(f"{model}: {len(book.rows)} candidates", COLUMNS, _cells(book))
+    for size in sizes:
+        show.table(f"Speed, batch size {size}", SPEED_COLUMNS, _speeds(book, size))
     if results_file:
         show.written(results_file)
 
@@ -113,15 +121,34 @@ class Book:
         self.pictures: dict[str, str] = {}
         if path is not None and path.exists() and not overwrite:
             before = results.read(path)
+            self.rows, self.pictures = before["rows"], before.get("pictures", {})
             if path.suffix == ".json":
                 _same(path, before, about)
-                self.pictures = before.get("pictures", {})
-            self.rows = before["rows"]
+            else:
+                self._same_rows(path)
+            try:
+                len(self.done)
+            except (KeyError, TypeError, ValueError, AttributeError):
+                raise DataError(f"{path} holds rows that no sweep wrote: give another") from None
 
     @property
-    def done(self) -> set[tuple[str, float]]:
+    def done(self) -> set[Key]:
         """What needs no other run."""
-        return {(row["method"], float(row["flops"])) for row in self.rows}
+        return {(row["method"], float(row["flops"]), row["source"]) for row in self.rows}
+
+    @property
+    def sweep(self) -> str:
+        """What tells the rows of this sweep from those of others, where there is no room for more
+        than rows."""
+        told = json.dumps(self.about, sort_keys=True, default=str)
+        return hashlib.sha256(told.encode()).hexdigest()[:12]
+
+    def _same_rows(self, path: Path) -> None:
+        if any(row.get("sweep") != self.sweep for row in self.rows):
+            raise DataError(
+                f"{path} holds rows of another model, other data or other options: give another "
+                "--results-file, or --overwrite; a .json file says which"
+            )
 
     def add(self, row: Row, picture: str | None) -> None:
         """One more row, in the file before the next one is begun."""
@@ -129,7 +156,8 @@ class Book:
         if picture:
             self.pictures[row.method] = picture
         if self.path is not None:
-            rows = self.rows if self.path.suffix == ".json" else [_short(r) for r in self.rows]
+            full = self.path.suffix == ".json"
+            rows = self.rows if full else [_short(r) | {"sweep": self.sweep} for r in self.rows]
             results.write(self.path, rows, self.about | {"pictures": self.pictures})
 
 
@@ -172,12 +200,10 @@ def _picture(model: nn.Module, images: torch.Tensor | None) -> str | None:
     return "data:image/png;base64," + base64.b64encode(out.getvalue()).decode()
 
 
-def _columns(sizes: list[int]) -> list[str]:
-    speeds = [f"{what}, b={size}" for size in sizes for what in ("img/s", "x dense", "bound")]
-    return ["method", "asked", "top-1", "95 %", "agrees", "GFLOPs", *speeds]
+COLUMNS = ("method", "asked", "top-1", "95 %", "agrees", "GFLOPs")
 
 
-def _cells(book: Book, sizes: list[int]) -> list[list[str]]:
+def _cells(book: Book) -> list[list[str]]:
     return [
         [
             row["method"],
@@ -186,13 +212,25 @@ def _cells(book: Book, sizes: list[int]) -> list[list[str]]:
             f"{float(row['top1_low']):.1%}-{float(row['top1_high']):.1%}",
             f"{float(row['agreement']):.2%}",
             f"{float(row['gflops']):.3f}",
-            *(_figure(row, f"{name}_b{size}", digits) for size in sizes for name, digits in SPEEDS),
         ]
         for row in book.rows
     ]
 
 
+SPEED_COLUMNS = ("method", "asked", "images/s", "x dense", "share of bound")
+
 SPEEDS = (("images_per_second", 0), ("speedup", 2), ("share", 3))
+
+
+def _speeds(book: Book, size: int) -> list[list[str]]:
+    return [
+        [
+            row["method"],
+            f"{float(row['flops']):.2f}",
+            *(_figure(row, f"{name}_b{size}", digits) for name, digits in SPEEDS),
+        ]
+        for row in book.rows
+    ]
 
 
 def _figure(row: dict[str, Any], name: str, digits: int) -> str:

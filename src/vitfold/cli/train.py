@@ -215,6 +215,8 @@ def train(
         labels = subject.counted(model, scenes)
     source = options.source(dataset, data_dir, train_split, class_map, labels)
     held_out = options.source(dataset, data_dir, val_split, class_map, labels)
+    if not no_val:
+        subject.check_apart(source, held_out)
     images = source.open()
     classes = labels.classes if labels else num_classes or classes_of(images)
     overlay = options.given(
@@ -277,8 +279,6 @@ def train(
         raise TrainError("--mixup, --cutmix: only images of one class are mixed")
     images.transform = source.augment(base, recipe.augment)
     evaluated = None if no_val else untouched(base, held_out)
-    if labels and evaluated is not None:
-        subject.check_apart(images, evaluated)
     taught = None if teacher is None else create_model(teacher, pretrained=True)
     if taught is not None:
         subject.check_teacher(taught, base)

@@ -102,6 +102,9 @@ class Masked(Ledger):
         """`[B, N]`: the position of every token in its image."""
         return torch.arange(self.tokens, device=x.device).expand(x.shape[:2])
 
+    def ranks(self, like: Tensor) -> Tensor:
+        return (self.here.cumsum(1) - 1).clamp(min=0)
+
     def present(self, x: Tensor) -> Tensor:
         """`[B, N]`: which still count."""
         return self.here

@@ -127,6 +127,12 @@ class Packed(Ledger):
             return self.origin % self.tokens
         return (torch.arange(self.now, device=x.device) % self.tokens).unsqueeze(0)
 
+    def ranks(self, like: Tensor) -> Tensor:
+        lengths = self.numbers(like)
+        owners = ragged.owners(lengths, self.now)
+        places = torch.arange(self.now, device=like.device) - ragged.starts(lengths)[owners]
+        return places.unsqueeze(0)
+
     def present(self, x: Tensor) -> Tensor:
         """`[1, T]`: all of them."""
         return torch.ones(1, self.now, dtype=torch.bool, device=x.device)

@@ -98,6 +98,10 @@ class Ledger:
         dtype = torch.promote_types(like.dtype, torch.float32)
         return torch.ones(like.shape[0], self.now, dtype=dtype, device=like.device)
 
+    def ranks(self, like: Tensor) -> Tensor:
+        """`[B, n]`: the place of every token among those that its image has now."""
+        return torch.arange(self.now, device=like.device).expand(like.shape[0], -1)
+
     def whole(self, like: Tensor) -> TokenMap:
         """The map from the original tokens to those of now."""
         if not self.maps:
