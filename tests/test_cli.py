@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 import sys
 import tarfile
 from pathlib import Path
@@ -231,6 +232,8 @@ def test_every_command_takes_a_model_with_learned_thresholds(
     where = ["--data-dir", data.parent, "--split", "validation"]
     assert run("validate", trained, *where) == 0
     assert "LTMP(flops=0.8" in capsys.readouterr().out
+    assert run("validate", MODEL, "--no-pretrained", "--method", "ltmp", *where) == 0
+    assert "nothing is learned yet" in capsys.readouterr().err.replace("\n", " ")
     assert run("bench", trained, *where, "-b", "2", "--repeats", "1", "--warmup", "0") == 0
     assert "free slicing" in capsys.readouterr().out
     assert run("bench", trained) == 2
@@ -315,6 +318,14 @@ def test_a_sweep_takes_what_was_trained(run, capsys, trained: Path, tmp_path: Pa
     assert [row["method"] for row in found] == ["dense", "tome", "ltmp prune_threshold=0.03"]
     assert found[2]["flops"] == 0.8
     assert found[2]["share_b2"] > 0
+    twin = tmp_path / "twin"
+    shutil.copytree(trained, twin)
+    both = ["--methods", "tome", "--trained", trained, "--trained", twin]
+    for _ in range(2):
+        assert run(*arguments, *both) == 0
+        again = json.loads(rows.read_text())["rows"]
+        assert again[:3] == found
+        assert [row["source"].split()[0] for row in again[2:]] == [str(trained), str(twin)]
     assert run(*arguments, "--overwrite", "--methods", "ltmp") == 2
     assert "vitfold train" in capsys.readouterr().err
     assert run(*arguments, "--overwrite", "--methods", "tome", "--trained", model) == 2

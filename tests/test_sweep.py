@@ -145,6 +145,30 @@ def test_a_sweep_goes_on_where_it_was(
     csv = tmp_path / "rows.csv"
     assert vitfold_(monkeypatch, *map(str, [*arguments[:-1], csv])) == 0
     assert len(results.read(csv)["rows"]) == 4
+    lines = csv.read_text().splitlines(keepends=True)
+    csv.write_text("".join(lines[:3]))
+    assert vitfold_(monkeypatch, *map(str, [*arguments[:-1], csv])) == 0
+    assert csv.read_text().splitlines(keepends=True)[:3] == lines[:3]
+    assert len(results.read(csv)["rows"]) == 4
+    assert vitfold_(monkeypatch, *map(str, [*arguments[:-1], csv, "--limit", "3"])) == 2
+    assert "rows of another model" in capsys.readouterr().err
+    csv.write_text("a,b\n1,2\n")
+    assert vitfold_(monkeypatch, *map(str, [*arguments[:-1], csv])) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_a_sweep_is_of_one_model(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], data: Path, tmp_path: Path
+) -> None:
+    file, made = tmp_path / "rows.json", "depth=2 embed_dim=48 num_heads=3 num_classes=2"
+    asked = ["sweep", "vit_tiny_patch16_224", "--no-pretrained", "--img-size", "64",
+             "--data-dir", str(data), *ASKED, "--results-file", str(file)]  # fmt: skip
+    assert vitfold_(monkeypatch, *asked, "--model-kwargs", *made.split()) == 0
+    before = file.read_text()
+    assert vitfold_(monkeypatch, *asked, "--model-kwargs", made) == 0
+    assert file.read_text() == before
+    assert vitfold_(monkeypatch, *asked, "--model-kwargs", made.replace("48", "96")) == 2
+    assert "arguments=" in capsys.readouterr().err
 
 
 def test_the_page_stands_alone(monkeypatch: pytest.MonkeyPatch, data: Path, tmp_path: Path) -> None:
@@ -169,6 +193,36 @@ def test_a_page_shows_names_as_they_are(tmp_path: Path) -> None:
     file.write_text("[1]")
     with pytest.raises(DataError, match="holds no results"):
         report([file])
+
+
+ROW = {"method": "tome", "flops": 0.5, "top1": 0.5, "top1_low": 0.4, "top1_high": 0.6,
+       "gflops": 1.0, "images_per_second_b1": 9.0, "counts": [3, 2]}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "held",
+    [
+        {"rows": [1, 2]},
+        {"rows": [{k: v for k, v in ROW.items() if k != "method"}]},
+        {"rows": [ROW | {"top1": "abc"}]},
+        {"rows": [ROW | {"flops": None}]},
+        {"rows": [ROW], "pictures": {"a": None}},
+        {"rows": [ROW], "pictures": [1]},
+    ],
+    ids=str,
+)
+def test_a_file_that_is_broken_is_named(held: dict[str, Any], tmp_path: Path) -> None:
+    file = tmp_path / "rows.json"
+    file.write_text(json.dumps(held))
+    with pytest.raises(DataError, match=r"rows\.json holds"):
+        report([file])
+
+
+def test_figures_that_are_missing_are_left_out(tmp_path: Path) -> None:
+    file = tmp_path / "rows.json"
+    short = dict.fromkeys(ROW) | {"method": "lgtm", "flops": 0.5}
+    file.write_text(json.dumps({"rows": [ROW, short]}))
+    assert report([file]).count("<svg") == 3
 
 
 @pytest.mark.parametrize(
@@ -258,6 +312,17 @@ def test_positions_are_compared_where_there_are_any() -> None:
     torch.testing.assert_close(found[3, 4, 3, 4], torch.tensor(1.0))
     with pytest.raises(UnsupportedModel, match="its positions lie in attention"):
         position_similarity(registered("vit_base_patch16_rope_mixed_224"))
+
+
+@pytest.mark.parametrize("method", ["evit", "mergedrop", "drop", "ward"])
+def test_pairs_of_other_methods(method: str) -> None:
+    model = registered("vit_tiny_patch16_224", depth=3).eval()
+    options = {"blocks": (1,)} if method == "evit" else {}
+    [found] = merged_similarity(model, labelled(model), [2], method, options).values()
+    merges = method != "drop"
+    assert any(value is not None for value in found) == merges
+    with pytest.raises(MethodError, match="give a method that merges"):
+        merged_similarity(model, labelled(model), [2], "dynamicvit")
 
 
 @pytest.mark.parametrize("what", ["similarity", "merged-similarity", "positions"])

@@ -1,6 +1,7 @@
 """Training: what decides the result, what survives a stop, and the command."""
 
 import csv
+import dataclasses
 import errno
 import json
 import multiprocessing
@@ -548,7 +549,7 @@ def test_a_loss_that_is_no_number_names_the_last_good_checkpoint(tmp_path: Path)
 
     order = Order(24, 4, 2, RECIPE.seed)
     broken = {index for b in list(order.batches(0, 3))[4:] for _, index in b}
-    with pytest.raises(TrainError, match=r"the loss is nan at step 3: .*step-000000002; try"):
+    with pytest.raises(TrainError, match=r"the loss is nan at step 3: .*step-000000002; begin"):
         train(
             small(), RECIPE, Broken(), settings=Settings(tmp_path, every=1),
             accelerator=create_accelerator("cpu"),
@@ -912,11 +913,15 @@ def test_the_command_searches_and_trains_matrices(
     assert vitfold_(monkeypatch, *again) == 0
     assert vitfold_(monkeypatch, *options(folder, output), "--freeze", "matrices") == 2
     assert "expected none, model, method" in capsys.readouterr().err
-    assert vitfold_(monkeypatch, *options(folder, output), *more, "--r", "3") == 2
+    assert vitfold_(monkeypatch, *options(folder, output), *more, "--r", "3", "--resume") == 2
     assert "takes --flops" in capsys.readouterr().err
     more[-1] = "keeps=2"
-    assert vitfold_(monkeypatch, *options(folder, output), *more) == 2
+    assert vitfold_(monkeypatch, *options(folder, output), *more, "--resume") == 2
     assert "no option 'keeps'" in capsys.readouterr().err
+    scores = (output / "scores.safetensors").read_bytes()
+    assert vitfold_(monkeypatch, *again[:-3], "--seed", "5") == 2
+    assert "holds a training" in capsys.readouterr().err
+    assert (output / "scores.safetensors").read_bytes() == scores
 
 
 @pytest.mark.parametrize(
@@ -927,6 +932,12 @@ def test_the_command_searches_and_trains_matrices(
         (["--device", "gpu"], "--device 'gpu'"),
         (["--distill", "warm"], "distill='warm'"),
         (["-b", "64"], "fewer than the 64 of one step"),
+        (["--train-split", "trian"], "no split 'trian' in it: it has train"),
+        (["--num-classes", "1"], "the data has 2 classes, the model 1"),
+        (["--teacher", "digits"], "--distill soft"),
+        (["--teacher", "digits", "--distill", "soft"], "--teacher has classes=10"),
+        (["--output", __file__], "no directory"),
+        (["--initial-checkpoint", "nowhere"], "nowhere is no checkpoint"),
         (["--aug-kwargs", "wings=2"], "augmentation"),
         (["--data-dir", "nowhere"], "nowhere"),
     ],
@@ -939,6 +950,92 @@ def test_mistakes_are_one_line(
     shown = capsys.readouterr().err
     assert message in shown
     assert shown.count("\n") == 1
+
+
+def test_a_recipe_that_is_broken_is_named(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], folder: Path,
+    tmp_path: Path,
+) -> None:  # fmt: skip
+    output = tmp_path / "out"
+    asked = options(folder, output)
+    assert vitfold_(monkeypatch, *asked) == 0
+    whole = (output / "recipe.json").read_text()
+    for text, words in (("{", "cannot be read"), ("[1]", "no recipe"), (None, "cannot be read")):
+        (output / "recipe.json").unlink(missing_ok=True)
+        if text:
+            (output / "recipe.json").write_text(text)
+        capsys.readouterr()
+        assert vitfold_(monkeypatch, *asked, "--resume") == 2
+        assert words in capsys.readouterr().err
+    (output / "recipe.json").write_text(whole)
+    assert vitfold_(monkeypatch, *asked, "--resume") == 0
+
+
+def test_data_that_have_changed_are_other_data(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], folder: Path,
+    tmp_path: Path,
+) -> None:  # fmt: skip
+    asked = options(folder, tmp_path / "out")
+    assert vitfold_(monkeypatch, *asked) == 0
+    next(folder.rglob("*.png")).unlink()
+    assert vitfold_(monkeypatch, *asked, "--resume") == 2
+    assert "images was 16, now 15" in capsys.readouterr().err
+
+
+def test_what_a_folder_without_splits_is(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], folder: Path,
+    tmp_path: Path,
+) -> None:  # fmt: skip
+    asked = options(folder / "train", tmp_path / "out")
+    place = asked.index("--val-split")
+    del asked[place : place + 2]
+    assert vitfold_(monkeypatch, *asked) == 2
+    assert "those of training" in capsys.readouterr().err
+    assert vitfold_(monkeypatch, *asked, "--no-val") == 0
+
+
+def test_a_training_begins_from_a_checkpoint(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], folder: Path,
+    tmp_path: Path,
+) -> None:  # fmt: skip
+    assert vitfold_(monkeypatch, *options(folder, tmp_path / "one"), "--seed", "1") == 0
+    kept = max((tmp_path / "one" / "checkpoints").iterdir())
+    begun = [*options(folder, tmp_path / "two"), "--initial-checkpoint", str(kept)]
+    assert vitfold_(monkeypatch, *begun, "--lr", "1e-30", "--weight-decay", "0") == 0
+    one, two = (load_file(tmp_path / o / "last" / "model.safetensors") for o in ("one", "two"))
+    assert all(torch.equal(one[name], two[name]) for name in one)
+    capsys.readouterr()
+    begun[begun.index("patch_size=8 embed_dim=24 num_heads=3 depth=2")] = "depth=1"
+    begun[-3] = str(tmp_path / "three")
+    assert vitfold_(monkeypatch, *begun) == 2
+    assert "of another model or method" in capsys.readouterr().err
+
+
+def test_weights_that_are_no_numbers_are_not_kept(tmp_path: Path) -> None:
+    recipe = dataclasses.replace(RECIPE, optimizer={"opt": "sgd", "lr": 3e38, "weight_decay": 10.0})
+    with pytest.raises(TrainError, match="not finite at step"):
+        train(
+            small(), recipe, Blobs(), settings=Settings(tmp_path, every=1),
+            accelerator=create_accelerator("cpu"),
+        )  # fmt: skip
+    assert not (tmp_path / "last").exists()
+    assert all(
+        load_file(file)[name].isfinite().all()
+        for file in tmp_path.rglob("tensors.safetensors")
+        for name in load_file(file)
+    )
+
+
+def test_an_evaluation_that_fails_loses_nothing(tmp_path: Path) -> None:
+    class Unreadable(Blobs):
+        def __getitem__(self, index: int) -> tuple[Tensor, int]:
+            raise DataError("one that cannot be read")
+
+    asked = {"settings": Settings(tmp_path), "accelerator": create_accelerator("cpu")}
+    with pytest.raises(DataError, match="cannot be read"):
+        train(small(), RECIPE, Blobs(), Unreadable(), **asked)
+    steps = Order(24, RECIPE.batch_size, RECIPE.accumulate, RECIPE.seed).steps
+    assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == [f"step-{steps:09d}"]
 
 
 SHARPNESS_AWARE = ["--sam", 0.05, "--opt", "sgd", "--lr", 0.05, "--clip-grad", 1]

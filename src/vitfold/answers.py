@@ -40,8 +40,9 @@ def cross_entropy(said: Tensor, labels: Tensor, smoothing: float = 0.0) -> Tenso
 
     labels: classes `[B]` or `[B, H, W]`, or shares of classes `[B, classes]`.
     """
+    # Where looking costs nothing.
     if labels.dim() == 1 and labels.device.type == "cpu" and not torch.compiler.is_compiling():
-        _check(labels, said.shape[1])
+        check_labels(labels, said.shape[1])
     if labels.dim() < 3:
         return F.cross_entropy(said, labels, label_smoothing=smoothing)
     known = (labels != IGNORED).sum().clamp(min=1)
@@ -49,8 +50,8 @@ def cross_entropy(said: Tensor, labels: Tensor, smoothing: float = 0.0) -> Tenso
     return loss / known
 
 
-def _check(labels: Tensor, classes: int) -> None:
-    """Refuse labels of classes that there are not, where looking costs nothing."""
+def check_labels(labels: Tensor, classes: int) -> None:
+    """Refuse labels of classes that there are not."""
     known = labels[labels != IGNORED]
     if len(known) and not 0 <= int(known.min()) <= int(known.max()) < classes:
         raise DataError(

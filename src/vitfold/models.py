@@ -171,6 +171,7 @@ def _write(model: Any, directory: Path) -> None:
         (directory / CONFIG).write_text(made + "\n", encoding="utf-8")
     else:
         save_for_hf(model, directory, safe_serialization=True)
+        weights.readable(directory / WEIGHTS)
 
 
 def _saved(directory: Path) -> str:

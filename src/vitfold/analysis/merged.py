@@ -9,11 +9,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vitfold.errors import MethodError
 from vitfold.fold import clone, fold, fold_with, folded
 from vitfold.layout import Layout
 from vitfold.ledger import Ledger
 from vitfold.measure import Progress
-from vitfold.methods import Base, Method, Step, create_method
+from vitfold.methods import METHODS, Base, Method, Step, create_method
+from vitfold.methods.base import learns
 from vitfold.tokenmap import TokenMap, take
 from vitfold.validate import Batch
 
@@ -40,8 +42,10 @@ class Watched(Method):
     def _watched(self, step: Step, block: int) -> Step:
         return replace(step, match=functools.partial(self._match, step, block))
 
-    def _match(self, step: Step, block: int, metric: Tensor, ledger: Ledger) -> Any:
-        found: Any = step.match(metric, ledger)
+    def _match(
+        self, step: Step, block: int, metric: Tensor, ledger: Ledger, *received: Tensor
+    ) -> Any:
+        found: Any = step.match(metric, ledger, *received)
         self.see(block, metric, found)
         return found
 
@@ -58,6 +62,9 @@ def merged_similarity(
 
     None for blocks that merge nothing.
     """
+    kind = METHODS.get(method)
+    if kind is not None and not (issubclass(kind, Method) and not learns(kind)):
+        raise MethodError(f"{method} takes no r, or is trained: give a method that merges r tokens")
     images = [pixels for pixels, _ in batches]
     made = {r: create_method(method, {**(options or {}), "r": r}) for r in rs}
     return {r: _one(model, images, each, progress) for r, each in made.items()}
@@ -76,7 +83,7 @@ def _one(
             ours(pixels.to(device))
             progress()
     depth = len(record.schedule)
-    return [sum(seen[b]) / len(seen[b]) if b in seen else None for b in range(depth)]
+    return [sum(seen[b]) / len(seen[b]) if seen.get(b) else None for b in range(depth)]
 
 
 def _note(seen: Seen, block: int, metric: Tensor, found: TokenMap) -> None:

@@ -43,6 +43,7 @@ def calibrate(
     Every image then keeps its own number of tokens: merging goes on until what is left is too far
     apart.
     """
+    options.directory(output)
     on = options.device(device)
     base = options.image_model(model, model_kwargs, pretrained, img_size, on)
     method = create_method(WardCut.name, {"flops": share} | options.parse(method_kwargs))

@@ -36,6 +36,7 @@ def freeze(
     The frozen model compiles, exports and runs in batches like any other; the accuracy of both is
     shown.
     """
+    options.directory(output)
     on = options.device(device)
     ours = options.image_model(model, [], True, None, on)
     calibration = Source(dataset, data_dir, split, class_map)

@@ -11,12 +11,14 @@ import typer
 from torch import nn
 
 from vitfold.answers import ONLY
+from vitfold.cli import show
 from vitfold.data import AnySource, SceneSource, Source
 from vitfold.errors import DataError, MethodError, nearest, one_line
 from vitfold.fold import fold, folds
 from vitfold.methods import METHODS, Base, create_method
+from vitfold.methods.base import learns
 from vitfold.models import create_model, create_segmenter, saved_classes
-from vitfold.plan import load
+from vitfold.plan import has_backbone, load
 from vitfold.segment import DECODERS, Labels, Segmenter
 
 MODEL_HELP = (
@@ -297,8 +299,19 @@ def folded_by(model: nn.Module, plan: Path | None, choice: Choice) -> nn.Module:
         what = f"--plan {plan}" if plan is not None else "a saved plan"
         raise MethodError(f"{what} says how to fold: leave out --method, --r, --flops and the like")
     if plan is not None:
-        return load(plan, model)
-    return model if folds(model) else fold(model, choice.build())
+        ours = load(plan, model)
+        if has_backbone(plan):
+            show.note(f"--plan {plan} comes with weights: they are in the place of the model's own")
+        return ours
+    if folds(model):
+        return model
+    method = choice.build()
+    if learns(type(method)):
+        show.note(
+            f"{method}: nothing is learned yet, it is as training finds it: `vitfold train MODEL "
+            f"--method {method.name} ...`, and give what that writes"
+        )
+    return fold(model, method)
 
 
 def directory(path: Path) -> Path:

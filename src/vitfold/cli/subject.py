@@ -1,17 +1,20 @@
 """What a training is about: a classifier or a segmenter, dense or folded."""
 
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
+from vitfold.answers import ONLY
 from vitfold.cli import options, show
 from vitfold.cli.search import SCORED, found_in, images_of
-from vitfold.data import AnySource, SceneSource
-from vitfold.errors import TrainError
+from vitfold.data import AnySource, SceneSource, data_config
+from vitfold.errors import TrainError, one_line
 from vitfold.fold import fold, folds
 from vitfold.importance import ITERATIONS
+from vitfold.methods.schedule import check_whole
 from vitfold.models import (
     create_model,
     create_segmenter,
@@ -42,7 +45,10 @@ def classifier(
         made |= options.given(num_classes=num_classes or classes) | changes
     elif changes or num_classes:
         raise TrainError(f"{name} has its own head and preprocessing: leave out what changes them")
-    return create_model(name, pretrained=pretrained, **made)
+    model = create_model(name, pretrained=pretrained, **made)
+    if isinstance(model, Segmenter):
+        raise TrainError(ONLY.format(type(model).__name__))
+    return model
 
 
 def counted(name: str, source: SceneSource) -> Labels:
@@ -81,12 +87,28 @@ def segmenter(
 
 
 def check_apart(source: AnySource, held_out: AnySource) -> None:
-    """Refuse to evaluate on the images of training."""
+    """Refuse to evaluate on the images of training where nobody asked for it."""
     if source.shares(held_out):
         raise TrainError(
             f"{held_out.root or source.split}: the images to evaluate on are those of training: "
-            "give another --val-split, or --no-val"
+            "give --val-split, or --no-val"
         )
+
+
+def check_classes(model: nn.Module, classes: int | None) -> None:
+    """Refuse a head that has no room for the classes of the data."""
+    head = _classes(model)
+    if classes is not None and head is not None and head < classes:
+        raise TrainError(
+            f"the data has {classes} classes, the model {head}: give other data, a model by its "
+            "timm name, or --num-classes"
+        )
+
+
+def _classes(model: nn.Module) -> int | None:
+    config = getattr(model, "config", None)
+    found: int | None = getattr(model, "num_classes", getattr(config, "num_labels", None))
+    return found
 
 
 def check_teacher(teacher: nn.Module, student: nn.Module) -> None:
@@ -97,11 +119,27 @@ def check_teacher(teacher: nn.Module, student: nn.Module) -> None:
             f"--teacher is a {type(teacher).__name__}, what is trained a {type(student).__name__}: "
             "give one of its kind"
         )
-    if isinstance(teacher, Segmenter) and isinstance(student, Segmenter):
-        for trait in ("classes", "window"):
-            ours, theirs = getattr(student, trait), getattr(teacher, trait)
-            if ours != theirs:
-                raise TrainError(f"--teacher has {trait}={theirs}, what is trained {trait}={ours}")
+    for trait, of in TRAITS[both[0]].items():
+        ours, theirs = of(student), of(teacher)
+        if ours != theirs:
+            raise TrainError(f"--teacher has {trait}={theirs}, what is trained {trait}={ours}")
+
+
+TRAITS: dict[bool, dict[str, Callable[[Any], Any]]] = {
+    False: {"classes": _classes, "image size": lambda model: data_config(model)["input_size"]},
+    True: {"classes": lambda model: model.classes, "window": lambda model: model.window},
+}
+"""What a teacher has in common with a classifier, and with a segmenter."""
+
+
+def begin_from(model: nn.Module, weights: Mapping[str, Tensor], where: Path) -> None:
+    """Give a model the weights of a checkpoint."""
+    try:
+        model.load_state_dict(dict(weights))
+    except RuntimeError as error:
+        raise TrainError(
+            f"--initial-checkpoint {where} is of another model or method: {one_line(error)}"
+        ) from error
 
 
 def folded(model: nn.Module, choice: options.Choice) -> nn.Module:
@@ -130,7 +168,11 @@ def searched(
     """The model, folded by what a search in the images of training finds."""
     if choice.r is not None:
         raise TrainError(f"--r {choice.r}: {choice.method} takes --flops, or keep and prune")
-    asked = options.parse(choice.options) | options.given(flops=choice.flops)
+    asked = options.parse(choice.options)
+    if choice.flops is not None and "flops" in asked:
+        raise TrainError(f"--flops {choice.flops} and flops={asked['flops']!r}: give one")
+    asked |= options.given(flops=choice.flops)
     iterations = asked.get("iterations", ITERATIONS)
+    check_whole("iterations", iterations, least=1)
     batches = images_of("", model, source, SCORED, iterations, seed, workers)
     return fold(model, found_in(model, batches, file, resume, asked))

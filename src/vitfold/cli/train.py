@@ -1,7 +1,7 @@
 """`vitfold train`: train a model, dense or folded, under timm's option names."""
 
 from collections.abc import Collection, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,12 +17,13 @@ from vitfold.methods import METHODS, PruneMerge
 from vitfold.models import create_model
 from vitfold.segment import DECODERS, VOID, Labels
 from vitfold.segment.segmenter import MOST_CLASSES
-from vitfold.train import Distillation, Outcome, Recipe
+from vitfold.train import Distillation, Outcome, Recipe, checkpoint
 from vitfold.train import train as train_
 from vitfold.train.examples import own_randomness, seed_all
 from vitfold.train.judge import Judge, MeanIoU, Top1
-from vitfold.train.loop import BEST, LAST, Settings, create_accelerator
+from vitfold.train.loop import create_accelerator
 from vitfold.train.optimizing import learned_parameters
+from vitfold.train.outline import BEST, LAST, OutOfReach, Settings, begun
 
 CALIBRATION = 512
 """How many training images, evenly spaced, bring thresholds to the share that was asked for."""
@@ -66,7 +67,9 @@ def train(
         ),
     ] = None,
     train_split: Annotated[str, _option(DATA, "What to train on.")] = "train",
-    val_split: Annotated[str, _option(DATA, "What to evaluate on.")] = "validation",
+    val_split: Annotated[
+        str | None, _option(DATA, "What to evaluate on.", **_by("validation"))
+    ] = None,
     no_val: Annotated[bool, _option(DATA, "Do not evaluate.", "--no-val")] = False,
     class_map: Annotated[str, _option(DATA, "File that maps class names to labels.")] = "",
     num_classes: Annotated[int | None, _option(DATA, "Default: what the dataset has.")] = None,
@@ -80,6 +83,9 @@ def train(
     std: Annotated[str | None, _option(DATA, "Of the channels: 0.5,0.5,0.5.")] = None,
     crop_pct: Annotated[float | None, _option(DATA, "Share of an image that is looked at.")] = None,
     pretrained: Annotated[bool, _option(DATA, "Start from the published weights.")] = False,
+    initial_checkpoint: Annotated[
+        Path | None, _option(DATA, "Start from the weights of a checkpoint, checkpoints/step-...")
+    ] = None,
     model_kwargs: options.ModelKwargs = [],  # noqa: B006 (typer copies defaults)
     img_size: options.ImageSize = None,
     decoder: Annotated[
@@ -207,6 +213,11 @@ def train(
     )
     mixes = {"mixup_alpha": mixup, "cutmix_alpha": cutmix, "prob": mixup_prob}
     precision = options.precision(amp, amp_dtype)
+    taught_by = _distillation(distill, distill_alpha, distill_temperature)
+    if teacher is not None and taught_by is None:
+        raise TrainError(f"--teacher {teacher}: it is heard by --distill soft, or hard")
+    _check_freeze(freeze)
+    begun(options.directory(output), resume)
     accelerator = create_accelerator(_device(device), precision)
     labels = None
     if options.segments(task):
@@ -214,8 +225,8 @@ def train(
         scenes = options.scenes(dataset, data_dir, train_split, class_map, labels)
         labels = subject.counted(model, scenes)
     source = options.source(dataset, data_dir, train_split, class_map, labels)
-    held_out = options.source(dataset, data_dir, val_split, class_map, labels)
-    if not no_val:
+    held_out = options.source(dataset, data_dir, val_split or "validation", class_map, labels)
+    if not no_val and val_split is None:
         subject.check_apart(source, held_out)
     images = source.open()
     classes = labels.classes if labels else num_classes or classes_of(images)
@@ -233,6 +244,10 @@ def train(
             base = subject.segmenter(model, pretrained, number, decoder, changes, arguments)
         else:
             base = subject.classifier(model, pretrained, num_classes, classes, changes, arguments)
+            subject.check_classes(base, classes_of(images))
+    taught = None if teacher is None else create_model(teacher, pretrained=True)
+    if taught is not None:
+        subject.check_teacher(taught, base)
     choice = options.Choice(method, r, flops, method_kwargs)
     if choice.method == PruneMerge.name and not folds(base):
         scored = output / SCORES if accelerator.is_main_process else None
@@ -240,6 +255,8 @@ def train(
         ours = subject.searched(base, choice, source, scored, resume, seed, workers)
     else:
         ours = subject.folded(base, choice)
+    if initial_checkpoint is not None:
+        subject.begin_from(ours, checkpoint.weights(initial_checkpoint), initial_checkpoint)
     given = options.given(
         epochs=epochs,
         opt=opt,
@@ -270,7 +287,7 @@ def train(
         schedule={"sched": sched} | rates | options.parse(sched_kwargs),
         augment=looks | options.parse(aug_kwargs),
         mix=mixes if mixup or cutmix else {},
-        distill=_distillation(distill, distill_alpha, chosen["distill_temperature"]),
+        distill=taught_by and replace(taught_by, temperature=chosen["distill_temperature"]),
         rates=_rates(usual, learns) | _rates(given, given),
         frozen=_frozen(freeze, learns, chosen["lr"]),
         fixed=freeze == "method",
@@ -279,9 +296,6 @@ def train(
         raise TrainError("--mixup, --cutmix: only images of one class are mixed")
     images.transform = source.augment(base, recipe.augment)
     evaluated = None if no_val else untouched(base, held_out)
-    taught = None if teacher is None else create_model(teacher, pretrained=True)
-    if taught is not None:
-        subject.check_teacher(taught, base)
     settings = Settings(
         output,
         resume=resume,
@@ -303,21 +317,27 @@ def train(
         **({"labels": asdict(labels), "decoder": decoder} if labels else {}),
         "teacher": teacher,
         "precision": precision,
+        "initial_checkpoint": initial_checkpoint and str(initial_checkpoint),
     }
     judge = MeanIoU(labels.classes) if labels else Top1()
-    outcome = train_(
-        ours,
-        recipe,
-        images,
-        evaluated,
-        settings=settings,
-        accelerator=accelerator,
-        teacher=taught,
-        classes=classes,
-        calibration=labelled(base, source, CALIBRATION) if learns else None,
-        judge=judge,
-        about=about,
-    )
+    try:
+        outcome = train_(
+            ours,
+            recipe,
+            images,
+            evaluated,
+            settings=settings,
+            accelerator=accelerator,
+            teacher=taught,
+            classes=classes,
+            calibration=labelled(base, source, CALIBRATION) if learns else None,
+            judge=judge,
+            about=about,
+        )
+    except OutOfReach as missed:
+        if accelerator.is_main_process:
+            _draw(output / LEARNED, missed.outcome.steps)
+        raise
     if accelerator.is_main_process:
         _show(model, outcome, output, judge)
 
@@ -335,8 +355,10 @@ def _numbers(name: str, text: str | None) -> list[float] | None:
         raise TrainError(f"--{name} {text!r}: expected numbers with commas between") from None
 
 
-def _distillation(kind: str, alpha: float, temperature: float) -> Distillation | None:
-    return None if kind == "none" else Distillation(kind, alpha, temperature)
+def _distillation(kind: str, alpha: float, temperature: float | None) -> Distillation | None:
+    if kind == "none":
+        return None
+    return Distillation(kind, alpha, **options.given(temperature=temperature))
 
 
 def _device(name: str) -> str:
@@ -348,14 +370,19 @@ def _device(name: str) -> str:
 FREEZES = ("none", "model", "method")
 
 
-def _frozen(freeze: str | None, learns: list[str], lr: float | None) -> bool:
-    """Whether only what the method learns is trained."""
+def _check_freeze(freeze: str | None) -> None:
     if freeze not in (None, *FREEZES):
         raise TrainError(f"--freeze {freeze!r}: expected {', '.join(FREEZES)}")
+
+
+def _frozen(freeze: str | None, learns: list[str], lr: float | None) -> bool:
+    """Whether only what the method learns is trained."""
     if freeze in ("model", "method") and not learns:
         raise TrainError(f"--freeze {freeze}: give a --method that learns, such as ltmp")
     return freeze == "model" or (freeze is None and bool(learns) and lr is None)
 
+
+LEARNED = "learned.png"
 
 NAMES = {"top1": "top-1", "miou": "mIoU"}
 """What figures of an epoch are called."""
@@ -383,7 +410,7 @@ def _show(name: str, outcome: Outcome, output: Path, judge: Judge) -> None:
         ]
     show.table(f"{name}, trained", ["", "figures"], rows)
     if any("share" in figures for figures in outcome.steps):
-        _draw(output / "learned.png", outcome.steps)
+        _draw(output / LEARNED, outcome.steps)
     for kept in (BEST, LAST) if best else (LAST,):
         show.written(output / kept)
 

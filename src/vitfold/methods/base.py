@@ -82,6 +82,11 @@ def has_fixed(method: Base) -> bool:
     return type(method).fixed is not Base.fixed
 
 
+def learns(method: type[Base]) -> bool:
+    """Whether there is something to be trained."""
+    return method.learn is not Base.learn
+
+
 @dataclass(frozen=True)
 class Method(Base):
     """Base of the methods that remove a number of tokens that is known before.
@@ -161,7 +166,7 @@ def ready() -> list[str]:
     return [
         name
         for name, kind in METHODS.items()
-        if issubclass(kind, Method) and kind.by_share and kind.learn is Base.learn
+        if issubclass(kind, Method) and kind.by_share and not learns(kind)
     ]
 
 

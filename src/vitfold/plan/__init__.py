@@ -65,6 +65,12 @@ def load(directory: Directory, model: nn.Module | None = None) -> nn.Module:
     return model
 
 
+def has_backbone(directory: Directory) -> bool:
+    """Whether a plan comes with the model's own weights."""
+    held = decode(store.read(Path(directory))).weights
+    return held is not None and held.backbone
+
+
 def _stored(directory: Path, plan: Plan) -> tuple[dict[str, Tensor] | None, dict[str, Tensor]]:
     """What is in the file of weights: the model's own, None where they are not in it, and what the
     method has learned."""

@@ -35,10 +35,21 @@ class Section:
 
 def report(paths: Sequence[Path], title: str = "vitfold") -> str:
     """The page, whole: it loads nothing."""
-    sections = [_section(path, results.read(path)) for path in paths]
+    sections = [_read(path) for path in paths]
     template = resources.files("vitfold.report").joinpath("page.html").read_text(encoding="utf-8")
     page = Environment(autoescape=True).from_string(template)
     return page.render(title=title, sections=sections)
+
+
+def _read(path: Path) -> Section:
+    found = results.read(path)
+    try:
+        return _section(path, found)
+    except (ArithmeticError, AttributeError, KeyError, TypeError, ValueError) as error:
+        if isinstance(error, DataError):
+            raise
+        kind = type(error).__name__
+        raise DataError(f"{path} holds rows that vitfold did not write: {kind} {error}") from error
 
 
 def _section(path: Path, found: Results) -> Section:
@@ -47,7 +58,7 @@ def _section(path: Path, found: Results) -> Section:
         raise DataError(f"{path} has no rows: there is nothing to report")
     hidden = ("counts", "changed")
     columns = [name for name in rows[0] if name not in hidden]
-    pictures: dict[str, str] = found.get("pictures", {})
+    pictures: dict[str, str] = found.get("pictures") or {}
     return Section(
         title=f"{found.get('command', 'results')}: {found.get('model', path.stem)}",
         about=_about(found),
@@ -85,8 +96,12 @@ def _plots(rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:
             batch = name.removeprefix("images_per_second_b")
             across = f"images per second, batch size {batch}"
             drawn[f"Accuracy and throughput, batch size {batch}"] = _pareto(rows, name, across)
-    if any(row.get("counts") for row in rows):
-        counts = {f"{row['method']} {float(row['flops']):.2f}": row["counts"] for row in rows}
+    counts = {
+        f"{row['method']} {float(row['flops']):.2f}": row["counts"]
+        for row in rows
+        if row.get("counts")
+    }
+    if counts:
         drawn["Tokens that leave each block"] = plots.lines(counts, "block", "tokens")
     return drawn
 
@@ -94,6 +109,8 @@ def _plots(rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:
 def _pareto(rows: Sequence[Mapping[str, Any]], cost: str, across: str) -> str:
     series: dict[str, list[plots.Point]] = {}
     for row in rows:
+        if any(row.get(name) in (None, "") for name in (cost, *FIGURES[:3])):
+            continue
         x, y, low, high = (float(row[name]) for name in (cost, *FIGURES[:3]))
         series.setdefault(str(row["method"]), []).append((x, y, low, high))
     dense = series.pop(DENSE, [None])[0]

@@ -10,7 +10,7 @@ from io import BytesIO
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision.transforms.v2.functional import pil_to_tensor
@@ -164,6 +164,8 @@ def _opened(place: Folder | Archive, name: str) -> Image.Image:
     try:
         picture = Image.open(BytesIO(place.read(name)))
         picture.load()
+    except UnidentifiedImageError:
+        raise DataError(f"{name} is no picture that can be read") from None
     except Exception as error:  # its libraries say in many ways that a file is broken
         raise DataError(f"{name} cannot be read: {one_line(error)}") from error
     return picture

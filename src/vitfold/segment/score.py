@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vitfold.answers import IGNORED
+from vitfold.answers import IGNORED, check_labels
 from vitfold.errors import DataError, UnsupportedModel, missing
 from vitfold.measure import Progress
 from vitfold.modes import evaluating
@@ -93,6 +93,7 @@ def score(
     autocast = torch.autocast(device.type, dtype=amp, enabled=amp is not None)
     with torch.inference_mode(), evaluating(folded), evaluating(dense), autocast:
         for image, labels in scenes:
+            check_labels(labels, classes)
             image, labels = image.to(device), labels.to(device)
             size = (labels.shape[0], labels.shape[1])
             start = time.perf_counter()

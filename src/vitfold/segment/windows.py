@@ -33,6 +33,8 @@ def slide(
     whole = stride is None or (isinstance(stride, int) and not isinstance(stride, bool))
     if not whole or (stride is not None and not 1 <= stride <= min(window)):
         raise DataError(f"stride={stride!r}: expected 1 to {min(window)}, the side of a window")
+    if images.dim() != 4:
+        raise DataError(f"images of shape {list(images.shape)}: expected [B, C, H, W]")
     height, width = images.shape[-2:]
     if not len(images):
         said = model(images.new_zeros(0, images.shape[1], *window))

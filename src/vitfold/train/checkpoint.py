@@ -73,6 +73,15 @@ def read(directory: Path) -> tuple[int, Any] | None:
     return None
 
 
+def weights(place: Path) -> dict[str, Tensor]:
+    """Those of the model in one checkpoint."""
+    try:
+        held: dict[str, Tensor] = _open(place)["model"]
+    except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
+        raise TrainError(f"{place} is no checkpoint of a training: {one_line(error)}") from error
+    return held
+
+
 def last(directory: Path) -> Path | None:
     """The newest checkpoint."""
     found = _all(directory)

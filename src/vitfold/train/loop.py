@@ -6,10 +6,7 @@ import json
 import math
 import signal
 import time
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
-from pathlib import Path
+from collections.abc import Iterator
 from typing import Any
 
 import timm.data
@@ -34,68 +31,20 @@ from vitfold.train.optimizing import (
     optimizer,
     scheduler,
 )
-from vitfold.train.reach import NEAR, reach
+from vitfold.train.outline import (
+    BEST,
+    CHECKPOINTS,
+    LAST,
+    RECIPE,
+    Outcome,
+    Settings,
+    begun,
+    check_share,
+    no_bar,
+    same,
+)
+from vitfold.train.reach import reach
 from vitfold.train.recipe import Recipe
-
-Bar = Callable[[str, int | None], AbstractContextManager[Callable[[], None]]]
-"""Makes a progress bar of a name and a length; what it yields moves it on."""
-
-RECIPE = "recipe.json"
-
-BEST, LAST, CHECKPOINTS = "best", "last", "checkpoints"
-
-
-@contextlib.contextmanager
-def no_bar(_what: str, _total: int | None) -> Iterator[Callable[[], None]]:
-    """Shows nothing."""
-    yield lambda: None
-
-
-@dataclass(frozen=True)
-class Settings:
-    """Where and how a training runs; nothing of it changes what comes out.
-
-    output: where everything goes.
-    resume: go on from the last checkpoint there, if there is one.
-    every: steps between checkpoints, besides the one of every epoch; 0: none.
-    keep: how many checkpoints stay.
-    workers: processes that read images.
-    log_every: steps between lines in the log.
-    compiled: run the model through `torch.compile`.
-    bar, say: show progress, and what every epoch came to.
-    """
-
-    output: Path
-    resume: bool = False
-    every: int = 0
-    keep: int = 3
-    workers: int = 0
-    log_every: int = 50
-    tensorboard: bool = False
-    compiled: bool = False
-    bar: Bar = no_bar
-    say: Callable[[dict[str, float]], None] = field(default=lambda _: None)
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What a training came to.
-
-    epochs: a row of figures each.
-    best: the highest figure of the judge, where there were held-out images; its weights are in
-        `best/`.
-    stopped: the step at which a signal ended it; None: it went to its end.
-    steps: the figures of the steps that were logged.
-    asked, reached: the share of the dense FLOPs that a method was trained for, and the one that
-        calibration images cost.
-    """
-
-    epochs: list[dict[str, float]]
-    best: float | None
-    stopped: int | None
-    steps: list[dict[str, Any]] = field(default_factory=list)
-    asked: float | None = None
-    reached: float | None = None
 
 
 def train(
@@ -137,18 +86,8 @@ def train(
             about or {},
         )
         outcome = training.run(stop, calibration)
-    _check_share(outcome, settings.output)
+    check_share(outcome, settings.output)
     return outcome
-
-
-def _check_share(outcome: Outcome, output: Path) -> None:
-    """Say so where the share that was asked for is out of reach."""
-    asked, reached = outcome.asked, outcome.reached
-    if asked is not None and reached is not None and abs(reached - asked) > NEAR:
-        raise TrainError(
-            f"flops={asked} is not reached: {output / LAST} costs {reached:.3f} of the dense "
-            "FLOPs; train longer, with higher --lr-merge and --lr-prune, or ask for another share"
-        )
 
 
 def create_accelerator(device: str = "auto", precision: str = "no") -> Any:
@@ -191,7 +130,9 @@ class Training:
         self.examples = Examples(images, recipe.seed)
         self.mix = _mix(recipe, classes)
         self.checkpoints = settings.output / CHECKPOINTS
-        found = self._open({**about, "processes": accelerator.num_processes})
+        found = self._open(
+            {**about, "processes": accelerator.num_processes, "images": self.order.images}
+        )
         self.start, state = found or (0, None)
         self.best: float | None = state["best"] if state else None
         self._set_up(teacher, state)
@@ -282,7 +223,13 @@ class Training:
                 advance()
         if step == end:
             seconds = time.perf_counter() - start
-            self._end_epoch(epoch + 1, step, float(total) / (step - first), seconds, step - first)
+            self._check_weights(step)
+            try:
+                mean = float(total) / (step - first)
+                self._end_epoch(epoch + 1, step, mean, seconds, step - first)
+            except Exception:  # of an image that cannot be read, say: what was learned stays
+                self._checkpoint(step)
+                raise
         if step == end or stop:
             self._checkpoint(step)
         return step
@@ -322,16 +269,26 @@ class Training:
             return
         value = float(loss)
         if not math.isfinite(value):
-            raise TrainError(self._lost(step, value))
+            raise self._lost(f"the loss is {value}", step)
         if logs:
             self.log.step(step, loss=value, lr=self._rate, **self.told.figures)
         if saves and not last:
             self._checkpoint(step)
 
-    def _lost(self, step: int, loss: float) -> str:
+    def _lost(self, what: str, step: int) -> TrainError:
         kept = checkpoint.last(self.checkpoints)
         where = f"the last good checkpoint is {kept}" if kept else "there is no checkpoint yet"
-        return f"the loss is {loss} at step {step}: {where}; try a smaller --lr, or --clip-grad 1"
+        start = f", from it by --initial-checkpoint {kept}" if kept else ""
+        return TrainError(
+            f"{what} at step {step}: {where}; begin again in another --output with a smaller --lr, "
+            f"or --clip-grad 1{start}"
+        )
+
+    def _check_weights(self, step: int) -> None:
+        """Weights that are no numbers are neither kept nor measured."""
+        floating = [p.detach() for p in self.model.parameters() if p.is_floating_point()]
+        if not all(bool(weight.isfinite().all()) for weight in floating):
+            raise self._lost("weights are not finite", step)
 
     def _end_epoch(self, epoch: int, step: int, loss: float, seconds: float, steps: int) -> None:
         figures = {"epoch": epoch, "lr": self._rate, "loss": loss}
@@ -366,6 +323,7 @@ class Training:
         return self.judge.value(self.accelerator.reduce(counts))
 
     def _checkpoint(self, step: int) -> None:
+        self._check_weights(step)
         if not self._main:
             return
         schedule = self.schedule.state_dict()
@@ -381,14 +339,11 @@ class Training:
 
     def _open(self, about: dict[str, Any]) -> tuple[int, Any] | None:
         """The checkpoint to go on from, in a directory that is this training's own."""
-        output, resume = self.settings.output, self.settings.resume
+        output = self.settings.output
         asked = json.loads(json.dumps({"recipe": self.recipe.to_json(), **about}))
-        if checkpoint.last(self.checkpoints) and not resume:
-            raise TrainError(
-                f"{output} holds a training: go on with it by --resume, or give another --output"
-            )
-        if resume and (output / RECIPE).exists():
-            _same(json.loads((output / RECIPE).read_text(encoding="utf-8")), asked, "")
+        before = begun(output, self.settings.resume)
+        if before is not None:
+            same(before, asked, "")
         if self._main:
             output.mkdir(parents=True, exist_ok=True)
             checkpoint.tidy(self.checkpoints)
@@ -420,15 +375,6 @@ def _mix(recipe: Recipe, classes: int | None) -> Any:
     if classes is None:
         raise TrainError("mixing images takes the number of classes")
     return timm.data.Mixup(**recipe.mix, label_smoothing=recipe.smoothing, num_classes=classes)
-
-
-def _same(before: Any, now: Any, path: str) -> None:
-    """Refuse to go on with what was begun in another way."""
-    if isinstance(before, dict) and isinstance(now, dict):
-        for key in before.keys() | now.keys():
-            _same(before.get(key), now.get(key), f"{path}.{key}".strip("."))
-    elif before != now:
-        raise TrainError(f"{path} was {before!r}, now {now!r}: --resume takes the same options")
 
 
 @contextlib.contextmanager
