@@ -6,14 +6,14 @@ from typing import Annotated
 import torch
 import typer
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 
 from vitfold.cli import options, show
 from vitfold.data import preprocessing, scene_look
 from vitfold.errors import DataError
 from vitfold.segment import VOID, Labels, Segmenter
 from vitfold.segment.pictures import compare
-from vitfold.segment.scenes import annotation_of
+from vitfold.segment.scenes import annotation_of, check_size
 from vitfold.segment.score import segmenter
 from vitfold.trace import Trace
 from vitfold.trace import trace as trace_
@@ -51,14 +51,22 @@ def trace(
     ours = options.folded_by(dense, plan, options.Choice(method, r, flops, method_kwargs))
     if options.segments(task):
         segmenter(ours)
+    pictures = [_open(path) for path in images]
+    truths: list[Tensor | None] = []
+    if isinstance(ours, Segmenter):
+        labels = Labels(ours.classes, ignore_label, reduce_zero_label)
+        truths = [
+            _truth(path, picture, labels) for path, picture in zip(images, pictures, strict=True)
+        ]
     prepare = preprocessing(ours)
-    batch = torch.stack([prepare(_open(path)) for path in images]).to(on)
+    batch = torch.stack([prepare(picture) for picture in pictures]).to(on)
     traced = trace_(ours, batch)
     _show(traced, images)
     _draw(traced, images, batch, output)
-    if isinstance(ours, Segmenter):
-        labels = Labels(segmenter(ours).classes, ignore_label, reduce_zero_label)
-        _draw_classes(ours, images, labels, stride, output)
+    for name, picture, truth in zip(_names(images), pictures, truths, strict=False):
+        target = output / f"{name}-classes.png"
+        compare(ours, picture, scene_look(ours), truth, stride).save(target)
+        show.written(target)
 
 
 def _open(path: Path) -> Image.Image:
@@ -66,6 +74,14 @@ def _open(path: Path) -> Image.Image:
         return Image.open(path).convert("RGB")
     except (OSError, ValueError, Image.DecompressionBombError) as error:
         raise DataError(f"{path} is not an image that can be read: {error}") from None
+
+
+def _truth(path: Path, picture: Image.Image, labels: Labels) -> Tensor | None:
+    """The labels of a photograph, where they lie beside it."""
+    truth = annotation_of(path, labels)
+    if truth is not None:
+        check_size(truth, picture, f"the annotation of {path}")
+    return truth
 
 
 def _show(traced: Trace, images: list[Path]) -> None:
@@ -80,16 +96,6 @@ def _names(images: list[Path]) -> list[str]:
         stem if stems.count(stem) == 1 else f"{stem}-{number + 1}"
         for number, stem in enumerate(stems)
     ]
-
-
-def _draw_classes(
-    ours: nn.Module, images: list[Path], labels: Labels, stride: int | None, output: Path
-) -> None:
-    for name, path in zip(_names(images), images, strict=True):
-        truth = annotation_of(path, labels)
-        target = output / f"{name}-classes.png"
-        compare(ours, _open(path), scene_look(ours), truth, stride).save(target)
-        show.written(target)
 
 
 def _draw(traced: Trace, images: list[Path], batch: Tensor, output: Path) -> None:
