@@ -29,7 +29,8 @@ def pareto(
         axes.plot(dense[0], dense[1], marker="*", markersize=14, color="black", label="dense")
     axes.set(xlabel=across, ylabel=up)
     axes.grid(alpha=0.3)
-    axes.legend()
+    if series or dense is not None:
+        axes.legend()
     return finish(figure, path)
 
 
