@@ -313,7 +313,7 @@ def extremes(model: nn.Module, batches: list[Batch], each: int = 5) -> Image:
     words = [f"{count} tokens" for count in traced.counts[-1]]
     pictures = [draw.plain(image) for image in images]
     drawn = [traced.draw(number) for number in range(len(images))]
-    return draw.row(pictures + drawn, [""] * len(pictures) + words)
+    return draw.row(pictures + drawn, [""] * len(pictures) + words, across=len(pictures))
 
 
 FROZEN = ("numbers", "learned, by image", "frozen to their means")

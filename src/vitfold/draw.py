@@ -30,9 +30,10 @@ def plain(image: Image.Image | Tensor) -> Image.Image:
     return to_image(_enlarged(to_pixels(image)))
 
 
-def row(pictures: list[Image.Image], labels: list[str]) -> Image.Image:
-    """Labelled pictures side by side, wrapped to lines of about equal length."""
-    across = math.ceil(len(pictures) / math.ceil(len(pictures) / 7))
+def row(pictures: list[Image.Image], labels: list[str], across: int | None = None) -> Image.Image:
+    """Labelled pictures side by side, so many to a line; by themselves, lines of about equal
+    length."""
+    across = across or math.ceil(len(pictures) / math.ceil(len(pictures) / 7))
     width, height = pictures[0].width + GAP, pictures[0].height + GAP + LABEL
     down = math.ceil(len(pictures) / across)
     sheet = Image.new("RGB", (width * across - GAP, height * down), "white")
