@@ -159,18 +159,21 @@ def main(
     suite: Annotated[str, typer.Option(help="cpu or gpu.")] = "cpu",
     device: str = "cpu",
     repeats: Annotated[int, typer.Option(min=1)] = 15,
-    only: Annotated[int | None, typer.Option(help="One case, by number from 0.")] = None,
+    only: Annotated[
+        list[int] | None, typer.Option(help="A case, by number from 0; may be repeated.")
+    ] = None,
     output: Path = Path("benchmarks"),
 ) -> None:
-    """Measure a suite and write `ragged-SUITE.md` and `.json`."""
-    cases = SUITES[suite] if only is None else [SUITES[suite][only]]
-    found = [row for case in cases for row in measure(case, device, repeats, amp=suite == "gpu")]
+    """Measure a suite and write `ragged-SUITE.md` and `.json`, anew after every case."""
+    cases = [SUITES[suite][number] for number in only or range(len(SUITES[suite]))]
     output.mkdir(parents=True, exist_ok=True)
     name = output / f"ragged-{suite}"
-    results.write(name.with_suffix(".json"), found, {"command": "benchmarks/ragged.py"})
-    table = markdown(found)
-    name.with_suffix(".md").write_text(table, encoding="utf-8")
-    show.console.print(table, markup=False, soft_wrap=True)
+    found: list[dict[str, Any]] = []
+    for case in cases:
+        found += measure(case, device, repeats, amp=suite == "gpu")
+        results.write(name.with_suffix(".json"), found, {"command": "benchmarks/ragged.py"})
+        name.with_suffix(".md").write_text(markdown(found), encoding="utf-8")
+    show.console.print(markdown(found), markup=False, soft_wrap=True)
 
 
 if __name__ == "__main__":
