@@ -91,10 +91,7 @@ def search(
     chosen = tuple(every.blocks or ())
     if not chosen:
         raise MethodError(f"blocks={blocks!r}: expected at least one block")
-    rate = 0.6 if keep is None else keep
-    asked = (
-        every if flops else _keeping(every, rate) if prune == PRUNE else replace(every, keep=rate)
-    )
+    asked = every if flops is not None else _alone(every, 0.6 if keep is None else keep)
     batches = _again(loader, iterations)
     first = next(batches, None)
     if first is None:

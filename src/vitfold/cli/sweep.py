@@ -129,7 +129,10 @@ class Book:
             try:
                 len(self.done)
             except (KeyError, TypeError, ValueError, AttributeError):
-                raise DataError(f"{path} holds rows that no sweep wrote: give another") from None
+                raise DataError(
+                    f"{path} holds rows that no sweep wrote: give another --results-file, or "
+                    "--overwrite"
+                ) from None
 
     @property
     def done(self) -> set[Key]:
