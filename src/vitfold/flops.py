@@ -72,7 +72,7 @@ def solve(
     if search.distance > NEAR:
         raise MethodError(
             f"flops={share} cannot be reached: at most half of the patch tokens leave a block that "
-            f"reduces, from block {first} on; the nearest share that can is {reached:.3f}"
+            f"reduces, from block {first} on: the nearest share that can is {reached:.3f}"
         )
     return best
 

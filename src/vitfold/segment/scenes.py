@@ -165,7 +165,7 @@ def _opened(place: Folder | Archive, name: str) -> Image.Image:
         picture = Image.open(BytesIO(place.read(name)))
         picture.load()
     except UnidentifiedImageError:
-        raise DataError(f"{name} is no picture that can be read") from None
+        raise DataError(f"{name} cannot be read: it is no picture") from None
     except Exception as error:  # its libraries say in many ways that a file is broken
         raise DataError(f"{name} cannot be read: {one_line(error)}") from error
     return picture
