@@ -139,7 +139,7 @@ class Book:
         """What needs no other run."""
         return {(row["method"], float(row["flops"]), row["source"]) for row in self.rows}
 
-    @property
+    @functools.cached_property
     def sweep(self) -> str:
         """What tells the rows of this sweep from those of others, where there is no room for more
         than rows."""

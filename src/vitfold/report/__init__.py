@@ -45,9 +45,9 @@ def _read(path: Path) -> Section:
     found = results.read(path)
     try:
         return _section(path, found)
+    except DataError:
+        raise
     except (ArithmeticError, AttributeError, KeyError, TypeError, ValueError) as error:
-        if isinstance(error, DataError):
-            raise
         kind = type(error).__name__
         raise DataError(f"{path} holds rows that vitfold did not write: {kind} {error}") from error
 

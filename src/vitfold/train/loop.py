@@ -221,17 +221,15 @@ class Training:
                 step += 1
                 self._after(step, loss, last=step == end)
                 advance()
-        if step == end:
+        if step == end or stop:
             seconds = time.perf_counter() - start
             self._check_weights(step)
             try:
-                mean = float(total) / (step - first)
-                self._end_epoch(epoch + 1, step, mean, seconds, step - first)
-            except Exception:  # of an image that cannot be read, say: what was learned stays
+                if step == end:
+                    mean = float(total) / (step - first)
+                    self._end_epoch(epoch + 1, step, mean, seconds, step - first)
+            finally:  # an evaluation that fails, of an image that cannot be read, loses nothing
                 self._checkpoint(step)
-                raise
-        if step == end or stop:
-            self._checkpoint(step)
         return step
 
     def _step(self, step: int, batches: list[Any]) -> Tensor:
@@ -273,6 +271,7 @@ class Training:
         if logs:
             self.log.step(step, loss=value, lr=self._rate, **self.told.figures)
         if saves and not last:
+            self._check_weights(step)
             self._checkpoint(step)
 
     def _lost(self, what: str, step: int) -> TrainError:
@@ -323,7 +322,6 @@ class Training:
         return self.judge.value(self.accelerator.reduce(counts))
 
     def _checkpoint(self, step: int) -> None:
-        self._check_weights(step)
         if not self._main:
             return
         schedule = self.schedule.state_dict()
