@@ -66,6 +66,12 @@ def check(model: Any, given: dict[str, Tensor]) -> None:
     if "input_ids" not in given:
         alone = [call(row(given, index)) for index in range(batch)]
         near(together, [torch.cat(parts) for parts in zip(*alone, strict=True)])
+    learned: Any = folded(model).learned
+    learned.prune.data.zero_()
+    learned.merge.data[0] = 1.0  # the first blocks look at nothing, and attend as the model does
+    some = call()
+    with vitfold.masked():
+        near(some, call())
     vitfold.unfold(model)
     assert all(map(torch.equal, call(), dense))
 
@@ -125,3 +131,27 @@ def test_padding_leaves_first() -> None:
     with vitfold.masked():
         other = model(pixels, patch_coord=coord, patch_valid=valid)
     torch.testing.assert_close(together, other, rtol=1e-9, atol=1e-9)
+
+
+def test_what_an_image_loses_does_not_change_how_another_is_computed() -> None:
+    """Some attention rounds to float32: where it is used is no matter of the neighbours."""
+    pytest.importorskip("transformers")
+    model = hf("ViTModel").double()
+    model.set_attn_implementation("eager")
+    given = {k: v.double() for k, v in inputs(model, 3).items()}
+    vitfold.fold(model, IDLE)
+    learned: Any = folded(model).learned
+    tokens = folded(model).found.layout().tokens
+    low, high = 0.0, 1.0
+    for _ in range(50):  # until some image has lost tokens, and some other none
+        learned.merge.data[0] = (low + high) / 2
+        last = vitfold.trace(model, given).counts[-1]
+        if min(last) < max(last) == tokens:
+            break
+        middle = (low + high) / 2
+        low, high = (middle, high) if min(last) < tokens else (low, middle)
+    assert min(last) < max(last) == tokens
+    with torch.no_grad():
+        together = tensors(model(**given))
+        alone = [tensors(model(**row(given, index))) for index in range(3)]
+    near(together, [torch.cat(parts) for parts in zip(*alone, strict=True)])

@@ -168,8 +168,10 @@ class Run:
     def attend(self, ledger: Ledger, given: Mapping[str, Any], step: Step | None) -> Attend:
         """How a block attends, and what it shows."""
         cue, received = (step.cue, step.received) if step else (None, False)
-        alike = self.form == "alike" or (isinstance(ledger, Packed) and ledger.whole_images)
-        if alike and not received:
+        if isinstance(ledger, Packed | Masked) and ledger.whole_images and not received:
+            dense = Ledger(ledger.tokens, self.prefix, ledger.grid)
+            return Attend(dense, given, self.method.proportional, cue)
+        if self.form == "alike" and not received:
             return Attend(ledger, given, self.method.proportional, cue)
         if step and step.by_first:
             return FirstAttend(ledger, given, self.method.proportional, cue, received)

@@ -114,6 +114,11 @@ class Masked(Ledger):
         return x
 
     @property
+    def whole_images(self) -> bool:
+        """Whether, outside of training, no block has decided anything yet."""
+        return not self.soft and not self.changed and bool(self.here.all())
+
+    @property
     def here(self) -> Tensor:
         """`[B, N]`: whether a token still counts."""
         assert self.valid is not None

@@ -143,7 +143,8 @@ class Packed(Ledger):
 
     @property
     def whole_images(self) -> bool:
-        """Whether every image still has all of its tokens."""
+        """Whether no block has decided anything yet, and images are as the model has them. What one
+        image loses so says nothing about how another one is computed."""
         return self.origin is None
 
     def holds(self, x: Tensor) -> bool:
@@ -159,9 +160,7 @@ class Packed(Ledger):
         return list(self.lengths)
 
     def reduce(self, x: Tensor, step: TokenMap) -> tuple[Tensor, Ledger]:
-        if step.gone.shape[1]:
-            return super().reduce(self.pack(x), step)
-        return self.unpacked(x), self
+        return super().reduce(self.pack(x), step)
 
     def _then(self, step: TokenMap, size: Tensor | None) -> "Packed":
         origin = step.keep if self.origin is None else self.origin.gather(1, step.keep)
