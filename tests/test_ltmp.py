@@ -5,6 +5,7 @@ import itertools
 import json
 import pickle
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,11 @@ from torch import Tensor, nn
 
 import vitfold
 from vitfold import LTMP, ToMe, ragged, threshold
-from vitfold.blocks import packed as packed_
+from vitfold.blocks import within
+from vitfold.blocks.packed import PackedAttend
 from vitfold.errors import DataError, MethodError, PlanError, ShapeError
 from vitfold.fold import folded, watch
+from vitfold.ledger import Packed
 from vitfold.tokenmap import DROPPED
 
 MERGE, PRUNE = 0.35, 0.016
@@ -140,15 +143,66 @@ def test_a_batch_gives_each_image_what_it_gets_alone(name: str, method: LTMP) ->
 
 @each_model
 @each_variant
-def test_padded_attention_is_attention_one_by_one(
-    name: str, method: LTMP, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("way", ["padded", "flexible"])
+@torch.no_grad()
+def test_ways_to_attend_within_images_agree(
+    name: str, method: LTMP, way: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = made(name, method)
     x = mixed_images(model)
     expected = model(x)
-    monkeypatch.setattr(packed_, "CHUNK", 3)
-    monkeypatch.setattr(packed_, "_one_by_one", packed_._padded)
+    monkeypatch.setattr(within, "CHUNK", 3)
+    monkeypatch.setattr(within, "BLOCK", 16)
+    monkeypatch.setattr(PackedAttend, "way", way)
     exactly(model(x), expected)
+
+
+def flash(
+    q: Tensor, k: Tensor, v: Tensor, starts: Tensor, _: Tensor, longest: int, __: int, scale: float
+) -> Tensor:
+    """Flash attention in words: what it demands, and what it gives."""
+    assert q.shape == k.shape == v.shape
+    assert q.dtype in (torch.float16, torch.bfloat16)
+    assert q.is_contiguous()
+    assert q.shape[-1] % 8 == 0
+    assert int(starts.diff().max()) == longest
+    parts = [
+        nn.functional.scaled_dot_product_attention(
+            *(part[low:high].transpose(0, 1).double() for part in (q, k, v)), scale=scale
+        )
+        for low, high in itertools.pairwise(starts.tolist())
+    ]
+    return torch.cat(parts, dim=1).transpose(0, 1)
+
+
+@pytest.mark.parametrize("width", [16, 20, 64])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_sizes_as_channels_are_as_exact_as_a_bias(
+    width: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(within.varlen, "varlen_attn", flash)
+    lengths, generator = (5, 31, 1, 12), torch.Generator().manual_seed(width)
+    total = sum(lengths)
+    q, k, v = torch.randn(3, 1, 3, total, width, generator=generator).to(dtype)
+    size = torch.randint(1, 200, (1, total), generator=generator).float()
+    books = Packed(40, 1, size=size, origin=torch.arange(total)[None], lengths=lengths)
+    for sizes in (None, books.log_size(q)):
+        images = within.Images(q.device, books, sizes, None, None)
+        exact = replace(images, sizes=None if sizes is None else size.double().log()[None, None])
+        expected = within.one_by_one(q.double(), k.double(), v.double(), exact)
+        exactly(within.varied(q, k, v, images), expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("lengths", [(100, 56, 3, 200, 1, 24, 512, 128), (1,), (128, 128), (300,)])
+def test_blocks_of_keys_are_those_of_their_images(lengths: tuple[int, ...]) -> None:
+    books = Packed(600, 1, lengths=lengths)
+    images = within.Images(torch.device("cpu"), books, None, None, None)
+    numbers, blocks = (found[0, 0].tolist() for found in within._blocks(images))
+    owners = images.owners.tolist()
+    parts = [owners[at : at + within.BLOCK] for at in range(0, len(owners), within.BLOCK)]
+    for queries, number, listed in zip(parts, numbers, blocks, strict=True):
+        expected = [at for at, keys in enumerate(parts) if set(keys) & set(queries)]
+        assert listed[:number] == expected
 
 
 @each_model
