@@ -190,6 +190,15 @@ class Answers:
     def add(self, name: str, best: Tensor, labels: Tensor) -> None:
         """One more fold, written before the next one is begun."""
         self.best |= {name: best.contiguous(), "labels": labels}
+        self._write()
+
+    def forget(self, *names: str) -> None:
+        """What those folds said: they are made anew."""
+        if gone := [name for name in names if self.best.pop(name, None) is not None]:
+            show.console.print(f"said before, asked again: {', '.join(gone)}", markup=False)
+            self._write()
+
+    def _write(self) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         part = self.path.with_suffix(".part")
         save_file(self.best, part)

@@ -57,6 +57,9 @@ OTHERS = {
     "ToMe": ["--method", "tome", *BRIEF],
     "Ward": ["--method", "ward", *BRIEF],
 }
+FOUND = "PruneMerge, found"
+FROM = {"PruneMerge, matrices": [FOUND]}
+"""What else is measured of a training."""
 BRIEFLY = "train[:30%]"
 """What those are trained on, of the images that the model was trained on."""
 COLUMNS = (
@@ -67,13 +70,14 @@ COLUMNS = (
 
 @dataclass(frozen=True)
 class Setting:
-    """What is trained, and where it goes."""
+    """What is trained, where it goes, and what was said by what is trained already."""
 
     model: Path
     data: Path
     split: str
     output: Path
     amp: bool
+    said: Answers
 
     def place(self, variant: str, share: float) -> Path:
         """The directory of one training."""
@@ -92,6 +96,7 @@ class Setting:
             ]  # fmt: skip
             command += ["--flops", share] if share < 1 else []
             command += ["--amp"] if self.amp else []
+            self.said.forget(*(f"{name}, flops={share}" for name in (variant, *FROM.get(variant, ()))))
             done = subprocess.run([str(part) for part in command], check=False)
             if done.returncode and not any(file.exists() for file in found):
                 raise SystemExit(done.returncode)
@@ -119,10 +124,10 @@ def main(
     said = Answers(output / f"evidence-{Path(model).name}.safetensors")
     bench = Bench(dense, batches, said, limit)
     if part in ("all", "thresholds"):
-        setting = Setting(Path(model), data_dir, train_split, output, amp)
+        setting = Setting(Path(model), data_dir, train_split, output, amp, said)
         thresholds(bench, setting, options.shares(shares))
     if part in ("all", "others"):
-        setting = Setting(Path(model), data_dir, briefly, output, amp)
+        setting = Setting(Path(model), data_dir, briefly, output, amp, said)
         others(bench, setting, options.shares(other_shares))
 
 
@@ -180,7 +185,7 @@ def thresholds(bench: Bench, setting: Setting, shares: list[float]) -> None:
 
 def others(bench: Bench, setting: Setting, shares: list[float]) -> None:
     """The methods of other papers, trained briefly, beside the same without training."""
-    rows = bench.rows(other_folds(bench, setting, shares), [*OTHERS, "PruneMerge, found", LONGER])
+    rows = bench.rows(other_folds(bench, setting, shares), [*OTHERS, FOUND, LONGER])
     title = f"Trained for an epoch of {setting.split}, and not at all"
     bench.tables(f"others-{setting.model.name}", [(title, COLUMNS, rows)], "")
 
@@ -215,9 +220,8 @@ def other_folds(
             yield str(way), share, vitfold.fold(clone(bench.dense), way), "0"
         for name, given in OTHERS.items():
             made = create_model(str(setting.train(name, share, given)))
-            if name == "PruneMerge, matrices":  # as they were found, on the weights that they fit
-                found = vitfold.fold(clone(bench.dense), folded(made).method)
-                yield "PruneMerge, found", share, found, "0"
+            for other in FROM.get(name, ()):  # as they were found, on the weights that they fit
+                yield other, share, vitfold.fold(clone(bench.dense), folded(made).method), "0"
             yield name, share, made, minutes(setting.place(name, share))
 
 
