@@ -96,7 +96,9 @@ class Setting:
             ]  # fmt: skip
             command += ["--flops", share] if share < 1 else []
             command += ["--amp"] if self.amp else []
-            self.said.forget(*(f"{name}, flops={share}" for name in (variant, *FROM.get(variant, ()))))
+            self.said.forget(
+                *(f"{name}, flops={share}" for name in (variant, *FROM.get(variant, ())))
+            )
             done = subprocess.run([str(part) for part in command], check=False)
             if done.returncode and not any(file.exists() for file in found):
                 raise SystemExit(done.returncode)

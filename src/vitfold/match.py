@@ -67,15 +67,16 @@ def windowed(metric: Tensor, layout: "Windows", prefix: int, order: Tensor) -> T
     and the surviving patches in that order.
     """
     evens, odds, window, place = layout.tensors(metric.device)
-    padded = torch.nn.functional.pad(take(unit(metric)[:, prefix:], order), (0, 0, 0, 1))
-    a, b = padded[:, evens], padded[:, odds]
-    patches = order.shape[1]
-    allowed = (evens < patches).unsqueeze(-1) & (odds < patches).unsqueeze(-2)
-    best, partner = best_allowed(a @ b.transpose(-1, -2), allowed)
-    chosen = biggest_first(best)[:, window, place]
-    merged = evens[window, chosen]
-    partners = partner.flatten(1).gather(1, window * evens.shape[1] + chosen)
-    target = odds[window, partners]
+    patches, half = order.shape[1], evens.shape[1]
+    rows, tokens = unit(metric), torch.nn.functional.pad(order, (0, 1)) + prefix
+    a, b = (take(rows, tokens[:, c.flatten()]).unflatten(1, c.shape) for c in (evens, odds))
+    scores = a @ b.transpose(-1, -2)
+    if layout.padded:
+        allowed = (evens < patches).unsqueeze(-1) & (odds < patches).unsqueeze(-2)
+        scores = scores.masked_fill(~allowed, NOWHERE)
+    best = window * half + biggest_first(scores.amax(dim=-1))[:, window, place]
+    partner = take(scores.flatten(1, 2), best).argmax(dim=-1)  # only those that merge need to know
+    merged, target = evens.flatten()[best], odds[window, partner]
     leaves_last = _places(order).scatter(1, merged, patches)
     stay = leaves_last.sort(dim=1).values[:, : patches - merged.shape[1]]
     slots = torch.zeros_like(order).scatter(1, stay, _places(stay))
@@ -109,6 +110,11 @@ class Windows:
         cells = tuple(_cells(*corner, side, rows, columns, patches) for corner in corners)
         each = -(-r // max(len(cells), 1))
         return cls(patches, columns, cells, tuple(_merges(c, patches, each) for c in cells))
+
+    @property
+    def padded(self) -> bool:
+        """Whether any cell is padding."""
+        return any(max(cells) >= self.patches for cells in self.cells)
 
     def tensors(self, device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Cells at even and odd places `[windows, half a window]`, and for every merge its window

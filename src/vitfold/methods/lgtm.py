@@ -73,8 +73,10 @@ class LGTM(Late):
 
     def _order(self, metric: Tensor, ledger: Ledger, columns: int) -> Tensor:
         """`[B, n]`: the patch tokens as they lie on the grid, row by row."""
-        width = ledger.grid[1] if ledger.grid else 1
         place = torch.arange(ledger.tokens - ledger.prefix, device=metric.device)
+        if not ledger.maps:
+            return place.expand(metric.shape[0], -1)
+        width = ledger.grid[1] if ledger.grid else 1
         if self.location == "1d":
             return smallest_first(_mean_place(place, metric, ledger))
         by_row = smallest_first(_mean_place(place // width, metric, ledger))
@@ -88,11 +90,10 @@ def _mean_place(place: Tensor, metric: Tensor, ledger: Ledger) -> Tensor:
 
     Sums of ints over a count: equal means come out equal, bit for bit.
     """
-    prefix, whole = ledger.prefix, ledger.whole(metric)
-    slot = whole.slot[:, prefix:] - prefix
-    count = torch.zeros_like(whole.keep[:, prefix:]).scatter_add(1, slot, torch.ones_like(slot))
-    total = torch.zeros_like(count).scatter_add(1, slot, place.expand_as(slot))
-    return total / count
+    total = torch.cat([place.new_zeros(ledger.prefix), place]).expand(metric.shape[0], -1)
+    for step in ledger.maps:
+        total = step.fold_sizes(total)
+    return total[:, ledger.prefix :] / ledger.sizes(metric)[:, ledger.prefix :]
 
 
 def _windows(patches: int, grid: tuple[int, int], side: int, r: int) -> Windows:
