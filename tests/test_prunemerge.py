@@ -345,6 +345,25 @@ class TestSearch:
         reached = vitfold.flops(vitfold.fold(model, found), x[:1]) / dense
         assert reached == pytest.approx(share, abs=0.01)
 
+    @pytest.mark.parametrize("grouping", GROUPINGS)
+    @pytest.mark.parametrize("share", [0.7, 0.6, 0.4])
+    def test_share_of_the_flops_of_few_patches(self, share: float, grouping: str) -> None:
+        """One patch more or less that stays alone is more than the share may be missed by."""
+        model = vit((4, 4))
+        given = batches(model)
+        found = PruneMerge.search(model, given, flops=share, grouping=grouping, iterations=1)
+        one = given[0][0][:1]
+        dense = vitfold.flops(model, one)
+        reached = vitfold.flops(vitfold.fold(model, found), one) / dense
+        assert reached == pytest.approx(share, abs=0.01)
+
+    def test_more_goes_around_only_where_nobody_said_how_much(self) -> None:
+        model = vit((4, 4))
+        asked = {"flops": 0.4, "grouping": "centers", "iterations": 1}
+        assert PruneMerge.search(model, batches(model), **asked).prune > 0.1
+        with pytest.raises(MethodError, match="the nearest share that can is"):
+            PruneMerge.search(model, batches(model), prune=0.05, **asked)
+
     def test_the_same_images_give_the_same_method(self) -> None:
         model = vit().train()
         before = copy.deepcopy(model.state_dict())

@@ -9,7 +9,7 @@ import functools
 import itertools
 import math
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -48,6 +48,12 @@ CLOSE = 0.002
 
 TRIES = 14
 
+FAR = 16
+"""How many patches more or less stay alone, or go around, where the search has to look closer."""
+
+LOOKS = 30
+"""How often it then does."""
+
 SAVE_EVERY = 10
 
 
@@ -73,7 +79,8 @@ def search(
     loader: batches of images and labels; begun again where it is shorter than the iterations, and
         where it can be.
     keep: the share of patches that stay alone (0.6 where `flops` is not given).
-    prune: the share that goes around blocks, at most; less where more stay alone.
+    prune: the share that goes around blocks, at most; less where more stay alone, and more than the
+        usual one only where `flops` cannot be reached without.
     blocks: which ones to compress; all but the first quarter where it is not given.
     iterations: how many batches.
     flops: the share of the dense FLOPs to reach, in place of `keep`.
@@ -319,36 +326,89 @@ class Valued(OwnAttend):
 
 
 def reaching(model: nn.Module, method: PruneMerge, share: float, image: Tensor) -> PruneMerge:
-    """The same with as much kept as costs that share of the dense FLOPs; where hardly anything may
-    merge, less goes around too."""
-    tried_on = clone(model)
-    trunk = find(tried_on).trunk
-    blank = torch.zeros_like(image, device=next(trunk.parameters()).device)
-    whole = dry_count(lambda: trunk(blank))
-
-    def cost(keep: float) -> float:
-        fold(tried_on, _keeping(method, keep))
-        return dry_count(lambda: trunk(blank)) / whole
-
-    low, high, tried = 0.0, 1.0, dict[float, float]()
-    keep = share
-    for _ in range(TRIES):
-        tried[keep] = cost(keep)
-        if abs(tried[keep] - share) <= CLOSE:
-            break
-        low, high = (low, keep) if tried[keep] > share else (keep, high)
-        keep = (low + high) / 2
-    best = min(tried, key=lambda keep: abs(tried[keep] - share))
-    if abs(tried[best] - share) > NEAR:
+    """The same with rates that cost that share of the dense FLOPs: as much stays alone as does.
+    Where that is none, more goes around than was asked for, if nobody asked; and where one patch
+    more or less is too much, rates a few patches away are tried."""
+    costs = Costs(model, share, image)
+    costs.bisect(lambda keep: _keeping(method, keep), share)
+    free = method.prune == PRUNE
+    if costs.off(costs.best) > NEAR and free:
+        costs.bisect(lambda keep: replace(method, keep=0.0, prune=1 - keep), 1 - PRUNE)
+    if abs(costs.off(costs.best)) > NEAR:
+        costs.look(_nearby(costs.best, 1.0 if free else method.prune))
+    if abs(costs.off(costs.best)) > NEAR:
         raise MethodError(
             f"flops={share} cannot be reached by merging in blocks {list(method.blocks or ())}: "
-            f"the nearest share that can is {tried[best]:.3f}; give other blocks"
+            f"the nearest share that can is {share + costs.off(costs.best):.3f}; give other blocks"
         )
-    return _keeping(method, best)
+    return costs.best
 
 
 def _keeping(method: PruneMerge, keep: float) -> PruneMerge:
     return replace(method, keep=keep, prune=min(method.prune, 1 - keep))
+
+
+class Costs:
+    """What rates cost, as they are tried."""
+
+    def __init__(self, model: nn.Module, share: float, image: Tensor) -> None:
+        self.model, self.share = clone(model), share
+        self.trunk = find(self.model).trunk
+        self.blank = torch.zeros_like(image, device=next(self.trunk.parameters()).device)
+        self.whole = dry_count(lambda: self.trunk(self.blank))
+        self.tried: dict[PruneMerge, float] = {}
+
+    @property
+    def best(self) -> PruneMerge:
+        """Those that came nearest."""
+        return min(self.tried, key=lambda rated: abs(self.tried[rated]))
+
+    def off(self, rated: PruneMerge) -> float:
+        """By how much these are too dear."""
+        if rated not in self.tried:
+            fold(self.model, rated)
+            cost = dry_count(lambda: self.trunk(self.blank)) / self.whole
+            self.tried[rated] = cost - self.share
+        return self.tried[rated]
+
+    def bisect(self, rated: Callable[[float], PruneMerge], start: float) -> None:
+        """Try rates that cost the more the larger their number in [0, 1] is."""
+        low, high, at = 0.0, 1.0, start
+        for _ in range(TRIES):
+            miss = self.off(rated(at))
+            if abs(miss) <= CLOSE:
+                break
+            low, high = (low, at) if miss > 0 else (at, high)
+            at = (low + high) / 2
+
+    def look(self, candidates: Iterable[PruneMerge]) -> None:
+        """Try those that ought to come near, by how many patches blocks see."""
+        seen = torch.tensor([[_seen(rated), 1.0] for rated in self.tried], dtype=torch.float64)
+        misses = torch.tensor(list(self.tried.values()), dtype=torch.float64)
+        slope, start = torch.linalg.lstsq(seen, misses.unsqueeze(1)).solution.flatten().tolist()
+        order = sorted(candidates, key=lambda rated: abs(slope * _seen(rated) + start))
+        any(abs(self.off(rated)) <= NEAR / 2 for rated in order[:LOOKS])
+
+
+def _seen(method: PruneMerge) -> int:
+    """How many patches all blocks see, mixed and alone, but for those that see all."""
+    gone = sum(len(group) - max(group) - 1 for group in method.structure.values())
+    return sum(map(len, method.scores or ())) - gone
+
+
+def _nearby(method: PruneMerge, most: float) -> list[PruneMerge]:
+    """Rates some patches away, the nearest first, of which at most so many go around."""
+    rows = method.scores or ((),)
+    patches = sum(map(len, rows)) if method.scope == "global" else len(rows[0])
+    alone, around = round(method.keep * patches), round(method.prune * patches)
+    rates = [
+        (stay, leave)
+        for stay in range(max(alone - FAR, 0), min(alone + FAR, patches) + 1)
+        for leave in range(max(around - FAR, 0), min(around + FAR, patches - stay) + 1)
+        if leave <= round(most * patches)
+    ]
+    rates.sort(key=lambda rate: abs(rate[0] - alone) + abs(rate[1] - around))
+    return [replace(method, keep=a / patches, prune=b / patches) for a, b in rates]
 
 
 PruneMerge.search = search
