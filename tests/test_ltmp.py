@@ -17,6 +17,7 @@ from reference import Reference, ltmp
 from safetensors.torch import load_file, save_file
 from small import MODELS, images, vit
 from torch import Tensor, nn
+from torch.nn.attention import varlen
 
 import vitfold
 from vitfold import LTMP, ToMe, ragged, threshold
@@ -180,7 +181,7 @@ def flash(
 def test_sizes_as_channels_are_as_exact_as_a_bias(
     width: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(within.varlen, "varlen_attn", flash)
+    monkeypatch.setattr(varlen, "varlen_attn", flash)
     lengths, generator = (5, 31, 1, 12), torch.Generator().manual_seed(width)
     total = sum(lengths)
     q, k, v = torch.randn(3, 1, 3, total, width, generator=generator).to(dtype)

@@ -14,7 +14,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.nn.attention import varlen
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
 from vitfold import ragged
@@ -175,6 +174,8 @@ def _blocks(images: Images) -> tuple[Tensor, Tensor]:
 def varied(q: Tensor, k: Tensor, v: Tensor, images: Images) -> Tensor:
     """Flash attention for rows of several lengths, in half precision. It takes no bias: sizes are
     products of two more channels, of which the second has what the first rounds away."""
+    from torch.nn.attention.varlen import varlen_attn  # not in every build
+
     if images.bias is not None or q.element_size() > 2:
         return padded(q, k, v, images)
     width = q.shape[-1]
@@ -193,7 +194,7 @@ def varied(q: Tensor, k: Tensor, v: Tensor, images: Images) -> Tensor:
     starts = torch.tensor(images.books.starts, device=images.device, dtype=torch.int32)
     longest = max(images.books.lengths)
     q, k, v = (part[0].transpose(0, 1).contiguous() for part in (q, k, v))
-    out: Any = varlen.varlen_attn(q, k, v, starts, starts, longest, longest, scale=scale)
+    out: Any = varlen_attn(q, k, v, starts, starts, longest, longest, scale=scale)
     return out[..., :width].transpose(0, 1).unsqueeze(0)
 
 
