@@ -23,10 +23,12 @@ import vitfold
 from vitfold import LTMP, ToMe, ragged, threshold
 from vitfold.blocks import within
 from vitfold.blocks.packed import PackedAttend
+from vitfold.digits import create_digits, load_split
 from vitfold.errors import DataError, MethodError, PlanError, ShapeError
 from vitfold.fold import folded, watch
-from vitfold.ledger import Packed
+from vitfold.ledger import Masked, Packed
 from vitfold.tokenmap import DROPPED
+from vitfold.train.reach import reach
 
 MERGE, PRUNE = 0.35, 0.016
 
@@ -142,6 +144,61 @@ def test_a_batch_gives_each_image_what_it_gets_alone(name: str, method: LTMP) ->
     exactly(together.flip(0), model(x.flip(0)))
 
 
+@pytest.mark.parametrize("sharper", [4, 8])
+@each_variant
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+def test_what_is_gone_weighs_nothing(method: LTMP, sharper: float, dtype: torch.dtype) -> None:
+    """Where its logits are far above those of what is left, too."""
+    model = made("vit", method, dtype)
+    for block in model.blocks:
+        block.attn.qkv.weight.data[: 2 * 48] *= sharper
+    x = mixed_images(model, dtype=dtype)
+    expected, counts = model(x), vitfold.trace(model, x).counts
+    with vitfold.masked(), watch() as runs:
+        exactly(model(x), expected, atol=1e-9 if dtype == torch.float64 else 1e-4)
+        assert vitfold.trace(model, x).counts == counts
+    books = runs[0].last
+    assert isinstance(books, Masked)
+    assert not books.presence[~books.here].any()
+
+
+@torch.no_grad()
+def test_masked_digits_are_those_that_are_folded() -> None:
+    model: Any = vitfold.fold(create_digits(), LTMP(merge_threshold=0.6, prune_threshold=0.004))
+    x = load_split("test")[0][:24]
+    expected = model(x)
+    with vitfold.masked():
+        exactly(model(x), expected, atol=1e-4)
+
+
+@each_model
+def test_scores_are_the_same_in_parts(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = made(name, VARIANTS["prune"])
+    x = mixed_images(model)
+    expected = model(x)
+    monkeypatch.setattr(within, "ELEMENTS", 1000)
+    exactly(model(x), expected)
+
+
+@pytest.mark.parametrize("broken", [0, 1])
+def test_a_broken_image_harms_no_neighbour_where_images_are_padded(
+    broken: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = made("vit", VARIANTS["both"])
+    x = mixed_images(model, 3)
+    expected = model(x)
+    monkeypatch.setattr(PackedAttend, "way", "padded")
+    x[broken] = float("nan")
+    others = [image for image in range(3) if image != broken]
+    exactly(model(x)[others], expected[others])
+
+
+def test_an_image_without_a_batch_is_refused() -> None:
+    model = made("vit", VARIANTS["both"])
+    with pytest.raises(ShapeError, match=r"without a batch: give images\[None\]"):
+        model(mixed_images(model)[0])
+
+
 @each_model
 @each_variant
 @pytest.mark.parametrize("way", ["padded", "flexible"])
@@ -152,7 +209,7 @@ def test_ways_to_attend_within_images_agree(
     model = made(name, method)
     x = mixed_images(model)
     expected = model(x)
-    monkeypatch.setattr(within, "CHUNK", 3)
+    monkeypatch.setattr(within, "MOST_ELEMENTS", 3 * 50**2)
     monkeypatch.setattr(within, "BLOCK", 16)
     monkeypatch.setattr(PackedAttend, "way", way)
     exactly(model(x), expected)
@@ -621,6 +678,25 @@ def test_frozen_numbers_are_the_means(name: str, order: str) -> None:
     for counts, mean in zip(vitfold.trace(model, x).counts, means, strict=True):
         assert set(counts) == {counts[0]}
         assert counts[0] == pytest.approx(mean, abs=1.01)
+
+
+def test_frozen_numbers_do_not_depend_on_how_it_is_evaluated() -> None:
+    models = [made("vit", VARIANTS["both"]) for _ in range(2)]
+    x = mixed_images(models[0])
+    vitfold.freeze(models[0], x)
+    with vitfold.masked():
+        vitfold.freeze(models[1], x)
+    assert folded(models[0]).method == folded(models[1]).method
+    assert any(folded(models[0]).schedule)
+
+
+def test_a_share_is_reached_by_whatever_scale_it_takes() -> None:
+    model = vit((14, 14))
+    x = images(model, 4, dtype=torch.float32)
+    vitfold.fold(model, LTMP(prune=False, merge_threshold=0.98, flops=0.8))
+    assert reach(model, 0.8, [x]) == pytest.approx(0.8, abs=0.02)
+    learned: Any = folded(model).learned
+    assert float(learned.merge.detach()[0]) < 1 - 8 * 0.02  # by more than eight, here
 
 
 def test_what_is_alike_already_is_not_frozen() -> None:

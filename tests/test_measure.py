@@ -59,6 +59,15 @@ def test_a_fold_needs_no_more_memory_than_the_dense_model(method: vitfold.Method
     assert peak_memory(vitfold.fold(model, method), pixels) <= dense
 
 
+@pytest.mark.parametrize("batch", [1, 2])
+def test_scores_of_large_images_need_no_more_memory_than_the_dense_model(batch: int) -> None:
+    model = registered("vit_tiny_patch16_224", img_size=560, depth=1)
+    pixels = images(model, batch)
+    dense = peak_memory(model, pixels)
+    vitfold.fold(model, vitfold.LTMP(merge_threshold=0.9, prune_threshold=1e-3))
+    assert peak_memory(model, pixels) <= dense
+
+
 def test_throughput_gives_median_and_quartiles() -> None:
     rate = Throughput.of(8, [1.0, 2.0, 4.0])
     assert (rate.median, rate.repeats) == (4.0, 3)

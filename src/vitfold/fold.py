@@ -155,10 +155,10 @@ def _valid(padding: Tensor | None, prefix: int) -> Tensor | None:
 
 
 @contextlib.contextmanager
-def masked() -> Iterator[None]:
+def masked(on: bool = True) -> Iterator[None]:
     """Within it, and in this thread, methods that keep another number of tokens for every image
-    only mask those that would leave, as they do in training."""
-    token = _masked.set(True)
+    only mask those that would leave, as they do in training; or really remove them."""
+    token = _masked.set(on)
     try:
         yield
     finally:
@@ -197,6 +197,12 @@ def _errors(fold: Fold, given: tuple[Any, ...]) -> Iterator[None]:
             "[B, C, H, W]; images of different sizes go into calls of their own"
         ) from error
     except (AssertionError, ValueError, RuntimeError) as error:
+        first = next((x for x in given if isinstance(x, Tensor)), None)
+        if first is not None and first.dim() == 3 and first.shape[0] == fold.found.size[0]:
+            raise ShapeError(
+                f"an image of {list(first.shape)} came without a batch: give images[None], "
+                "[B, C, H, W]"
+            ) from error
         images = next((x for x in given if isinstance(x, Tensor) and x.dim() == 4), None)
         if isinstance(error, VitfoldError) or images is None:
             raise

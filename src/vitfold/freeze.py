@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from vitfold.errors import DataError, MethodError
-from vitfold.fold import Fold, fold, folded, watch
+from vitfold.fold import Fold, fold, folded, masked, watch
 from vitfold.ledger import Ledger
 from vitfold.methods.base import has_fixed
 from vitfold.methods.schedule import whole
@@ -43,7 +43,7 @@ def _means(record: Fold, batches: Iterable[Tensor]) -> tuple[list[float], list[f
     trunk, total = record.found.trunk, 0
     counts = torch.zeros(2, record.found.depth, dtype=torch.float64)
     for images in batches:
-        with watch() as runs, torch.no_grad(), evaluating(trunk):
+        with masked(False), watch() as runs, torch.no_grad(), evaluating(trunk):
             trunk(images)
         counts += _gone(runs[-1])
         total += len(images)

@@ -144,7 +144,7 @@ def _straight(value: Tensor, threshold: Tensor, temperature: float) -> Tensor:
     """One where a value is above the threshold, with the gradient of a sigmoid."""
     soft = ((value - threshold) / temperature).sigmoid()
     hard = (value > threshold).to(soft.dtype)
-    return hard + soft - soft.detach()
+    return hard + (soft - soft.detach())  # exactly: what is gone weighs nothing
 
 
 def _bounded(best: Tensor, size: Tensor | None) -> Tensor:

@@ -5,6 +5,7 @@ which `benchmarks/ragged.py --way` tells which is best on a machine.
 """
 
 import functools
+import inspect
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,11 +21,17 @@ from vitfold import ragged
 from vitfold.blocks.own import logits, received, weighed
 from vitfold.ledger import Packed
 
-CHUNK = 16
-"""How many images are scored at once where they are padded: bounds the memory of `N x N`."""
+ELEMENTS = 2**18
+"""How many weights of an image are there at once while it is scored: they stay in the cache."""
+
+MOST_ELEMENTS = 2**26
+"""The same of all images, where they are padded."""
 
 BLOCK = 128
 """How many queries, and how many keys, flexible attention skips or sees together."""
+
+NARROW = 16
+"""How many channels its heads have at least, on a GPU."""
 
 LANES = 8
 """Of how many channels a head of varlen attention is a multiple."""
@@ -84,8 +91,10 @@ class Images:
         return mask + self.books.biases(self.bias, rows).to(like.dtype)
 
     def padded(self, x: Tensor) -> Tensor:
-        """`[B, H, longest, d]`."""
-        return x[0][:, self.rows[0]].transpose(0, 1)
+        """`[B, H, longest, d]`, zeros where an image has no token: what others have is not to
+        matter, be it no number."""
+        rows, here = self.rows
+        return x[0][:, rows].transpose(0, 1).masked_fill(~here[:, None, :, None], 0)
 
 
 Way = Callable[[Tensor, Tensor, Tensor, Images], Tensor]
@@ -104,10 +113,15 @@ def scored(q: Tensor, k: Tensor, v: Tensor, images: Images) -> tuple[Tensor, Ten
     """The same, and `[1, T]` the attention that each token received: the weights are there."""
     outs, seen = [], []
     for queries, keys, values, bias in _apart(q, k, v, images):
-        added = None if bias is None else bias[0]
-        weights = weighed(queries[0], keys[0], added, images.scale)
-        outs.append(torch.bmm(weights.to(v.dtype), values[0]).unsqueeze(0))
-        seen.append(weights.flatten(0, 1).mean(dim=0))
+        heads, tokens = queries.shape[1:3]
+        total = keys.new_zeros(())
+        step = max(ELEMENTS // (heads * tokens), 1)
+        for some in (slice(start, start + step) for start in range(0, tokens, step)):
+            added = bias if bias is None else bias[0, :, some] if bias.shape[2] > 1 else bias[0]
+            weights = weighed(queries[0, :, some], keys[0], added, images.scale)
+            outs.append(torch.bmm(weights.to(v.dtype), values[0]).unsqueeze(0))
+            total = weights.sum(dim=(0, 1)) + total
+        seen.append(total / (heads * tokens))
     return torch.cat(outs, dim=2), torch.cat(seen).unsqueeze(0)
 
 
@@ -127,8 +141,10 @@ def padded(q: Tensor, k: Tensor, v: Tensor, images: Images) -> Tensor:
 
 
 def flexible(q: Tensor, k: Tensor, v: Tensor, images: Images) -> Tensor:
-    """One kernel over all tokens that skips blocks in which no two are of one image."""
-    if images.bias is not None:
+    """One kernel over all tokens that skips blocks in which no two are of one image. An image that
+    is no number makes those that share its blocks so."""
+    fits = not q.is_cuda or (q.dtype != torch.float64 and q.shape[-1] >= NARROW)
+    if images.bias is not None or not fits:
         return padded(q, k, v, images)
     image, sizes = images.owners, images.sizes
     added = None if sizes is None else sizes.flatten()
@@ -176,7 +192,8 @@ def varied(q: Tensor, k: Tensor, v: Tensor, images: Images) -> Tensor:
     products of two more channels, of which the second has what the first rounds away."""
     from torch.nn.attention.varlen import varlen_attn  # not in every build
 
-    if images.bias is not None or q.element_size() > 2:
+    scales = "scale" in inspect.signature(varlen_attn).parameters  # not in torch 2.10
+    if images.bias is not None or q.element_size() > 2 or not scales:
         return padded(q, k, v, images)
     width = q.shape[-1]
     scale = width**-0.5 if images.scale is None else images.scale
@@ -202,7 +219,9 @@ def seen(q: Tensor, k: Tensor, images: Images) -> Tensor:
     """`[1, T]`: the attention that each token received, by one more product of queries and keys,
     of some images at a time."""
     queries, keys, mask, here = images.padded(q), images.padded(k), images.mask(q), images.rows[1]
-    some = [slice(start, start + CHUNK) for start in range(0, len(queries), CHUNK)]
+    _, heads, tokens, _ = queries.shape
+    step = max(MOST_ELEMENTS // max(heads * tokens**2, 1), 1)
+    some = [slice(start, start + step) for start in range(0, len(queries), step)]
     weights = (logits(queries[s], keys[s], mask[s], images.scale).softmax(dim=-1) for s in some)
     scores = [received(part, here[s]) for part, s in zip(weights, some, strict=True)]
     return torch.cat(scores)[here].unsqueeze(0)

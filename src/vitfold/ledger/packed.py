@@ -75,9 +75,11 @@ class Packed(Ledger):
     original tokens are all of the batch.
 
     lengths: how many tokens each image has.
+    begun: whether a block has decided anything, be it that all stay.
     """
 
     lengths: tuple[int, ...] = ()
+    begun: bool = False
 
     @classmethod
     def open(
@@ -145,7 +147,7 @@ class Packed(Ledger):
     def whole_images(self) -> bool:
         """Whether no block has decided anything yet, and images are as the model has them. What one
         image loses so says nothing about how another one is computed."""
-        return self.origin is None
+        return not self.begun
 
     def holds(self, x: Tensor) -> bool:
         rows = (len(self.lengths), self.tokens) if self.whole_images else (1, self.now)
@@ -160,13 +162,18 @@ class Packed(Ledger):
         return list(self.lengths)
 
     def reduce(self, x: Tensor, step: TokenMap) -> tuple[Tensor, Ledger]:
-        return super().reduce(self.pack(x), step)
+        x = self.pack(x)
+        if step.gone.shape[1]:
+            return super().reduce(x, step)
+        return x, replace(self, begun=True)
 
     def _then(self, step: TokenMap, size: Tensor | None) -> "Packed":
         origin = step.keep if self.origin is None else self.origin.gather(1, step.keep)
         lengths = torch.bincount(origin[0] // self.tokens, minlength=len(self.lengths)).tolist()
         maps = (*self.maps, step)
-        return replace(self, size=size, origin=origin, maps=maps, lengths=tuple(lengths))
+        return replace(
+            self, size=size, origin=origin, maps=maps, lengths=tuple(lengths), begun=True
+        )
 
     def flat(self, like: Tensor) -> TokenMap:
         """The map from the original tokens of all images to those of now."""
@@ -178,7 +185,9 @@ class Packed(Ledger):
         return PackedMap(self.flat(like), self.lengths)
 
     def fold(self, x: Tensor) -> Tensor:
-        return x if self.origin is None else take(_one_image(x), self.origin)
+        if self.whole_images:
+            return x
+        return _one_image(x) if self.origin is None else take(_one_image(x), self.origin)
 
     def unfold(self, x: Tensor) -> Tensor:
         batch = len(self.lengths)

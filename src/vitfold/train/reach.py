@@ -4,6 +4,7 @@ The loss balances that share against the labels, so training ends beside it, and
 more the last FLOPs matter. What is left is small: all blocks reduce a little more, or less.
 """
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -41,7 +42,7 @@ def reach(model: nn.Module, share: float, batches: Sequence[Tensor]) -> float:
 
     with evaluating(model), torch.inference_mode():
         dense = cost(0.0)
-        low, high, by = 0.0, MOST, 1.0
+        low, high, by = 0.0, math.inf, 1.0
         tried: dict[float, float] = {}
         for _ in range(TRIES):
             tried[by] = cost(by) / dense
@@ -49,6 +50,8 @@ def reach(model: nn.Module, share: float, batches: Sequence[Tensor]) -> float:
             if abs(tried[best] - share) <= CLOSE:
                 break
             low, high = (by, high) if tried[by] > share else (low, by)
-            by = min(2 * by, MOST) if high == MOST else (low + high) / 2
+            if low == MOST:
+                break
+            by = min(2 * by, MOST) if high == math.inf else (low + high) / 2
         cost(best)
         return tried[best]
