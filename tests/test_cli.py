@@ -196,6 +196,8 @@ def test_families_lists_what_folds_and_what_does_not(run, capsys) -> None:
         (["bench", "digits", "--device", "meta"], "--device 'meta' is not to be had"),
         (["bench", "test_vit", "--r", "4", "--img-size", "50", "-b", "1"], "images of 3x50x50"),
         (["demo", "-o", __file__], "--output"),
+        (["train", "digits"], "no data: give --data-dir"),
+        (["train", "digits", "--no-val"], "no data: give --data-dir"),
         (["trace", "digits", __file__, "-o", f"{__file__}/deep"], "--output"),
         (["bench", MODEL, "-b", "0"], "expected numbers from 1 up"),
         (["bench", MODEL, "--results-file", "rows.txt"], ".json or .csv"),

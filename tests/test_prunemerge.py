@@ -361,8 +361,36 @@ class TestSearch:
         model = vit((4, 4))
         asked = {"flops": 0.4, "grouping": "centers", "iterations": 1}
         assert PruneMerge.search(model, batches(model), **asked).prune > 0.1
-        with pytest.raises(MethodError, match="the nearest share that can is"):
-            PruneMerge.search(model, batches(model), prune=0.05, **asked)
+        for prune in (0.05, 0.1):
+            with pytest.raises(MethodError, match="the nearest share that can is"):
+                PruneMerge.search(model, batches(model), prune=prune, **asked)
+        with pytest.raises(MethodError):
+            PruneMerge.search(model, batches(model), keep=0.95, prune=0.1)
+
+    @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64], ids=str)
+    def test_rates_are_found_in_the_type_of_the_model(self, dtype: torch.dtype) -> None:
+        model, given = vit(patch_drop_rate=0.25).train(), batches(vit())
+        model.to(dtype)
+        found = PruneMerge.search(model, given, flops=0.6, iterations=1)
+        one = given[0][0][:1].to(dtype)
+        model.eval()
+        dense = vitfold.flops(model, one)
+        reached = vitfold.flops(vitfold.fold(model, found), one) / dense
+        assert reached == pytest.approx(0.6, abs=0.01)
+
+    def test_labels_of_other_types_and_shapes(self) -> None:
+        model = vit()
+        images, labels = batches(model)[0]
+        expected = PruneMerge.search(model, [(images, labels)], iterations=1)
+        assert PruneMerge.search(model, [(images, labels.int())], iterations=1) == expected
+        with pytest.raises(DataError, match=r"labels \[4, 1\]: expected \[B\]"):
+            PruneMerge.search(model, [(images, labels[:, None])], iterations=1)
+        with pytest.raises(DataError, match="without images"):
+            PruneMerge.search(model, [(images[:0], labels[:0])], iterations=1)
+        with pytest.raises(DataError, match="no gradient reaches any patch"):
+            PruneMerge.search(model, [(images, torch.full_like(labels, -100))], iterations=1)
+        with pytest.raises(MethodError, match=r"keep='0\.5'"):
+            PruneMerge.search(model, [(images, labels)], keep="0.5", iterations=1)  # type: ignore[arg-type]
 
     def test_the_same_images_give_the_same_method(self) -> None:
         model = vit().train()

@@ -30,7 +30,7 @@ from vitfold.layout import Layout
 from vitfold.ledger import Ledger
 from vitfold.measure import Progress
 from vitfold.methods.base import Base
-from vitfold.methods.checks import check_blocks
+from vitfold.methods.checks import check_blocks, check_number
 from vitfold.methods.prunemerge import PruneMerge, rounded
 from vitfold.methods.schedule import check_share, check_whole
 from vitfold.methods.steps import Look, Plan
@@ -61,7 +61,7 @@ def search(
     model: nn.Module,
     loader: Iterable[Any],
     keep: float | None = None,
-    prune: float = PRUNE,
+    prune: float | None = None,
     blocks: Sequence[int] | None = None,
     scope: str = "global",
     grouping: str = "runs",
@@ -79,8 +79,8 @@ def search(
     loader: batches of images and labels; begun again where it is shorter than the iterations, and
         where it can be.
     keep: the share of patches that stay alone (0.6 where `flops` is not given).
-    prune: the share that goes around blocks, at most; less where more stay alone, and more than the
-        usual one only where `flops` cannot be reached without.
+    prune: the share that goes around blocks, at most; less where more stay alone. Where it is not
+        given 0.1, and more only if `flops` cannot be reached without.
     blocks: which ones to compress; all but the first quarter where it is not given.
     iterations: how many batches.
     flops: the share of the dense FLOPs to reach, in place of `keep`.
@@ -93,12 +93,17 @@ def search(
             raise MethodError(f"keep={keep!r} and flops={flops!r}: give one of the two")
     depth = find(model).depth
     some = list(range(depth // 4, depth)) if blocks is None else blocks
-    every = PruneMerge(0.0, prune, some, scope, grouping, shortcut)  # type: ignore[arg-type]
+    usual = PRUNE if prune is None else prune
+    every = PruneMerge(0.0, usual, some, scope, grouping, shortcut)  # type: ignore[arg-type]
     check_blocks(every.blocks, depth)
     chosen = tuple(every.blocks or ())
     if not chosen:
         raise MethodError(f"blocks={blocks!r}: expected at least one block")
-    asked = every if flops is not None else _alone(every, 0.6 if keep is None else keep)
+    alone = 0.6 if keep is None else keep
+    check_number("keep", alone, 0, 1)
+    asked = every
+    if flops is None:  # less goes around where nobody said how much
+        asked = replace(every, keep=alone) if prune is not None else _keeping(every, alone)
     batches = _again(loader, iterations)
     first = next(batches, None)
     if first is None:
@@ -107,12 +112,7 @@ def search(
     scores = Scores.start(model, chosen, grid, first, iterations, resume)
     scores.gather(model, chosen, itertools.chain([first], batches), progress)
     found = replace(asked, grid=grid, scores=scores.rounded())
-    return found if flops is None else reaching(model, found, flops, first[0][:1])
-
-
-def _alone(method: PruneMerge, keep: float) -> PruneMerge:
-    """With so many patches that stay alone: less goes around where nobody said how much."""
-    return _keeping(method, keep) if method.prune == PRUNE else replace(method, keep=keep)
+    return found if flops is None else reaching(model, found, flops, first[0][:1], prune is None)
 
 
 def _grid(model: nn.Module, images: Tensor) -> tuple[int, int]:
@@ -159,7 +159,13 @@ def _labelled(batch: Any) -> Batch:
             f"a batch of {images.dtype} {list(images.shape)} with {list(labels.shape)} labels: "
             "expected images [B, C, H, W] as the model takes them, and a label for each"
         )
-    return images, labels
+    if not len(images):
+        raise DataError("a batch without images: leave it out")
+    if labels.is_floating_point():
+        return images, labels
+    if labels.dim() not in (1, 3):
+        raise DataError(f"labels {list(labels.shape)}: expected [B], or [B, H, W] for pixels")
+    return images, labels.long()
 
 
 @dataclass
@@ -258,6 +264,10 @@ class Scores:
 
     def rounded(self) -> tuple[tuple[float, ...], ...]:
         """The mean over batches, with as many digits as matter."""
+        if not self.sums.any():
+            raise DataError(
+                "no gradient reaches any patch: are all labels ignored, or the head's weights zero?"
+            )
         return rounded(self.sums / self.batches)
 
 
@@ -325,16 +335,17 @@ class Valued(OwnAttend):
         return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=scale), None
 
 
-def reaching(model: nn.Module, method: PruneMerge, share: float, image: Tensor) -> PruneMerge:
+def reaching(
+    model: nn.Module, method: PruneMerge, share: float, image: Tensor, free: bool = False
+) -> PruneMerge:
     """The same with rates that cost that share of the dense FLOPs: as much stays alone as does.
-    Where that is none, more goes around than was asked for, if nobody asked; and where one patch
+    Where that is none, more goes around than the method says, if it is `free`; and where one patch
     more or less is too much, rates a few patches away are tried."""
     costs = Costs(model, share, image)
     costs.bisect(lambda keep: _keeping(method, keep), share)
-    free = method.prune == PRUNE
     if costs.off(costs.best) > NEAR and free:
         costs.bisect(lambda keep: replace(method, keep=0.0, prune=1 - keep), 1 - PRUNE)
-    if abs(costs.off(costs.best)) > NEAR:
+    if abs(costs.off(costs.best)) > NEAR and costs.around:
         costs.look(_nearby(costs.best, 1.0 if free else method.prune))
     if abs(costs.off(costs.best)) > NEAR:
         raise MethodError(
@@ -352,9 +363,10 @@ class Costs:
     """What rates cost, as they are tried."""
 
     def __init__(self, model: nn.Module, share: float, image: Tensor) -> None:
-        self.model, self.share = clone(model), share
+        self.model, self.share = clone(model).eval(), share
         self.trunk = find(self.model).trunk
-        self.blank = torch.zeros_like(image, device=next(self.trunk.parameters()).device)
+        weight = next(self.trunk.parameters())
+        self.blank = torch.zeros_like(image, device=weight.device, dtype=weight.dtype)
         self.whole = dry_count(lambda: self.trunk(self.blank))
         self.tried: dict[PruneMerge, float] = {}
 
@@ -362,6 +374,11 @@ class Costs:
     def best(self) -> PruneMerge:
         """Those that came nearest."""
         return min(self.tried, key=lambda rated: abs(self.tried[rated]))
+
+    @property
+    def around(self) -> bool:
+        """Whether some were too dear, and others too cheap."""
+        return min(self.tried.values()) < 0 < max(self.tried.values())
 
     def off(self, rated: PruneMerge) -> float:
         """By how much these are too dear."""

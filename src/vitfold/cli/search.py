@@ -43,7 +43,10 @@ def search(
     keep: Annotated[
         float | None, typer.Option(help="Share of patches that stay alone.", show_default="0.6")
     ] = None,
-    prune: Annotated[float, typer.Option(help="Share that goes around blocks, at most.")] = 0.1,
+    prune: Annotated[
+        float | None,
+        typer.Option(help="Share that goes around blocks, at most.", show_default="0.1"),
+    ] = None,
     flops: Annotated[
         float | None, typer.Option(help="Share of the dense FLOPs, in place of --keep.")
     ] = None,

@@ -144,7 +144,7 @@ def begin_from(model: nn.Module, weights: Mapping[str, Tensor], where: Path) -> 
 
 def folded(model: nn.Module, choice: options.Choice) -> nn.Module:
     """The model, folded where that was asked for."""
-    if choice.method == "none":
+    if (choice.method or "").lower() == "none":
         given = [choice.r, choice.flops, *choice.options]
         if any(value is not None for value in given):
             raise TrainError("--r, --flops and --method-kwargs go with a --method")

@@ -11,7 +11,7 @@ from vitfold import plots
 from vitfold.cli import options, show, subject
 from vitfold.cli.search import SCORES
 from vitfold.data import classes_of, labelled, untouched
-from vitfold.errors import MissingExtra, TrainError
+from vitfold.errors import DataError, MissingExtra, TrainError
 from vitfold.fold import folds
 from vitfold.methods import METHODS, PruneMerge
 from vitfold.models import create_model
@@ -225,6 +225,8 @@ def train(
         scenes = options.scenes(dataset, data_dir, train_split, class_map, labels)
         labels = subject.counted(model, scenes)
     source = options.source(dataset, data_dir, train_split, class_map, labels)
+    if not source.given:
+        raise DataError("no data: give --data-dir FOLDER (or tar) or --dataset NAME")
     held_out = options.source(dataset, data_dir, val_split or "validation", class_map, labels)
     if not no_val and val_split is None:
         subject.check_apart(source, held_out)
@@ -249,7 +251,7 @@ def train(
     if taught is not None:
         subject.check_teacher(taught, base)
     choice = options.Choice(method, r, flops, method_kwargs)
-    if choice.method == PruneMerge.name and not folds(base):
+    if (choice.method or "").lower() == PruneMerge.name and not folds(base):
         scored = output / SCORES if accelerator.is_main_process else None
         base.to(accelerator.device)
         ours = subject.searched(base, choice, source, scored, resume, seed, workers)
