@@ -202,6 +202,8 @@ def train(
     Everything goes to --output: `best` and `last` are models for any other command, log.csv has a
     row for every epoch. On several devices or machines: `accelerate launch -m vitfold train ...`.
     """
+    if not (dataset or data_dir or options.segments(task)):
+        raise DataError("no data: give --data-dir FOLDER (or tar) or --dataset NAME")
     looks = options.given(
         no_aug=no_aug or None,
         scale=_numbers("scale", scale),
@@ -225,8 +227,6 @@ def train(
         scenes = options.scenes(dataset, data_dir, train_split, class_map, labels)
         labels = subject.counted(model, scenes)
     source = options.source(dataset, data_dir, train_split, class_map, labels)
-    if not source.given:
-        raise DataError("no data: give --data-dir FOLDER (or tar) or --dataset NAME")
     held_out = options.source(dataset, data_dir, val_split or "validation", class_map, labels)
     if not no_val and val_split is None:
         subject.check_apart(source, held_out)
