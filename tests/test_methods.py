@@ -3,6 +3,7 @@
 import dataclasses
 import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -349,3 +350,17 @@ def test_a_model_is_not_changed_while_it_runs(change: Callable[[nn.Module], nn.M
     assert torch.equal(model(x), before)
     change(model)
     assert not torch.equal(model(x), before)
+
+
+@pytest.mark.parametrize("kind", [vitfold.EViT, vitfold.DynamicViT])
+def test_a_stage_may_lose_more_than_half(kind: Any, tmp_path: Path) -> None:
+    """Nothing needs a partner there."""
+    model = vitfold.fold(vit(), kind(r=[0, 40, 0, 0], blocks=(1,)))
+    x = images(model, 2, dtype=torch.float32)
+    expected = model(x)
+    assert vitfold.trace(model, x).counts[-1] == [10, 10]
+    vitfold.save(model, tmp_path / "plan", backbone=True)
+    again = vitfold.load(tmp_path / "plan", vit())
+    assert torch.equal(again(x), expected)
+    with pytest.raises(MethodError, match="r=48 is too many of 49 patch tokens: give at most 47"):
+        vitfold.fold(vit(), kind(r=48))

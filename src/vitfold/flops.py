@@ -71,8 +71,8 @@ def solve(
     best, reached = search.best
     if search.distance > NEAR:
         raise MethodError(
-            f"flops={share} cannot be reached: at most half of the patch tokens leave a block that "
-            f"reduces, from block {first} on: the nearest share that can is {reached:.3f}"
+            f"flops={share} cannot be reached by removing patch tokens from block {first} on: the "
+            f"nearest share that can is {reached:.3f}"
         )
     return best
 

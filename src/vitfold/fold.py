@@ -346,7 +346,8 @@ def _schedule(record: Fold) -> tuple[int, ...]:
     if not isinstance(method, Method):
         return (0,) * found.depth
     if method.r is not None:
-        return per_block(method.r, found.depth, first, layout.patches)
+        patches = layout.patches
+        return per_block(method.r, found.depth, first, patches, method.most(patches))
     share = 1.0 if method.flops is None else method.flops
     return solve(share, lambda schedule: _cost(record, schedule), layout, first, method.spread)
 

@@ -128,6 +128,10 @@ class Method(Base):
                     f"inflection={self.inflection!r} goes with flops: with r, give (r, inflection)"
                 )
 
+    def most(self, patches: int) -> int:
+        """How many of them may leave one block."""
+        return patches // 2
+
     def spread(self, rate: float, depth: int, first: int) -> tuple[int, ...]:
         """`rate` tokens a block on average, from block `first` on, as `flops` spreads them."""
         inflection = self.slope if self.inflection is None else self.inflection

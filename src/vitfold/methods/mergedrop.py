@@ -39,7 +39,7 @@ class MergeDrop(Merging):
             object.__setattr__(self, "drop", list(self.drop))
 
     def plan(self, layout: Layout, schedule: tuple[int, ...]) -> tuple[Step | None, ...]:
-        drops = per_block(self.drop, layout.depth, 0, None)
+        drops = per_block(self.drop, layout.depth, 0)
         patches = layout.patches
         steps: list[Step | None] = []
         for block, (r, drop) in enumerate(zip(schedule, drops, strict=True)):

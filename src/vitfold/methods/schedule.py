@@ -50,15 +50,15 @@ def check_share(flops: object) -> None:
         raise MethodError(f"flops={flops!r}: expected a share of the dense FLOPs in (0, 1]")
 
 
-def per_block(r: Reduction, depth: int, first: int, patches: int | None) -> tuple[int, ...]:
-    """The number for every block; nothing before block `first`."""
+def per_block(
+    r: Reduction, depth: int, first: int, patches: int = 0, most: int | None = None
+) -> tuple[int, ...]:
+    """The number for every block; nothing before block `first`, and at most `most` of `patches`."""
     asked = _spread(r, depth)
-    most = None if patches is None else patches // 2
     for value in asked:
         if most is not None and value > most:
-            raise MethodError(
-                f"r={value} is more than half of {patches} patch tokens: give at most {most}"
-            )
+            much = "more than half" if most == patches // 2 else "too many"
+            raise MethodError(f"r={value} is {much} of {patches} patch tokens: give at most {most}")
     return tuple(0 if block < first else value for block, value in enumerate(asked))
 
 

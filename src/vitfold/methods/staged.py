@@ -7,6 +7,9 @@ from vitfold.methods.base import Method
 from vitfold.methods.checks import check_blocks, rising
 from vitfold.methods.steps import Step
 
+KEPT = 2
+"""How many patches stay at least."""
+
 
 @dataclass(frozen=True)
 class Staged(Method):
@@ -34,6 +37,9 @@ class Staged(Method):
             return tuple(sorted({depth * quarter // 4 for quarter in (1, 2, 3)}))
         return self.blocks
 
+    def most(self, patches: int) -> int:
+        return max(patches - KEPT, 0)
+
     def spread(self, rate: float, depth: int, first: int) -> tuple[int, ...]:
         """As many on average, in the chosen blocks alone, along a ramp over those."""
         chosen = [block for block in self.chosen(depth) if block >= first]
@@ -46,7 +52,7 @@ class Staged(Method):
         chosen, patches = self.chosen(layout.depth), layout.patches
         found = []
         for block, r in enumerate(schedule):
-            found.append(max(min(r, patches - 2), 0) if block in chosen else 0)
+            found.append(max(min(r, patches - KEPT), 0) if block in chosen else 0)
             patches -= found[-1]
         return tuple(found)
 
