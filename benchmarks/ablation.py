@@ -28,8 +28,8 @@ from vitfold.cli.search import images_of
 from vitfold.cli.validate import batches_of
 from vitfold.data import Source
 from vitfold.fold import clone, folded
-from vitfold.importance import reaching
 from vitfold.models import create_model
+from vitfold.rates import reaching
 from vitfold.structure import GROUPINGS, SCOPES
 from vitfold.train.objective import distillation
 from vitfold.train.recipe import Distillation

@@ -8,8 +8,6 @@ a run goes on where it was stopped.
     python benchmarks/camvid.py --data-dir camvid
 """
 
-import subprocess
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, NamedTuple
@@ -17,11 +15,11 @@ from typing import Annotated, NamedTuple
 import torch
 import typer
 from evidence import markdown
-from learned import minutes
 from PIL import Image
 from torch import Tensor, nn
 from torchmetrics.functional.classification import multiclass_confusion_matrix
 from torchvision.transforms.v2.functional import to_pil_image
+from trainings import minutes, trained
 
 import vitfold
 from vitfold.answers import IGNORED
@@ -136,18 +134,10 @@ def row(
 
 
 def train(place: Path, model: str, given: Sequence[str], data: Path) -> Path:
-    """What a training makes; nothing is done twice."""
-    made = place / "last"
-    if not any((made / name).exists() for name in ("plan.json", "config.json")):
-        command = [
-            sys.executable, "-m", "vitfold", "train", model, "--task", "segment", *given,
-            "--data-dir", data, "--val-split", "val", "--ignore-label", "11",
-            "--checkpoint-every", "200", "--resume", "--output", place,
-        ]  # fmt: skip
-        done = subprocess.run([str(part) for part in command], check=False)
-        if done.returncode:
-            raise SystemExit(done.returncode)
-    return made
+    """What a training on these scenes makes."""
+    scenes = ["--task", "segment", "--data-dir", data, "--val-split", "val"]
+    settings = ["--ignore-label", "11", "--checkpoint-every", "200"]
+    return trained(place, model, [*given, *scenes, *settings])
 
 
 def confusions(

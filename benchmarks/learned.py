@@ -12,9 +12,6 @@ shared with it.
     python benchmarks/learned.py models/vit_cifar10_cpu_adamw --data-dir cifar10 --part others
 """
 
-import csv
-import subprocess
-import sys
 from collections.abc import Container, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +22,7 @@ import typer
 from evidence import Answers, margins, markdown
 from PIL.Image import Image
 from torch import Tensor, nn
+from trainings import is_trained, minutes, trained
 
 import vitfold
 from vitfold import draw
@@ -84,25 +82,18 @@ class Setting:
         short = variant.lower().replace(",", "").replace(" ", "-")
         return self.output / f"{short}-{self.model.name}-{share}"
 
-    def train(self, variant: str, share: float, given: list[str]) -> Path:
+    def train(self, variant: str, share: float, given: list[Any]) -> Path:
         """The trained model; nothing is done twice."""
         place = self.place(variant, share)
-        found = [place / "last" / name for name in ("plan.json", "config.json")]
-        if not any(file.exists() for file in found):
-            command = [
-                sys.executable, "-m", "vitfold", "train", self.model, *given,
-                "--data-dir", self.data, "--train-split", self.split, "--no-val",
-                "--no-aug", "--checkpoint-every", "50", "--output", place, "--resume",
-            ]  # fmt: skip
-            command += ["--flops", share] if share < 1 else []
-            command += ["--amp"] if self.amp else []
-            self.said.forget(
-                *(f"{name}, flops={share}" for name in (variant, *FROM.get(variant, ())))
-            )
-            done = subprocess.run([str(part) for part in command], check=False)
-            if done.returncode and not any(file.exists() for file in found):
-                raise SystemExit(done.returncode)
-        return place / "last"
+        if not is_trained(place):
+            names = (variant, *FROM.get(variant, ()))
+            self.said.forget(*(f"{name}, flops={share}" for name in names))
+        given = [
+            *given, "--data-dir", self.data, "--train-split", self.split, "--no-val",
+            "--no-aug", "--checkpoint-every", "50",
+            *(["--flops", share] if share < 1 else []), *(["--amp"] if self.amp else []),
+        ]  # fmt: skip
+        return trained(place, self.model, given)
 
 
 def main(
@@ -145,12 +136,12 @@ class Bench:
     def rows(self, folds: Iterator[tuple[str, float, Any, str]], known: Container[str]) -> Rows:
         """Figures of some folds; those of names that are known say their share in their name."""
         found, cost = [], dense_cost(self.dense, self.batches)
-        for name, share, made, minutes in folds:
+        for name, share, made, took in folds:
             key = f"{name}, flops={share}" if name in known else name
             if key not in self.said.best or (self.limit is not None):
                 answers = predict(made.eval(), self.batches)
                 self.said.add(key, answers.best[:, 0], answers.labels)
-            found.append(row(key, share, reached(made, self.batches, cost), minutes, self.said))
+            found.append(row(key, share, reached(made, self.batches, cost), took, self.said))
             show.console.print(" | ".join(found[-1]), markup=False)
         return found
 
@@ -225,12 +216,6 @@ def other_folds(
             for other in FROM.get(name, ()):  # as they were found, on the weights that they fit
                 yield other, share, vitfold.fold(clone(bench.dense), folded(made).method), "0"
             yield name, share, made, minutes(setting.place(name, share))
-
-
-def minutes(place: Path) -> str:
-    """How long the epochs of a training took; a run that was stopped tells of its rest alone."""
-    with (place / "log.csv").open(encoding="utf-8") as file:
-        return f"{sum(float(r['seconds']) for r in csv.DictReader(file)) / 60:.1f}"
 
 
 def dense_cost(dense: nn.Module, batches: list[Batch]) -> float:

@@ -24,8 +24,8 @@ from vitfold import PruneMerge, bench, results
 from vitfold.cli import options, show
 from vitfold.families import find
 from vitfold.fold import clone
-from vitfold.importance import reaching
 from vitfold.measure import flops, interleave, peak_memory, random_inputs, timed
+from vitfold.rates import reaching
 
 COLUMNS = (
     "model",

@@ -17,7 +17,7 @@ from vitfold import PruneMerge
 from vitfold.cli import show
 from vitfold.digits import ARCHITECTURE, create_digits, load_split
 from vitfold.fold import clone
-from vitfold.importance import reaching
+from vitfold.rates import reaching
 from vitfold.validate import interval
 
 SIDES = (40, 48, 64, 72)

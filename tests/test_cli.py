@@ -181,7 +181,7 @@ def test_families_lists_what_folds_and_what_does_not(run, capsys) -> None:
         (["bench", "resnet18"], "cannot be folded"),
         (["bench", MODEL, "--method", "tom"], "did you mean 'tome'?"),
         (["bench", MODEL, "--r", "13", "--flops", "0.5"], "both"),
-        (["bench", MODEL, "--r", "99"], "more than half"),
+        (["bench", MODEL, "--r", "99"], "at most 98 can leave"),
         (["bench", MODEL, "--r", "-3"], "expected 0 or more"),
         (["bench", MODEL, "--r", "many"], "expected 13, or 16,16,8, or 13:-1"),
         (["bench", MODEL, "--flops", "0.01"], "cannot be reached"),

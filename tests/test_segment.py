@@ -108,6 +108,17 @@ def test_any_foldable_vit_is_an_encoder(name: str, tmp_path: Path) -> None:
         assert saved_classes(str(tmp_path / "dense")) == saved_classes(str(tmp_path / "plan")) == 3
 
 
+def test_a_search_takes_maps_of_labels_or_says_what_is_wrong_with_them() -> None:
+    model, search = segmenter(), vitfold.PruneMerge.search
+    images, labels = torch.randn(2, 3, 48, 48), torch.arange(2 * 48 * 48).view(2, 48, 48) % 4
+    assert search(model, [(images, labels)], flops=0.7, iterations=1).grid == (6, 6)
+    unknown = labels.masked_fill(labels == 3, 255)
+    with pytest.raises(DataError, match=r"labels reach from 0 to 255: .* of no class are -100"):
+        search(model, [(images, unknown)], iterations=1)
+    told = unknown.masked_fill(unknown == 255, IGNORED)
+    assert search(model, [(images, told)], iterations=1).scores
+
+
 def test_flops_are_a_share_of_the_encoders() -> None:
     model, images = segmenter(img_size=96), torch.randn(1, 3, 96, 96)
     whole = vitfold.flops(model.encoder, images)
@@ -250,8 +261,12 @@ def test_scenes_lie_in_folders_tars_and_as_ade20k_has_them(tmp_path: Path) -> No
     half = SceneSource(ade, "val[40%:]", labels).open()
     assert len(half) == 3
     path = ade / "images" / "val" / "2.png"
-    assert torch.equal(annotation_of(path, labels), found[2][2][1])  # type: ignore[arg-type]
+    truth = found[2][2][1]
+    assert torch.equal(annotation_of(path, labels), truth)  # type: ignore[arg-type]
     assert annotation_of(tmp_path / "2.png", labels) is None
+    beside = ade / "annotations" / "val" / "2.png"
+    beside.rename(beside.with_suffix(".PNG"))  # as cameras name them, and `open_scenes` takes them
+    assert torch.equal(annotation_of(path, labels), truth)  # type: ignore[arg-type]
 
 
 def test_zero_may_mean_no_class() -> None:

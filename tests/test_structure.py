@@ -20,7 +20,7 @@ FLOORS = [
     ["families"],
     ["flops"],
     ["fold"],
-    ["answers", "digits", "draw", "measure", "plots", "results"],
+    ["answers", "digits", "draw", "measure", "plots", "rates", "results"],
     ["segment"],
     ["plan", "trace"],
     ["models", "bench", "validate", "data", "freeze", "calibrate"],

@@ -40,8 +40,9 @@ def cross_entropy(said: Tensor, labels: Tensor, smoothing: float = 0.0) -> Tenso
 
     labels: classes `[B]` or `[B, H, W]`, or shares of classes `[B, classes]`.
     """
-    # Where looking costs nothing.
-    if labels.dim() == 1 and labels.device.type == "cpu" and not torch.compiler.is_compiling():
+    classes = not labels.is_floating_point()
+    # Where looking costs next to nothing.
+    if classes and labels.device.type == "cpu" and not torch.compiler.is_compiling():
         check_labels(labels, said.shape[1])
     if labels.dim() < 3:
         return F.cross_entropy(said, labels, label_smoothing=smoothing)
@@ -54,7 +55,8 @@ def check_labels(labels: Tensor, classes: int) -> None:
     """Refuse labels of classes that there are not."""
     known = labels[labels != IGNORED]
     if len(known) and not 0 <= int(known.min()) <= int(known.max()) < classes:
+        none = f"; pixels of no class are {IGNORED}" if labels.dim() == 3 else ""
         raise DataError(
             f"labels reach from {int(known.min())} to {int(known.max())}: the model has {classes} "
-            "classes, from 0"
+            f"classes, from 0{none}"
         )

@@ -13,7 +13,7 @@ from vitfold.sweep import Row, candidates, sweep
 SHARES = (0.75, 0.6, 0.5)
 BATCH = 32
 TIMED = 16
-ROUNDS = 2
+ROUNDS = 3
 
 
 def steps() -> int:

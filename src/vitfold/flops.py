@@ -5,12 +5,15 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 from torch.utils.module_tracker import ModuleTracker
 
 from vitfold.errors import MethodError
+from vitfold.families import Found
 from vitfold.layout import Layout
+from vitfold.modes import evaluating
 
 CLOSE = 0.002
 """How near to the share that is asked for the search stops."""
@@ -19,6 +22,9 @@ NEAR = 0.01
 """How far from it a schedule may be and still be given."""
 
 TRIES = 12
+
+FEW = 2**36
+"""So many operations are done sooner than they are worked out from shapes."""
 
 Schedule = tuple[int, ...]
 
@@ -53,6 +59,17 @@ def dry_count(call: Callable[[], Any]) -> int:
             return count(call)
     except DataDependentOutputException:
         return count(call)
+
+
+def cost(found: Found, **inputs: Tensor) -> int:
+    """The floating point operations of a call of a trunk in evaluation, on these inputs or on such
+    as it is made for: done where they are few, from shapes alone where they are many."""
+    trunk, given = found.trunk, inputs or found.example()
+    weights = list(trunk.parameters())
+    about = 2 * sum(weight.numel() for weight in weights) * found.layout().tokens
+    quick = about < FEW and weights[0].dtype == torch.float32 and not weights[0].is_meta
+    with evaluating(trunk):
+        return (count if quick else dry_count)(lambda: trunk(**given))
 
 
 def solve(

@@ -24,12 +24,11 @@ from vitfold.errors import (
     one_line,
 )
 from vitfold.families import Found, find
-from vitfold.flops import dry_count, solve
+from vitfold.flops import cost, solve
 from vitfold.methods import Base, Method, create_method
 from vitfold.methods.base import has_fixed
 from vitfold.methods.schedule import per_block
 from vitfold.methods.steps import Learned
-from vitfold.modes import evaluating
 from vitfold.run import Form, Run
 
 ModelT = TypeVar("ModelT", bound=nn.Module)
@@ -374,9 +373,7 @@ def _first(record: Fold) -> int:
 
 def _cost(record: Fold, schedule: tuple[int, ...]) -> int:
     record.schedule = schedule
-    found = record.found
-    with evaluating(found.trunk):  # in training, methods may only mask
-        return dry_count(lambda: found.trunk(**found.example()))
+    return cost(record.found)
 
 
 def _refuse_running(record: Fold | None) -> None:

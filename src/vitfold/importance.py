@@ -9,7 +9,7 @@ import functools
 import itertools
 import math
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,6 @@ from vitfold.answers import answers, cross_entropy
 from vitfold.blocks.own import OwnAttend
 from vitfold.errors import DataError, MethodError, one_line
 from vitfold.families import find
-from vitfold.flops import NEAR, dry_count
 from vitfold.fold import clone, fold
 from vitfold.layout import Layout
 from vitfold.ledger import Ledger
@@ -36,23 +35,10 @@ from vitfold.methods.schedule import check_share, check_whole
 from vitfold.methods.steps import Look, Plan
 from vitfold.modes import evaluating
 from vitfold.plan.weights import fingerprint
+from vitfold.rates import PRUNE, keeping, reaching
 from vitfold.validate import Batch
 
 ITERATIONS = 250
-
-PRUNE = 0.1
-"""The share of patches that goes around blocks, where nobody says otherwise."""
-
-CLOSE = 0.002
-"""How near to a share of the FLOPs the search for rates stops."""
-
-TRIES = 14
-
-FAR = 16
-"""How many patches more or less stay alone, or go around, where the search has to look closer."""
-
-LOOKS = 30
-"""How often it then does."""
 
 SAVE_EVERY = 10
 
@@ -103,7 +89,7 @@ def search(
     check_number("keep", alone, 0, 1)
     asked = every
     if flops is None:  # less goes around where nobody said how much
-        asked = replace(every, keep=alone) if prune is not None else _keeping(every, alone)
+        asked = replace(every, keep=alone) if prune is not None else keeping(every, alone)
     batches = _again(loader, iterations)
     first = next(batches, None)
     if first is None:
@@ -333,99 +319,6 @@ class Valued(OwnAttend):
         """What comes out; nothing is said of the attention received."""
         self.values.append(v)
         return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=scale), None
-
-
-def reaching(
-    model: nn.Module, method: PruneMerge, share: float, image: Tensor, free: bool = False
-) -> PruneMerge:
-    """The same with rates that cost that share of the dense FLOPs: as much stays alone as does.
-    Where that is none, more goes around than the method says, if it is `free`; and where one patch
-    more or less is too much, rates a few patches away are tried."""
-    costs = Costs(model, share, image)
-    costs.bisect(lambda keep: _keeping(method, keep), share)
-    if costs.off(costs.best) > NEAR and free:
-        costs.bisect(lambda keep: replace(method, keep=0.0, prune=1 - keep), 1 - PRUNE)
-    if abs(costs.off(costs.best)) > NEAR and costs.around:
-        costs.look(_nearby(costs.best, 1.0 if free else method.prune))
-    if abs(costs.off(costs.best)) > NEAR:
-        raise MethodError(
-            f"flops={share} cannot be reached by merging in blocks {list(method.blocks or ())}: "
-            f"the nearest share that can is {share + costs.off(costs.best):.3f}; give other blocks"
-        )
-    return costs.best
-
-
-def _keeping(method: PruneMerge, keep: float) -> PruneMerge:
-    return replace(method, keep=keep, prune=min(method.prune, 1 - keep))
-
-
-class Costs:
-    """What rates cost, as they are tried."""
-
-    def __init__(self, model: nn.Module, share: float, image: Tensor) -> None:
-        self.model, self.share = clone(model).eval(), share
-        self.trunk = find(self.model).trunk
-        weight = next(self.trunk.parameters())
-        self.blank = torch.zeros_like(image, device=weight.device, dtype=weight.dtype)
-        self.whole = dry_count(lambda: self.trunk(self.blank))
-        self.tried: dict[PruneMerge, float] = {}
-
-    @property
-    def best(self) -> PruneMerge:
-        """Those that came nearest."""
-        return min(self.tried, key=lambda rated: abs(self.tried[rated]))
-
-    @property
-    def around(self) -> bool:
-        """Whether some were too dear, and others too cheap."""
-        return min(self.tried.values()) < 0 < max(self.tried.values())
-
-    def off(self, rated: PruneMerge) -> float:
-        """By how much these are too dear."""
-        if rated not in self.tried:
-            fold(self.model, rated)
-            cost = dry_count(lambda: self.trunk(self.blank)) / self.whole
-            self.tried[rated] = cost - self.share
-        return self.tried[rated]
-
-    def bisect(self, rated: Callable[[float], PruneMerge], start: float) -> None:
-        """Try rates that cost the more the larger their number in [0, 1] is."""
-        low, high, at = 0.0, 1.0, start
-        for _ in range(TRIES):
-            miss = self.off(rated(at))
-            if abs(miss) <= CLOSE:
-                break
-            low, high = (low, at) if miss > 0 else (at, high)
-            at = (low + high) / 2
-
-    def look(self, candidates: Iterable[PruneMerge]) -> None:
-        """Try those that ought to come near, by how many patches blocks see."""
-        seen = torch.tensor([[_seen(rated), 1.0] for rated in self.tried], dtype=torch.float64)
-        misses = torch.tensor(list(self.tried.values()), dtype=torch.float64)
-        slope, start = torch.linalg.lstsq(seen, misses.unsqueeze(1)).solution.flatten().tolist()
-        order = sorted(candidates, key=lambda rated: abs(slope * _seen(rated) + start))
-        any(abs(self.off(rated)) <= NEAR / 2 for rated in order[:LOOKS])
-
-
-def _seen(method: PruneMerge) -> int:
-    """How many patches all blocks see, mixed and alone, but for those that see all."""
-    gone = sum(len(group) - max(group) - 1 for group in method.structure.values())
-    return sum(map(len, method.scores or ())) - gone
-
-
-def _nearby(method: PruneMerge, most: float) -> list[PruneMerge]:
-    """Rates some patches away, the nearest first, of which at most so many go around."""
-    rows = method.scores or ((),)
-    patches = sum(map(len, rows)) if method.scope == "global" else len(rows[0])
-    alone, around = round(method.keep * patches), round(method.prune * patches)
-    rates = [
-        (stay, leave)
-        for stay in range(max(alone - FAR, 0), min(alone + FAR, patches) + 1)
-        for leave in range(max(around - FAR, 0), min(around + FAR, patches - stay) + 1)
-        if leave <= round(most * patches)
-    ]
-    rates.sort(key=lambda rate: abs(rate[0] - alone) + abs(rate[1] - around))
-    return [replace(method, keep=a / patches, prune=b / patches) for a, b in rates]
 
 
 PruneMerge.search = search

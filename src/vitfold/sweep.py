@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from vitfold.bench import BOUND, DENSE, FOLDED, bound
 from vitfold.errors import MethodError
 from vitfold.families import find
-from vitfold.flops import dry_count
+from vitfold.flops import cost
 from vitfold.fold import clone, fold, folded, folds
 from vitfold.measure import Inputs, batch_of, compare, flops, random_inputs
 from vitfold.methods import create_method, ready
@@ -130,13 +130,10 @@ def smaller_inputs(model: nn.Module, shares: Sequence[float]) -> list[Candidate]
     found = find(model)
     if not hasattr(found.trunk, "set_input_size"):
         return []
-    dense = dry_count(lambda: found.trunk(**found.example()))
+    dense = cost(found)
     height, width = found.layout().grid or (0, 0)
     grids = [(rows, max(1, round(rows * width / height))) for rows in range(1, height)]
-    made = {
-        grid: dry_count(functools.partial(_smaller(model, *grid), found.example()["x"])) / dense
-        for grid in grids
-    }
+    made = {grid: cost(find(_smaller(model, *grid))) / dense for grid in grids}
     nearest = {
         share: min(made, key=lambda grid: abs(made[grid] - share)) for share in shares if made
     }
@@ -277,7 +274,7 @@ def _row(
         _detail(made),
         score(ours, expected),
         gigaflops(made, some),
-        _speeds(made, dense, timing),
+        _speeds(dense if candidate.method == DENSE else made, dense, timing),
         candidate.source,
         _counts(made, some),
         changed,
@@ -309,7 +306,9 @@ def _counts(model: nn.Module, some: Inputs) -> list[float]:
 
 
 def _speeds(made: nn.Module, dense: nn.Module, timing: Timing) -> tuple[Speed, ...]:
-    named = {DENSE: _trunk(dense), FOLDED: _trunk(made)}
+    named = {DENSE: _trunk(dense)}
+    if made is not dense:
+        named[FOLDED] = _trunk(made)
     if folds(made):
         some = timing.inputs(SAMPLE) if _ragged(made) else None
         named[BOUND] = find(bound(made, some)).trunk
@@ -321,5 +320,5 @@ def _speed(named: Mapping[str, nn.Module], dense: nn.Module, size: int, timing: 
     with torch.autocast(device.type, dtype=timing.amp, enabled=timing.amp is not None):
         rates = compare(named, timing.inputs(size), repeats=timing.repeats, warmup=1)
     bound = rates[BOUND].median if BOUND in rates else None
-    ours = rates[FOLDED].median
+    ours = rates.get(FOLDED, rates[DENSE]).median
     return Speed(size, ours, ours / rates[DENSE].median, None if bound is None else ours / bound)

@@ -66,19 +66,14 @@ class Images:
         return [b if s is None else b + s for b, s in zip(own, sizes, strict=True)]
 
     @cached_property
-    def lengths(self) -> Tensor:
-        """`[B]`: how many tokens each has."""
-        return torch.tensor(self.books.lengths, device=self.device)
-
-    @cached_property
     def rows(self) -> tuple[Tensor, Tensor]:
         """`[B, longest]`: the tokens of each image, and which of those places hold one."""
-        return ragged.table(self.lengths)
+        return self.books.rows(self.device)
 
     @cached_property
     def owners(self) -> Tensor:
         """`[T]`: the image of every token."""
-        return ragged.owners(self.lengths, self.books.now)
+        return ragged.owners(self.books.numbers(self.device), self.books.now)
 
     def mask(self, like: Tensor) -> Tensor:
         """`[B, 1 or H, longest or 1, longest]`: what is added where images are padded."""

@@ -243,6 +243,11 @@ def segments(task: str) -> bool:
     return task == "segment"
 
 
+def no_data() -> DataError:
+    """What is said where labelled images are needed and nobody says where they are."""
+    return DataError("no data: give --data-dir FOLDER (or tar) or --dataset NAME")
+
+
 def source(
     dataset: str, root: Path | None, split: str, class_map: str, labels: Labels | None = None
 ) -> AnySource:

@@ -12,9 +12,9 @@ from torch import nn
 
 from vitfold.cli import options, show
 from vitfold.data import AnySource, Source, labelled, loader, shuffled, streams
-from vitfold.errors import DataError, MethodError, nearest
+from vitfold.errors import MethodError, nearest
 from vitfold.families import find
-from vitfold.flops import dry_count
+from vitfold.flops import cost
 from vitfold.fold import clone, fold
 from vitfold.importance import ITERATIONS
 from vitfold.importance import search as search_
@@ -138,7 +138,7 @@ def images_of(
         batches: Iterable[Batch] = loader(images, batch_size, workers)
         return batches
     if name != "digits":
-        raise DataError("no data: give --data-dir FOLDER (or tar) or --dataset NAME")
+        raise options.no_data()
     return list(itertools.islice(_digits(batch_size, seed), iterations))
 
 
@@ -160,7 +160,6 @@ def _show(name: str, base: nn.Module, found: PruneMerge) -> None:
     ]
     show.table(f"{name}, {found}", ["", "patches it sees", "go around", "of"], rows)
     dense = clone(base)
-    trunk, example = find(dense).trunk, find(dense).example()
-    whole = dry_count(lambda: trunk(**example))
+    whole = cost(find(dense))
     fold(dense, found)
-    show.console.print(f"{dry_count(lambda: trunk(**example)) / whole:.1%} of the dense FLOPs")
+    show.console.print(f"{cost(find(dense)) / whole:.1%} of the dense FLOPs")

@@ -11,7 +11,7 @@ from vitfold import plots
 from vitfold.cli import options, show, subject
 from vitfold.cli.search import SCORES
 from vitfold.data import classes_of, labelled, untouched
-from vitfold.errors import DataError, MissingExtra, TrainError
+from vitfold.errors import MissingExtra, TrainError
 from vitfold.fold import folds
 from vitfold.methods import METHODS, PruneMerge
 from vitfold.models import create_model
@@ -203,7 +203,7 @@ def train(
     row for every epoch. On several devices or machines: `accelerate launch -m vitfold train ...`.
     """
     if not (dataset or data_dir or options.segments(task)):
-        raise DataError("no data: give --data-dir FOLDER (or tar) or --dataset NAME")
+        raise options.no_data()
     looks = options.given(
         no_aug=no_aug or None,
         scale=_numbers("scale", scale),

@@ -22,7 +22,6 @@ from vitfold.data import (
     streams,
     untouched,
 )
-from vitfold.errors import DataError
 from vitfold.fold import clone, folded
 from vitfold.segment import VOID, Labels, score
 from vitfold.segment import Report as SceneReport
@@ -150,7 +149,7 @@ def batches_of(
         batches: Iterable[Batch] = loader(dataset, batch_size, workers)
         return limited(batches, limit) if streams(dataset) else batches
     if name != "digits":
-        raise DataError("no data: give --data-dir FOLDER (or tar) or --dataset NAME")
+        raise options.no_data()
     from vitfold.digits import load_split
 
     parts = (torch.split(part[:limit], batch_size) for part in load_split("test"))

@@ -115,13 +115,13 @@ class Packed(Ledger):
         assert self.origin is not None
         return self.origin[0] // self.tokens
 
-    def rows(self, like: Tensor) -> tuple[Tensor, Tensor]:
+    def rows(self, device: torch.device) -> tuple[Tensor, Tensor]:
         """`[B, longest]`: the tokens of each image, and which of those places hold one."""
-        return ragged.table(self.numbers(like))
+        return ragged.table(self.numbers(device))
 
-    def numbers(self, like: Tensor) -> Tensor:
-        """`[B]`: the lengths, where the tokens are."""
-        return torch.tensor(self.lengths, device=like.device)
+    def numbers(self, device: torch.device) -> Tensor:
+        """`[B]`: the lengths."""
+        return torch.tensor(self.lengths, device=device)
 
     def places(self, x: Tensor) -> Tensor:
         """`[1, T]`: the original position of every token in its image."""
@@ -130,7 +130,7 @@ class Packed(Ledger):
         return (torch.arange(self.now, device=x.device) % self.tokens).unsqueeze(0)
 
     def ranks(self, like: Tensor) -> Tensor:
-        lengths = self.numbers(like)
+        lengths = self.numbers(like.device)
         owners = ragged.owners(lengths, self.now)
         places = torch.arange(self.now, device=like.device) - ragged.starts(lengths)[owners]
         return places.unsqueeze(0)
@@ -235,7 +235,7 @@ class Packed(Ledger):
     def level(self, x: Tensor) -> tuple[Tensor, Ledger]:
         if self.whole_images:
             return self.unfold(x), self
-        rows, here = self.rows(x)
+        rows, here = self.rows(x.device)
         size = ragged.pad(self.sizes(x), here)
         books = Level(
             self.tokens,

@@ -159,7 +159,7 @@ class Halting(Learned):
             mark = replace(mark, keep=mark.keep.detach())
             x, after = books.reduce(x, mark)
             return x, replace(after, notes=notes)
-        step = threshold.prune(room, books.numbers(x), books.prefix, NOTHING)
+        step = threshold.prune(room, books.numbers(x.device), books.prefix, NOTHING)
         x, left = books.reduce(x, step)
         return x, replace(left, notes=replace(notes, total=notes.total.gather(1, step.keep)))
 

@@ -190,7 +190,10 @@ class Thresholds(Learned):
 
     def _packed(self, block: int, metric: Tensor, scores: Tensor, books: Packed) -> TokenMap:
         """The tokens that really leave."""
-        lengths, whole = books.numbers(metric), TokenMap.identity(1, books.now, metric.device)
+        lengths, whole = (
+            books.numbers(metric.device),
+            TokenMap.identity(1, books.now, metric.device),
+        )
         for act in self.method.acts:
             level = self.level(act, block)
             if level == IDLE[act]:

@@ -57,8 +57,9 @@ def per_block(
     asked = _spread(r, depth)
     for value in asked:
         if most is not None and value > most:
-            much = "more than half" if most == patches // 2 else "too many"
-            raise MethodError(f"r={value} is {much} of {patches} patch tokens: give at most {most}")
+            raise MethodError(
+                f"r={value}: of {patches} patch tokens at most {most} can leave a block"
+            )
     return tuple(0 if block < first else value for block, value in enumerate(asked))
 
 

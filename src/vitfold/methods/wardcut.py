@@ -60,7 +60,9 @@ class WardCut(Base):
 
     def distances(self, metric: Tensor, books: Packed) -> threshold.Pairs:
         """Pairs of tokens, nearest first by value: minus what Ward's criterion asks for them."""
-        return threshold.pairs(metric, books.numbers(metric), books.prefix, books.sizes(metric))
+        return threshold.pairs(
+            metric, books.numbers(metric.device), books.prefix, books.sizes(metric)
+        )
 
 
 class Heights(Learned):

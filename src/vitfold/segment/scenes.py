@@ -153,11 +153,12 @@ def annotation_of(image: Path, labels: Labels) -> Tensor | None:
     if IMAGES not in parts[:-1]:
         return None
     parts[len(parts) - 1 - parts[::-1].index(IMAGES)] = ANNOTATIONS
-    path = Path(*parts).with_suffix(".png")
-    if not path.is_file():
+    folder = Path(*parts[:-1])
+    names = [image.stem + ending for known in PICTURES for ending in (known, known.upper())]
+    name = next((name for name in names if (folder / name).is_file()), None)
+    if name is None:
         return None
-    root, name = path.parent, path.name
-    return labels.read(_opened(Folder(root), name), str(path))
+    return labels.read(_opened(Folder(folder), name), str(folder / name))
 
 
 def _opened(place: Folder | Archive, name: str) -> Image.Image:

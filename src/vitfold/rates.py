@@ -1,0 +1,122 @@
+"""How much stays alone and how much goes around, for a share of the FLOPs: what a search for a
+PruneMerge ends with."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from vitfold.errors import MethodError
+from vitfold.families import find
+from vitfold.flops import NEAR, cost
+from vitfold.fold import clone, fold
+from vitfold.methods.prunemerge import PruneMerge
+
+PRUNE = 0.1
+"""The share of patches that goes around blocks, where nobody says otherwise."""
+
+CLOSE = 0.002
+"""How near to a share of the FLOPs the search for rates stops."""
+
+TRIES = 14
+
+FAR = 16
+"""How many patches more or less stay alone, or go around, where the search has to look closer."""
+
+LOOKS = 30
+"""How often it then does."""
+
+
+def reaching(
+    model: nn.Module, method: PruneMerge, share: float, image: Tensor, free: bool = False
+) -> PruneMerge:
+    """The same with rates that cost that share of the dense FLOPs: as much stays alone as does.
+    Where that is none, more goes around than the method says, if it is `free`; and where one patch
+    more or less is too much, rates a few patches away are tried."""
+    costs = Costs(model, share, image)
+    costs.bisect(lambda keep: keeping(method, keep), share)
+    if costs.off(costs.best) > NEAR and free:
+        costs.bisect(lambda keep: replace(method, keep=0.0, prune=1 - keep), 1 - PRUNE)
+    if abs(costs.off(costs.best)) > NEAR and costs.around:
+        costs.look(_nearby(costs.best, 1.0 if free else method.prune))
+    if abs(costs.off(costs.best)) > NEAR:
+        raise MethodError(
+            f"flops={share} cannot be reached by merging in blocks {list(method.blocks or ())}: "
+            f"the nearest share that can is {share + costs.off(costs.best):.3f}; give other blocks"
+        )
+    return costs.best
+
+
+def keeping(method: PruneMerge, keep: float) -> PruneMerge:
+    """The same where so much stays alone, and less goes around where nothing else is left."""
+    return replace(method, keep=keep, prune=min(method.prune, 1 - keep))
+
+
+class Costs:
+    """What rates cost, as they are tried."""
+
+    def __init__(self, model: nn.Module, share: float, image: Tensor) -> None:
+        self.model, self.share = clone(model).eval(), share
+        self.found = find(self.model)
+        weight = next(self.found.trunk.parameters())
+        blank = torch.zeros_like(image, device=weight.device, dtype=weight.dtype)
+        self.blank = {self.found.kind.arguments[0]: blank}
+        self.whole = cost(self.found, **self.blank)
+        self.tried: dict[PruneMerge, float] = {}
+
+    @property
+    def best(self) -> PruneMerge:
+        """Those that came nearest."""
+        return min(self.tried, key=lambda rated: abs(self.tried[rated]))
+
+    @property
+    def around(self) -> bool:
+        """Whether some were too dear, and others too cheap."""
+        return min(self.tried.values()) < 0 < max(self.tried.values())
+
+    def off(self, rated: PruneMerge) -> float:
+        """By how much these are too dear."""
+        if rated not in self.tried:
+            fold(self.model, rated)
+            self.tried[rated] = cost(self.found, **self.blank) / self.whole - self.share
+        return self.tried[rated]
+
+    def bisect(self, rated: Callable[[float], PruneMerge], start: float) -> None:
+        """Try rates that cost the more the larger their number in [0, 1] is."""
+        low, high, at = 0.0, 1.0, start
+        for _ in range(TRIES):
+            miss = self.off(rated(at))
+            if abs(miss) <= CLOSE:
+                break
+            low, high = (low, at) if miss > 0 else (at, high)
+            at = (low + high) / 2
+
+    def look(self, candidates: Iterable[PruneMerge]) -> None:
+        """Try those that ought to come near, by how many patches blocks see."""
+        seen = torch.tensor([[_seen(rated), 1.0] for rated in self.tried], dtype=torch.float64)
+        misses = torch.tensor(list(self.tried.values()), dtype=torch.float64)
+        slope, start = torch.linalg.lstsq(seen, misses.unsqueeze(1)).solution.flatten().tolist()
+        order = sorted(candidates, key=lambda rated: abs(slope * _seen(rated) + start))
+        any(abs(self.off(rated)) <= NEAR / 2 for rated in order[:LOOKS])
+
+
+def _seen(method: PruneMerge) -> int:
+    """How many patches all blocks see, mixed and alone, but for those that see all."""
+    gone = sum(len(group) - max(group) - 1 for group in method.structure.values())
+    return sum(map(len, method.scores or ())) - gone
+
+
+def _nearby(method: PruneMerge, most: float) -> list[PruneMerge]:
+    """Rates some patches away, the nearest first, of which at most so many go around."""
+    rows = method.scores or ((),)
+    patches = sum(map(len, rows)) if method.scope == "global" else len(rows[0])
+    alone, around = round(method.keep * patches), round(method.prune * patches)
+    rates = [
+        (stay, leave)
+        for stay in range(max(alone - FAR, 0), min(alone + FAR, patches) + 1)
+        for leave in range(max(around - FAR, 0), min(around + FAR, patches - stay) + 1)
+        if leave <= round(most * patches)
+    ]
+    rates.sort(key=lambda rate: abs(rate[0] - alone) + abs(rate[1] - around))
+    return [replace(method, keep=a / patches, prune=b / patches) for a, b in rates]
