@@ -9,8 +9,8 @@ from torch import nn
 
 from vitfold import analysis, plots, results
 from vitfold.cli import options, show
+from vitfold.cli.groups import grouped
 from vitfold.cli.validate import batches_of
-from vitfold.data import Source
 from vitfold.errors import DataError
 from vitfold.fold import clone, folds
 from vitfold.validate import Batch
@@ -25,27 +25,21 @@ BatchSize = Annotated[int, typer.Option("--batch-size", "-b", min=1)]
 
 
 @app.command()
+@grouped
 def similarity(
+    data: options.Images,
+    made: options.Made,
     model: options.ModelName = "digits",
-    dataset: options.Dataset = "",
-    data_dir: options.DataDirectory = None,
-    split: options.Split = "validation",
-    class_map: options.ClassMap = "",
     limit: options.Limit = 256,
     batch_size: BatchSize = 32,
     workers: options.Workers = 0,
-    model_kwargs: options.ModelKwargs = [],  # noqa: B006 (typer copies defaults)
-    pretrained: options.Pretrained = True,
-    img_size: options.ImageSize = None,
-    device: options.Device = "cpu",
     output: Output = None,
     results_file: options.ResultsFile = None,
 ) -> None:
     """Mean similarity of tokens before, inside and after the attention of every block."""
     _check(output, results_file)
-    base = options.image_model(model, model_kwargs, pretrained, img_size, options.device(device))
-    source = Source(dataset, data_dir, split, class_map)
-    batches: list[Batch] = list(batches_of(model, base, source, limit, batch_size, workers))
+    base = made.image_model(model)
+    batches: list[Batch] = list(batches_of(model, base, data.source, limit, batch_size, workers))
     with show.bar("looking", len(batches)) as progress:
         found = analysis.token_similarity(base, batches, progress)
     series = {name: getattr(found, name) for name in ("before", "inside", "after")}
@@ -56,32 +50,26 @@ def similarity(
 
 
 @app.command("merged-similarity")
+@grouped
 def merged_similarity(
+    data: options.Images,
+    made: options.Made,
     model: options.ModelName = "digits",
     method: options.MethodName = None,
     r: Annotated[
         str, typer.Option("--r", help="Tokens per block, one or more: 4,8,16.")
     ] = "4,8,16",
-    method_kwargs: options.MethodKwargs = [],  # noqa: B006
-    dataset: options.Dataset = "",
-    data_dir: options.DataDirectory = None,
-    split: options.Split = "validation",
-    class_map: options.ClassMap = "",
+    method_kwargs: options.MethodKwargs = [],  # noqa: B006 (typer copies defaults)
     limit: options.Limit = 256,
     batch_size: BatchSize = 32,
     workers: options.Workers = 0,
-    model_kwargs: options.ModelKwargs = [],  # noqa: B006
-    pretrained: options.Pretrained = True,
-    img_size: options.ImageSize = None,
-    device: options.Device = "cpu",
     output: Output = None,
     results_file: options.ResultsFile = None,
 ) -> None:
     """Mean similarity of the tokens that merge with each other, against r."""
     _check(output, results_file)
-    base = options.image_model(model, model_kwargs, pretrained, img_size, options.device(device))
-    source = Source(dataset, data_dir, split, class_map)
-    batches: list[Batch] = list(batches_of(model, base, source, limit, batch_size, workers))
+    base = made.image_model(model)
+    batches: list[Batch] = list(batches_of(model, base, data.source, limit, batch_size, workers))
     asked = options.whole_numbers("--r", r)
     with show.bar("merging", len(batches) * len(asked)) as progress:
         found = analysis.merged_similarity(
@@ -96,33 +84,24 @@ def merged_similarity(
 
 
 @app.command()
+@grouped
 def sharpness(
+    choice: options.Choice,
+    data: options.Images,
+    made: options.Made,
     model: options.ModelName = "digits",
-    method: options.MethodName = None,
-    r: options.Reduction = None,
-    flops: options.Share = None,
-    method_kwargs: options.MethodKwargs = [],  # noqa: B006
-    dataset: options.Dataset = "",
-    data_dir: options.DataDirectory = None,
-    split: options.Split = "validation",
-    class_map: options.ClassMap = "",
     limit: options.Limit = 128,
     batch_size: BatchSize = 32,
     workers: options.Workers = 0,
     tolerance: Annotated[float, typer.Option(help="Relative, of the eigenvalue.")] = 0.01,
-    model_kwargs: options.ModelKwargs = [],  # noqa: B006
-    pretrained: options.Pretrained = True,
-    img_size: options.ImageSize = None,
-    device: options.Device = "cpu",
     results_file: options.ResultsFile = None,
 ) -> None:
     """The largest eigenvalue of the Hessian of the loss, before and after folding."""
     _check(None, results_file)
-    base = options.image_model(model, model_kwargs, pretrained, img_size, options.device(device))
-    source = Source(dataset, data_dir, split, class_map)
-    batches: list[Batch] = list(batches_of(model, base, source, limit, batch_size, workers))
+    base = made.image_model(model)
+    batches: list[Batch] = list(batches_of(model, base, data.source, limit, batch_size, workers))
     dense_model = clone(base)
-    ours = options.folded_by(base, None, options.Choice(method, r, flops, method_kwargs))
+    ours = options.folded_by(base, None, choice)
     both: dict[str, nn.Module] = {"dense": dense_model, str(folds(ours)[0].method): ours}
     values: dict[str, float] = {}
     for name, each in both.items():
@@ -136,16 +115,15 @@ def sharpness(
 
 
 @app.command()
+@grouped
 def positions(
+    made: options.Made,
     model: options.ModelName = "digits",
-    model_kwargs: options.ModelKwargs = [],  # noqa: B006
-    pretrained: options.Pretrained = True,
-    img_size: options.ImageSize = None,
     output: Output = Path("positions.png"),
 ) -> None:
     """Similarity of position embeddings: a map for some patches of the grid."""
     _check(output, None)
-    base = options.image_model(model, model_kwargs, pretrained, img_size, options.device("cpu"))
+    base = made.image_model(model)
     found = analysis.position_similarity(base)
     height, width = found.shape[:2]
     places = [(y, x) for y in _spread(height) for x in _spread(width)]

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from vitfold import bench as bench_
 from vitfold import results
 from vitfold.cli import options, show
+from vitfold.cli.groups import grouped
 from vitfold.cli.validate import batches_of
 from vitfold.data import AnySource
 from vitfold.errors import DataError
@@ -20,32 +21,27 @@ from vitfold.segment.segmenter import MOST_CLASSES
 COLUMNS = ("", "images/s", "quartiles", "GFLOPs", "peak MB", "x dense", "share of bound")
 
 
+@grouped
 def bench(
+    choice: options.Choice,
+    data: options.Images,
+    precision: options.Precision,
     model: options.ModelName = "digits",
     task: options.Task = options.TASKS[0],
     decoder: options.Decoder = "mask",
     num_classes: Annotated[
         int | None, typer.Option(min=1, help="Of a new segmenter.", show_default="150")
     ] = None,
-    method: options.MethodName = None,
-    r: options.Reduction = None,
-    flops: options.Share = None,
-    method_kwargs: options.MethodKwargs = [],  # noqa: B006 (typer copies defaults)
     plan: options.PlanDirectory = None,
-    dataset: options.Dataset = "",
-    data_dir: options.DataDirectory = None,
-    split: options.Split = "validation",
     batch_size: Annotated[
         str, typer.Option("--batch-size", "-b", help="One or more, as 1,8,32.")
     ] = "1,32",
-    model_kwargs: options.ModelKwargs = [],  # noqa: B006
+    model_kwargs: options.ModelKwargs = [],  # noqa: B006 (typer copies defaults)
     img_size: options.ImageSize = None,
     repeats: Annotated[int, typer.Option(min=1, help="Rounds that count.")] = 10,
     warmup: Annotated[int, typer.Option(min=0, help="Rounds before them.")] = 2,
     compile: Annotated[bool, typer.Option("--compile", help="Compile every candidate.")] = False,  # noqa: A002
     device: options.Device = "cpu",
-    amp: options.Amp = False,
-    amp_dtype: options.AmpDtype = "bfloat16",
     results_file: options.ResultsFile = None,
 ) -> None:
     """Dense model, textbook ToMe, free-slicing bound and folded model side by side.
@@ -58,16 +54,16 @@ def bench(
     if results_file:
         results.check_results_file(results_file)
     sizes = options.batch_sizes(batch_size)
-    on, dtype = options.device(device), options.amp(amp, amp_dtype)
-    scenes = options.segments(task) and bool(data_dir or dataset)
-    labels = Labels(MOST_CLASSES) if scenes else None
-    source = options.source(dataset, data_dir, split, "", labels)
+    on, dtype = options.device(device), precision.dtype
+    source: AnySource = data.source
     real = source.given
+    if options.segments(task) and real:
+        source = data.scenes(Labels(MOST_CLASSES))
     if options.segments(task):
         dense = options.segmenter(model, model_kwargs, img_size, decoder, num_classes, on)
     else:
         dense = options.model(model, model_kwargs, real, img_size, on)
-    ours = options.folded_by(dense, plan, options.Choice(method, r, flops, method_kwargs))
+    ours = options.folded_by(dense, plan, choice)
     images = sample(model, ours, source, max(sizes)).to(on) if real or _looks(model, ours) else None
     named = bench_.candidates(ours, images)
     rows = _measure(named, sizes, repeats, warmup, compile, dtype, images)

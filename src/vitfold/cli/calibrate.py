@@ -1,5 +1,6 @@
 """`vitfold calibrate`: heights for WardCut, from images."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -8,8 +9,8 @@ import typer
 
 from vitfold import calibrate as calibrate_
 from vitfold.cli import options, show
+from vitfold.cli.groups import grouped
 from vitfold.cli.search import images_of
-from vitfold.data import Source
 from vitfold.families import find
 from vitfold.fold import clone, fold
 from vitfold.measure import flops
@@ -19,24 +20,26 @@ from vitfold.modes import evaluating
 from vitfold.trace import trace
 
 
+@dataclass(frozen=True)
+class Images(options.Images):
+    """Those of training, where nobody says otherwise."""
+
+    split: Annotated[str, typer.Option(help="The images; labels are not looked at.")] = "train"
+
+
+@grouped
 def calibrate(
+    data: Images,
+    made: options.Made,
     model: options.ModelName,
     output: Annotated[Path, typer.Option("--output", "-o", help="The folded model goes here.")],
     share: Annotated[
         float, typer.Option("--flops", help="Share of the dense FLOPs, on average over images.")
     ] = 0.6,
-    dataset: options.Dataset = "",
-    data_dir: options.DataDirectory = None,
-    split: Annotated[str, typer.Option(help="The images; labels are not looked at.")] = "train",
-    class_map: options.ClassMap = "",
     images: Annotated[int, typer.Option(min=1, help="How many of them, at once.")] = 256,
     seed: Annotated[int, typer.Option(min=0, help="Decides which.")] = 42,
     method_kwargs: options.MethodKwargs = [],  # noqa: B006 (typer copies defaults)
-    model_kwargs: options.ModelKwargs = [],  # noqa: B006
-    pretrained: options.Pretrained = True,
-    img_size: options.ImageSize = None,
     workers: options.Workers = 0,
-    device: options.Device = "cpu",
 ) -> None:
     """Find the heights of WardCut on images, without training, and save the model folded so.
 
@@ -44,13 +47,11 @@ def calibrate(
     apart.
     """
     options.directory(output)
-    on = options.device(device)
-    base = options.image_model(model, model_kwargs, pretrained, img_size, on)
+    base = made.image_model(model)
     method = create_method(WardCut.name, {"flops": share} | options.parse(method_kwargs))
     ours = fold(base, method)
-    source = Source(dataset, data_dir, split, class_map)
-    batches = images_of(model, ours, source, images, 1, seed, workers)
-    seen = torch.cat([pixels for pixels, _ in batches])[:images].to(on)
+    batches = images_of(model, ours, data.source, images, 1, seed, workers)
+    seen = torch.cat([pixels for pixels, _ in batches])[:images].to(made.on)
     with show.bar("calibrating", None) as progress:
         calibrate_(ours, seen, progress=progress)
     with torch.inference_mode(), evaluating(ours):

@@ -1,6 +1,7 @@
 """`vitfold freeze`: fixed numbers of tokens, taken from learned thresholds."""
 
 import copy
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -8,23 +9,28 @@ import typer
 
 from vitfold import freeze as freeze_
 from vitfold.cli import options, show
+from vitfold.cli.groups import grouped
 from vitfold.cli.validate import batches_of
-from vitfold.data import Source
 from vitfold.fold import clone, folded
 from vitfold.models import save_model
 from vitfold.validate import predict, score
 
 
+@dataclass(frozen=True)
+class Images(options.Images):
+    """Those of training, where nobody says otherwise."""
+
+    split: Annotated[str, typer.Option(help="The numbers are means over images of it.")] = "train"
+
+
+@grouped
 def freeze(
+    data: Images,
     model: Annotated[
         str, typer.Argument(metavar="DIR", help="Trained with LTMP, or calibrated with WardCut.")
     ],
     output: Annotated[Path, typer.Option("--output", "-o", help="The frozen model goes here.")],
-    dataset: options.Dataset = "",
-    data_dir: options.DataDirectory = None,
-    split: Annotated[str, typer.Option(help="The numbers are means over images of it.")] = "train",
     val_split: Annotated[str, typer.Option(help="Both are measured on it.")] = "validation",
-    class_map: options.ClassMap = "",
     images: Annotated[int, typer.Option(min=1, help="For the means, evenly spaced.")] = 512,
     limit: options.Limit = None,
     batch_size: Annotated[int, typer.Option("--batch-size", "-b", min=1)] = 64,
@@ -37,12 +43,11 @@ def freeze(
     shown.
     """
     options.directory(output)
-    on = options.device(device)
-    ours = options.image_model(model, [], True, None, on)
-    calibration = Source(dataset, data_dir, split, class_map)
-    seen = batches_of("", ours, calibration, images, batch_size, workers)
+    made = options.Made(device=device)
+    ours, on = made.image_model(model), made.on
+    seen = batches_of("", ours, data.source, images, batch_size, workers)
     frozen = freeze_(copy.deepcopy(ours), (pixels.to(on) for pixels, _ in seen))
-    held_out = Source(dataset, data_dir, val_split, class_map)
+    held_out = replace(data, split=val_split).source
     batches = batches_of("", ours, held_out, limit, batch_size, workers)
     said = {}
     for name, candidate in (("dense", clone(ours)), ("learned", ours), ("frozen", frozen)):

@@ -2,7 +2,7 @@
 
 import ast
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,7 +12,8 @@ from torch import nn
 
 from vitfold.answers import ONLY
 from vitfold.cli import show
-from vitfold.data import AnySource, SceneSource, Source
+from vitfold.cli.groups import Group
+from vitfold.data import SceneSource, Source
 from vitfold.errors import DataError, MethodError, nearest, one_line
 from vitfold.fold import fold, folds
 from vitfold.methods import METHODS, Base, create_method
@@ -89,13 +90,15 @@ DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 @dataclass(frozen=True)
-class Choice:
+class Choice(Group):
     """A method as the command line gives it."""
 
-    method: str | None
-    r: str | None
-    flops: float | None
-    options: list[str]
+    panel = "Method"
+
+    method: MethodName = None
+    r: Reduction = None
+    flops: Share = None
+    method_kwargs: MethodKwargs = field(default_factory=list)
 
     @property
     def given(self) -> bool:
@@ -110,7 +113,7 @@ class Choice:
                 f"{kind.name} takes a look at images first: run vitfold {kind.found_by} MODEL "
                 "--data-dir ... --output DIR, then give DIR as the model"
             )
-        options = parse(self.options)
+        options = parse(self.method_kwargs)
         for name, value in (("r", self.r), ("flops", self.flops)):
             if value is not None and name in options:
                 raise MethodError(f"--{name} {value} and {name}={options[name]!r}: give one")
@@ -121,6 +124,78 @@ class Choice:
         if "r" not in options and "flops" not in options:
             options["flops"] = 0.6
         return create_method(self.method or "tome", options)
+
+
+@dataclass(frozen=True)
+class Made(Group):
+    """How a model that has a name is made, and where it runs."""
+
+    panel = "Model"
+
+    model_kwargs: ModelKwargs = field(default_factory=list)
+    pretrained: Pretrained = True
+    img_size: ImageSize = None
+    device: Device = "cpu"
+
+    @property
+    def on(self) -> torch.device:
+        """The device, which is there."""
+        return device(self.device)
+
+    def model(self, name: str) -> nn.Module:
+        """The model, in eval mode."""
+        return model(name, self.model_kwargs, self.pretrained, self.img_size, self.on)
+
+    def image_model(self, name: str) -> nn.Module:
+        """The same, of a model that says something of an image, not of its pixels."""
+        made = self.model(name)
+        if isinstance(made, Segmenter):
+            raise DataError(ONLY.format(type(made).__name__))
+        return made
+
+
+@dataclass(frozen=True)
+class Images(Group):
+    """Where images and their labels are."""
+
+    panel = "Data"
+
+    dataset: Dataset = ""
+    data_dir: DataDirectory = None
+    split: Split = "validation"
+    class_map: ClassMap = ""
+
+    @property
+    def source(self) -> Source:
+        """Of images with one class."""
+        return Source(self.dataset, self.data_dir, self.split, self.class_map)
+
+    def scenes(self, labels: Labels) -> SceneSource:
+        """Of images with a class for every pixel."""
+        if self.data_dir is None:
+            raise DataError(
+                "no data: give --data-dir FOLDER (or tar) with images/ and annotations/ in it"
+            )
+        if self.dataset or self.class_map:
+            raise DataError("--task segment reads --data-dir: leave out --dataset and --class-map")
+        return SceneSource(self.data_dir, self.split, labels)
+
+
+@dataclass(frozen=True)
+class Precision(Group):
+    """Of computing."""
+
+    panel = "Precision"
+
+    amp: Amp = False
+    amp_dtype: AmpDtype = "bfloat16"
+
+    @property
+    def dtype(self) -> torch.dtype | None:
+        """The lower precision, or None."""
+        if self.amp_dtype not in DTYPES:
+            raise DataError(f"--amp-dtype {self.amp_dtype!r}: expected bfloat16 or float16")
+        return DTYPES[self.amp_dtype] if self.amp else None
 
 
 def given(**values: Any) -> dict[str, Any]:
@@ -212,19 +287,6 @@ def device(name: str) -> torch.device:
     return found
 
 
-def amp(enabled: bool, dtype: str) -> torch.dtype | None:
-    """The lower precision, or None."""
-    if dtype not in DTYPES:
-        raise DataError(f"--amp-dtype {dtype!r}: expected bfloat16 or float16")
-    return DTYPES[dtype] if enabled else None
-
-
-def precision(enabled: bool, dtype: str) -> str:
-    """What accelerate calls it."""
-    names = {None: "no", torch.bfloat16: "bf16", torch.float16: "fp16"}
-    return names[amp(enabled, dtype)]
-
-
 def model(
     name: str, kwargs: list[str], pretrained: bool, img_size: int | None, on: torch.device
 ) -> nn.Module:
@@ -246,38 +308,6 @@ def segments(task: str) -> bool:
 def no_data() -> DataError:
     """What is said where labelled images are needed and nobody says where they are."""
     return DataError("no data: give --data-dir FOLDER (or tar) or --dataset NAME")
-
-
-def source(
-    dataset: str, root: Path | None, split: str, class_map: str, labels: Labels | None = None
-) -> AnySource:
-    """Where labelled images are; scenes where it is said what their labels mean."""
-    if labels is None:
-        return Source(dataset, root, split, class_map)
-    return scenes(dataset, root, split, class_map, labels)
-
-
-def scenes(
-    dataset: str, root: Path | None, split: str, class_map: str, labels: Labels
-) -> SceneSource:
-    """Where images with a class for every pixel are."""
-    if root is None:
-        raise DataError(
-            "no data: give --data-dir FOLDER (or tar) with images/ and annotations/ in it"
-        )
-    if dataset or class_map:
-        raise DataError("--task segment reads --data-dir: leave out --dataset and --class-map")
-    return SceneSource(root, split, labels)
-
-
-def image_model(
-    name: str, kwargs: list[str], pretrained: bool, img_size: int | None, on: torch.device
-) -> nn.Module:
-    """The same, of a model that says something of an image, not of its pixels."""
-    made = model(name, kwargs, pretrained, img_size, on)
-    if isinstance(made, Segmenter):
-        raise DataError(ONLY.format(type(made).__name__))
-    return made
 
 
 def segmenter(

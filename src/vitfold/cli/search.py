@@ -3,6 +3,7 @@
 import inspect
 import itertools
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,7 +12,8 @@ import typer
 from torch import nn
 
 from vitfold.cli import options, show
-from vitfold.data import AnySource, Source, labelled, loader, shuffled, streams
+from vitfold.cli.groups import grouped
+from vitfold.data import AnySource, labelled, loader, shuffled, streams
 from vitfold.errors import MethodError, nearest
 from vitfold.families import find
 from vitfold.flops import cost
@@ -33,13 +35,19 @@ SCORED = 32
 """How many images are scored at once."""
 
 
+@dataclass(frozen=True)
+class Images(options.Images):
+    """Those of training, where nobody says otherwise."""
+
+    split: Annotated[str, typer.Option(help="The images that say what matters.")] = "train"
+
+
+@grouped
 def search(
+    data: Images,
+    made: options.Made,
     model: options.ModelName,
     output: Annotated[Path, typer.Option("--output", "-o", help="The folded model goes here.")],
-    dataset: options.Dataset = "",
-    data_dir: options.DataDirectory = None,
-    split: Annotated[str, typer.Option(help="The images that say what matters.")] = "train",
-    class_map: options.ClassMap = "",
     keep: Annotated[
         float | None, typer.Option(help="Share of patches that stay alone.", show_default="0.6")
     ] = None,
@@ -65,21 +73,16 @@ def search(
     batch_size: Annotated[int, typer.Option("--batch-size", "-b", min=1)] = SCORED,
     seed: Annotated[int, typer.Option(min=0, help="Decides which images, in which order.")] = 42,
     resume: Annotated[bool, typer.Option("--resume", help="Go on where it was stopped.")] = False,
-    model_kwargs: options.ModelKwargs = [],  # noqa: B006 (typer copies defaults)
-    pretrained: options.Pretrained = True,
-    img_size: options.ImageSize = None,
     workers: options.Workers = 0,
-    device: options.Device = "cpu",
 ) -> None:
     """Find what merges, by Prune and Merge, and save the model folded so.
 
     Train it next, from where it is saved: `vitfold train DIR --distill soft ...`.
     """
-    base = options.image_model(model, model_kwargs, pretrained, img_size, options.device(device))
-    source = Source(dataset, data_dir, split, class_map)
+    base = made.image_model(model)
     found = found_in(
         base,
-        images_of(model, base, source, batch_size, iterations, seed, workers),
+        images_of(model, base, data.source, batch_size, iterations, seed, workers),
         output / SCORES,
         resume,
         {

@@ -1,19 +1,22 @@
 """What a training is about: a classifier or a segmenter, dense or folded."""
 
-from collections.abc import Callable, Mapping
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from vitfold.answers import ONLY
 from vitfold.cli import options, show
+from vitfold.cli.groups import Group, option
+from vitfold.cli.recipe import by, numbers
 from vitfold.cli.search import SCORED, found_in, images_of
-from vitfold.data import AnySource, SceneSource, data_config
+from vitfold.data import AnySource, data_config
 from vitfold.errors import TrainError, one_line
 from vitfold.fold import fold, folds
 from vitfold.importance import ITERATIONS
+from vitfold.methods import METHODS, PruneMerge
 from vitfold.methods.schedule import check_whole
 from vitfold.models import (
     create_model,
@@ -22,80 +25,174 @@ from vitfold.models import (
     is_named,
     saved_classes,
 )
-from vitfold.segment import Labels, Segmenter, classes_in
+from vitfold.segment import DECODERS, VOID, Labels, Segmenter, classes_in
 from vitfold.segment.segmenter import MOST_CLASSES
+from vitfold.train import checkpoint
 
 Options = dict[str, Any]
 
 
-def classifier(
-    name: str,
-    pretrained: bool,
-    num_classes: int | None,
-    classes: int | None,
-    changes: Options,
-    arguments: Options,
-) -> nn.Module:
-    """The model, with a head for the classes of the data.
+@dataclass(frozen=True)
+class Data(Group):
+    """The images to train and to evaluate on, and what their labels mean."""
 
-    changes: what else is to be another way than in a model that is known by name.
-    """
-    made = dict(arguments)
-    if is_named(name):
-        made |= options.given(num_classes=num_classes or classes) | changes
-    elif changes or num_classes:
-        raise TrainError(f"{name} has its own head and preprocessing: leave out what changes them")
-    model = create_model(name, pretrained=pretrained, **made)
-    if isinstance(model, Segmenter):
-        raise TrainError(ONLY.format(type(model).__name__))
-    return model
+    panel = "Data"
+
+    task: Annotated[str, option("classify, or segment: a class for every pixel.")] = "classify"
+    dataset: Annotated[str, option("timm's dataset name: hfds/..., torch/cifar10, ...")] = ""
+    data_dir: Annotated[
+        Path | None,
+        option("Folder or tar of class folders, or of images and annotations.", "--data-dir"),
+    ] = None
+    train_split: Annotated[str, option("What to train on.")] = "train"
+    val_split: Annotated[str | None, option("What to evaluate on.", **by("validation"))] = None
+    no_val: Annotated[bool, option("Do not evaluate.", "--no-val")] = False
+    class_map: Annotated[str, option("File that maps class names to labels.")] = ""
+    num_classes: Annotated[int | None, option("Default: what the dataset has.")] = None
+    ignore_label: Annotated[int, option("What annotations call a pixel of no class.", min=0)] = VOID
+    reduce_zero_label: Annotated[
+        bool, option("0 is no class, and classes begin at 1.", "--reduce-zero-label")
+    ] = False
+
+    def check(self) -> None:
+        """Refuse to begin without images."""
+        if not (self.dataset or self.data_dir or options.segments(self.task)):
+            raise options.no_data()
+
+    def labels(self, model: str) -> Labels | None:
+        """What annotations mean, where every pixel has a class. Where nobody says how many there
+        are, they are as many as a saved segmenter has, or as those of training show."""
+        if not options.segments(self.task):
+            return None
+        saved = saved_classes(model)
+        if saved is not None and self.num_classes not in (None, saved, MOST_CLASSES):
+            raise TrainError(f"{model} has {saved} classes: leave out --num-classes")
+        known = saved or self.num_classes
+        labels = Labels(known or MOST_CLASSES, self.ignore_label, self.reduce_zero_label)
+        images = self._images(self.train_split).scenes(labels)
+        if known:
+            return labels
+        scenes = images.open()
+        with show.bar("counting classes", len(scenes)) as progress:
+            return replace(labels, classes=classes_in(scenes, progress))
+
+    def sources(self, labels: Labels | None) -> tuple[AnySource, AnySource]:
+        """Of what is trained on, and of what is held out."""
+        splits = (self.train_split, self.val_split or "validation")
+        images = [self._images(split) for split in splits]
+        source, held_out = (i.scenes(labels) if labels else i.source for i in images)
+        if not self.no_val and self.val_split is None and source.shares(held_out):
+            raise TrainError(
+                f"{held_out.root or source.split}: the images to evaluate on are those of "
+                "training: give --val-split, or --no-val"
+            )
+        return source, held_out
+
+    def _images(self, split: str) -> options.Images:
+        return options.Images(self.dataset, self.data_dir, split, self.class_map)
 
 
-def counted(name: str, source: SceneSource) -> Labels:
-    """What annotations mean. Where nobody says how many classes there are, they are as many as a
-    saved segmenter has, or as those of training show."""
-    labels, saved = source.labels, saved_classes(name)
-    if saved is not None and labels.classes not in (saved, MOST_CLASSES):
-        raise TrainError(f"{name} has {saved} classes: leave out --num-classes")
-    if labels.classes != MOST_CLASSES:
-        return labels
-    if saved is not None:
-        return replace(labels, classes=saved)
-    scenes = source.open()
-    with show.bar("counting classes", len(scenes)) as progress:
-        return replace(labels, classes=classes_in(scenes, progress))
+@dataclass(frozen=True)
+class Start(Group):
+    """The model that a training begins with."""
 
+    panel = "Model"
 
-def segmenter(
-    name: str,
-    pretrained: bool,
-    classes: int,
-    decoder: str | None,
-    changes: Options,
-    arguments: Options,
-) -> nn.Module:
-    """A segmenter as it was saved, or a new one around an encoder."""
-    made = arguments | changes
-    if saved_classes(name) is None:
-        kind = decoder or "mask"
-        model = create_segmenter(name, classes, kind, pretrained=pretrained, **made)
-        described(model)  # what cannot be saved is not trained
-        return model
-    if made or decoder:
-        raise TrainError(f"{name} is a segmenter already: leave out what makes it another")
-    return create_model(name)
+    pretrained: Annotated[bool, option("Start from the published weights.")] = False
+    initial_checkpoint: Annotated[
+        Path | None, option("Start from the weights of a checkpoint, checkpoints/step-...")
+    ] = None
+    model_kwargs: options.ModelKwargs = field(default_factory=list)
+    img_size: options.ImageSize = None
+    mean: Annotated[str | None, option("Of the channels: 0.5,0.5,0.5.")] = None
+    std: Annotated[str | None, option("Of the channels: 0.5,0.5,0.5.")] = None
+    crop_pct: Annotated[float | None, option("Share of an image that is looked at.")] = None
+    decoder: Annotated[
+        str | None, option(f"Of a new segmenter: {' or '.join(DECODERS)}.", **by("mask"))
+    ] = None
+    drop_path: Annotated[float, option("Share of blocks left out.")] = 0.0
 
+    @property
+    def arguments(self) -> Options:
+        """What the model takes when it is made."""
+        return options.parse(self.model_kwargs) | options.given(img_size=self.img_size)
 
-def check_apart(source: AnySource, held_out: AnySource) -> None:
-    """Refuse to evaluate on the images of training where nobody asked for it."""
-    if source.shares(held_out):
-        raise TrainError(
-            f"{held_out.root or source.split}: the images to evaluate on are those of training: "
-            "give --val-split, or --no-val"
+    @property
+    def overlay(self) -> Options:
+        """What is another way in how it wants its images."""
+        return options.given(
+            mean=numbers("mean", self.mean),
+            std=numbers("std", self.std),
+            crop_pct=self.crop_pct,
         )
 
+    @property
+    def about(self) -> Options:
+        """What tells two beginnings apart."""
+        said = self.arguments | self.overlay | options.given(drop_path=self.drop_path or None)
+        begun = self.initial_checkpoint and str(self.initial_checkpoint)
+        return {"arguments": said, "pretrained": self.pretrained, "initial_checkpoint": begun}
 
-def check_classes(model: nn.Module, classes: int | None) -> None:
+    @property
+    def changes(self) -> Options:
+        """What is to be another way than in a model that is known by name."""
+        return options.given(
+            drop_path_rate=self.drop_path or None, pretrained_cfg_overlay=self.overlay or None
+        )
+
+    def classifier(self, name: str, asked: int | None, classes: int | None) -> nn.Module:
+        """The model, with a head for as many classes as are asked for, or as the data has."""
+        made = dict(self.arguments)
+        if is_named(name):
+            made |= options.given(num_classes=asked or classes) | self.changes
+        elif self.changes or asked:
+            raise TrainError(
+                f"{name} has its own head and preprocessing: leave out what changes them"
+            )
+        model = create_model(name, pretrained=self.pretrained, **made)
+        if isinstance(model, Segmenter):
+            raise TrainError(ONLY.format(type(model).__name__))
+        _check_classes(model, classes)
+        return model
+
+    def segmenter(self, name: str, classes: int) -> nn.Module:
+        """A segmenter as it was saved, or a new one around an encoder."""
+        made = self.arguments | self.changes
+        if saved_classes(name) is None:
+            kind = self.decoder or "mask"
+            model = create_segmenter(name, classes, kind, pretrained=self.pretrained, **made)
+            described(model)  # what cannot be saved is not trained
+            return model
+        if made or self.decoder:
+            raise TrainError(f"{name} is a segmenter already: leave out what makes it another")
+        return create_model(name)
+
+    def begin(self, model: nn.Module) -> None:
+        """Give the model the weights of the checkpoint, if there is one."""
+        if self.initial_checkpoint is None:
+            return
+        try:
+            model.load_state_dict(dict(checkpoint.weights(self.initial_checkpoint)))
+        except RuntimeError as error:
+            raise TrainError(
+                f"--initial-checkpoint {self.initial_checkpoint} is of another model or method: "
+                f"{one_line(error)}"
+            ) from error
+
+
+@dataclass(frozen=True)
+class Choice(options.Choice):
+    """A method, or none."""
+
+    method: Annotated[str, option(f"none, {', '.join(METHODS)}.")] = "none"
+
+    @property
+    def searches(self) -> bool:
+        """Whether it is found by a search in images first."""
+        return self.method.lower() == PruneMerge.name
+
+
+def _check_classes(model: nn.Module, classes: int | None) -> None:
     """Refuse a head that has no room for the classes of the data."""
     head = _classes(model)
     if classes is not None and head is not None and head < classes:
@@ -111,8 +208,11 @@ def _classes(model: nn.Module) -> int | None:
     return found
 
 
-def check_teacher(teacher: nn.Module, student: nn.Module) -> None:
-    """Refuse a teacher that answers another question."""
+def teacher(name: str | None, student: nn.Module) -> nn.Module | None:
+    """Another model to learn from, where one is named; refused if it answers another question."""
+    if name is None:
+        return None
+    teacher = create_model(name, pretrained=True)
     both = isinstance(teacher, Segmenter), isinstance(student, Segmenter)
     if both[0] != both[1]:
         raise TrainError(
@@ -123,6 +223,7 @@ def check_teacher(teacher: nn.Module, student: nn.Module) -> None:
         ours, theirs = of(student), of(teacher)
         if ours != theirs:
             raise TrainError(f"--teacher has {trait}={theirs}, what is trained {trait}={ours}")
+    return teacher
 
 
 TRAITS: dict[bool, dict[str, Callable[[Any], Any]]] = {
@@ -132,21 +233,10 @@ TRAITS: dict[bool, dict[str, Callable[[Any], Any]]] = {
 """What a teacher has in common with a classifier, and with a segmenter."""
 
 
-def begin_from(model: nn.Module, weights: Mapping[str, Tensor], where: Path) -> None:
-    """Give a model the weights of a checkpoint."""
-    try:
-        model.load_state_dict(dict(weights))
-    except RuntimeError as error:
-        raise TrainError(
-            f"--initial-checkpoint {where} is of another model or method: {one_line(error)}"
-        ) from error
-
-
-def folded(model: nn.Module, choice: options.Choice) -> nn.Module:
+def folded(model: nn.Module, choice: Choice) -> nn.Module:
     """The model, folded where that was asked for."""
-    if (choice.method or "").lower() == "none":
-        given = [choice.r, choice.flops, *choice.options]
-        if any(value is not None for value in given):
+    if choice.method.lower() == "none":
+        if any(value is not None for value in [choice.r, choice.flops, *choice.method_kwargs]):
             raise TrainError("--r, --flops and --method-kwargs go with a --method")
         return model
     if folds(model):
@@ -158,7 +248,7 @@ def folded(model: nn.Module, choice: options.Choice) -> nn.Module:
 
 def searched(
     model: nn.Module,
-    choice: options.Choice,
+    choice: Choice,
     source: AnySource,
     file: Path | None,
     resume: bool,
@@ -168,7 +258,7 @@ def searched(
     """The model, folded by what a search in the images of training finds."""
     if choice.r is not None:
         raise TrainError(f"--r {choice.r}: {choice.method} takes --flops, or keep and prune")
-    asked = options.parse(choice.options)
+    asked = options.parse(choice.method_kwargs)
     if choice.flops is not None and "flops" in asked:
         raise TrainError(f"--flops {choice.flops} and flops={asked['flops']!r}: give one")
     asked |= options.given(flops=choice.flops)

@@ -14,8 +14,8 @@ from torch import nn
 
 from vitfold import draw, results
 from vitfold.cli import options, show
+from vitfold.cli.groups import grouped
 from vitfold.cli.validate import batches_of
-from vitfold.data import Source
 from vitfold.errors import DataError, MethodError
 from vitfold.fold import folds
 from vitfold.methods import ready
@@ -30,7 +30,11 @@ PICTURES = 4
 """How many images are drawn for every method."""
 
 
+@grouped
 def sweep(
+    made: options.Made,
+    data: options.Images,
+    precision: options.Precision,
     model: options.ModelName = "digits",
     methods: Annotated[str, typer.Option(help="With commas between.")] = ",".join(ready()),
     flops: Annotated[
@@ -47,10 +51,6 @@ def sweep(
         list[str],
         typer.Option(metavar="DIR", help="A model that was trained folded, too; may be repeated."),
     ] = [],  # noqa: B006
-    dataset: options.Dataset = "",
-    data_dir: options.DataDirectory = None,
-    split: options.Split = "validation",
-    class_map: options.ClassMap = "",
     limit: options.Limit = None,
     batch_size: Annotated[
         str, typer.Option("--batch-size", "-b", help="For speed, one or more: 1,32.")
@@ -58,12 +58,6 @@ def sweep(
     val_batch_size: Annotated[int, typer.Option(min=1, help="For accuracy.")] = 64,
     repeats: Annotated[int, typer.Option(min=1, help="Rounds of timing that count.")] = 5,
     workers: options.Workers = 0,
-    model_kwargs: options.ModelKwargs = [],  # noqa: B006
-    pretrained: options.Pretrained = True,
-    img_size: options.ImageSize = None,
-    device: options.Device = "cpu",
-    amp: options.Amp = False,
-    amp_dtype: options.AmpDtype = "bfloat16",
     results_file: options.ResultsFile = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Begin the file anew.")] = False,
 ) -> None:
@@ -75,10 +69,11 @@ def sweep(
         results.check_results_file(results_file)
     shares, sizes = options.shares(flops), options.batch_sizes(batch_size)
     names = [options.method_name(name) for name in methods.split(",")]
-    on, dtype = options.device(device), options.amp(amp, amp_dtype)
-    base = options.image_model(model, model_kwargs, pretrained, img_size, on)
-    source = Source(dataset, data_dir, split, class_map)
-    batches = functools.partial(batches_of, model, base, source, limit, val_batch_size, workers)
+    on, dtype = made.on, precision.dtype
+    base = made.image_model(model)
+    batches = functools.partial(
+        batches_of, model, base, data.source, limit, val_batch_size, workers
+    )
     asked = candidates(base, names, shares, options.parse(method_kwargs))
     asked += smaller_inputs(base, shares) if smaller_input else []
     asked += trained_({name: _folded(name, on) for name in trained})
@@ -86,9 +81,9 @@ def sweep(
     about: dict[str, Any] = {
         "command": "sweep",
         "model": model,
-        "arguments": options.parse(model_kwargs) | options.given(img_size=img_size),
+        "arguments": options.parse(made.model_kwargs) | options.given(img_size=made.img_size),
         "weights": fingerprint(base.state_dict()),
-        "data": [dataset, str(data_dir), split, class_map, limit],
+        "data": [data.dataset, str(data.data_dir), data.split, data.class_map, limit],
         "batch_sizes": sizes,
         "device": str(on),
         "options": options.parse(method_kwargs),
@@ -100,11 +95,11 @@ def sweep(
     count = len(first) * len(left) if hasattr(first, "__len__") else None
     images = next(iter(first))[0][:PICTURES].to(on) if left else None
     with show.bar("sweeping", count) as progress:
-        for row, made in sweep_(
+        for row, ours in sweep_(
             base, left, batches, sizes=sizes, repeats=repeats, amp=dtype, progress=progress,
             skip=show.note,
         ):  # fmt: skip
-            book.add(row, _picture(made, images))
+            book.add(row, _picture(ours, images))
     show.table(f"{model}: {len(book.rows)} candidates", COLUMNS, _cells(book))
     for size in sizes:
         show.table(f"Speed, batch size {size}", SPEED_COLUMNS, _speeds(book, size))

@@ -9,6 +9,7 @@ from PIL import Image
 from torch import Tensor
 
 from vitfold.cli import options, show
+from vitfold.cli.groups import grouped
 from vitfold.data import preprocessing, scene_look
 from vitfold.errors import DataError
 from vitfold.segment import VOID, Labels, Segmenter
@@ -19,22 +20,17 @@ from vitfold.trace import Trace
 from vitfold.trace import trace as trace_
 
 
+@grouped
 def trace(
+    choice: options.Choice,
+    made: options.Made,
     model: options.ModelName,
     images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Image files.")],
     task: options.Task = options.TASKS[0],
     ignore_label: options.IgnoreLabel = VOID,
     reduce_zero_label: options.ReduceZeroLabel = False,
     stride: options.Stride = None,
-    method: options.MethodName = None,
-    r: options.Reduction = None,
-    flops: options.Share = None,
-    method_kwargs: options.MethodKwargs = [],  # noqa: B006 (typer copies defaults)
     plan: options.PlanDirectory = None,
-    model_kwargs: options.ModelKwargs = [],  # noqa: B006
-    pretrained: options.Pretrained = True,
-    img_size: options.ImageSize = None,
-    device: options.Device = "cpu",
     output: Annotated[
         Path, typer.Option("--output", "-o", help="Directory for the pictures.")
     ] = Path(),
@@ -46,9 +42,7 @@ def trace(
     the truth where the image lies in images/ and its labels in annotations/.
     """
     options.directory(output)
-    on = options.device(device)
-    dense = options.model(model, model_kwargs, pretrained, img_size, on)
-    ours = options.folded_by(dense, plan, options.Choice(method, r, flops, method_kwargs))
+    ours = options.folded_by(made.model(model), plan, choice)
     if options.segments(task):
         segmenter(ours)
     pictures = [_open(path) for path in images]
@@ -59,7 +53,7 @@ def trace(
             _truth(path, picture, labels) for path, picture in zip(images, pictures, strict=True)
         ]
     prepare = preprocessing(ours)
-    batch = torch.stack([prepare(picture) for picture in pictures]).to(on)
+    batch = torch.stack([prepare(picture) for picture in pictures]).to(made.on)
     traced = trace_(ours, batch)
     _show(traced, images)
     _draw(traced, images, batch, output)

@@ -12,6 +12,7 @@ from torchvision.transforms.v2.functional import to_pil_image
 
 from vitfold import results
 from vitfold.cli import options, show
+from vitfold.cli.groups import grouped
 from vitfold.data import (
     AnySource,
     SceneSource,
@@ -31,13 +32,14 @@ from vitfold.validate import Batch, Report, limited
 from vitfold.validate import validate as validate_
 
 
+@grouped
 def validate(
+    choice: options.Choice,
+    made: options.Made,
+    data: options.Images,
+    precision: options.Precision,
     model: options.ModelName = "digits",
     task: options.Task = options.TASKS[0],
-    dataset: options.Dataset = "",
-    data_dir: options.DataDirectory = None,
-    split: options.Split = "validation",
-    class_map: options.ClassMap = "",
     ignore_label: options.IgnoreLabel = VOID,
     reduce_zero_label: options.ReduceZeroLabel = False,
     stride: options.Stride = None,
@@ -48,17 +50,7 @@ def validate(
     limit: options.Limit = None,
     batch_size: Annotated[int, typer.Option("--batch-size", "-b", min=1)] = 64,
     workers: options.Workers = 0,
-    method: options.MethodName = None,
-    r: options.Reduction = None,
-    flops: options.Share = None,
-    method_kwargs: options.MethodKwargs = [],  # noqa: B006 (typer copies defaults)
     plan: options.PlanDirectory = None,
-    model_kwargs: options.ModelKwargs = [],  # noqa: B006
-    pretrained: options.Pretrained = True,
-    img_size: options.ImageSize = None,
-    device: options.Device = "cpu",
-    amp: options.Amp = False,
-    amp_dtype: options.AmpDtype = "bfloat16",
     results_file: options.ResultsFile = None,
 ) -> None:
     """Top-1 and top-5 of the folded model, and how often it agrees with the dense one; of a
@@ -68,17 +60,15 @@ def validate(
     """
     if results_file:
         results.check_results_file(results_file)
-    on, dtype = options.device(device), options.amp(amp, amp_dtype)
-    base = options.model(model, model_kwargs, pretrained, img_size, on)
-    ours = options.folded_by(base, plan, options.Choice(method, r, flops, method_kwargs))
+    dtype = precision.dtype
+    ours = options.folded_by(made.model(model), plan, choice)
     if options.segments(task):
         labels = Labels(segmenter(ours).classes, ignore_label, reduce_zero_label)
-        scenes = options.scenes(dataset, data_dir, split, class_map, labels)
+        scenes = data.scenes(labels)
         report = _of_pixels(model, ours, scenes, limit, stride, workers, dtype)
         _draw(ours, scenes, pictures, stride, output)
     else:
-        source = Source(dataset, data_dir, split, class_map)
-        report = _of_images(model, ours, source, limit, batch_size, workers, dtype)
+        report = _of_images(model, ours, data.source, limit, batch_size, workers, dtype)
     if results_file:
         about = {"command": "validate", "model": model, "method": folded(ours).method.to_json()}
         tags = {"model": model, "method": str(folded(ours).method)}
