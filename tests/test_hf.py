@@ -96,6 +96,36 @@ def test_outputs_keep_their_shapes(name: str, options: dict[str, Any]) -> None:
     check(model, inputs(model), **options)
 
 
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "BeitForSemanticSegmentation"])
+def test_models_say_whether_they_read_patches(name: str) -> None:
+    """Out of patches is read what changes with those that leave the last block; the one that is
+    left out reads those of earlier blocks."""
+    model: Any = hf(name)
+    found = find(model)
+    last: Any = found.blocks[-1]
+
+    def changed(*args: Any, **kwargs: Any) -> Any:
+        out = type(last).forward(last, *args, **kwargs)
+        x = out[0] if isinstance(out, tuple) else out
+        x = torch.cat([x[:, : found.prefix], x[:, found.prefix :].flip(-1)], dim=1)
+        return (x, *out[1:]) if isinstance(out, tuple) else x
+
+    given = inputs(model)
+    before = read(model, given)
+    last.forward = changed
+    assert found.layout().reads_patches == (not torch.equal(before, read(model, given)))
+
+
+@torch.no_grad()
+def read(model: Any, given: dict[str, Any]) -> Tensor:
+    """What a model says of images: logits, an embedding, or features where there is no more."""
+    said = model(**given)
+    for field in ("logits", "image_embeds", "pooler_output", "reconstruction", "feature_maps"):
+        if (found := getattr(said, field, None)) is not None:
+            return found[-1] if isinstance(found, tuple) else found  # type: ignore[no-any-return]
+    return said.last_hidden_state  # type: ignore[no-any-return]
+
+
 @pytest.mark.parametrize("method", [vitfold.LGTM(r=4, skip=0), vitfold.ToMe(r=4, cue="x_attn")])
 @every_trunk
 def test_other_methods(name: str, method: Any) -> None:

@@ -294,7 +294,7 @@ REFUSED: dict[str, tuple[Callable[[], object], str]] = {
     "skip": (lambda: ToMe(r=8, skip=-1), "skip=-1: expected 0 or more"),
     "skip word": (lambda: DFE(r=8, skip="two"), "skip='two': expected an int"),  # type: ignore[arg-type]
     "window": (lambda: LGTM(r=8, window=1), "window=1: expected 2 or more"),
-    "location": (lambda: LGTM(r=8, location="3d"), "location='3d': expected one of 1d, 2d"),
+    "location": (lambda: LGTM(r=8, location="3d"), "location='3d': expected 1d or 2d"),
     "long": (
         lambda: vitfold.fold(vit(), ToMe(r=[1] * 5)),
         "r has 5 numbers, the model 4 blocks: give at most 4",
@@ -336,6 +336,14 @@ def test_nonsense_is_refused_in_one_line(case: str) -> None:
         call()
     assert isinstance(got.value, VitfoldError | ValueError)
     assert "\n" not in str(got.value)
+
+
+def test_a_name_stands_for_one_method() -> None:
+    for name, says in (("tome", "'tome' is a ToMe already"), ("Tail", "small letters"), ("", "''")):
+        with pytest.raises(MethodError, match=says):
+            vitfold.register(name)(type("Other", (Drop,), {}))
+    assert vitfold.METHODS["tome"] is ToMe
+    assert vitfold.register("tome")(ToMe) is ToMe  # a cell of a notebook that is run again
 
 
 @pytest.mark.parametrize("method", [ToMe(r=[1] * 9), ToMe(flops=0.1), ToMe(r=3, skip=9)], ids=str)

@@ -119,6 +119,11 @@ def test_a_search_takes_maps_of_labels_or_says_what_is_wrong_with_them() -> None
     assert search(model, [(images, told)], iterations=1).scores
 
 
+def test_avit_reads_out_no_patches() -> None:
+    with pytest.raises(MethodError, match="reads out its patches"):
+        vitfold.fold(segmenter(), "avit")
+
+
 def test_flops_are_a_share_of_the_encoders() -> None:
     model, images = segmenter(img_size=96), torch.randn(1, 3, 96, 96)
     whole = vitfold.flops(model.encoder, images)

@@ -1,17 +1,20 @@
 """The house: imports run one way, and the front door shows what it should."""
 
 import ast
+import re
+import tomllib
 from pathlib import Path
 
 import pytest
 
 import vitfold
+from vitfold import errors
 
 SOURCE = Path(vitfold.__file__).parent
 
 FLOORS = [
-    ["errors"],
-    ["layout", "tokenmap", "cues", "ragged", "modes"],
+    ["errors", "files", "ragged"],
+    ["layout", "tokenmap", "cues", "modes"],
     ["ledger", "match", "structure"],
     ["threshold"],
     ["methods"],
@@ -74,14 +77,53 @@ def test_every_room_has_a_floor() -> None:
 def test_what_is_exported_is_there() -> None:
     missing = [name for name in vitfold.__all__ if not hasattr(vitfold, name)]
     assert missing == []
+    ours = [m for m in vitfold.METHODS.values() if m.__module__.startswith("vitfold.")]
+    methods = {method.__name__ for method in ours}
+    raised = {
+        n
+        for n, e in vars(errors).items()
+        if isinstance(e, type) and e.__module__ == errors.__name__
+    }
+    assert methods | raised <= set(vitfold.__all__)
 
 
 def test_the_core_needs_no_extra() -> None:
     """Optional dependencies are imported where they are used, not when vitfold is."""
-    extras = {"transformers", "matplotlib", "sklearn", "onnx", "onnxruntime"}
-    extras |= {"accelerate", "pytorch_optimizer", "curvlinops", "scipy"}
+    optional = {package for needed in extras().values() for package in needed}
     for file in FILES:
-        assert not roots(file) & extras, file.name
+        assert not roots(file) & optional, file.name
+
+
+def test_what_is_missing_is_said_with_the_extra_that_brings_it() -> None:
+    told = [
+        tuple(part.value for part in node.args if isinstance(part, ast.Constant))
+        for file in FILES
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "missing"
+    ]
+    assert len(told) > 3
+    for package, extra in told:
+        assert IMPORTED.get(package, package) in extras()[extra], package
+
+
+IMPORTED = {
+    "scikit-learn": "sklearn",
+    "pytorch-optimizer": "pytorch_optimizer",
+    "curvlinops-for-pytorch": "curvlinops",
+}
+"""What packages are called when they are imported, where that is another name."""
+
+
+def extras() -> dict[str, set[str]]:
+    """What every extra brings, as it is imported."""
+    project = tomllib.loads((SOURCE.parents[1] / "pyproject.toml").read_text(encoding="utf-8"))
+    found = {
+        extra: {re.split(r"[\[>=]", package)[0] for package in packages}
+        for extra, packages in project["project"]["optional-dependencies"].items()
+    }
+    return {
+        extra: {IMPORTED.get(n, n) for n in names} - {"vitfold"} for extra, names in found.items()
+    }
 
 
 def roots(file: Path) -> set[str]:

@@ -647,7 +647,7 @@ LEARN = Recipe(
     smoothing=0.1,
     optimizer={"opt": "momentum", "lr": None, "weight_decay": 0.0},
     rates={"merge": 5e-2, "prune": 1e-3},
-    frozen=True,
+    freeze="model",
 )
 
 
@@ -674,7 +674,7 @@ def test_a_third_rate_trains_the_weights_too(tmp_path: Path) -> None:
     optimizer = {"opt": "momentum", "lr": 1e-2, "weight_decay": 0.05}
     model = learner()
     before = model.head.weight.clone()
-    run(tmp_path, Recipe(**{**vars(LEARN), "frozen": False, "optimizer": optimizer}), model)
+    run(tmp_path, Recipe(**{**vars(LEARN), "freeze": "none", "optimizer": optimizer}), model)
     assert not torch.equal(model.head.weight, before)
     assert (model.vitfold.merge != 0.9).any()
 
@@ -683,7 +683,9 @@ def test_a_third_rate_trains_the_weights_too(tmp_path: Path) -> None:
 def test_what_is_learned_goes_on_as_it_was(tmp_path: Path, frozen: bool) -> None:
     lr = None if frozen else 1e-3
     optimizer = {**LEARN.optimizer, "lr": lr}
-    recipe = Recipe(**{**vars(LEARN), "frozen": frozen, "optimizer": optimizer})
+    recipe = Recipe(
+        **{**vars(LEARN), "freeze": "model" if frozen else "none", "optimizer": optimizer}
+    )
     expected = run(tmp_path / "whole", recipe, learner())
     for step in (1, 5, 8):
         dies = killed_after(step, tmp_path / str(step), recipe, learner())
@@ -704,8 +706,7 @@ def test_matrices_and_model_are_trained_together_or_alone(tmp_path: Path, stays:
         batch_size=4,
         epochs=1,
         distill=Distillation("soft", 1.0, 20.0),
-        frozen=stays == "the model",
-        fixed=stays == "the matrices",
+        freeze="model" if stays == "the model" else "method" if stays == "the matrices" else "none",
     )
     model = woven()
     before = {name: values.clone() for name, values in model.state_dict().items()}
@@ -789,7 +790,7 @@ def test_mistakes_about_what_is_learned(tmp_path: Path) -> None:
     with pytest.raises(TrainError, match="lr_merge: the method learns no such thing"):
         begin(LEARN_MERGING, vitfold.fold(small(), "tome", r=2))
     with pytest.raises(TrainError, match="nothing is trained"):
-        begin(Recipe(frozen=True, batch_size=4), small())
+        begin(Recipe(freeze="model", batch_size=4), small())
     with pytest.raises(TrainError, match="do not compile"):
         begin(LEARN, learner(), compiled=True)
     with pytest.raises(MethodError, match="give flops"):
@@ -876,7 +877,7 @@ def test_the_command_learns_thresholds(
     assert "FLOPs reached" in shown
     assert (output / "learned.png").stat().st_size > 1000
     recipe = json.loads((output / "recipe.json").read_text())["recipe"]
-    assert recipe["frozen"]
+    assert recipe["freeze"] == "model"
     assert recipe["rates"] == {"merge": 0.05, "prune": 5e-6}
     assert recipe["smoothing"] == 0.1
     assert recipe["optimizer"] == {"opt": "momentum", "weight_decay": 0.0}
@@ -899,8 +900,7 @@ def test_the_command_searches_and_trains_matrices(
             "iterations=2 scope=block blocks=[0,1]"]  # fmt: skip
     assert vitfold_(monkeypatch, *options(folder, output), *more, "--freeze", "model") == 0
     recipe = json.loads((output / "recipe.json").read_text())["recipe"]
-    assert recipe["frozen"]
-    assert not recipe["fixed"]
+    assert recipe["freeze"] == "model"
     assert recipe["optimizer"]["lr"] == 1e-4
     assert recipe["distill"]["temperature"] == 20
     model = vitfold.load(output / "last")

@@ -8,6 +8,7 @@ from vitfold.errors import (
     MissingExtra,
     PlanError,
     ShapeError,
+    TrainError,
     UnsupportedModel,
     VitfoldError,
 )
@@ -36,7 +37,7 @@ from vitfold.methods import (
 )
 from vitfold.models import create_model
 from vitfold.plan import load, save
-from vitfold.tokenmap import TokenMap
+from vitfold.tokenmap import PackedMap, TokenMap
 from vitfold.trace import Trace, trace
 
 __version__ = "0.1.0"
@@ -66,6 +67,7 @@ __all__ = [
     "WardCut",
     "register",
     # seeing
+    "PackedMap",
     "TokenMap",
     "Trace",
     "trace",
@@ -85,6 +87,7 @@ __all__ = [
     "MissingExtra",
     "PlanError",
     "ShapeError",
+    "TrainError",
     "UnsupportedModel",
     "VitfoldError",
 ]

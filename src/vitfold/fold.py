@@ -129,8 +129,7 @@ def start(fold: Fold, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Run:
     run = Run(
         fold.method,
         fold.schedule,
-        found.prefix,
-        found.kind.grid(found.trunk, given),
+        found.layout_of(found.kind.grid(found.trunk, given)),
         fold.learned,
         fold.form,
         soft=found.trunk.training,

@@ -11,13 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
-from vitfold import flops as counter
 from vitfold.errors import DataError
 from vitfold.families import find
+from vitfold.flops import count
 from vitfold.modes import evaluating
-
-# The profiler reports on standard error otherwise.
-os.environ.setdefault("KINETO_LOG_LEVEL", "99")
 
 Inputs = Tensor | Mapping[str, Any]
 Progress = Callable[[], None]
@@ -64,7 +61,7 @@ def batch_of(inputs: Inputs) -> int:
 def flops(model: nn.Module, images: Inputs) -> int:
     """The floating point operations (two per multiply-add) of one call, the method's own work
     included."""
-    return counter.count(lambda: call(model, images))
+    return count(lambda: call(model, images))
 
 
 def throughput(
@@ -134,6 +131,7 @@ def _cuda_peak(model: nn.Module, images: Inputs) -> int:
 
 
 def _cpu_peak(model: nn.Module, images: Inputs) -> int:
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # it reports on standard error otherwise
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         call(model, images)
     results = profiler.profiler.kineto_results

@@ -9,15 +9,12 @@ from torch import Tensor, nn
 
 from vitfold.errors import MethodError
 from vitfold.families import find
-from vitfold.flops import NEAR, cost
+from vitfold.flops import CLOSE, NEAR, cost
 from vitfold.fold import clone, fold
 from vitfold.methods.prunemerge import PruneMerge
 
 PRUNE = 0.1
 """The share of patches that goes around blocks, where nobody says otherwise."""
-
-CLOSE = 0.002
-"""How near to a share of the FLOPs the search for rates stops."""
 
 TRIES = 14
 
@@ -98,7 +95,9 @@ class Costs:
         misses = torch.tensor(list(self.tried.values()), dtype=torch.float64)
         slope, start = torch.linalg.lstsq(seen, misses.unsqueeze(1)).solution.flatten().tolist()
         order = sorted(candidates, key=lambda rated: abs(slope * _seen(rated) + start))
-        any(abs(self.off(rated)) <= NEAR / 2 for rated in order[:LOOKS])
+        for rated in order[:LOOKS]:
+            if abs(self.off(rated)) <= NEAR / 2:
+                break
 
 
 def _seen(method: PruneMerge) -> int:

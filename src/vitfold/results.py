@@ -3,7 +3,6 @@
 import csv
 import io
 import json
-import os
 import platform
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 import torch
 
 from vitfold.errors import DataError
+from vitfold.files import whole
 
 Rows = Sequence[Mapping[str, Any]]
 
@@ -26,7 +26,7 @@ def check_results_file(path: Path) -> None:
 
 def write(path: Path, rows: Rows, about: Mapping[str, Any]) -> None:
     """Rows, and in JSON what they are about; the file is there whole or not at all."""
-    replace(path, _csv(rows) if path.suffix == ".csv" else _json(rows, about))
+    write_text(path, _csv(rows) if path.suffix == ".csv" else _json(rows, about))
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -43,14 +43,12 @@ def read(path: Path) -> dict[str, Any]:
     return found
 
 
-def replace(path: Path, text: str) -> None:
+def write_text(path: Path, text: str) -> None:
     """Write a text file; until it is whole, the one before is there."""
-    temporary = path.with_name(f".{path.name}.part")
     try:
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, path)
+        with whole(path) as part:
+            part.write_text(text, encoding="utf-8")
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         raise DataError(f"{path} cannot be written: {error.strerror}") from error
 
 

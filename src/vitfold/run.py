@@ -1,7 +1,7 @@
 """One forward pass of a folded model: the state that travels, and the one folded block."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
@@ -13,7 +13,7 @@ from vitfold.blocks.kinds import Kind
 from vitfold.blocks.masked import MaskedAttend
 from vitfold.blocks.own import FirstAttend, OwnAttend, ScoredAttend
 from vitfold.blocks.packed import PackedAttend
-from vitfold.errors import FoldError
+from vitfold.errors import FoldError, MethodError
 from vitfold.layout import Layout
 from vitfold.ledger import Ledger, Masked, Packed, Woven
 from vitfold.methods.base import Base
@@ -48,8 +48,7 @@ class Run:
 
     method: Base
     schedule: tuple[int, ...]
-    prefix: int
-    grid: tuple[int, int] | None
+    layout: Layout
     learned: Learned | None = None
     form: Form = "alike"
     soft: bool = False
@@ -62,7 +61,12 @@ class Run:
     @property
     def depth(self) -> int:
         """How many blocks the model has."""
-        return len(self.schedule)
+        return self.layout.depth
+
+    @property
+    def prefix(self) -> int:
+        """How many tokens of a sequence are not patches."""
+        return self.layout.prefix
 
     @property
     def last(self) -> Ledger:
@@ -72,16 +76,18 @@ class Run:
     def start(self, x: Tensor) -> None:
         """Open the books on the tokens that enter the first block."""
         tokens, self.width = x.shape[1:]
-        patches = tokens - self.prefix
-        grid = self.grid if self.grid and self.grid[0] * self.grid[1] == patches else None
-        layout = Layout(tokens, self.prefix, grid, self.depth)
+        whole = tokens == self.layout.tokens  # and so the grid is that of these tokens
+        layout = replace(self.layout, tokens=tokens, grid=self.layout.grid if whole else None)
         if self.learned is None:
             self.plan = self.method.plan(layout, self.schedule)
         elif x.shape[0] == 0:  # no image, and no token to ask
             self.plan = (None,) * self.depth
         else:
             self.plan = self.learned.plan(layout, self.schedule)
-        self.books[:] = [BOOKS[self.form].open(x, self.prefix, grid, self.valid, self.soft)]
+        acts = any(step is not None for step in self.plan)
+        if self.valid is not None and acts and not self.method.pads:
+            raise MethodError(f"{type(self.method).__name__} cannot take padded images: use ToMe")
+        self.books[:] = [BOOKS[self.form].open(x, self.prefix, layout.grid, self.valid, self.soft)]
 
     def block(
         self, index: int, block: nn.Module, kind: Kind, x: Tensor, given: Mapping[str, Any]
@@ -205,8 +211,6 @@ def reduced(x: Tensor, ledger: Ledger, index: int) -> Tensor:
 def mixed(x: Tensor, ledger: Ledger, step: Weave, index: int) -> Tensor:
     """`[B, K + P, C]`: the mixtures that a block sees, and the patches that go around it; from
     dense tokens, or straight from those that the block before handed on."""
-    if ledger.valid is not None:
-        raise FoldError("matrices mix patches by their places: padded images have none in common")
     patches = x[:, ledger.prefix :]
     if isinstance(ledger, Woven) and not ledger.dense and ledger.holds(x):
         leave = ledger.leave

@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vitfold import ragged
+
 DROPPED = -1
 
 Fate = Literal["merged", "dropped", "mixed"]
@@ -189,3 +191,65 @@ def _ones(x: Tensor) -> Tensor:
 
 def _channelwise(weight: Tensor, x: Tensor) -> Tensor:
     return weight.unsqueeze(-1).to(x.dtype)
+
+
+@dataclass(frozen=True, eq=False)
+class PackedMap:
+    """What a `TokenMap` is, where every image has slots of its own number.
+
+    flat: from the original tokens of all images to the slots of all images.
+    lengths: how many slots each image has.
+    """
+
+    flat: TokenMap
+    lengths: tuple[int, ...]
+
+    @property
+    def tokens(self) -> int:
+        """N: how many tokens of each image go in."""
+        return self.flat.tokens // max(len(self.lengths), 1)
+
+    @property
+    def slots(self) -> int:
+        """How many tokens come out where most do."""
+        return max(self.lengths, default=0)
+
+    @property
+    def fate(self) -> Fate:
+        """What may happen to those that are gone."""
+        return self.flat.fate
+
+    @property
+    def slot(self) -> Tensor:
+        """`[B, N]`: the slot of every token in its own image, -1 for dropped."""
+        slot = apart(self.flat.slot, len(self.lengths))
+        first = ragged.starts(torch.tensor(self.lengths, device=slot.device)).unsqueeze(1)
+        return torch.where(slot >= 0, slot - first, DROPPED)
+
+    def fold(self, x: Tensor, size: Tensor | None = None) -> Tensor:
+        """`[B, slots, C]`: the mean of `x[B, N, C]` in every slot, zeros where there is none."""
+        flat = None if size is None else one_image(size)
+        return ragged.pad(self.flat.fold(one_image(x), flat), self._here(x))
+
+    def fold_sizes(self, size: Tensor) -> Tensor:
+        """`[B, slots]`: the summed size of every slot."""
+        return ragged.pad(self.flat.fold_sizes(one_image(size)), self._here(size))
+
+    def unfold(self, y: Tensor) -> Tensor:
+        """`[B, N, C]`: every token shows its slot's row of `y[B, slots, C]`, the dropped zeros."""
+        rows = y[self._here(y)].unsqueeze(0)
+        return apart(self.flat.unfold(rows), len(self.lengths))
+
+    def _here(self, like: Tensor) -> Tensor:
+        """`[B, slots]`: which slots an image has."""
+        return ragged.table(torch.tensor(self.lengths, device=like.device))[1]
+
+
+def one_image(x: Tensor) -> Tensor:
+    """All tokens of `x[B, N, C]` as those of one image."""
+    return x.flatten(0, 1).unsqueeze(0)
+
+
+def apart(x: Tensor, batch: int) -> Tensor:
+    """The images again, each with all of its tokens."""
+    return x[0].view(batch, x.shape[1] // max(batch, 1), *x.shape[2:])

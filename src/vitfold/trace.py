@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from vitfold import draw
 from vitfold.errors import DataError
 from vitfold.fold import folded, watch
-from vitfold.tokenmap import TokenMap
+from vitfold.tokenmap import PackedMap, TokenMap
 
 T = TypeVar("T")
 
@@ -29,7 +29,7 @@ class Trace:
     """
 
     counts: list[list[int]]
-    maps: list[TokenMap]
+    maps: list[TokenMap | PackedMap]
     prefix: int
     grid: tuple[int, int] | None
     images: Tensor | None

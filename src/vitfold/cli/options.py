@@ -14,10 +14,10 @@ from vitfold.answers import ONLY
 from vitfold.cli import show
 from vitfold.cli.groups import Group
 from vitfold.data import SceneSource, Source
-from vitfold.errors import DataError, MethodError, nearest, one_line
+from vitfold.errors import DataError, MethodError, one_line
 from vitfold.fold import fold, folds
 from vitfold.methods import METHODS, Base, create_method
-from vitfold.methods.base import learns
+from vitfold.methods.base import learns, named
 from vitfold.models import create_model, create_segmenter, saved_classes
 from vitfold.plan import has_backbone, load
 from vitfold.segment import DECODERS, Labels, Segmenter
@@ -107,8 +107,8 @@ class Choice(Group):
 
     def build(self) -> Base:
         """The method. Where nothing says how far to reduce, it costs 0.6 of the dense model."""
-        kind = METHODS.get((self.method or "").lower())
-        if kind is not None and kind.found_by:
+        kind = named(self.method or "tome")
+        if kind.found_by:
             raise MethodError(
                 f"{kind.name} takes a look at images first: run vitfold {kind.found_by} MODEL "
                 "--data-dir ... --output DIR, then give DIR as the model"
@@ -123,7 +123,7 @@ class Choice(Group):
             options["flops"] = self.flops
         if "r" not in options and "flops" not in options:
             options["flops"] = 0.6
-        return create_method(self.method or "tome", options)
+        return create_method(kind.name, options)
 
 
 @dataclass(frozen=True)
@@ -269,10 +269,7 @@ def whole_numbers(option: str, text: str) -> list[int]:
 
 def method_name(text: str) -> str:
     """A registered name."""
-    name = text.strip().lower()
-    if name not in METHODS:
-        raise MethodError(f"unknown method {text!r}{nearest(name, METHODS)}")
-    return name
+    return named(text.strip()).name
 
 
 def device(name: str) -> torch.device:

@@ -10,10 +10,10 @@ from vitfold.cli import options
 from vitfold.cli.groups import Group, option
 from vitfold.errors import TrainError
 from vitfold.fold import folds
+from vitfold.methods import METHODS
 from vitfold.train import Distillation, Recipe
 from vitfold.train.optimizing import learned_parameters
-
-FREEZES = ("none", "model", "method")
+from vitfold.train.recipe import FREEZES
 
 USUAL = {
     "epochs": 10,
@@ -27,9 +27,15 @@ USUAL = {
 """What is done where neither the user nor the method says anything."""
 
 
-def by(default: str) -> dict[str, str]:
-    """A default that the method may change, as help shows it."""
-    return {"show_default": default}
+def by(name: str) -> dict[str, str]:
+    """What is done where the user says nothing, and by which methods something else."""
+    own = [f"{m.name}: {_shown(m.training[name])}" for m in METHODS.values() if name in m.training]
+    first = [_shown(USUAL[name])] if name in USUAL else []
+    return {"show_default": "; ".join([*first, *own])}
+
+
+def _shown(value: Any) -> str:
+    return "none" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def usual(model: nn.Module) -> dict[str, Any]:
@@ -67,10 +73,6 @@ class Looks(Group):
     cutmix: Annotated[float, option("Alpha of CutMix.", min=0)] = 0.0
     mixup_prob: Annotated[float, option("How often images are mixed.", min=0, max=1)] = 1.0
 
-    def check(self) -> None:
-        """Refuse what cannot be read."""
-        _ = self.augment
-
     @property
     def augment(self) -> dict[str, Any]:
         """For timm's `create_transform`."""
@@ -99,23 +101,19 @@ class Learning(Group):
     panel = "Learning"
 
     epochs: Annotated[
-        int | None, option("How often every image is seen.", "--epochs", min=1, **by("10"))
+        int | None, option("How often every image is seen.", "--epochs", min=1, **by("epochs"))
     ] = None
     batch_size: Annotated[int, option("Per process.", "--batch-size", "-b", min=1)] = 128
     grad_accum_steps: Annotated[int, option("Batches to a step.", min=1)] = 1
     clip_grad: Annotated[float | None, option("The longest gradient.")] = None
-    opt: Annotated[str | None, option("timm's name of an optimizer.", **by("adamw"))] = None
+    opt: Annotated[str | None, option("timm's name of an optimizer.", **by("opt"))] = None
     lr: Annotated[
         float | None,
-        option("Learning rate; of a method that learns: of the model too.", **by("5e-4")),
+        option("Learning rate; of a method that learns: of the model too.", **by("lr")),
     ] = None
-    lr_merge: Annotated[float | None, option("Of thresholds for merging.", **by("ltmp: 5e-3"))] = (
-        None
-    )
-    lr_prune: Annotated[float | None, option("Of thresholds for pruning.", **by("ltmp: 5e-6"))] = (
-        None
-    )
-    weight_decay: Annotated[float | None, option("Weight decay.", **by("0.05"))] = None
+    lr_merge: Annotated[float | None, option("Of thresholds for merging.", **by("lr_merge"))] = None
+    lr_prune: Annotated[float | None, option("Of thresholds for pruning.", **by("lr_prune"))] = None
+    weight_decay: Annotated[float | None, option("Weight decay.", **by("weight_decay"))] = None
     layer_decay: Annotated[float | None, option("Of the rate, block by block.")] = None
     opt_kwargs: Annotated[list[str], option("For the optimizer.", metavar="KEY=VALUE")] = field(
         default_factory=list
@@ -131,35 +129,39 @@ class Learning(Group):
         float | None,
         option("Sharpness-aware minimization that looks this far.", metavar="RHO"),
     ] = None
-    smoothing: Annotated[float | None, option("Of the labels.", **by("0; ltmp: 0.1"))] = None
+    smoothing: Annotated[float | None, option("Of the labels.", **by("smoothing"))] = None
     distill: Annotated[str, option("none, soft or hard: learn from the dense model too.")] = "none"
     distill_alpha: Annotated[float, option("How much that counts.")] = 1.0
     distill_temperature: Annotated[
-        float | None, option("What soft logits are divided by.", **by("3; prune-merge: 20"))
+        float | None, option("What soft logits are divided by.", **by("distill_temperature"))
     ] = None
     teacher: Annotated[str | None, option("Another model to learn from.")] = None
     freeze: Annotated[
         str | None,
         option(
             "What stays as it is: none, model (all but what the method learns), or method.",
-            **by("none; ltmp without --lr: model"),
+            show_default="none; without a rate for the model: model",
         ),
     ] = None
     seed: Annotated[int, option("Decides all that is random.", min=0)] = 42
 
-    def check(self) -> None:
+    def check(self, looks: Looks) -> None:
         """Refuse what makes no sense whatever the model."""
-        taught_by = self._distillation(self.distill_temperature)
-        if self.teacher is not None and taught_by is None:
+        if self.teacher is not None and self.distill == "none":
             raise TrainError(f"--teacher {self.teacher}: it is heard by --distill soft, or hard")
         if self.freeze not in (None, *FREEZES):
             raise TrainError(f"--freeze {self.freeze!r}: expected {', '.join(FREEZES)}")
+        self._recipe(USUAL, ["anything"], looks)
 
     def recipe(self, model: nn.Module, looks: Looks) -> Recipe:
         """How this model is trained: as the user says, as its method is usually, or as all are."""
-        said = options.given(**asdict(self))
-        chosen = usual(model) | said
         learns = [f"lr_{name}" for name, _ in learned_parameters(model)]
+        return self._recipe(usual(model), learns, looks)
+
+    def _recipe(self, usual: Mapping[str, Any], learns: Collection[str], looks: Looks) -> Recipe:
+        """The same, from what is usual and from the rates that the method has."""
+        said = options.given(**asdict(self))
+        chosen = {**usual, **said}
         rates = options.given(
             lr=chosen["lr"], weight_decay=chosen["weight_decay"], layer_decay=self.layer_decay
         )
@@ -177,23 +179,20 @@ class Learning(Group):
             augment=looks.augment,
             mix=looks.mix,
             distill=self._distillation(chosen["distill_temperature"]),
-            rates=_rates(usual(model), learns) | _rates(said, said),
-            frozen=self._frozen(learns, chosen["lr"]),
-            fixed=self.freeze == "method",
+            rates=_rates(usual, learns) | _rates(said, said),
+            freeze=self._frozen(learns, chosen["lr"]),
         )
 
-    def _distillation(self, temperature: float | None) -> Distillation | None:
+    def _distillation(self, temperature: float) -> Distillation | None:
         if self.distill == "none":
             return None
-        return Distillation(
-            self.distill, self.distill_alpha, **options.given(temperature=temperature)
-        )
+        return Distillation(self.distill, self.distill_alpha, temperature)
 
-    def _frozen(self, learns: list[str], lr: float | None) -> bool:
-        """Whether only what the method learns is trained."""
+    def _frozen(self, learns: Collection[str], lr: float | None) -> str:
+        """What stays as it is: the model, where nobody says so and it has no rate."""
         if self.freeze in ("model", "method") and not learns:
             raise TrainError(f"--freeze {self.freeze}: give a --method that learns, such as ltmp")
-        return self.freeze == "model" or (self.freeze is None and bool(learns) and lr is None)
+        return self.freeze or ("model" if learns and lr is None else "none")
 
 
 def _rates(values: Mapping[str, Any], names: Collection[str]) -> dict[str, float]:

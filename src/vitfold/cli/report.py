@@ -8,7 +8,7 @@ import typer
 from vitfold.cli import show
 from vitfold.errors import DataError
 from vitfold.report import report as report_
-from vitfold.results import replace
+from vitfold.results import write_text
 
 
 def report(
@@ -21,5 +21,5 @@ def report(
     """One self-contained page: plots, token pictures, tables, versions and hardware."""
     if not output.parent.is_dir():
         raise DataError(f"--output {output}: there is no directory {output.parent}")
-    replace(output, report_(files, title))
+    write_text(output, report_(files, title))
     show.written(output)

@@ -10,13 +10,14 @@ from torch import nn
 from vitfold.answers import ONLY
 from vitfold.cli import options, show
 from vitfold.cli.groups import Group, option
-from vitfold.cli.recipe import by, numbers
+from vitfold.cli.recipe import numbers
 from vitfold.cli.search import SCORED, found_in, images_of
 from vitfold.data import AnySource, data_config
 from vitfold.errors import TrainError, one_line
 from vitfold.fold import fold, folds
 from vitfold.importance import ITERATIONS
-from vitfold.methods import METHODS, PruneMerge
+from vitfold.methods import METHODS
+from vitfold.methods.base import named
 from vitfold.methods.schedule import check_whole
 from vitfold.models import (
     create_model,
@@ -45,7 +46,9 @@ class Data(Group):
         option("Folder or tar of class folders, or of images and annotations.", "--data-dir"),
     ] = None
     train_split: Annotated[str, option("What to train on.")] = "train"
-    val_split: Annotated[str | None, option("What to evaluate on.", **by("validation"))] = None
+    val_split: Annotated[str | None, option("What to evaluate on.", show_default="validation")] = (
+        None
+    )
     no_val: Annotated[bool, option("Do not evaluate.", "--no-val")] = False
     class_map: Annotated[str, option("File that maps class names to labels.")] = ""
     num_classes: Annotated[int | None, option("Default: what the dataset has.")] = None
@@ -108,7 +111,7 @@ class Start(Group):
     std: Annotated[str | None, option("Of the channels: 0.5,0.5,0.5.")] = None
     crop_pct: Annotated[float | None, option("Share of an image that is looked at.")] = None
     decoder: Annotated[
-        str | None, option(f"Of a new segmenter: {' or '.join(DECODERS)}.", **by("mask"))
+        str | None, option(f"Of a new segmenter: {' or '.join(DECODERS)}.", show_default="mask")
     ] = None
     drop_path: Annotated[float, option("Share of blocks left out.")] = 0.0
 
@@ -189,7 +192,7 @@ class Choice(options.Choice):
     @property
     def searches(self) -> bool:
         """Whether it is found by a search in images first."""
-        return self.method.lower() == PruneMerge.name
+        return self.method.lower() != "none" and named(self.method).found_by == "search"
 
 
 def _check_classes(model: nn.Module, classes: int | None) -> None:

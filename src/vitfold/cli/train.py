@@ -40,7 +40,7 @@ class Running(Group):
     checkpoint_every: Annotated[int, option("Steps between checkpoints.", min=0)] = 0
     checkpoint_hist: Annotated[int, option("How many checkpoints stay.", min=1)] = 3
     log_interval: Annotated[
-        int | None, option("Steps between lines in the log.", min=1, **by("50; ltmp: 1"))
+        int | None, option("Steps between lines in the log.", min=1, **by("log_interval"))
     ] = None
     tensorboard: Annotated[bool, option("Log for TensorBoard too.", "--tensorboard")] = False
     torchcompile: Annotated[bool, option("Compile the model.", "--torchcompile")] = False
@@ -89,8 +89,10 @@ def train(
     Everything goes to --output: `best` and `last` are models for any other command, log.csv has a
     row for every epoch. On several devices or machines: `accelerate launch -m vitfold train ...`.
     """
-    for group in (data, learning, looks):
-        group.check()
+    data.check()
+    learning.check(looks)
+    if options.segments(data.task) and looks.mix:
+        raise TrainError("--mixup, --cutmix: only images of one class are mixed")
     mixed = PRECISIONS[precision.dtype]
     begun(options.directory(running.output), running.resume)
     accelerator = create_accelerator(running.on, mixed)
@@ -114,8 +116,6 @@ def train(
         ours = subject.folded(base, choice)
     start.begin(ours)
     recipe = learning.recipe(ours, looks)
-    if labels and recipe.mix:
-        raise TrainError("--mixup, --cutmix: only images of one class are mixed")
     images.transform = source.augment(base, recipe.augment)
     about = start.about | {
         "model": model,
@@ -179,14 +179,16 @@ def _show(name: str, outcome: Outcome, output: Path, judge: Judge) -> None:
             ["FLOPs reached", f"{outcome.reached:.1%}"],
         ]
     show.table(f"{name}, trained", ["", "figures"], rows)
-    if any("share" in figures for figures in outcome.steps):
-        _draw(output / LEARNED, outcome.steps)
+    _draw(output / LEARNED, outcome.steps)
     for kept in (BEST, LAST) if best else (LAST,):
         show.written(output / kept)
 
 
 def _draw(path: Path, steps: list[dict[str, Any]]) -> None:
-    """The picture of what was learned; a training is not lost for want of a library."""
+    """The picture of thresholds, where there are any; a training is not lost for want of a
+    library."""
+    if not any("share" in figures for figures in steps):
+        return
     try:
         plots.learned(path, steps)
     except MissingExtra as error:

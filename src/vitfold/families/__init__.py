@@ -1,5 +1,6 @@
 """Which models can be folded: how a trunk is found in a model, and what is refused."""
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,12 +28,16 @@ WRAPPERS = {
 
 @dataclass(frozen=True, eq=False)
 class Found:
-    """A trunk in a model, and what is known of its kind."""
+    """A trunk in a model, and what is known of its kind.
+
+    hosted: whether what is around it reads patches, whatever it reads itself.
+    """
 
     trunk: Any
     kind: Trunk
     blocks: tuple[nn.Module, ...]
     kinds: tuple[Kind, ...]
+    hosted: bool = False
 
     @property
     def depth(self) -> int:
@@ -42,8 +47,7 @@ class Found:
     @property
     def width(self) -> int:
         """How many channels its tokens have."""
-        width = getattr(self.trunk, "embed_dim", None)
-        return int(self.trunk.config.hidden_size if width is None else width)
+        return self.kind.width(self.trunk)
 
     @property
     def prefix(self) -> int:
@@ -62,11 +66,14 @@ class Found:
     def layout(self) -> Layout:
         """The tokens of the images that the model is made for."""
         height, width = self.kind.grid(self.trunk, self.example()) or (0, 0)
-        tokens = self.prefix + height * width
-        first = self.prefix > 0 and getattr(self.trunk, "cls_token", self) is not None
-        pooling = getattr(self.trunk, "global_pool", "token")
-        averages = self.prefix == 0 or pooling not in ("token", "")
-        return Layout(tokens, self.prefix, (height, width), self.depth, first, averages)
+        return self.layout_of((height, width))
+
+    def layout_of(self, grid: tuple[int, int] | None) -> Layout:
+        """Those of images with that grid of patches."""
+        tokens = self.prefix + math.prod(grid or (0,))
+        class_token = self.kind.class_token(self.trunk)
+        reads_patches = self.hosted or self.kind.reads_patches(self.trunk)
+        return Layout(tokens, self.prefix, grid, self.depth, class_token, reads_patches)
 
 
 def find(model: nn.Module) -> Found:
@@ -84,7 +91,8 @@ def find(model: nn.Module) -> Found:
         )
     trunk, kind = trunks[0]
     blocks = _blocks(trunk, kind)
-    return Found(trunk, kind, blocks, tuple(_block_kind(trunk, block) for block in blocks))
+    kinds = tuple(_block_kind(trunk, block) for block in blocks)
+    return Found(trunk, kind, blocks, kinds, any(map(_reads_patches, model.modules())))
 
 
 def trunk_kind(cls: type) -> Trunk | None:
@@ -101,6 +109,11 @@ def _blocks(trunk: nn.Module, kind: Trunk) -> tuple[nn.Module, ...]:
             f"{len(container) - len(blocks)} occur more than once"
         )
     return blocks
+
+
+def _reads_patches(module: nn.Module) -> bool:
+    """Of a trunk's host, which may say so itself."""
+    return type(module).__name__ in hf.READERS or getattr(module, "reads_patches", False) is True
 
 
 def families() -> Families:

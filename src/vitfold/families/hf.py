@@ -78,6 +78,14 @@ def _pool(head: Any, x: Tensor, ledger: Ledger) -> Tensor:
     return call_module(head, {"attention": attention}, x)
 
 
+def _width(trunk: Any) -> int:
+    return int(trunk.config.hidden_size)
+
+
+def _reads_patches(trunk: Any) -> bool:
+    return _is_backbone(trunk) or getattr(trunk.config, "use_mean_pooling", False)
+
+
 def _size(trunk: Any) -> Size:
     size = trunk.config.image_size
     height, width = (size, size) if isinstance(size, int) else size
@@ -103,7 +111,10 @@ def _trunk(
         blocks,
         ("forward",),
         functools.partial(call, blocks),
+        _width,
         prefix,
+        lambda trunk: prefix(trunk) > 0,
+        lambda trunk: _reads_patches(trunk) or prefix(trunk) == 0,
         _size,
         arguments,
         _grid,
@@ -187,7 +198,10 @@ TRUNKS: dict[str, Trunk] = {
         "encoder.layers",
         ("forward",),
         functools.partial(call, "encoder.layers"),
+        _width,
         _none,
+        lambda _: False,
+        lambda _: True,
         _siglip2_size,
         ("pixel_values", "pixel_attention_mask", "spatial_shapes"),
         _siglip2_grid,
@@ -242,6 +256,21 @@ MODELS: dict[str, tuple[str, ...]] = {
     ),
 }
 """The classes of transformers that are one of the trunks, or a trunk and a head."""
+
+CLASSES = tuple(name for names in MODELS.values() for name in names)
+
+READERS = frozenset(
+    {
+        "BeitForMaskedImageModeling",
+        "BeitForSemanticSegmentation",
+        "CLIPForImageClassification",
+        "DeiTForMaskedImageModeling",
+        "Dinov2ForImageClassification",
+        "Dinov2WithRegistersForImageClassification",
+        "ViTForMaskedImageModeling",
+    }
+)
+"""Those among them that read patches, whatever their trunk does."""
 
 HOSTS = frozenset(
     {

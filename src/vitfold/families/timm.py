@@ -180,8 +180,21 @@ def _attention_pool(trunk: Any, ledger: Ledger) -> dict[str, Any]:
     return {name: pool(name) for name in ("pool", "_pool") if hasattr(trunk, name)}
 
 
+def _width(trunk: Any) -> int:
+    return int(trunk.embed_dim)
+
+
 def _prefix(trunk: Any) -> int:
     return int(trunk.num_prefix_tokens)
+
+
+def _class_token(trunk: Any) -> bool:
+    owner = trunk if hasattr(trunk, "cls_token") else _embed(trunk)  # NaFlex has it there
+    return getattr(owner, "cls_token", None) is not None
+
+
+def _reads_patches(trunk: Any) -> bool:
+    return trunk.global_pool not in ("token", "") or not _class_token(trunk)
 
 
 def _embed(trunk: Any) -> Any:
@@ -229,7 +242,20 @@ def _trunk(
     padding: Callable[[Any, Arguments], Tensor | None] = no_padding,
 ) -> Trunk:
     entries = ("forward", "forward_features", "forward_intermediates")
-    return Trunk("blocks", entries, call, _prefix, _size, arguments, _grid, _example, padding)
+    return Trunk(
+        "blocks",
+        entries,
+        call,
+        _width,
+        _prefix,
+        _class_token,
+        _reads_patches,
+        _size,
+        arguments,
+        _grid,
+        _example,
+        padding,
+    )
 
 
 TRUNKS: dict[str, Trunk] = {

@@ -22,7 +22,10 @@ class Trunk:
     blocks: the path to its list of blocks.
     entries: the methods that run the blocks.
     call: runs one of them: `(trunk, method, run, args, kwargs)`.
+    width: how many channels tokens have.
     prefix: how many tokens of a sequence are not patches.
+    class_token: whether the first of them stands for the image.
+    reads_patches: whether what it reads out is made of patches.
     size: channels, height and width of the images that it is made for.
     arguments: names of what it is called with, in their order.
     grid: the patch grid for the arguments that it is called with, where there is one.
@@ -33,7 +36,10 @@ class Trunk:
     blocks: str
     entries: tuple[str, ...]
     call: Callable[[Any, str, Run, tuple[Any, ...], dict[str, Any]], Any]
+    width: Callable[[Any], int]
     prefix: Callable[[Any], int]
+    class_token: Callable[[Any], bool]
+    reads_patches: Callable[[Any], bool]
     size: Callable[[Any], Size]
     arguments: tuple[str, ...]
     grid: Callable[[Any, Arguments], Grid]

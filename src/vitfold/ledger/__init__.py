@@ -6,8 +6,8 @@ their own, `Masked` for training: there no token leaves, and a mask says which a
 """
 
 from vitfold.ledger.masked import Mark, Masked
-from vitfold.ledger.packed import Packed, PackedMap
+from vitfold.ledger.packed import Packed
 from vitfold.ledger.rows import Ledger
 from vitfold.ledger.woven import Woven
 
-__all__ = ["Ledger", "Mark", "Masked", "Packed", "PackedMap", "Woven"]
+__all__ = ["Ledger", "Mark", "Masked", "Packed", "Woven"]

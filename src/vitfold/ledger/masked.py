@@ -8,9 +8,8 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from vitfold.ledger.packed import PackedMap
 from vitfold.ledger.rows import Ledger
-from vitfold.tokenmap import DROPPED, TokenMap, take
+from vitfold.tokenmap import DROPPED, PackedMap, TokenMap, take
 
 
 @dataclass(frozen=True, eq=False)
@@ -146,14 +145,14 @@ class Masked(Ledger):
         )
         return merged, books
 
-    def flat(self) -> TokenMap:
+    def flat(self, like: Tensor) -> TokenMap:
         """The map from the original tokens of all images to those that still count."""
         first = torch.arange(len(self.target), device=self.target.device).unsqueeze(1)
         target = (self.target + first * self.tokens).where(self.target >= 0, DROPPED)
         return TokenMap.from_parent(target.view(1, -1))
 
-    def whole(self, like: Tensor) -> PackedMap:  # type: ignore[override]
-        return PackedMap(self.flat(), tuple(self.counts(len(self.target))))
+    def whole(self, like: Tensor) -> PackedMap:
+        return PackedMap(self.flat(like), tuple(self.counts(len(self.target))))
 
     def fold(self, x: Tensor) -> Tensor:
         return x

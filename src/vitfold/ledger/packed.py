@@ -14,59 +14,7 @@ from torch import Tensor
 
 from vitfold import ragged
 from vitfold.ledger.rows import Ledger, four, pick
-from vitfold.tokenmap import DROPPED, Fate, TokenMap, take
-
-
-@dataclass(frozen=True, eq=False)
-class PackedMap:
-    """What a `TokenMap` is, where every image has slots of its own number.
-
-    flat: from the original tokens of all images to the slots of all images.
-    lengths: how many slots each image has.
-    """
-
-    flat: TokenMap
-    lengths: tuple[int, ...]
-
-    @property
-    def tokens(self) -> int:
-        """N: how many tokens of each image go in."""
-        return self.flat.tokens // max(len(self.lengths), 1)
-
-    @property
-    def slots(self) -> int:
-        """How many tokens come out where most do."""
-        return max(self.lengths, default=0)
-
-    @property
-    def fate(self) -> Fate:
-        """What may happen to those that are gone."""
-        return self.flat.fate
-
-    @property
-    def slot(self) -> Tensor:
-        """`[B, N]`: the slot of every token in its own image, -1 for dropped."""
-        slot = _apart(self.flat.slot, len(self.lengths))
-        first = ragged.starts(torch.tensor(self.lengths, device=slot.device)).unsqueeze(1)
-        return torch.where(slot >= 0, slot - first, DROPPED)
-
-    def fold(self, x: Tensor, size: Tensor | None = None) -> Tensor:
-        """`[B, slots, C]`: the mean of `x[B, N, C]` in every slot, zeros where there is none."""
-        flat = None if size is None else _one_image(size)
-        return ragged.pad(self.flat.fold(_one_image(x), flat), self._here(x))
-
-    def fold_sizes(self, size: Tensor) -> Tensor:
-        """`[B, slots]`: the summed size of every slot."""
-        return ragged.pad(self.flat.fold_sizes(_one_image(size)), self._here(size))
-
-    def unfold(self, y: Tensor) -> Tensor:
-        """`[B, N, C]`: every token shows its slot's row of `y[B, slots, C]`, the dropped zeros."""
-        rows = y[self._here(y)].unsqueeze(0)
-        return _apart(self.flat.unfold(rows), len(self.lengths))
-
-    def _here(self, like: Tensor) -> Tensor:
-        """`[B, slots]`: which slots an image has."""
-        return ragged.table(torch.tensor(self.lengths, device=like.device))[1]
+from vitfold.tokenmap import PackedMap, TokenMap, apart, one_image, take
 
 
 @dataclass(frozen=True, eq=False)
@@ -156,7 +104,7 @@ class Packed(Ledger):
     def pack(self, x: Tensor) -> Tensor:
         """`[1, T, ...]`: the tokens of now one after another. Between blocks, and as long as images
         are whole, they lie beside each other, as the model has them."""
-        return x if x.shape[:2] == (1, self.now) else _one_image(x)
+        return x if x.shape[:2] == (1, self.now) else one_image(x)
 
     def counts(self, batch: int) -> list[int]:
         return list(self.lengths)
@@ -181,22 +129,22 @@ class Packed(Ledger):
             return TokenMap.identity(1, self.now, like.device)
         return functools.reduce(TokenMap.then, self.maps)
 
-    def whole(self, like: Tensor) -> PackedMap:  # type: ignore[override]
+    def whole(self, like: Tensor) -> PackedMap:
         return PackedMap(self.flat(like), self.lengths)
 
     def fold(self, x: Tensor) -> Tensor:
         if self.whole_images:
             return x
-        return _one_image(x) if self.origin is None else take(_one_image(x), self.origin)
+        return one_image(x) if self.origin is None else take(one_image(x), self.origin)
 
     def unfold(self, x: Tensor) -> Tensor:
         batch = len(self.lengths)
         if self.whole_images:
             beside = x.shape[:2] == (batch, self.tokens)
-            return x if beside else _apart(x, batch)
+            return x if beside else apart(x, batch)
         flat = self.flat(x)
         fill = None if flat.fate == "merged" else self._mean(x)
-        return _apart(flat.unfold(x, fill), batch)
+        return apart(flat.unfold(x, fill), batch)
 
     def _mean(self, x: Tensor) -> Tensor:
         """`[1, B * tokens, C]`: the mean of the surviving patches of every token's image."""
@@ -257,19 +205,9 @@ class Level(Ledger):
 
     packed: Packed = field(kw_only=True)
 
-    def whole(self, like: Tensor) -> PackedMap:  # type: ignore[override]
+    def whole(self, like: Tensor) -> PackedMap:
         return self.packed.whole(like)
 
     def unfold(self, x: Tensor) -> Tensor:
         assert self.valid is not None  # it is made with it
         return self.packed.unfold(x[self.valid].unsqueeze(0))
-
-
-def _one_image(x: Tensor) -> Tensor:
-    """All tokens of `x[B, N, C]` as those of one image."""
-    return x.flatten(0, 1).unsqueeze(0)
-
-
-def _apart(x: Tensor, batch: int) -> Tensor:
-    """The images again, each with all of its tokens."""
-    return x[0].view(batch, x.shape[1] // max(batch, 1), *x.shape[2:])

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from vitfold.tokenmap import TokenMap, take
+from vitfold.tokenmap import PackedMap, TokenMap, take
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,8 +102,12 @@ class Ledger:
         """`[B, n]`: the place of every token among those that its image has now."""
         return torch.arange(self.now, device=like.device).expand(like.shape[0], -1)
 
-    def whole(self, like: Tensor) -> TokenMap:
+    def whole(self, like: Tensor) -> TokenMap | PackedMap:
         """The map from the original tokens to those of now."""
+        return self.flat(like)
+
+    def flat(self, like: Tensor) -> TokenMap:
+        """The same, over the rows that tokens lie in."""
         if not self.maps:
             return TokenMap.identity(like.shape[0], self.tokens, like.device)
         return functools.reduce(TokenMap.then, self.maps)
@@ -120,8 +124,8 @@ class Ledger:
         """
         if not self.maps:
             return x
-        whole = self.whole(x)
-        return whole.unfold(x, None if whole.fate == "merged" else self._mean(x))
+        flat = self.flat(x)
+        return flat.unfold(x, None if flat.fate == "merged" else self._mean(x))
 
     def _mean(self, x: Tensor) -> Tensor:
         size = self.sizes(x) if self.valid is None else self.sizes(x) * self.valid

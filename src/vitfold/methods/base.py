@@ -30,6 +30,9 @@ class Base:
     masks: ClassVar[bool] = False
     """Whether training passes only mask what would leave; so it is where it is ragged."""
 
+    pads: ClassVar[bool] = True
+    """Whether it takes images of which some patches are padding."""
+
     found_by: ClassVar[str] = ""
     """The command that looks at images for what it takes; empty where it takes nothing."""
 
@@ -156,8 +159,13 @@ M = TypeVar("M", bound=Base)
 
 def register(name: str) -> Callable[[type[M]], type[M]]:
     """Make a method known by name: in `fold(model, name)`, plans and the command line."""
+    if not name or name != name.lower():
+        raise MethodError(f"a method called {name!r}: give a name of small letters")
 
     def enter(method: type[M]) -> type[M]:
+        before = METHODS.get(name, method)
+        if (before.__module__, before.__qualname__) != (method.__module__, method.__qualname__):
+            raise MethodError(f"{name!r} is a {before.__name__} already: give another name")
         method.name = name
         METHODS[name] = method
         return method
@@ -174,11 +182,16 @@ def ready() -> list[str]:
     ]
 
 
-def create_method(name: str, options: Mapping[str, Any] = types.MappingProxyType({})) -> Base:
-    """The method of that name with these options; unknown ones are refused by name."""
+def named(name: object) -> type[Base]:
+    """The method of that name, in letters of any size."""
     if not isinstance(name, str) or name.lower() not in METHODS:
         raise MethodError(f"unknown method {name!r}{nearest(str(name), METHODS)}")
-    method = METHODS[name.lower()]
+    return METHODS[name.lower()]
+
+
+def create_method(name: str, options: Mapping[str, Any] = types.MappingProxyType({})) -> Base:
+    """The method of that name with these options; unknown ones are refused by name."""
+    method = named(name)
     known = [f.name for f in dataclasses.fields(method)]
     for option in options:
         if option not in known:

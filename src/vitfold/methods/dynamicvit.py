@@ -9,7 +9,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vitfold.errors import MethodError
 from vitfold.layout import Layout
 from vitfold.ledger import Ledger, Mark, Masked
 from vitfold.match import NOWHERE, biggest_first
@@ -33,6 +32,7 @@ class DynamicViT(Staged):
     """
 
     masks: ClassVar[bool] = True
+    pads: ClassVar[bool] = False
 
     strength: float = 2.0
 
@@ -97,8 +97,6 @@ class Predictors(Learned):
         if isinstance(books, Masked):
             said = self.predict[block](patches, books.presence[:, prefix:])
             return self._mark(said, left, books)
-        if books.valid is not None:
-            raise MethodError("DynamicViT cannot take padded images: use ToMe")
         said = self.predict[block](patches, patches.new_ones(patches.shape[:2]))
         return keep_first(F.pad(said[..., 0], (prefix, 0)), removes, prefix, fuse=False)
 

@@ -1,6 +1,7 @@
 """EViT: what the class token attends to stays, and the rest becomes one token."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -25,6 +26,8 @@ class EViT(Staged):
     fuse: whether the others become a token; they are dropped otherwise.
     """
 
+    pads: ClassVar[bool] = False
+
     fuse: bool = True
 
     def __post_init__(self) -> None:
@@ -38,8 +41,6 @@ class EViT(Staged):
 
     def step(self, removes: int) -> Step:
         def match(_: Tensor, ledger: Ledger, attention: Tensor) -> TokenMap:
-            if ledger.valid is not None:
-                raise MethodError("EViT cannot take padded images: use ToMe")
             return keep_first(attention, removes, ledger.prefix, self.fuse)
 
         return Step("x_pre", removes, match, received=True, by_first=True)

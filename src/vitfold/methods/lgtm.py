@@ -3,15 +3,16 @@
 import math
 from dataclasses import dataclass
 from fractions import Fraction
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from vitfold.errors import MethodError
 from vitfold.layout import Layout
 from vitfold.ledger import Ledger
 from vitfold.match import Windows, smallest_first, windowed
 from vitfold.methods.base import register
+from vitfold.methods.checks import check_choice
 from vitfold.methods.merging import Late
 from vitfold.methods.schedule import check_whole
 from vitfold.methods.steps import Step
@@ -31,6 +32,8 @@ class LGTM(Late):
         (`1d`), or by mean row, then mean column (`2d`).
     """
 
+    pads: ClassVar[bool] = False
+
     window: int | None = None
     location: str = "1d"
 
@@ -38,8 +41,7 @@ class LGTM(Late):
         super().__post_init__()
         if self.window is not None:
             check_whole("window", self.window, least=2)
-        if self.location not in LOCATIONS:
-            raise MethodError(f"location={self.location!r}: expected one of {', '.join(LOCATIONS)}")
+        check_choice("location", self.location, LOCATIONS)
 
     def plan(self, layout: Layout, schedule: tuple[int, ...]) -> tuple[Step | None, ...]:
         grid = layout.grid or (1, 1)
@@ -63,8 +65,6 @@ class LGTM(Late):
 
     def _merge_locally(self, windows: Windows, block: int) -> Step:
         def match(metric: Tensor, ledger: Ledger) -> TokenMap:
-            if ledger.valid is not None:
-                raise MethodError("LGTM needs a whole grid and these images are padded: use ToMe")
             order = self._order(metric, ledger, windows.columns)
             return windowed(metric, windows, ledger.prefix, order)
 

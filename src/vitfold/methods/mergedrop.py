@@ -5,7 +5,6 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from vitfold.errors import MethodError
 from vitfold.layout import Layout
 from vitfold.ledger import Ledger
 from vitfold.match import bipartite, lowest
@@ -28,6 +27,7 @@ class MergeDrop(Merging):
     """
 
     by_share: ClassVar[bool] = False
+    pads: ClassVar[bool] = False
 
     drop: Reduction = 0
     drop_first: bool = False
@@ -55,8 +55,6 @@ class MergeDrop(Merging):
             return None
 
         def match(metric: Tensor, ledger: Ledger, received: Tensor | None = None) -> TokenMap:
-            if ledger.valid is not None:
-                raise MethodError("MergeDrop cannot take padded images: use ToMe")
             scores = metric[..., 0] if received is None else received
             acts = ("drop", "merge") if self.drop_first else ("merge", "drop")
             whole: TokenMap | None = None

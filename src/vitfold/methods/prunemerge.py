@@ -49,6 +49,7 @@ class PruneMerge(Base):
     scores: how important each patch is in each of those blocks.
     """
 
+    pads: ClassVar[bool] = False
     found_by: ClassVar[str] = "search"
     training: ClassVar[Mapping[str, Any]] = types.MappingProxyType(
         {"epochs": 30, "opt": "adamw", "lr": 1e-4, "distill_temperature": 20.0}

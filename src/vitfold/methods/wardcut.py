@@ -13,8 +13,8 @@ from vitfold.errors import MethodError
 from vitfold.layout import Layout
 from vitfold.ledger import Ledger, Mark, Masked, Packed
 from vitfold.methods.base import Base, register
-from vitfold.methods.checks import check_cue, check_number, check_switch
-from vitfold.methods.schedule import check_share
+from vitfold.methods.checks import check_cue, check_switch
+from vitfold.methods.schedule import check_inflection, check_share
 from vitfold.methods.steps import Learned, Step
 from vitfold.methods.ward import Ward
 from vitfold.tokenmap import TokenMap
@@ -48,7 +48,7 @@ class WardCut(Base):
 
     def __post_init__(self) -> None:
         check_share(self.flops)
-        check_number("inflection", self.inflection, -1, 1)
+        check_inflection(self.inflection)
         check_cue(self.cue)
         check_switch("proportional", self.proportional)
 

@@ -3,12 +3,12 @@
 import contextlib
 import dataclasses
 import os
-import secrets
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 from vitfold.errors import PlanError
+from vitfold.files import whole
 from vitfold.plan.fields import FILE, clip
 from vitfold.plan.schema import LIMIT, Plan, Weights, decode, encode
 
@@ -98,18 +98,5 @@ def _writes(data: bytes) -> Write:
 
 
 def _put(directory: Path, name: str, write: Write) -> None:
-    """Write a file under another name, and rename it when it is whole and on the disk."""
-    with _temporary(directory, name) as path:
+    with whole(directory / name) as path:
         write(path)
-        with path.open("rb") as file:
-            os.fsync(file.fileno())
-        os.replace(path, directory / name)
-
-
-@contextlib.contextmanager
-def _temporary(directory: Path, name: str) -> Iterator[Path]:
-    path = directory / f".{name}.{secrets.token_hex(4)}"
-    try:
-        yield path
-    finally:
-        path.unlink(missing_ok=True)

@@ -6,11 +6,9 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment
-
 from vitfold import plots, results
 from vitfold.bench import DENSE
-from vitfold.errors import DataError
+from vitfold.errors import DataError, missing
 
 Results = Mapping[str, Any]
 
@@ -37,8 +35,12 @@ def report(paths: Sequence[Path], title: str = "vitfold") -> str:
     """The page, whole: it loads nothing."""
     sections = [_read(path) for path in paths]
     template = resources.files("vitfold.report").joinpath("page.html").read_text(encoding="utf-8")
+    try:
+        from jinja2 import Environment
+    except ImportError:
+        raise missing("jinja2", "report") from None
     page = Environment(autoescape=True).from_string(template)
-    return page.render(title=title, sections=sections)
+    return str(page.render(title=title, sections=sections))
 
 
 def _read(path: Path) -> Section:

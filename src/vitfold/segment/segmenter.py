@@ -21,6 +21,8 @@ class Segmenter(nn.Module):
     window: height and width of the images that it takes; `slide` takes larger and smaller ones.
     """
 
+    reads_patches = True
+
     def __init__(self, encoder: nn.Module, classes: int, decoder: str = "mask") -> None:
         super().__init__()
         if not isinstance(decoder, str) or decoder not in DECODERS:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from vitfold import results
-from vitfold.errors import VitfoldError, missing
+from vitfold.errors import MissingExtra, VitfoldError
 
 EPOCHS, EVENTS = "log.csv", "log.jsonl"
 
@@ -36,7 +36,7 @@ class Log:
         self.board = _board(directory, start) if tensorboard and writes else None
         if writes:
             text = "".join(json.dumps(event) + "\n" for event in self.events)
-            results.replace(directory / EVENTS, text)
+            results.write_text(directory / EVENTS, text)
 
     def step(self, step: int, **figures: Any) -> None:
         """What a step came to."""
@@ -105,5 +105,5 @@ def _board(directory: Path, start: int) -> Any:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
-        raise missing("tensorboard", "train") from None
+        raise MissingExtra("--tensorboard: pip install tensorboard") from None
     return SummaryWriter(str(directory), purge_step=start + 1)

@@ -18,7 +18,7 @@ from vitfold.data import streams
 from vitfold.errors import DataError, TrainError, missing
 from vitfold.fold import folds, unfold
 from vitfold.models import save_model
-from vitfold.results import replace
+from vitfold.results import write_text
 from vitfold.train import checkpoint
 from vitfold.train.examples import STEP, Examples, Order, load, own_randomness, seed_all
 from vitfold.train.judge import Judge, Top1
@@ -72,7 +72,7 @@ def train(
     about: what else decides the result; a training goes on only where it is the same.
     """
     accelerator = accelerator or create_accelerator()
-    with own_randomness(), freezing(model, recipe.frozen, recipe.fixed), _signals() as stop:
+    with own_randomness(), freezing(model, recipe.freeze), _signals() as stop:
         training = Training(
             model,
             recipe,
@@ -150,7 +150,9 @@ class Training:
         self.learned = [record.learned for record in folds(self.model) if record.learned]
         if self.learned and self.settings.compiled:
             raise TrainError("what a method learns is not seen in a compiled model: do not compile")
-        self.inner = optimizer(self.model, recipe.optimizer, recipe.rates, recipe.frozen)
+        self.inner = optimizer(
+            self.model, recipe.optimizer, recipe.rates, frozen=recipe.freeze == "model"
+        )
         if state:
             self.inner.load_state_dict(state["optimizer"])
         self.objective = accelerator.prepare(
@@ -345,7 +347,7 @@ class Training:
         if self._main:
             output.mkdir(parents=True, exist_ok=True)
             checkpoint.tidy(self.checkpoints)
-            replace(output / RECIPE, json.dumps(asked, indent=2) + "\n")
+            write_text(output / RECIPE, json.dumps(asked, indent=2) + "\n")
         self.accelerator.wait_for_everyone()
         return checkpoint.read(self.checkpoints)
 

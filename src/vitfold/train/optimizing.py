@@ -75,15 +75,13 @@ def _still(parameters: Collection[nn.Parameter]) -> Iterator[None]:
             values.requires_grad_(True)
 
 
-def freezing(
-    model: nn.Module, frozen: bool, fixed: bool = False
-) -> contextlib.AbstractContextManager[None]:
-    """All but what its method learns stays as it is, or just that."""
+def freezing(model: nn.Module, what: str) -> contextlib.AbstractContextManager[None]:
+    """Nothing stays as it is, or the model but for what its method learns, or just that."""
     learned = {id(values) for _, values in learned_parameters(model)}
     trained = [p for p in model.parameters() if p.requires_grad]
-    if not (frozen or fixed):
+    if what == "none":
         return contextlib.nullcontext()
-    return _still([values for values in trained if (id(values) in learned) == fixed])
+    return _still([values for values in trained if (id(values) in learned) == (what == "method")])
 
 
 def scheduler(optimizer: Any, options: Options, epochs: int, steps: int) -> Any:

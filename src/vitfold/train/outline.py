@@ -120,5 +120,5 @@ def check_share(outcome: Outcome, output: Path) -> None:
         raise OutOfReach(
             outcome,
             f"flops={asked} is not reached: {output / LAST} costs {reached:.3f} of the dense "
-            "FLOPs; train longer, with higher --lr-merge and --lr-prune, or ask for another share",
+            "FLOPs; train longer or at higher rates, or ask for another share",
         )

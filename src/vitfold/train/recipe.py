@@ -31,6 +31,9 @@ class Distillation:
         _above("distill_temperature", self.temperature, 0)
 
 
+FREEZES = ("none", "model", "method")
+
+
 @dataclass(frozen=True)
 class Recipe:
     """How a model is trained.
@@ -43,8 +46,7 @@ class Recipe:
     optimizer, schedule, augment, mix: what goes to timm's `create_optimizer_v2`,
         `create_scheduler_v2`, `create_transform` and `Mixup`.
     rates: learning rates of what a method learns, by its names; the optimizer's own for others.
-    frozen: whether only that is trained, and the model stays as it is.
-    fixed: whether that stays as it is, and only the model is trained.
+    freeze: what stays as it is: nothing, the model but for what its method learns, or just that.
     """
 
     epochs: int = 10
@@ -60,8 +62,7 @@ class Recipe:
     mix: Options = field(default_factory=dict)
     distill: Distillation | None = None
     rates: Options = field(default_factory=dict)
-    frozen: bool = False
-    fixed: bool = False
+    freeze: str = "none"
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "accumulate"):
@@ -74,8 +75,8 @@ class Recipe:
             _above(f"lr_{name}", rate, 0)
         if not 0 <= self.smoothing < 1:
             raise TrainError(f"smoothing={self.smoothing!r}: expected 0 up to 1")
-        if self.frozen and self.fixed:
-            raise TrainError("frozen and fixed: nothing is left to train")
+        if self.freeze not in FREEZES:
+            raise TrainError(f"freeze={self.freeze!r}: expected {', '.join(FREEZES)}")
         if self.mix and self.batch_size % 2:
             raise TrainError(f"batch_size={self.batch_size}: mixing takes an even one")
 

@@ -7,39 +7,14 @@ from typing import Any
 from torch import nn
 
 from vitfold.errors import PlanError, missing
+from vitfold.families.hf import CLASSES as FOLDABLE
 from vitfold.plan import fields
 from vitfold.plan.sources.source import Source
 
-CLASSES = (
-    "ViTModel",
-    "ViTForImageClassification",
-    "ViTForMaskedImageModeling",
-    "DeiTModel",
-    "DeiTForImageClassification",
-    "DeiTForImageClassificationWithTeacher",
-    "DeiTForMaskedImageModeling",
-    "BeitModel",
-    "BeitForImageClassification",
-    "BeitForMaskedImageModeling",
-    "Dinov2Model",
-    "Dinov2Backbone",
-    "Dinov2ForImageClassification",
-    "Dinov2WithRegistersModel",
-    "Dinov2WithRegistersBackbone",
-    "Dinov2WithRegistersForImageClassification",
-    "DINOv3ViTModel",
-    "DINOv3ViTBackbone",
-    "CLIPModel",
-    "CLIPVisionModel",
-    "CLIPVisionModelWithProjection",
-    "CLIPForImageClassification",
-    "SiglipModel",
-    "SiglipVisionModel",
-    "SiglipForImageClassification",
-    "Siglip2Model",
-    "Siglip2VisionModel",
-    "Siglip2ForImageClassification",
-)
+UNSAVED = ("BeitForSemanticSegmentation", "BeitBackbone")
+"""Those that a configuration and weights alone do not make again as they were."""
+
+CLASSES = tuple(name for name in FOLDABLE if name not in UNSAVED)
 
 TWO_TOWERS = ("CLIPModel", "SiglipModel", "Siglip2Model")
 """Those that read text too."""
