@@ -24,8 +24,7 @@ import vitfold
 from vitfold import PruneMerge
 from vitfold.answers import logits
 from vitfold.cli import options, show
-from vitfold.cli.search import images_of
-from vitfold.cli.validate import batches_of
+from vitfold.cli.images import batches_of, shuffled_of
 from vitfold.data import Source
 from vitfold.fold import clone, folded
 from vitfold.models import create_model
@@ -56,10 +55,10 @@ def main(
     dense = create_model(model, pretrained=True).eval()
     seen = Source("", data_dir, train_split)
     with show.bar("scoring patches", iterations) as progress:
-        scored = images_of("", dense, seen, 32, iterations, 0, 0)
+        scored = shuffled_of("", dense, seen, 32, iterations, 0, 0)
         found = PruneMerge.search(dense, scored, iterations=iterations, progress=progress)
     batches = list(batches_of(model, dense, Source("", data_dir, split), limit, 250, 0))
-    taught = list(images_of("", dense, seen, 64, steps, 1, 0))
+    taught = list(shuffled_of("", dense, seen, 64, steps, 1, 0))
     rows = []
     said = predict(dense, batches)
     for row in candidates(dense, found, batches[0][0][:1], options.shares(shares), taught):

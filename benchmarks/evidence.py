@@ -25,8 +25,7 @@ import vitfold
 from vitfold import analysis, draw
 from vitfold.answers import logits
 from vitfold.cli import options, show
-from vitfold.cli.search import images_of
-from vitfold.cli.validate import batches_of
+from vitfold.cli.images import batches_of, shuffled_of
 from vitfold.cues import CUES
 from vitfold.data import Source
 from vitfold.errors import MethodError
@@ -124,7 +123,7 @@ def main(
     said = Answers(output / f"evidence-{name}.safetensors")
     batches = list(batches_of(model, dense, source, limit, batch_size, 0))
     trained = Source(dataset, data_dir, calibration)
-    looked_at = images_of(model, dense, trained, CALIBRATION, 1, 0, 0)
+    looked_at = shuffled_of(model, dense, trained, CALIBRATION, 1, 0, 0)
     asked = questions(
         dense, torch.cat([images for images, _ in looked_at]).to(options.device(device))
     )

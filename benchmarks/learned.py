@@ -27,7 +27,7 @@ from trainings import is_trained, minutes, trained
 import vitfold
 from vitfold import draw
 from vitfold.cli import options, show
-from vitfold.cli.validate import batches_of
+from vitfold.cli.images import batches_of
 from vitfold.data import Source, labelled
 from vitfold.families import find
 from vitfold.fold import clone, folded

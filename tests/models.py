@@ -11,8 +11,8 @@ import torch
 from timm.layers import Attention
 from torch import Tensor, nn
 
+from vitfold.calls import watch
 from vitfold.families import Found, find
-from vitfold.fold import watch
 from vitfold.tokenmap import TokenMap
 
 CELLS = 5

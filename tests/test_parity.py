@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 import vitfold
 from vitfold import DFE, LGTM, Drop, EViT, MergeDrop, Method, ToMe, Ward
+from vitfold.calls import watch
 from vitfold.cues import CUES, random
-from vitfold.fold import watch
 from vitfold.tokenmap import DROPPED
 
 DEPTH = 6

@@ -21,7 +21,7 @@ FLOORS = [
     ["blocks"],
     ["run"],
     ["families"],
-    ["flops"],
+    ["calls", "flops"],
     ["fold"],
     ["answers", "digits", "draw", "measure", "plots", "rates", "results"],
     ["segment"],

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 import vitfold
 from vitfold import DFE, LGTM, Drop, EViT, MergeDrop, Method, ToMe, Ward
+from vitfold.calls import watch
 from vitfold.cues import CUES
-from vitfold.fold import watch
 
 METHODS: dict[str, Method] = {
     "tome": ToMe(r=8),

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 import vitfold
 from vitfold import DataError, MethodError, PlanError, WardCut
-from vitfold.fold import folded, watch
+from vitfold.calls import watch
+from vitfold.fold import folded
 from vitfold.tokenmap import DROPPED
 
 each_model = pytest.mark.parametrize("name", MODELS)

@@ -1,6 +1,7 @@
 """vitfold: vision transformers with fewer tokens."""
 
 from vitfold.calibrate import calibrate
+from vitfold.calls import masked
 from vitfold.errors import (
     DataError,
     FoldError,
@@ -13,7 +14,7 @@ from vitfold.errors import (
     VitfoldError,
 )
 from vitfold.families import families
-from vitfold.fold import fold, masked, unfold
+from vitfold.fold import fold, unfold
 from vitfold.freeze import freeze
 from vitfold.importance import search as _search  # noqa: F401 (binds PruneMerge.search)
 from vitfold.measure import flops, peak_memory, throughput

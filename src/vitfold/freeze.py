@@ -6,8 +6,9 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
+from vitfold.calls import Fold, masked, watch
 from vitfold.errors import DataError, MethodError
-from vitfold.fold import Fold, fold, folded, masked, watch
+from vitfold.fold import fold, folded
 from vitfold.ledger import Ledger
 from vitfold.methods.base import has_fixed
 from vitfold.methods.schedule import whole

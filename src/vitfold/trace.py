@@ -10,8 +10,9 @@ from PIL import Image
 from torch import Tensor, nn
 
 from vitfold import draw
+from vitfold.calls import watch
 from vitfold.errors import DataError
-from vitfold.fold import folded, watch
+from vitfold.fold import folded
 from vitfold.tokenmap import PackedMap, TokenMap
 
 T = TypeVar("T")

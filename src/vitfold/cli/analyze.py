@@ -10,7 +10,7 @@ from torch import nn
 from vitfold import analysis, plots, results
 from vitfold.cli import options, show
 from vitfold.cli.groups import grouped
-from vitfold.cli.validate import batches_of
+from vitfold.cli.images import batches_of
 from vitfold.errors import DataError
 from vitfold.fold import clone, folds
 from vitfold.validate import Batch

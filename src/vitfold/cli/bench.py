@@ -10,7 +10,7 @@ from vitfold import bench as bench_
 from vitfold import results
 from vitfold.cli import options, show
 from vitfold.cli.groups import grouped
-from vitfold.cli.validate import batches_of
+from vitfold.cli.images import batches_of, has_own
 from vitfold.data import AnySource
 from vitfold.errors import DataError
 from vitfold.fold import folded
@@ -79,7 +79,7 @@ def _looks(name: str, ours: nn.Module) -> bool:
     """Whether speed depends on images, and there are some without asking."""
     if not folded(ours).method.ragged:
         return False
-    if name != "digits":
+    if not has_own(name):
         raise DataError(f"{folded(ours).method} is as fast as its images let it: give --data-dir")
     return True
 

@@ -10,7 +10,7 @@ import typer
 from vitfold import calibrate as calibrate_
 from vitfold.cli import options, show
 from vitfold.cli.groups import grouped
-from vitfold.cli.search import images_of
+from vitfold.cli.images import shuffled_of
 from vitfold.families import find
 from vitfold.fold import clone, fold
 from vitfold.measure import flops
@@ -50,7 +50,7 @@ def calibrate(
     base = made.image_model(model)
     method = create_method(WardCut.name, {"flops": share} | options.parse(method_kwargs))
     ours = fold(base, method)
-    batches = images_of(model, ours, data.source, images, 1, seed, workers)
+    batches = shuffled_of(model, ours, data.source, images, 1, seed, workers)
     seen = torch.cat([pixels for pixels, _ in batches])[:images].to(made.on)
     with show.bar("calibrating", None) as progress:
         calibrate_(ours, seen, progress=progress)

@@ -10,7 +10,7 @@ import typer
 from vitfold import freeze as freeze_
 from vitfold.cli import options, show
 from vitfold.cli.groups import grouped
-from vitfold.cli.validate import batches_of
+from vitfold.cli.images import batches_of
 from vitfold.fold import clone, folded
 from vitfold.models import save_model
 from vitfold.validate import predict, score

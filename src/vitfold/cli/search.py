@@ -1,19 +1,17 @@
 """`vitfold search`: which patches merge in a model, found from labelled images."""
 
 import inspect
-import itertools
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-import torch
 import typer
 from torch import nn
 
 from vitfold.cli import options, show
 from vitfold.cli.groups import grouped
-from vitfold.data import AnySource, labelled, loader, shuffled, streams
+from vitfold.cli.images import shuffled_of
 from vitfold.errors import MethodError, nearest
 from vitfold.families import find
 from vitfold.flops import cost
@@ -23,7 +21,6 @@ from vitfold.importance import search as search_
 from vitfold.methods import PruneMerge
 from vitfold.models import save_model
 from vitfold.structure import AROUND, GROUPINGS, SCOPES
-from vitfold.validate import Batch
 
 SCORES = "scores.safetensors"
 """Beside the model: the scores so far, from which a search that was stopped goes on."""
@@ -82,7 +79,7 @@ def search(
     base = made.image_model(model)
     found = found_in(
         base,
-        images_of(model, base, data.source, batch_size, iterations, seed, workers),
+        shuffled_of(model, base, data.source, batch_size, iterations, seed, workers),
         output / SCORES,
         resume,
         {
@@ -122,38 +119,6 @@ def found_in(
             file.unlink(missing_ok=True)
     with show.bar("scoring patches", asked.get("iterations", ITERATIONS)) as progress:
         return search_(model, batches, resume=file, progress=progress, **asked)
-
-
-def images_of(
-    name: str,
-    model: nn.Module,
-    source: AnySource,
-    batch_size: int,
-    iterations: int,
-    seed: int,
-    workers: int,
-) -> Iterable[Batch]:
-    """Labelled images in an order that the seed decides; the embedded model has its own."""
-    if source.given:
-        images = labelled(model, source)
-        if not streams(images):
-            images = shuffled(images, seed, batch_size * iterations)
-        batches: Iterable[Batch] = loader(images, batch_size, workers)
-        return batches
-    if name != "digits":
-        raise options.no_data()
-    return list(itertools.islice(_digits(batch_size, seed), iterations))
-
-
-def _digits(batch_size: int, seed: int) -> Iterator[Batch]:
-    from vitfold.digits import load_split
-
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        images, labels = load_split("train")
-        order = torch.randperm(len(labels))
-    for some in order.split(batch_size):
-        yield images[some], labels[some]
 
 
 def _show(name: str, base: nn.Module, found: PruneMerge) -> None:

@@ -10,8 +10,9 @@ from torch import nn
 from vitfold.answers import ONLY
 from vitfold.cli import options, show
 from vitfold.cli.groups import Group, option
+from vitfold.cli.images import shuffled_of
 from vitfold.cli.recipe import numbers
-from vitfold.cli.search import SCORED, found_in, images_of
+from vitfold.cli.search import SCORED, found_in
 from vitfold.data import AnySource, data_config
 from vitfold.errors import TrainError, one_line
 from vitfold.fold import fold, folds
@@ -267,5 +268,5 @@ def searched(
     asked |= options.given(flops=choice.flops)
     iterations = asked.get("iterations", ITERATIONS)
     check_whole("iterations", iterations, least=1)
-    batches = images_of("", model, source, SCORED, iterations, seed, workers)
+    batches = shuffled_of("", model, source, SCORED, iterations, seed, workers)
     return fold(model, found_in(model, batches, file, resume, asked))

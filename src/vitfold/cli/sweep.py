@@ -15,7 +15,7 @@ from torch import nn
 from vitfold import draw, results
 from vitfold.cli import options, show
 from vitfold.cli.groups import grouped
-from vitfold.cli.validate import batches_of
+from vitfold.cli.images import batches_of
 from vitfold.errors import DataError, MethodError
 from vitfold.fold import folds
 from vitfold.methods import ready

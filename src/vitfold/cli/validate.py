@@ -1,6 +1,6 @@
 """`vitfold validate`: how right a folded model is on labelled images."""
 
-from collections.abc import Iterable, Sized
+from collections.abc import Sized
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,14 +13,12 @@ from torchvision.transforms.v2.functional import to_pil_image
 from vitfold import results
 from vitfold.cli import options, show
 from vitfold.cli.groups import grouped
+from vitfold.cli.images import batches_of
 from vitfold.data import (
     AnySource,
     SceneSource,
     Source,
     evenly,
-    labelled,
-    loader,
-    streams,
     untouched,
 )
 from vitfold.fold import clone, folded
@@ -28,7 +26,7 @@ from vitfold.segment import VOID, Labels, score
 from vitfold.segment import Report as SceneReport
 from vitfold.segment.pictures import compare
 from vitfold.segment.score import segmenter
-from vitfold.validate import Batch, Report, limited
+from vitfold.validate import Report
 from vitfold.validate import validate as validate_
 
 
@@ -128,22 +126,6 @@ def _draw(
         look = source.whole(ours)
         compare(ours, to_pil_image(raw), look, labels, stride).save(target)
         show.written(target)
-
-
-def batches_of(
-    name: str, model: nn.Module, source: AnySource, limit: int | None, batch_size: int, workers: int
-) -> Iterable[Batch]:
-    """Labelled images, at most `limit`: the source's, or the embedded model's own."""
-    if source.given:
-        dataset = labelled(model, source, limit)
-        batches: Iterable[Batch] = loader(dataset, batch_size, workers)
-        return limited(batches, limit) if streams(dataset) else batches
-    if name != "digits":
-        raise options.no_data()
-    from vitfold.digits import load_split
-
-    parts = (torch.split(part[:limit], batch_size) for part in load_split("test"))
-    return list(zip(*parts, strict=True))
 
 
 def _show_pixels(name: str, model: nn.Module, report: SceneReport) -> None:

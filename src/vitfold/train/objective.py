@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vitfold.answers import answers, cross_entropy
-from vitfold.fold import watch
+from vitfold.calls import watch
 from vitfold.run import Run
 from vitfold.train.recipe import Distillation
 
