@@ -17,7 +17,7 @@ from typing import Annotated, Any
 
 import torch
 import typer
-from evidence import markdown
+from tables import markdown
 from torch import Tensor, nn
 
 import vitfold

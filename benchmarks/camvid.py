@@ -14,8 +14,8 @@ from typing import Annotated, NamedTuple
 
 import torch
 import typer
-from evidence import markdown
 from PIL import Image
+from tables import markdown
 from torch import Tensor, nn
 from torchmetrics.functional.classification import multiclass_confusion_matrix
 from torchvision.transforms.v2.functional import to_pil_image

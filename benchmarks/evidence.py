@@ -19,6 +19,7 @@ import torch
 import typer
 from PIL.Image import Image
 from safetensors.torch import load_file, save_file
+from tables import markdown
 from torch import Tensor, nn
 
 import vitfold
@@ -311,12 +312,6 @@ def sharp(dense: nn.Module, batches: list[Batch]) -> Iterator[list[str]]:
                 "dense" if method is None else str(method),
                 f"{analysis.sharpness(model, some, progress=progress):.2f}",
             ]
-
-
-def markdown(columns: tuple[str, ...], rows: list[list[str]]) -> list[str]:
-    """A table."""
-    lines = [columns, ["---"] * len(columns), *rows]
-    return ["| " + " | ".join(line) + " |" for line in lines]
 
 
 if __name__ == "__main__":

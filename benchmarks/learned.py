@@ -19,8 +19,9 @@ from typing import Annotated, Any
 
 import torch
 import typer
-from evidence import Answers, margins, markdown
+from evidence import Answers, margins
 from PIL.Image import Image
+from tables import markdown
 from torch import Tensor, nn
 from trainings import is_trained, minutes, trained
 

@@ -15,8 +15,8 @@ from typing import Annotated, Any
 import timm
 import torch
 import typer
-from evidence import markdown
 from speed import ratio
+from tables import markdown
 from torch import nn
 
 import vitfold

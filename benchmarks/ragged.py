@@ -17,6 +17,7 @@ import timm
 import torch
 import typer
 from speed import quartiles, ratio
+from tables import markdown, spread
 from torch import Tensor, nn
 
 import vitfold
@@ -164,18 +165,15 @@ def _again(ours: nn.Module, model: nn.Module) -> nn.Module:
     return other
 
 
-def markdown(found: list[dict[str, Any]]) -> str:
-    """The table: medians, with quartiles in brackets."""
-    head = list(found[0])
-    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
-    for row in found:
-        lines.append("| " + " | ".join(_cell(value) for value in row.values()) + " |")
-    return "\n".join(lines) + "\n"
+def table(found: list[dict[str, Any]]) -> str:
+    """Medians, with quartiles in brackets."""
+    rows = [[_cell(value) for value in row.values()] for row in found]
+    return "\n".join([*markdown(list(found[0]), rows), ""])
 
 
 def _cell(value: Any) -> str:
     if isinstance(value, list):
-        return f"{value[1]:.3f} ({value[0]:.3f} to {value[2]:.3f})"
+        return spread(value)
     if isinstance(value, float):
         return f"{value:.3f}" if value < 10 else f"{value:.0f}"
     return str(value)
@@ -203,8 +201,8 @@ def main(
     for case in cases:
         found += measure(case, device, repeats, suite == "gpu", way or [])
         results.write(name.with_suffix(".json"), found, {"command": "benchmarks/ragged.py"})
-        name.with_suffix(".md").write_text(markdown(found), encoding="utf-8")
-    show.console.print(markdown(found), markup=False, soft_wrap=True)
+        name.with_suffix(".md").write_text(table(found), encoding="utf-8")
+    show.console.print(table(found), markup=False, soft_wrap=True)
 
 
 if __name__ == "__main__":

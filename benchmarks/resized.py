@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from evidence import markdown
+from tables import markdown
 from torch import Tensor, nn
 
 import vitfold

@@ -17,6 +17,7 @@ from typing import Annotated, Any
 import timm
 import torch
 import typer
+from tables import markdown, spread
 from torch import nn
 
 import vitfold
@@ -120,19 +121,15 @@ def measure(case: Case, device: str, compiled: bool, repeats: int, amp: bool) ->
     return list(rows(case, seconds, memory))
 
 
-def markdown(found: list[Any]) -> str:
-    """The table: medians, with quartiles in brackets."""
+def table(found: list[Any]) -> str:
+    """Medians, with quartiles in brackets."""
     ratios = ["share of bound", "x dense", "x textbook"]
     head = ["case", "candidate", "ms", "peak MB", *ratios]
-    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    rows = []
     for row in found:
         cells = [row["case"], row["candidate"], f"{row['ms']:.1f}", f"{row['peak MB']:.0f}"]
-        cells += [
-            f"{row[key][1]:.3f} ({row[key][0]:.3f} to {row[key][2]:.3f})" if key in row else ""
-            for key in ratios
-        ]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
+        rows.append(cells + [spread(row[key]) if key in row else "" for key in ratios])
+    return "\n".join([*markdown(head, rows), ""])
 
 
 def main(
@@ -151,9 +148,9 @@ def main(
     output.mkdir(parents=True, exist_ok=True)
     name = output / f"speed-{suite}{'-compiled' if compile else ''}"
     results.write(name.with_suffix(".json"), found, {"command": "benchmarks/speed.py"})
-    table = markdown(found)
-    name.with_suffix(".md").write_text(table, encoding="utf-8")
-    show.console.print(table, markup=False, soft_wrap=True)
+    text = table(found)
+    name.with_suffix(".md").write_text(text, encoding="utf-8")
+    show.console.print(text, markup=False, soft_wrap=True)
 
 
 if __name__ == "__main__":

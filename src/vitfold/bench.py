@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vitfold.blocks.attention import Attend
-from vitfold.blocks.kinds import Kind
+from vitfold.blocks.kinds import BlockKind
 from vitfold.blocks.standin import run
 from vitfold.blocks.taps import tap
 from vitfold.errors import MethodError
@@ -140,16 +140,16 @@ def _padded(forward: Callable[..., Tensor], more: int, *args: Any, **kwargs: Any
 
 
 def _sliced(
-    block: nn.Module, kind: Kind, cut: "_Cut", left: int, x: Tensor, *args: Any, **kwargs: Any
+    block: nn.Module, kind: BlockKind, cut: "_Cut", left: int, x: Tensor, *args: Any, **kwargs: Any
 ) -> Tensor:
-    given = dict(zip(kind.arguments, args, strict=False)) | kwargs
+    given = kind.named(args, kwargs)
     x = kind.attend(block, x, Attend(cut, given, False, None))
     x = x[:, :left]
     return kind.feed(block, x) if kind.feed else x
 
 
 def _spared_from(
-    block: nn.Module, kind: Kind, cut: "_Cut", left: int, x: Tensor, *args: Any, **kwargs: Any
+    block: nn.Module, kind: BlockKind, cut: "_Cut", left: int, x: Tensor, *args: Any, **kwargs: Any
 ) -> Tensor:
     return torch.cat(
         [_sliced(block, kind, cut, left, x[:, :left], *args, **kwargs), x[:, left:]], dim=1

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vitfold.blocks.kinds import Kind
+from vitfold.blocks.kinds import BlockKind
 from vitfold.blocks.recompute import checkpointed
 from vitfold.errors import FoldError, ShapeError, VitfoldError, one_line
 from vitfold.families import Found
@@ -72,7 +72,7 @@ def enter(trunk: nn.Module, method: str, *args: Any, **kwargs: Any) -> Any:
 
 
 def pass_block(
-    block: nn.Module, index: int, kind: Kind, x: Tensor, *args: Any, **kwargs: Any
+    block: nn.Module, index: int, kind: BlockKind, x: Tensor, *args: Any, **kwargs: Any
 ) -> Any:
     """The forward of a block of a folded trunk: folded in a run of the trunk, its own elsewhere."""
     run: Run | None = kwargs.pop("vitfold", None)
@@ -80,7 +80,7 @@ def pass_block(
         if not torch.compiler.is_compiling():
             warnings.warn(_outside(block), stacklevel=2)
         return type(block).forward(block, x, *args, **kwargs)
-    given = dict(zip(kind.arguments, args, strict=False)) | kwargs
+    given = kind.named(args, kwargs)
     return checkpointed(block, lambda tokens: run.block(index, block, kind, tokens, given), x)
 
 
@@ -100,7 +100,7 @@ def start(fold: Fold, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Run:
             f"{type(fold.method).__name__} keeps another number of tokens for every image, and a "
             f"graph has one shape: {remedy}"
         )
-    given = dict(zip(found.kind.arguments, args, strict=False)) | kwargs
+    given = found.kind.named(args, kwargs)
     run = Run(
         fold.method,
         fold.schedule,

@@ -6,6 +6,7 @@ import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 from torch.nn import functional as F
+from torchvision.transforms.v2.functional import pil_to_tensor, to_pil_image
 
 SMALLEST = 224
 """Pictures are enlarged to at least this side."""
@@ -48,8 +49,7 @@ def row(pictures: list[Image.Image], labels: list[str], across: int | None = Non
 def to_pixels(image: Image.Image | Tensor) -> Tensor:
     """`[3, H, W]` in 0 to 1; a normalized tensor is stretched to that range."""
     if isinstance(image, Image.Image):
-        raw = torch.frombuffer(bytearray(image.convert("RGB").tobytes()), dtype=torch.uint8)
-        return raw.view(image.height, image.width, 3).permute(2, 0, 1).float() / 255
+        return pil_to_tensor(image.convert("RGB")).float() / 255  # type: ignore[no-any-return]
     pixels = image.detach().cpu().float()
     pixels = pixels[:1].expand(3, -1, -1) if pixels.shape[0] < 3 else pixels[:3]
     low, high = pixels.min(), pixels.max()
@@ -78,5 +78,4 @@ def _outlines(cells: Tensor) -> Tensor:
 
 def to_image(pixels: Tensor) -> Image.Image:
     """A picture of `[3, H, W]` in 0 to 1."""
-    raw = (pixels.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).contiguous()
-    return Image.frombytes("RGB", (raw.shape[1], raw.shape[0]), raw.numpy().tobytes())
+    return to_pil_image((pixels.clamp(0, 1) * 255).round().byte())  # type: ignore[no-any-return]

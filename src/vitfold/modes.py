@@ -1,14 +1,20 @@
-"""Modes of modules, for a while."""
+"""Modes of modules, and of computing, for a while."""
 
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
+import torch
 from torch import nn
 
 
 def evaluating(model: nn.Module) -> AbstractContextManager[Any]:
     """The model in eval mode, every module back as it was afterwards."""
     return _Evaluating(model) if model.training else nullcontext()
+
+
+def mixed(device: torch.device, dtype: torch.dtype | None) -> torch.autocast:
+    """Computing in a lower precision, where there is one."""
+    return torch.autocast(device.type, dtype=dtype, enabled=dtype is not None)
 
 
 class _Evaluating:

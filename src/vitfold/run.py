@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from vitfold import cues
 from vitfold.blocks.attention import Attend
-from vitfold.blocks.kinds import Kind
+from vitfold.blocks.kinds import BlockKind
 from vitfold.blocks.masked import MaskedAttend
 from vitfold.blocks.own import FirstAttend, OwnAttend, ScoredAttend
 from vitfold.blocks.packed import PackedAttend
@@ -90,7 +90,7 @@ class Run:
         self.books[:] = [BOOKS[self.form].open(x, self.prefix, layout.grid, self.valid, self.soft)]
 
     def block(
-        self, index: int, block: nn.Module, kind: Kind, x: Tensor, given: Mapping[str, Any]
+        self, index: int, block: nn.Module, kind: BlockKind, x: Tensor, given: Mapping[str, Any]
     ) -> Tensor:
         """The one folded block: attend, reduce, feed forward."""
         if index == 0:
@@ -114,7 +114,7 @@ class Run:
         self,
         index: int,
         block: nn.Module,
-        kind: Kind,
+        kind: BlockKind,
         x: Tensor,
         given: Mapping[str, Any],
         step: Step | Look | None,
@@ -135,7 +135,7 @@ class Run:
         self,
         index: int,
         block: nn.Module,
-        kind: Kind,
+        kind: BlockKind,
         x: Tensor,
         given: Mapping[str, Any],
         step: Weave,

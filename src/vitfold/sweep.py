@@ -15,8 +15,9 @@ from vitfold.errors import MethodError
 from vitfold.families import find
 from vitfold.flops import cost
 from vitfold.fold import clone, fold, folded, folds
-from vitfold.measure import Inputs, batch_of, compare, flops, random_inputs
+from vitfold.measure import Inputs, Progress, batch_of, compare, flops, random_inputs
 from vitfold.methods import create_method, ready
+from vitfold.modes import mixed
 from vitfold.plan import weights
 from vitfold.trace import trace
 from vitfold.validate import Batch, Predictions, Report, predict, score
@@ -25,8 +26,6 @@ SMALLER_INPUT, SMALLER_MODEL = "smaller input", "smaller model"
 
 SAMPLE = 64
 """How many images say what a candidate costs, where that depends on them."""
-
-Progress = Callable[[], None]
 
 Key = tuple[str, float, str]
 
@@ -317,7 +316,7 @@ def _speeds(made: nn.Module, dense: nn.Module, timing: Timing) -> tuple[Speed, .
 
 def _speed(named: Mapping[str, nn.Module], dense: nn.Module, size: int, timing: Timing) -> Speed:
     device = next(dense.parameters()).device
-    with torch.autocast(device.type, dtype=timing.amp, enabled=timing.amp is not None):
+    with mixed(device, timing.amp):
         rates = compare(named, timing.inputs(size), repeats=timing.repeats, warmup=1)
     bound = rates[BOUND].median if BOUND in rates else None
     ours = rates.get(FOLDED, rates[DENSE]).median

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from vitfold.answers import logits
 from vitfold.errors import DataError
 from vitfold.measure import Progress
-from vitfold.modes import evaluating
+from vitfold.modes import evaluating, mixed
 
 Batch = tuple[Tensor, Tensor]
 
@@ -94,7 +94,7 @@ class Watch:
     def see(self, images: Tensor, labels: Tensor) -> None:
         """One batch."""
         images = images.to(self.device)
-        with torch.inference_mode(), evaluating(self.model), _amp(self.device, self.amp):
+        with torch.inference_mode(), evaluating(self.model), mixed(self.device, self.amp):
             start = time.perf_counter()
             said = logits(self.model, images)
             self.seconds += _elapsed(start, self.device)
@@ -160,10 +160,6 @@ def limited(batches: Iterable[Batch], limit: int | None) -> Iterator[Batch]:
         keep = int(min(left, len(labels)))
         yield images[:keep], labels[:keep]
         left -= keep
-
-
-def _amp(device: torch.device, dtype: torch.dtype | None) -> torch.autocast:
-    return torch.autocast(device.type, dtype=dtype, enabled=dtype is not None)
 
 
 def _elapsed(start: float, device: torch.device) -> float:

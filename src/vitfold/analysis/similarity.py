@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vitfold.blocks.attention import Attend
-from vitfold.blocks.kinds import Kind
+from vitfold.blocks.kinds import BlockKind
 from vitfold.families import find
 from vitfold.fold import clone
 from vitfold.ledger import Ledger
@@ -65,10 +65,16 @@ def _add(totals: Tensor, *tokens: Tensor) -> None:
 
 
 def _seen(
-    block: nn.Module, kind: Kind, ledger: Ledger, see: Any, x: Tensor, *args: Any, **kwargs: Any
+    block: nn.Module,
+    kind: BlockKind,
+    ledger: Ledger,
+    see: Any,
+    x: Tensor,
+    *args: Any,
+    **kwargs: Any,
 ) -> Tensor:
     """A block that shows its tokens on the way."""
-    given = dict(zip(kind.arguments, args, strict=False)) | kwargs
+    given = kind.named(args, kwargs)
     attend = Attend(ledger, given, False, "x_attn")
     after = kind.attend(block, x, attend)
     see(x, sum(attend.shown[1:], attend.shown[0]), after)

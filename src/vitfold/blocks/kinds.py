@@ -6,7 +6,7 @@ after it. Each half is the block's own two lines, so that all that hangs in them
 DropPath, gates, post-norm) stays.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +21,7 @@ Block = Any
 
 
 @dataclass(frozen=True)
-class Kind:
+class BlockKind:
     """One class of blocks.
 
     attend: the first half: from the residual stream to the residual stream.
@@ -34,6 +34,10 @@ class Kind:
     feed: Callable[[Block, Tensor], Tensor] | None
     arguments: tuple[str, ...]
     attentions: Callable[[Block], Sequence[nn.Module]]
+
+    def named(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+        """The arguments of a call, all by name."""
+        return {**dict(zip(self.arguments, args, strict=False)), **kwargs}
 
 
 MASKED = ("attn_mask", "is_causal")
@@ -198,10 +202,10 @@ def _itself(b: Block) -> Sequence[nn.Module]:
     return [b]
 
 
-_HF_VIT = Kind(_hf_vit_attend, _hf_vit_feed, ("attention_mask",), _attention)
-_DINO = Kind(_dino_attend, _dino_feed, ("attention_mask", "position_embeddings"), _attention)
-_CLIP = Kind(_clip_attend, _clip_feed, ("attention_mask",), _self_attn)
-_PARALLEL = Kind(_parallel_attend, None, MASKED, _itself)
+_HF_VIT = BlockKind(_hf_vit_attend, _hf_vit_feed, ("attention_mask",), _attention)
+_DINO = BlockKind(_dino_attend, _dino_feed, ("attention_mask", "position_embeddings"), _attention)
+_CLIP = BlockKind(_clip_attend, _clip_feed, ("attention_mask",), _self_attn)
+_PARALLEL = BlockKind(_parallel_attend, None, MASKED, _itself)
 _BEIT = ("attention_mask", "interpolate_pos_encoding", "resolution")
 
 _VIT = "timm.models.vision_transformer."
@@ -209,22 +213,24 @@ _EVA = "timm.models.eva."
 _RELPOS = "timm.models.vision_transformer_relpos."
 _HF = "transformers.models."
 
-KINDS: dict[str, Kind] = {
-    _VIT + "Block": Kind(_vit_attend, _vit_feed, MASKED, _attn),
-    _VIT + "ResPostBlock": Kind(_post_norm_attend, _post_norm_feed, MASKED, _attn),
-    _VIT + "ParallelThingsBlock": Kind(_things_attend, _things_feed, MASKED, _attns),
+KINDS: dict[str, BlockKind] = {
+    _VIT + "Block": BlockKind(_vit_attend, _vit_feed, MASKED, _attn),
+    _VIT + "ResPostBlock": BlockKind(_post_norm_attend, _post_norm_feed, MASKED, _attn),
+    _VIT + "ParallelThingsBlock": BlockKind(_things_attend, _things_feed, MASKED, _attns),
     _VIT + "ParallelScalingBlock": _PARALLEL,
     _VIT + "DiffParallelScalingBlock": _PARALLEL,
-    _EVA + "EvaBlock": Kind(_eva_attend, _gamma_feed, ROTARY, _attn),
-    _EVA + "EvaBlockPostNorm": Kind(_eva_post_norm_attend, _post_norm_feed, ROTARY, _attn),
-    "timm.models.beit.Block": Kind(_beit_attend, _gamma_feed, ("shared_rel_pos_bias",), _attn),
-    _RELPOS + "RelPosBlock": Kind(_relpos_attend, _vit_feed, ("shared_rel_pos",), _attn),
-    _RELPOS + "ResPostRelPosBlock": Kind(
+    _EVA + "EvaBlock": BlockKind(_eva_attend, _gamma_feed, ROTARY, _attn),
+    _EVA + "EvaBlockPostNorm": BlockKind(_eva_post_norm_attend, _post_norm_feed, ROTARY, _attn),
+    "timm.models.beit.Block": BlockKind(_beit_attend, _gamma_feed, ("shared_rel_pos_bias",), _attn),
+    _RELPOS + "RelPosBlock": BlockKind(_relpos_attend, _vit_feed, ("shared_rel_pos",), _attn),
+    _RELPOS + "ResPostRelPosBlock": BlockKind(
         _relpos_post_norm_attend, _post_norm_feed, ("shared_rel_pos",), _attn
     ),
     _HF + "vit.modeling_vit.ViTLayer": _HF_VIT,
     _HF + "deit.modeling_deit.DeiTLayer": _HF_VIT,
-    _HF + "beit.modeling_beit.BeitLayer": Kind(_hf_beit_attend, _hf_beit_feed, _BEIT, _attention),
+    _HF + "beit.modeling_beit.BeitLayer": BlockKind(
+        _hf_beit_attend, _hf_beit_feed, _BEIT, _attention
+    ),
     _HF + "dinov2.modeling_dinov2.Dinov2Layer": _DINO,
     _HF + "dinov2_with_registers.modeling_dinov2_with_registers.Dinov2WithRegistersLayer": _DINO,
     _HF + "dinov3_vit.modeling_dinov3_vit.DINOv3ViTLayer": _DINO,

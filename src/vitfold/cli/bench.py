@@ -15,6 +15,7 @@ from vitfold.data import AnySource
 from vitfold.errors import DataError
 from vitfold.fold import folded
 from vitfold.measure import Inputs, random_inputs
+from vitfold.modes import mixed
 from vitfold.segment import Labels
 from vitfold.segment.segmenter import MOST_CLASSES
 
@@ -107,8 +108,7 @@ def _measure(
     device = next(whole[bench_.DENSE].parameters()).device
     rows: list[bench_.Row] = []
     total = len(sizes) * len(run) * (repeats + warmup)
-    amp = torch.autocast(device.type, dtype=dtype, enabled=dtype is not None)
-    with show.bar("measuring", total) as progress, amp:
+    with show.bar("measuring", total) as progress, mixed(device, dtype):
         for size in sizes:
             images: Inputs = random_inputs(whole[bench_.DENSE], size)
             if given is not None:

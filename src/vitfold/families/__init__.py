@@ -6,16 +6,16 @@ from typing import Any
 
 from torch import nn
 
-from vitfold.blocks.kinds import ATTENTIONS, KINDS, Kind
+from vitfold.blocks.kinds import ATTENTIONS, KINDS, BlockKind
 from vitfold.blocks.names import full_name, maker
 from vitfold.errors import UnsupportedModel
 from vitfold.families import hf, timm
 from vitfold.families.reasons import TEXT, reason
 from vitfold.families.table import Families, tabulate
-from vitfold.families.trunks import Size, Trunk
+from vitfold.families.trunks import Size, TrunkKind
 from vitfold.layout import Layout
 
-TRUNKS: dict[str, Trunk] = timm.TRUNKS | hf.TRUNKS
+TRUNKS: dict[str, TrunkKind] = timm.TRUNKS | hf.TRUNKS
 
 WRAPPERS = {
     "DistributedDataParallel": "DistributedDataParallel",
@@ -34,9 +34,9 @@ class Found:
     """
 
     trunk: Any
-    kind: Trunk
+    kind: TrunkKind
     blocks: tuple[nn.Module, ...]
-    kinds: tuple[Kind, ...]
+    kinds: tuple[BlockKind, ...]
     hosted: bool = False
 
     @property
@@ -95,12 +95,12 @@ def find(model: nn.Module) -> Found:
     return Found(trunk, kind, blocks, kinds, any(map(_reads_patches, model.modules())))
 
 
-def trunk_kind(cls: type) -> Trunk | None:
+def trunk_kind(cls: type) -> TrunkKind | None:
     """The entry for a class or the nearest of its bases."""
     return next((TRUNKS[name] for c in cls.__mro__ if (name := full_name(c)) in TRUNKS), None)
 
 
-def _blocks(trunk: nn.Module, kind: Trunk) -> tuple[nn.Module, ...]:
+def _blocks(trunk: nn.Module, kind: TrunkKind) -> tuple[nn.Module, ...]:
     container: Any = trunk.get_submodule(kind.blocks)
     blocks = tuple(container.children())
     if len(blocks) != len(container):
@@ -121,7 +121,7 @@ def families() -> Families:
     return tabulate(lambda cls: trunk_kind(cls) is not None)
 
 
-def _block_kind(trunk: nn.Module, block: nn.Module) -> Kind:
+def _block_kind(trunk: nn.Module, block: nn.Module) -> BlockKind:
     kind = KINDS.get(maker(type(block)))
     if kind is None:
         raise UnsupportedModel(

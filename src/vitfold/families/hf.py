@@ -14,7 +14,7 @@ from vitfold.families.trunks import (
     Arguments,
     Grid,
     Size,
-    Trunk,
+    TrunkKind,
     blank_images,
     check_depth,
     check_ran,
@@ -106,8 +106,8 @@ def _example(trunk: Any, batch: int) -> dict[str, Any]:
 
 def _trunk(
     blocks: str, prefix: Callable[[Any], int], arguments: tuple[str, ...] = ("pixel_values",)
-) -> Trunk:
-    return Trunk(
+) -> TrunkKind:
+    return TrunkKind(
         blocks,
         ("forward",),
         functools.partial(call, blocks),
@@ -178,7 +178,7 @@ _DINO_MASKED = ("pixel_values", "bool_masked_pos", "attention_mask")
 _BACKBONE_MASKED = ("pixel_values", "attention_mask")
 _WITH_REGISTERS = f"{_MODELS}dinov2_with_registers.modeling_dinov2_with_registers."
 
-TRUNKS: dict[str, Trunk] = {
+TRUNKS: dict[str, TrunkKind] = {
     f"{_MODELS}vit.modeling_vit.ViTModel": _trunk("layers", _one, _MASKED),
     f"{_MODELS}deit.modeling_deit.DeiTModel": _trunk("layers", _two, _MASKED),
     f"{_MODELS}beit.modeling_beit.BeitModel": _trunk("layers", _one, _MASKED),
@@ -194,7 +194,7 @@ TRUNKS: dict[str, Trunk] = {
     f"{_MODELS}dinov3_vit.modeling_dinov3_vit.DINOv3ViTBackbone": _trunk("model.layer", _registers),
     f"{_MODELS}clip.modeling_clip.CLIPVisionModel": _trunk("encoder.layers", _one),
     f"{_MODELS}siglip.modeling_siglip.SiglipVisionModel": _trunk("encoder.layers", _none),
-    f"{_MODELS}siglip2.modeling_siglip2.Siglip2VisionModel": Trunk(
+    f"{_MODELS}siglip2.modeling_siglip2.Siglip2VisionModel": TrunkKind(
         "encoder.layers",
         ("forward",),
         functools.partial(call, "encoder.layers"),

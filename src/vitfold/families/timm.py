@@ -14,7 +14,7 @@ from vitfold.families.trunks import (
     Arguments,
     Grid,
     Size,
-    Trunk,
+    TrunkKind,
     blank_images,
     check_depth,
     check_ran,
@@ -240,9 +240,9 @@ def _example(trunk: Any, batch: int) -> dict[str, Any]:
 def _trunk(
     arguments: tuple[str, ...] = ("x",),
     padding: Callable[[Any, Arguments], Tensor | None] = no_padding,
-) -> Trunk:
+) -> TrunkKind:
     entries = ("forward", "forward_features", "forward_intermediates")
-    return Trunk(
+    return TrunkKind(
         "blocks",
         entries,
         call,
@@ -258,7 +258,7 @@ def _trunk(
     )
 
 
-TRUNKS: dict[str, Trunk] = {
+TRUNKS: dict[str, TrunkKind] = {
     "timm.models.vision_transformer.VisionTransformer": _trunk(),
     "timm.models.eva.Eva": _trunk(),
     "timm.models.beit.Beit": _trunk(),

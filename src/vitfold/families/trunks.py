@@ -16,7 +16,7 @@ Arguments = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
-class Trunk:
+class TrunkKind:
     """One class of trunks, known by the full name of the class.
 
     blocks: the path to its list of blocks.
@@ -45,6 +45,10 @@ class Trunk:
     grid: Callable[[Any, Arguments], Grid]
     example: Callable[[Any, int], dict[str, Any]]
     padding: Callable[[Any, Arguments], Tensor | None]
+
+    def named(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+        """The arguments of a call, all by name."""
+        return {**dict(zip(self.arguments, args, strict=False)), **kwargs}
 
 
 def no_padding(_trunk: Any, _arguments: Arguments) -> Tensor | None:

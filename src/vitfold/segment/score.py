@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from vitfold.answers import IGNORED, check_labels
 from vitfold.errors import DataError, UnsupportedModel, missing
 from vitfold.measure import Progress
-from vitfold.modes import evaluating
+from vitfold.modes import evaluating, mixed
 from vitfold.segment.segmenter import Segmenter
 from vitfold.segment.windows import slide
 
@@ -90,8 +90,7 @@ def score(
     ours, theirs = (intersection_over_union(classes).to(device) for _ in range(2))
     images = same = right = known = total = 0
     seconds = 0.0
-    autocast = torch.autocast(device.type, dtype=amp, enabled=amp is not None)
-    with torch.inference_mode(), evaluating(folded), evaluating(dense), autocast:
+    with torch.inference_mode(), evaluating(folded), evaluating(dense), mixed(device, amp):
         for image, labels in scenes:
             check_labels(labels, classes)
             image, labels = image.to(device), labels.to(device)
