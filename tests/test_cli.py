@@ -5,16 +5,21 @@ import json
 import shutil
 import sys
 import tarfile
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Annotated
 
 import pytest
 import timm.data
 import torch
+import typer
 from PIL import Image
 from timm.data import IterableImageDataset
+from typer.testing import CliRunner
 
 import vitfold
 from vitfold.cli import main, options
+from vitfold.cli.groups import Group, grouped, option
 from vitfold.fold import folded
 from vitfold.models import create_model, save_model
 
@@ -332,3 +337,28 @@ def test_a_sweep_takes_what_was_trained(run, capsys, trained: Path, tmp_path: Pa
     assert "vitfold train" in capsys.readouterr().err
     assert run(*arguments, "--overwrite", "--methods", "tome", "--trained", model) == 2
     assert "is not folded" in capsys.readouterr().err
+
+
+def test_a_group_of_options_stands_for_its_fields() -> None:
+    @dataclass(frozen=True)
+    class Size(Group):
+        panel = "Size"
+
+        height: Annotated[int, option("In pixels.", "--height", "-y")] = 3
+        names: Annotated[list[str], option("Of it.")] = field(default_factory=list)
+
+    seen: list[object] = []
+
+    @grouped
+    def command(word: str, size: Size, loud: bool = False) -> None:
+        """Says what it was given."""
+        seen.append((word, size, loud))
+
+    app = typer.Typer()
+    app.command()(command)
+    runner = CliRunner()
+    given = ["x", "-y", "5", "--names", "a", "--names", "b", "--loud"]
+    assert [runner.invoke(app, said).exit_code for said in (given, ["y"], [])] == [0, 0, 2]
+    assert seen == [("x", Size(5, ["a", "b"]), True), ("y", Size(), False)]
+    shown = runner.invoke(app, ["--help"]).output
+    assert all(part in shown for part in ("Says what", " Size ", "--height", "-y", "In pixels."))
