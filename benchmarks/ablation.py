@@ -23,10 +23,11 @@ from torch import Tensor, nn
 import vitfold
 from vitfold import PruneMerge
 from vitfold.answers import logits
+from vitfold.calls import folded
 from vitfold.cli import options, show
 from vitfold.cli.images import batches_of, shuffled_of
 from vitfold.data import Source
-from vitfold.fold import clone, folded
+from vitfold.fold import clone
 from vitfold.models import create_model
 from vitfold.rates import reaching
 from vitfold.structure import GROUPINGS, SCOPES

@@ -24,9 +24,10 @@ from trainings import minutes, trained
 import vitfold
 from vitfold.answers import IGNORED
 from vitfold.bench import bound
+from vitfold.calls import folds
 from vitfold.cli import options, show
 from vitfold.data import SceneSource, evenly, labelled, untouched
-from vitfold.fold import clone, folds
+from vitfold.fold import clone
 from vitfold.measure import Throughput, interleave, timed
 from vitfold.models import create_model
 from vitfold.segment import Labels

@@ -25,14 +25,15 @@ from torch import Tensor, nn
 import vitfold
 from vitfold import analysis, draw
 from vitfold.answers import logits
+from vitfold.calls import Inputs, folds
 from vitfold.cli import options, show
 from vitfold.cli.images import batches_of, shuffled_of
 from vitfold.cues import CUES
 from vitfold.data import Source
 from vitfold.errors import MethodError
 from vitfold.families import find
-from vitfold.fold import clone, folds
-from vitfold.measure import Inputs, random_inputs
+from vitfold.fold import clone
+from vitfold.measure import random_inputs
 from vitfold.methods import Method
 from vitfold.sweep import gigaflops, smaller_inputs
 from vitfold.validate import CONFIDENT, Batch, interval, predict

@@ -27,11 +27,12 @@ from trainings import is_trained, minutes, trained
 
 import vitfold
 from vitfold import draw
+from vitfold.calls import folded
 from vitfold.cli import options, show
 from vitfold.cli.images import batches_of
 from vitfold.data import Source, labelled
 from vitfold.families import find
-from vitfold.fold import clone, folded
+from vitfold.fold import clone
 from vitfold.measure import flops
 from vitfold.models import create_model
 from vitfold.validate import Batch, interval, predict

@@ -24,8 +24,9 @@ import vitfold
 from vitfold import bench, results
 from vitfold.blocks.packed import PackedAttend
 from vitfold.blocks.within import WAYS
+from vitfold.calls import folded
 from vitfold.cli import show
-from vitfold.fold import clone, folded
+from vitfold.fold import clone
 from vitfold.measure import interleave, peak_memory, timed
 
 LTMP, MERGED, TOME = "LTMP", "MergeDrop", "ToMe"

@@ -25,8 +25,8 @@ FAMILIES = [
     "vit_small_patch16_dinov3",
     "vit_small_patch16_rope_mixed_224",
     "vitamin_small_224",
-    "naflexvit_base_patch16_gap",
     "beit_base_patch16_224",
+    "naflexvit_base_patch16_gap",
     "vit_relpos_small_patch16_224",
     "vit_base_patch16_siglip_224",
     "vit_tiny_r_s16_p8_224",
@@ -56,6 +56,7 @@ METHODS: list[Way] = [
     vitfold.DynamicViT(r=4, blocks=(0, 1)),
 ]
 WITHOUT_CLASS_TOKEN = {
+    "naflexvit_base_patch16_gap",
     "vitamin_small_224",
     "vit_base_patch16_siglip_224",
     "vit_relpos_small_patch16_224",
@@ -153,6 +154,33 @@ def test_runs_in_onnx_runtime(name: str, method: Way, tmp_path: Path) -> None:
         return torch.from_numpy(session.run(None, {given.name: pixels.numpy()})[0])
 
     agrees(model, run)
+
+
+@pytest.mark.parametrize(
+    "method", [vitfold.ToMe(r=3), vitfold.LGTM(r=4, skip=0), vitfold.Drop(r=3)]
+)
+def test_a_graph_made_of_one_image_holds_for_many(method: Method, tmp_path: Path) -> None:
+    onnxruntime = pytest.importorskip("onnxruntime")
+    model = put_on(registered("vit_tiny_patch16_224"), method)
+    one = images(model, 1)
+    agrees(model, torch.jit.trace(model, one))  # type: ignore[no-untyped-call]
+    program = torch.onnx.export(
+        model, (one,), dynamo=True, dynamic_shapes=({0: "batch"},), verbose=False
+    )
+    assert program is not None
+    program.save(tmp_path / "model.onnx")
+    session = onnxruntime.InferenceSession(tmp_path / "model.onnx")
+    (given,) = session.get_inputs()
+    agrees(model, lambda x: torch.from_numpy(session.run(None, {given.name: x.numpy()})[0]))
+
+
+def test_compiled_lgtm_follows_the_size_of_images() -> None:
+    model = registered("vit_tiny_patch16_224", dynamic_img_size=True)
+    vitfold.fold(model, vitfold.LGTM(r=4, skip=0))
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    for shape in ((80, 80), (80, 112), (96, 64)):
+        x = torch.randn(2, 3, *shape)
+        torch.testing.assert_close(compiled(x), model(x), atol=1e-3, rtol=1e-3)
 
 
 def test_equal_similarities_pick_the_earlier_token_in_onnx_too(tmp_path: Path) -> None:

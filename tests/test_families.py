@@ -563,6 +563,62 @@ def test_patch_dropout_of_padded_images() -> None:
     assert model(batched(*IMAGES)).isfinite().all()
 
 
+@pytest.mark.parametrize("method", [vitfold.ToMe(r=3), vitfold.Drop(r=3), vitfold.LTMP()], ids=str)
+def test_an_image_of_padding_alone_is_finite_where_the_dense_one_is(method: Any) -> None:
+    model, given = naflex("avg"), batched(*IMAGES)
+    given["patch_valid"][1] = False
+    assert model(given).isfinite().all()
+    vitfold.fold(model, method)
+    assert model(given).isfinite().all()
+    assert model.forward_features(**given)["patches"][[0, 2]].isfinite().all()
+
+
+def test_hooks_on_all_blocks_see_dense_tokens() -> None:
+    model = registered("vit_tiny_patch16_224", depth=3).double()
+    x = images(model, 2).double()
+    seen: list[Tensor] = []
+    model.blocks.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+    handle = model.blocks.register_forward_hook(lambda _, given, out: seen.append(out))
+    dense = model(x)
+    for method in (vitfold.ToMe(r=0), vitfold.ToMe(r=4), vitfold.LTMP(merge_threshold=0.3)):
+        seen.clear()
+        vitfold.fold(model, method)
+        logits = model(x)
+        assert [part.shape for part in seen] == [(2, 26, 192)] * 2
+        assert torch.equal(logits, dense) == (method == vitfold.ToMe(r=0))
+        assert torch.equal(model.norm(seen[1]), model.forward_features(x))
+        handle.remove()
+        model.blocks._forward_pre_hooks.clear()
+        near([model(x)], [logits], 1e-9)
+        model.blocks.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+        handle = model.blocks.register_forward_hook(lambda _, given, out: seen.append(out))
+
+
+def test_a_model_that_leaves_out_blocks_is_refused() -> None:
+    class Skips(VisionTransformer):
+        def forward_features(self, x: Tensor, **_: Any) -> Tensor:
+            x = self._pos_embed(self.patch_embed(x))
+            for index in (0, 2):
+                x = self.blocks[index](x)
+            return self.norm(x)
+
+    model: Any = Skips(img_size=32, patch_size=8, embed_dim=32, depth=3, num_heads=2).eval()
+    vitfold.fold(model, vitfold.ToMe(r=1))
+    with pytest.raises(FoldError, match="block 2 was called before block 1"):
+        model(torch.randn(1, 3, 32, 32))
+
+
+def test_a_shallow_copy_is_told_from_a_copy() -> None:
+    model = vitfold.fold(registered("vit_tiny_patch16_224", depth=2), vitfold.ToMe(r=2))
+    other = copy.copy(model)
+    with pytest.raises(FoldError, match="shallow copy"):
+        vitfold.unfold(other)
+    vitfold.unfold(model)
+    with pytest.raises(FoldError, match="shallow copy"):
+        other(images(model, 1))
+    assert model(images(model, 1)).isfinite().all()
+
+
 def test_lgtm_refuses_padded_images() -> None:
     model = vitfold.fold(naflex("avg"), vitfold.LGTM(r=4, skip=0))
     with pytest.raises(MethodError, match="padded"):

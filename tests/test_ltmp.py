@@ -23,10 +23,9 @@ import vitfold
 from vitfold import LTMP, ToMe, ragged, threshold
 from vitfold.blocks import within
 from vitfold.blocks.packed import PackedAttend
-from vitfold.calls import watch
+from vitfold.calls import folded, watch
 from vitfold.digits import create_digits, load_split
 from vitfold.errors import DataError, MethodError, PlanError, ShapeError
-from vitfold.fold import folded
 from vitfold.ledger import Masked, Packed
 from vitfold.tokenmap import DROPPED
 from vitfold.train.reach import reach

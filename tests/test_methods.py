@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -30,8 +31,8 @@ from vitfold import (
     VitfoldError,
     Ward,
 )
+from vitfold.calls import folded
 from vitfold.flops import NEAR
-from vitfold.fold import folded
 from vitfold.layout import Layout
 from vitfold.methods.base import from_json, ready
 from vitfold.methods.schedule import along, per_block
@@ -96,19 +97,19 @@ def test_the_dense_part_is_a_sixth_of_the_depth(depth: int, skip: int) -> None:
 
 
 def test_every_form_of_r_is_a_number_for_every_block() -> None:
-    assert per_block(5, 4, 0, 20) == (5, 5, 5, 5)
-    assert per_block(5, 4, 2, 20) == (0, 0, 5, 5)
-    assert per_block([5, 0, 3], 4, 0, 20) == (5, 0, 3, 0)
-    assert per_block([], 4, 0, 20) == (0, 0, 0, 0)
-    assert per_block((5, -1), 4, 0, 20) == (10, 6, 3, 0)
-    assert per_block((5, 0.5), 4, 0, 20) == (2, 4, 6, 8)
-    assert per_block((5, 1), 1, 0, 20) == (0,)
-    assert per_block((13, -1), 12, 0, 196) == (26, 23, 21, 18, 16, 14, 11, 9, 7, 4, 2, 0)
+    assert per_block(5, 4, 0) == (5, 5, 5, 5)
+    assert per_block(5, 4, 2) == (0, 0, 5, 5)
+    assert per_block([5, 0, 3], 4, 0) == (5, 0, 3, 0)
+    assert per_block([], 4, 0) == (0, 0, 0, 0)
+    assert per_block((5, -1), 4, 0) == (10, 6, 3, 0)
+    assert per_block((5, 0.5), 4, 0) == (2, 4, 6, 8)
+    assert per_block((5, 1), 1, 0) == (0,)
+    assert per_block((13, -1), 12, 0) == (26, 23, 21, 18, 16, 14, 11, 9, 7, 4, 2, 0)
 
 
 @given(st.integers(0, 100), st.floats(-1, 1), st.integers(1, 48))
 def test_ramps_run_along_a_line_to_their_end(r: int, inflection: float, depth: int) -> None:
-    blocks = per_block((r, inflection), depth, 0, None)
+    blocks = per_block((r, inflection), depth, 0)
     assert list(blocks) == ramp(r, inflection, depth)
     if depth > 1:
         assert blocks[-1] == 2 * r - blocks[0]
@@ -299,12 +300,6 @@ REFUSED: dict[str, tuple[Callable[[], object], str]] = {
         lambda: vitfold.fold(vit(), ToMe(r=[1] * 5)),
         "r has 5 numbers, the model 4 blocks: give at most 4",
     ),
-    "half": (
-        lambda: vitfold.fold(vit(), ToMe(r=25)),
-        "r=25: of 49 patch tokens at most 24 can leave a block",
-    ),
-    "half in a list": (lambda: vitfold.fold(vit(), Drop(r=[1, 30])), "r=30: of 49"),
-    "half in a ramp": (lambda: vitfold.fold(vit(), LGTM(r=(20, -1))), "r=40: of 49"),
     "late": (lambda: vitfold.fold(vit(), ToMe(r=8, skip=5)), "skip=5 is more than the 4 blocks"),
     "name": (lambda: vitfold.fold(vit(), "tomee", r=8), r"'tomee' \(did you mean 'tome'\?\)"),
     "far name": (
@@ -336,6 +331,27 @@ def test_nonsense_is_refused_in_one_line(case: str) -> None:
         call()
     assert isinstance(got.value, VitfoldError | ValueError)
     assert "\n" not in str(got.value)
+
+
+@pytest.mark.parametrize("r", [25, 3000, [1, 30], (20, -1)], ids=str)
+@pytest.mark.parametrize("kind", ALL)
+def test_at_most_half_leave_a_block_and_it_is_told(kind: type[Method], r: Any) -> None:
+    with pytest.warns(UserWarning, match="of 49 patch tokens at most 24 can leave a block") as told:
+        model = vitfold.fold(vit(), kind(r=r))
+    assert Path(told[0].filename) == Path(__file__)
+    asked = [r] * 4 if isinstance(r, int) else ([1, 30, 0, 0] if isinstance(r, list) else None)
+    schedule = folded(model).schedule
+    assert max(schedule) == 24
+    assert asked is None or schedule[-2:] == tuple(min(r, 24) for r in asked[-2:])
+    assert vitfold.trace(model, images(model, dtype=torch.float32)).counts[-1][0] >= 2
+
+
+def test_numbers_of_other_libraries_are_numbers() -> None:
+    for r in (np.int64(5), torch.tensor(5)):
+        assert (ToMe(r=r), ToMe(r=[r, r]), ToMe(r=(r, 0.5))) == (  # type: ignore[arg-type, list-item]
+            ToMe(r=5), ToMe(r=[5, 5]), ToMe(r=(5, 0.5)),
+        )  # fmt: skip
+    assert hash(ToMe(r=[1, 2])) == hash(ToMe(r=[1, 2]))
 
 
 def test_a_name_stands_for_one_method() -> None:
@@ -386,5 +402,5 @@ def test_a_stage_may_lose_more_than_half(kind: Any, tmp_path: Path) -> None:
     vitfold.save(model, tmp_path / "plan", backbone=True)
     again = vitfold.load(tmp_path / "plan", vit())
     assert torch.equal(again(x), expected)
-    with pytest.raises(MethodError, match="r=48: of 49 patch tokens at most 47 can leave a block"):
+    with pytest.warns(UserWarning, match="r=48: of 49 patch tokens at most 47 can leave a block"):
         vitfold.fold(vit(), kind(r=48))

@@ -10,10 +10,10 @@ import timm
 import torch
 
 import vitfold
+from vitfold.calls import folded
 from vitfold.digits import create_digits
 from vitfold.errors import MissingExtra, PlanError, UnsupportedModel
 from vitfold.families import find
-from vitfold.fold import folded
 from vitfold.models import create_model
 
 

@@ -21,9 +21,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import vitfold
+from vitfold.calls import folded, folds
 from vitfold.digits import create_digits
 from vitfold.errors import FoldError, PlanError, UnsupportedModel
-from vitfold.fold import folded, folds
 from vitfold.methods import METHODS
 from vitfold.methods.base import from_json
 from vitfold.plan import store
@@ -614,6 +614,8 @@ WRONG: list[tuple[str, Any, str]] = [
     ("method/name", "tomme", "method: unknown method 'tomme' (did you mean 'tome'?)"),
     ("method/name", ["tome"], "method: unknown method ['tome']"),
     ("method/r", -1, "method: r=-1: expected 0 or more"),
+    ("method/r", 3000, "schedule=[3, 3, 3, 3]: ToMe(r=3000) gives [8, 8, 8, 8]"),
+    ("method/r", [1] * 9, "r has 9 numbers, the model 4 blocks"),
     ("method/r", 1.5, "method: r=1.5: expected an int, got float"),
     ("method/r", [1, "2"], "method: r[1]='2': expected an int, got str"),
     ("method/r", None, "method: r=None: expected a value"),
@@ -630,6 +632,7 @@ WRONG: list[tuple[str, Any, str]] = [
     ("schedule/3", False, "schedule[3]=False: expected an int from 0 to"),
     ("schedule/3", 2**60, f"schedule[3]={2**60}: expected a number from"),
     ("schedule/3", 17, "schedule[3]=17: expected 0 to 16, the patch tokens"),
+    ("schedule/3", 9, "schedule=[3, 3, 3, 9]: ToMe(r=3) gives [3, 3, 3, 3]"),
     ("weights", "weights.safetensors", "weights='weights.safetensors': expected an object"),
     ("weights/file", "../weights.safetensors", "weights.file='../weights.safetensors': expected"),
     ("weights/file", "a/b.safetensors", "weights.file='a/b.safetensors': expected a plain"),

@@ -14,8 +14,7 @@ from torch import Tensor, nn
 
 import vitfold
 from vitfold import AViT, DynamicViT, MethodError
-from vitfold.calls import watch
-from vitfold.fold import folded
+from vitfold.calls import folded, watch
 from vitfold.methods import ready
 from vitfold.train import Recipe, train
 from vitfold.train.loop import Settings, create_accelerator

@@ -20,9 +20,10 @@ from torch import Tensor, nn
 import vitfold
 from vitfold import DataError, FoldError, MethodError, PlanError, PruneMerge
 from vitfold.bench import bound
+from vitfold.calls import folded
 from vitfold.families import find
 from vitfold.families.hf import MODELS as FAMILIES
-from vitfold.fold import clone, folded
+from vitfold.fold import clone
 from vitfold.importance import Scores
 from vitfold.methods.base import from_json
 from vitfold.structure import GROUPINGS, SCOPES, groups

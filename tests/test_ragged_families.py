@@ -9,8 +9,8 @@ from torch import Tensor
 
 import vitfold
 from vitfold import LTMP
+from vitfold.calls import folded
 from vitfold.families.hf import MODELS
-from vitfold.fold import folded
 
 IDLE = LTMP(merge_threshold=1.0, prune_threshold=0.0)
 

@@ -13,8 +13,8 @@ from vitfold import errors
 SOURCE = Path(vitfold.__file__).parent
 
 FLOORS = [
-    ["errors", "files", "ragged"],
-    ["layout", "tokenmap", "cues", "modes"],
+    ["errors", "files", "modes", "ragged"],
+    ["layout", "tokenmap", "cues"],
     ["ledger", "match", "structure"],
     ["threshold"],
     ["methods"],

@@ -1,10 +1,15 @@
 """Traces: counts, maps, pictures."""
 
+import itertools
+from typing import Any
+
 import numpy
 import pytest
 import torch
-from models import images, registered
+import torch.nn.functional as F
+from models import hf, images, inputs, registered
 from PIL import Image
+from torch import Tensor, nn
 
 import vitfold
 from vitfold.errors import DataError, FoldError
@@ -38,6 +43,60 @@ def test_maps_explain_the_dense_features() -> None:
         features = model.forward_features(pixels)[0]
     same = (features[:, None] == features[None]).all(-1)
     assert torch.equal(same, slot[:, None] == slot[None])
+
+
+class Normalized(nn.Module):
+    """A model that prepares its images itself."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor) -> Any:
+        return self.model(F.interpolate(x.float() / 255 - 0.5, (80, 80)))
+
+
+def test_what_is_traced_is_what_the_model_does() -> None:
+    inner = registered("vit_tiny_patch16_224", depth=BLOCKS)
+    model = vitfold.fold(Normalized(inner), vitfold.ToMe(r=4))
+    raw = torch.randint(0, 256, (2, 3, 100, 60), dtype=torch.uint8)
+    maps = trace(model, raw).maps
+    prepared = F.interpolate(raw.float() / 255 - 0.5, (80, 80))
+    for ours, theirs in zip(maps, trace(inner, prepared).maps, strict=True):
+        assert torch.equal(ours.slot, theirs.slot)
+    ragged = vitfold.fold(Normalized(inner), vitfold.LTMP(merge_threshold=0.2))
+    vitfold.freeze(ragged, raw)
+    assert vitfold.trace(ragged, raw).counts == vitfold.trace(inner, prepared).counts
+
+
+def test_models_that_read_text_are_traced_with_and_without_it() -> None:
+    pytest.importorskip("transformers")
+    model = vitfold.fold(hf("CLIPModel"), vitfold.ToMe(r=3))
+    given = inputs(model)
+    counts = trace(model, given["pixel_values"]).counts
+    assert trace(model, {"pixel_values": given["pixel_values"]}).counts == counts
+    ones = torch.ones_like(given["input_ids"])
+    words = {"input_ids": ones, "attention_mask": ones}
+    traced = trace(model, words | given)
+    assert traced.counts == counts
+    assert torch.equal(traced.images, given["pixel_values"])  # type: ignore[arg-type]
+    assert vitfold.flops(model, words | given) > 0
+    with pytest.raises(DataError, match="CLIPModel reads text too"):
+        vitfold.flops(model, given["pixel_values"])
+
+
+def test_naflex_is_measured_as_it_is_called() -> None:
+    model = vitfold.fold(registered("naflexvit_base_patch16_gap", depth=BLOCKS), vitfold.ToMe(r=3))
+    places = torch.stack(torch.meshgrid(torch.arange(4), torch.arange(5), indexing="ij"), -1)
+    given = {
+        "patches": torch.randn(1, 20, 768),
+        "patch_coord": places.view(1, 20, 2),
+        "patch_valid": torch.ones(1, 20, dtype=torch.bool),
+    }
+    tokens = [numbers[0] for numbers in trace(model, given).counts]
+    assert [a - b for a, b in itertools.pairwise(tokens)] == [3] * (BLOCKS - 1)
+    assert vitfold.flops(model, given) > 0
+    assert vitfold.throughput(model, given, repeats=1, warmup=0).median > 0
 
 
 def test_dense_blocks_keep_all() -> None:

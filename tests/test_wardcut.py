@@ -12,8 +12,7 @@ from torch import Tensor, nn
 
 import vitfold
 from vitfold import DataError, MethodError, PlanError, WardCut
-from vitfold.calls import watch
-from vitfold.fold import folded
+from vitfold.calls import folded, watch
 from vitfold.tokenmap import DROPPED
 
 each_model = pytest.mark.parametrize("name", MODELS)

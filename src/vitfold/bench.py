@@ -14,14 +14,14 @@ from vitfold.blocks.attention import Attend
 from vitfold.blocks.kinds import BlockKind
 from vitfold.blocks.standin import run
 from vitfold.blocks.taps import tap
+from vitfold.calls import Inputs, folded
 from vitfold.errors import MethodError
 from vitfold.families import find
 from vitfold.flops import dry_count
-from vitfold.fold import clone, folded
+from vitfold.fold import clone
 from vitfold.ledger import Ledger
 from vitfold.match import biggest_first
 from vitfold.measure import (
-    Inputs,
     Progress,
     Throughput,
     batch_of,

@@ -7,10 +7,11 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
+from vitfold.calls import folded
 from vitfold.errors import DataError, MethodError
 from vitfold.families import find
 from vitfold.flops import CLOSE, NEAR, count
-from vitfold.fold import clone, fold, folded
+from vitfold.fold import clone, fold
 from vitfold.layout import Layout
 from vitfold.ledger import Packed
 from vitfold.measure import Progress

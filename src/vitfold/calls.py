@@ -3,8 +3,9 @@
 import contextlib
 import contextvars
 import copy
+import inspect
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,11 +14,12 @@ from torch import Tensor, nn
 
 from vitfold.blocks.kinds import BlockKind
 from vitfold.blocks.recompute import checkpointed
-from vitfold.errors import FoldError, ShapeError, VitfoldError, one_line
+from vitfold.errors import FoldError, ShapeError, UnsupportedModel, VitfoldError, one_line
 from vitfold.families import Found
 from vitfold.methods import Base
 from vitfold.methods.base import has_fixed
 from vitfold.methods.steps import Learned
+from vitfold.modes import recording
 from vitfold.run import Form, Run
 
 MARK = "_vitfold"
@@ -57,9 +59,29 @@ class Fold:
         return "packed" if self.method.ragged else "alike"
 
 
+def folds(model: nn.Module) -> list[Fold]:
+    """What lies on the trunks of `model`."""
+    if not isinstance(model, nn.Module):
+        raise UnsupportedModel(f"{type(model).__name__} is not a torch.nn.Module: give a model")
+    return [module.__dict__[MARK] for module in model.modules() if MARK in module.__dict__]
+
+
+def folded(model: nn.Module) -> Fold:
+    """What lies on the trunk of `model`, or an error that says that nothing does."""
+    records = folds(model)
+    if not records:
+        raise FoldError(f"{type(model).__name__} is not folded: call vitfold.fold on it first")
+    return records[0]
+
+
 def enter(trunk: nn.Module, method: str, *args: Any, **kwargs: Any) -> Any:
     """A method of a folded trunk: a new run of its folded blocks."""
-    record: Fold = getattr(trunk, MARK)
+    record: Fold | None = trunk.__dict__.get(MARK)
+    if record is None:
+        raise FoldError(
+            f"a shallow copy of a {type(trunk).__name__} that is not folded any more: make copies "
+            "by copy.deepcopy"
+        )
     run = start(record, args, kwargs)
     if torch.compiler.is_compiling():
         return record.found.kind.call(trunk, method, run, args, kwargs)
@@ -92,7 +114,7 @@ def _outside(block: nn.Module) -> str:
 def start(fold: Fold, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Run:
     """A new run for a call with these arguments."""
     found = fold.found
-    if fold.form == "packed" and _records():
+    if fold.form == "packed" and recording():
         remedy = "fold with EViT or another method of fixed numbers, then export it"
         if has_fixed(fold.method):
             remedy = "give the model to vitfold.freeze(model, images), then export it"
@@ -115,11 +137,6 @@ def start(fold: Fold, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Run:
     return run
 
 
-def _records() -> bool:
-    """Whether the call is made into a graph."""
-    return torch.compiler.is_exporting() or bool(torch._C._get_tracing_state())
-
-
 def _valid(padding: Tensor | None, prefix: int) -> Tensor | None:
     """`[B, tokens]`: what is not padding; None where nothing is, as far as one may look."""
     if padding is None or (not torch.compiler.is_compiling() and bool(padding.all())):
@@ -136,6 +153,34 @@ def masked(on: bool = True) -> Iterator[None]:
         yield
     finally:
         _masked.reset(token)
+
+
+Inputs = Tensor | Mapping[str, Any]
+"""Images, or what a model takes by name."""
+
+
+def call(model: nn.Module, inputs: Inputs) -> Any:
+    """The model on images, or on named inputs."""
+    if not isinstance(inputs, Mapping):
+        return model(inputs)
+    if "patches" in inputs:  # NaFlex takes them in one piece
+        return model(inputs)
+    return model(**inputs)
+
+
+def follow(model: nn.Module, inputs: Inputs) -> Run:
+    """What becomes of the tokens of a folded model in one call; in one of its trunk alone, where
+    the model reads text too and there is none."""
+    trunk = folded(model).found.trunk
+    with watch() as runs, torch.no_grad():
+        call(trunk if lacks_text(model, inputs) else model, inputs)
+    return runs[-1]
+
+
+def lacks_text(model: nn.Module, inputs: Inputs) -> bool:
+    """Whether a model reads text too, and gets none."""
+    reads = "input_ids" in inspect.signature(model.forward).parameters
+    return reads and not (isinstance(inputs, Mapping) and "input_ids" in inputs)
 
 
 @contextlib.contextmanager

@@ -3,13 +3,14 @@
 import copy
 import functools
 import inspect
+import warnings
 from collections.abc import Callable
 from typing import Any, TypeVar
 
 import torch
 from torch import nn
 
-from vitfold.calls import MARK, Fold, enter, pass_block
+from vitfold.calls import MARK, Fold, enter, folds, pass_block
 from vitfold.errors import (
     FoldError,
     MethodError,
@@ -72,6 +73,7 @@ def unfold(model: ModelT) -> ModelT:
     """Take the fold off, in place; the model is exactly what it was. Returns it."""
     for record in folds(model):
         _refuse_running(record)
+        _refuse_copied(record, model)
         _refuse_changed(record)
         found = record.found
         for module, entry in _entries(found):
@@ -92,6 +94,15 @@ def _is_ours(module: nn.Module, entry: str) -> bool:
     return getattr(module.__dict__.get(entry), "func", None) in (enter, pass_block)
 
 
+def _refuse_copied(record: Fold, model: nn.Module) -> None:
+    """Refuse a copy that has its blocks in common with the model that was folded."""
+    if not any(module is record.found.trunk for module in model.modules()):
+        raise FoldError(
+            f"a shallow copy of a folded {type(record.found.trunk).__name__}: unfold that, or make "
+            "a copy by copy.deepcopy"
+        )
+
+
 def _refuse_changed(record: Fold) -> None:
     """Refuse to take off what somebody has put something over, or taken away."""
     for module, entry in _entries(record.found):
@@ -102,25 +113,10 @@ def _refuse_changed(record: Fold) -> None:
             )
 
 
-def folds(model: nn.Module) -> list[Fold]:
-    """What lies on the trunks of `model`."""
-    if not isinstance(model, nn.Module):
-        raise UnsupportedModel(f"{type(model).__name__} is not a torch.nn.Module: give a model")
-    return [module.__dict__[MARK] for module in model.modules() if MARK in module.__dict__]
-
-
 def clone(model: ModelT) -> ModelT:
     """A copy of the modules that shares their weights, without a fold."""
     tensors = [*model.parameters(), *model.buffers()]
     return unfold(copy.deepcopy(model, {id(tensor): tensor for tensor in tensors}))
-
-
-def folded(model: nn.Module) -> Fold:
-    """What lies on the trunk of `model`, or an error that says that nothing does."""
-    records = folds(model)
-    if not records:
-        raise FoldError(f"{type(model).__name__} is not folded: call vitfold.fold on it first")
-    return records[0]
 
 
 def _method(method: object, options: dict[str, Any]) -> Base:
@@ -164,22 +160,34 @@ def _schedule(record: Fold) -> tuple[int, ...]:
     if not isinstance(method, Method):
         return (0,) * found.depth
     if method.r is not None:
-        patches = layout.patches
-        return per_block(method.r, found.depth, first, patches, method.most(patches))
+        asked, most = per_block(method.r, found.depth, first), method.most(layout.patches)
+        if max(asked, default=0) > most:
+            warnings.warn(
+                f"r={max(asked)}: of {layout.patches} patch tokens at most {most} can leave a "
+                "block, and no more do",
+                stacklevel=4,
+            )
+        return tuple(min(r, most) for r in asked)
     share = 1.0 if method.flops is None else method.flops
     return solve(share, lambda schedule: _cost(record, schedule), layout, first, method.spread)
 
 
 def _fitting(record: Fold, schedule: tuple[int, ...]) -> tuple[int, ...]:
-    _first(record)
+    """A schedule that was resolved before, if it is one of the method and the model."""
+    first, method = _first(record), record.method
     layout = record.found.layout()
-    record.method.check(layout)
+    method.check(layout)
     depth, patches = layout.depth, layout.patches
     if len(schedule) != depth:
         raise MethodError(f"the schedule has {len(schedule)} numbers, the model {depth} blocks")
     for block, r in enumerate(schedule):
         if not 0 <= r <= patches:
             raise MethodError(f"schedule[{block}]={r}: expected 0 to {patches}, the patch tokens")
+    if isinstance(method, Method) and method.r is not None:
+        asked = per_block(method.r, depth, first)
+        ways = asked, tuple(min(r, method.most(patches)) for r in asked)
+        if schedule not in ways:
+            raise MethodError(f"schedule={list(schedule)}: {method} gives {list(ways[1])}")
     return schedule
 
 

@@ -6,9 +6,9 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from vitfold.calls import Fold, masked, watch
+from vitfold.calls import folded, follow, masked
 from vitfold.errors import DataError, MethodError
-from vitfold.fold import fold, folded
+from vitfold.fold import fold
 from vitfold.ledger import Ledger
 from vitfold.methods.base import has_fixed
 from vitfold.methods.schedule import whole
@@ -25,28 +25,26 @@ def freeze(model: ModelT, images: Tensor | Iterable[Tensor]) -> ModelT:
 
     images: `[B, C, H, W]`, or batches of them: training images, prepared for the model.
     """
-    record = folded(model)
-    method = record.method
+    method = folded(model).method
     if not method.ragged:
         raise MethodError(
             f"{method} removes a fixed number already: freeze takes a model with LTMP or WardCut"
         )
     if not has_fixed(method):
         raise MethodError(f"{method} has no form in which all images keep as many tokens")
-    merged, dropped = _means(record, [images] if isinstance(images, Tensor) else images)
+    merged, dropped = _means(model, [images] if isinstance(images, Tensor) else images)
     fixed = method.fixed(whole(merged), whole(dropped))
     assert fixed is not None  # it says how
     return fold(model, fixed)
 
 
-def _means(record: Fold, batches: Iterable[Tensor]) -> tuple[list[float], list[float]]:
+def _means(model: nn.Module, batches: Iterable[Tensor]) -> tuple[list[float], list[float]]:
     """How many tokens of an image merge in every block, and how many are dropped."""
-    trunk, total = record.found.trunk, 0
-    counts = torch.zeros(2, record.found.depth, dtype=torch.float64)
+    total = 0
+    counts = torch.zeros(2, folded(model).found.depth, dtype=torch.float64)
     for images in batches:
-        with masked(False), watch() as runs, torch.no_grad(), evaluating(trunk):
-            trunk(images)
-        counts += _gone(runs[-1])
+        with masked(False), evaluating(model):
+            counts += _gone(follow(model, images))
         total += len(images)
     if not total:
         raise DataError("no images to take the mean over: give some")

@@ -67,7 +67,7 @@ def windowed(metric: Tensor, layout: "Windows", prefix: int, order: Tensor) -> T
     and the surviving patches in that order.
     """
     evens, odds, window, place = layout.tensors(metric.device)
-    patches, half = order.shape[1], evens.shape[1]
+    patches, half = layout.patches, evens.shape[1]
     rows, tokens = unit(metric), torch.nn.functional.pad(order, (0, 1)) + prefix
     a, b = (take(rows, tokens[:, c.flatten()]).unflatten(1, c.shape) for c in (evens, odds))
     scores = a @ b.transpose(-1, -2)
@@ -170,7 +170,7 @@ def smallest_first(values: Tensor) -> Tensor:
 
 
 def _order(values: Tensor, descending: bool) -> Tensor:
-    if torch.compiler.is_exporting():
+    if torch.compiler.is_exporting() or torch.onnx.is_in_onnx_export():
         # ONNX has no stable sort, but its TopK puts the earlier one first among equals.
         return values.argsort(dim=-1, descending=descending)
     return values.argsort(dim=-1, descending=descending, stable=True)

@@ -8,15 +8,16 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
+from vitfold.calls import Inputs, lacks_text
+from vitfold.calls import call as call_
 from vitfold.errors import DataError
 from vitfold.families import find
 from vitfold.flops import count
 from vitfold.modes import evaluating
 
-Inputs = Tensor | Mapping[str, Any]
 Progress = Callable[[], None]
 
 
@@ -42,8 +43,13 @@ class Throughput:
 
 
 def call(model: nn.Module, inputs: Inputs) -> Any:
-    """The model on images, or on named inputs."""
-    return model(**inputs) if isinstance(inputs, Mapping) else model(inputs)
+    """The model on images, or on named inputs; on all that it reads."""
+    if lacks_text(model, inputs):
+        raise DataError(
+            f"{type(model).__name__} reads text too: give all of its inputs by name, or measure "
+            "its vision model"
+        )
+    return call_(model, inputs)
 
 
 def random_inputs(model: nn.Module, batch: int) -> dict[str, Any]:

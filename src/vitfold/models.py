@@ -11,8 +11,8 @@ import torch
 from timm.models import save_for_hf
 from torch import nn
 
+from vitfold.calls import folds
 from vitfold.errors import PlanError, UnsupportedModel, VitfoldError
-from vitfold.fold import folds
 from vitfold.plan import fields, load, save, sources, store, weights
 from vitfold.plan.fields import clip
 from vitfold.plan.schema import decode

@@ -1,4 +1,4 @@
-"""Modes of modules, and of computing, for a while."""
+"""Modes of modules and of computing, for a while; and whether a call is recorded."""
 
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -15,6 +15,11 @@ def evaluating(model: nn.Module) -> AbstractContextManager[Any]:
 def mixed(device: torch.device, dtype: torch.dtype | None) -> torch.autocast:
     """Computing in a lower precision, where there is one."""
     return torch.autocast(device.type, dtype=dtype, enabled=dtype is not None)
+
+
+def recording() -> bool:
+    """Whether a call is made into a graph, which is to hold for other batches too."""
+    return torch.compiler.is_exporting() or bool(torch._C._get_tracing_state())
 
 
 class _Evaluating:

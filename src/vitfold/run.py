@@ -76,6 +76,8 @@ class Run:
     def start(self, x: Tensor) -> None:
         """Open the books on the tokens that enter the first block."""
         tokens, self.width = x.shape[1:]
+        if torch._C._get_tracing_state():  # where sizes are tensors
+            tokens = int(tokens)
         whole = tokens == self.layout.tokens  # and so the grid is that of these tokens
         layout = replace(self.layout, tokens=tokens, grid=self.layout.grid if whole else None)
         if self.learned is None:
@@ -95,6 +97,11 @@ class Run:
         """The one folded block: attend, reduce, feed forward."""
         if index == 0:
             self.start(x)
+        if index >= len(self.books):
+            raise FoldError(
+                f"block {index} was called before block {index - 1}: a model that leaves out "
+                "blocks, or calls them in another order, cannot be folded"
+            )
         step = self.plan[index]
         if isinstance(step, Weave):
             return self.weave(index, block, kind, x, given, step)

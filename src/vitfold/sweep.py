@@ -11,11 +11,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vitfold.bench import BOUND, DENSE, FOLDED, bound
+from vitfold.calls import Inputs, folded, folds
 from vitfold.errors import MethodError
 from vitfold.families import find
 from vitfold.flops import cost
-from vitfold.fold import clone, fold, folded, folds
-from vitfold.measure import Inputs, Progress, batch_of, compare, flops, random_inputs
+from vitfold.fold import clone, fold
+from vitfold.measure import Progress, batch_of, compare, flops, random_inputs
 from vitfold.methods import create_method, ready
 from vitfold.modes import mixed
 from vitfold.plan import weights

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vitfold import ragged
+from vitfold.modes import recording
 
 DROPPED = -1
 
@@ -23,7 +24,8 @@ def take(x: Tensor, index: Tensor) -> Tensor:
     """The rows of `x[B, N]` or `x[B, N, C]` at `index[B, n]`, image by image."""
     if x.dim() == 2:
         return x.gather(1, index)
-    if x.shape[0] == 1:  # one image at a time: what it costs is the number of calls
+    # One image at a time: what it costs is the number of calls. In a graph there may be others.
+    if not recording() and x.shape[0] == 1:
         return x.index_select(1, index[0])
     # An embedding lookup copies whole rows, where `gather` copies element by element.
     return F.embedding(index + _first_rows(x), x.reshape(-1, x.shape[-1]))
@@ -37,7 +39,7 @@ def _first_rows(x: Tensor) -> Tensor:
 
 def _add_rows_(x: Tensor, index: Tensor, rows: Tensor) -> Tensor:
     """Add `rows[B, r, C]` to `x[B, n, C]` in place at `index[B, r]`; repeated indices add up."""
-    if x.shape[0] == 1:
+    if not recording() and x.shape[0] == 1:
         return x.index_add_(1, index[0], rows)
     channels = x.shape[-1]
     # For a few rows a plain loop beats `scatter_add`, which sorts the indices in parallel first.

@@ -1,18 +1,16 @@
 """What happened to every token: counts, maps and pictures."""
 
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TypeVar
 
-import torch
 from PIL import Image
 from torch import Tensor, nn
 
 from vitfold import draw
-from vitfold.calls import watch
+from vitfold.calls import Inputs, folded, follow
 from vitfold.errors import DataError
-from vitfold.fold import folded
 from vitfold.tokenmap import PackedMap, TokenMap
 
 T = TypeVar("T")
@@ -88,15 +86,20 @@ class Trace:
         return items[index]
 
 
-def trace(model: nn.Module, images: Tensor | Mapping[str, Any]) -> Trace:
+def _pixels(names: Sequence[str], inputs: Inputs) -> Tensor:
+    """The images among the inputs of a model: what its trunk calls so, or the first tensor."""
+    if isinstance(inputs, Tensor):
+        return inputs
+    first = sorted(inputs, key=lambda name: name not in names)
+    tensors = (inputs[name] for name in first)
+    return next(tensor for tensor in tensors if isinstance(tensor, Tensor))
+
+
+def trace(model: nn.Module, images: Inputs) -> Trace:
     """Run a folded model on images (or on the inputs of a Hugging Face vision model, by name) and
     keep what became of every token."""
-    trunk = folded(model).found.trunk
-    with watch() as runs, torch.no_grad():
-        trunk(**images) if isinstance(images, Mapping) else trunk(images)
-    books = runs[-1].books
-    given = images.values() if isinstance(images, Mapping) else [images]
-    pixels = next(value for value in given if isinstance(value, Tensor))
+    books = follow(model, images).books
+    pixels = _pixels(folded(model).found.kind.arguments, images)
     return Trace(
         counts=[ledger.counts(len(pixels)) for ledger in books[1:]],
         maps=[ledger.whole(pixels) for ledger in books[1:]],

@@ -9,8 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vitfold.calls import folded
 from vitfold.errors import MethodError
-from vitfold.fold import clone, fold, fold_with, folded
+from vitfold.fold import clone, fold, fold_with
 from vitfold.layout import Layout
 from vitfold.ledger import Ledger
 from vitfold.measure import Progress

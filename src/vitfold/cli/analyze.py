@@ -8,11 +8,12 @@ import typer
 from torch import nn
 
 from vitfold import analysis, plots, results
+from vitfold.calls import folds
 from vitfold.cli import options, show
 from vitfold.cli.groups import grouped
 from vitfold.cli.images import batches_of
 from vitfold.errors import DataError
-from vitfold.fold import clone, folds
+from vitfold.fold import clone
 from vitfold.validate import Batch
 
 app = typer.Typer(

@@ -8,13 +8,13 @@ from torch import Tensor, nn
 
 from vitfold import bench as bench_
 from vitfold import results
+from vitfold.calls import Inputs, folded
 from vitfold.cli import options, show
 from vitfold.cli.groups import grouped
 from vitfold.cli.images import batches_of, has_own
 from vitfold.data import AnySource
 from vitfold.errors import DataError
-from vitfold.fold import folded
-from vitfold.measure import Inputs, random_inputs
+from vitfold.measure import random_inputs
 from vitfold.modes import mixed
 from vitfold.segment import Labels
 from vitfold.segment.segmenter import MOST_CLASSES

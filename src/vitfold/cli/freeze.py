@@ -8,10 +8,11 @@ from typing import Annotated
 import typer
 
 from vitfold import freeze as freeze_
+from vitfold.calls import folded
 from vitfold.cli import options, show
 from vitfold.cli.groups import grouped
 from vitfold.cli.images import batches_of
-from vitfold.fold import clone, folded
+from vitfold.fold import clone
 from vitfold.models import save_model
 from vitfold.validate import predict, score
 

@@ -11,11 +11,12 @@ import typer
 from torch import nn
 
 from vitfold.answers import ONLY
+from vitfold.calls import folds
 from vitfold.cli import show
 from vitfold.cli.groups import Group
 from vitfold.data import SceneSource, Source
 from vitfold.errors import DataError, MethodError, one_line
-from vitfold.fold import fold, folds
+from vitfold.fold import fold
 from vitfold.methods import METHODS, Base, create_method
 from vitfold.methods.base import learns, named
 from vitfold.models import create_model, create_segmenter, saved_classes

@@ -6,10 +6,10 @@ from typing import Annotated, Any
 
 from torch import nn
 
+from vitfold.calls import folds
 from vitfold.cli import options
 from vitfold.cli.groups import Group, option
 from vitfold.errors import TrainError
-from vitfold.fold import folds
 from vitfold.methods import METHODS
 from vitfold.train import Distillation, Recipe
 from vitfold.train.optimizing import learned_parameters

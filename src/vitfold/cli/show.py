@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
@@ -28,11 +29,16 @@ def bar(what: str, total: int | None) -> Iterator[Callable[[], None]]:
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """A table; all columns but the first are figures."""
-    shown = Table(title=title, title_justify="left")
+    shown = Table(title=escape(title), title_justify="left")
     for number, column in enumerate(columns):
-        shown.add_column(column, justify="right" if number else "left", no_wrap=not number)
+        shown.add_column(
+            escape(column),
+            justify="right" if number else "left",
+            no_wrap=not number,
+            overflow="fold",
+        )
     for row in rows:
-        shown.add_row(*row)
+        shown.add_row(*map(escape, row))
     console.print(shown)
 
 

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 from torch import nn
 
 from vitfold.answers import ONLY
+from vitfold.calls import folds
 from vitfold.cli import options, show
 from vitfold.cli.groups import Group, option
 from vitfold.cli.images import shuffled_of
@@ -15,7 +16,7 @@ from vitfold.cli.recipe import numbers
 from vitfold.cli.search import SCORED, found_in
 from vitfold.data import AnySource, data_config
 from vitfold.errors import TrainError, one_line
-from vitfold.fold import fold, folds
+from vitfold.fold import fold
 from vitfold.importance import ITERATIONS
 from vitfold.methods import METHODS
 from vitfold.methods.base import named

@@ -13,11 +13,11 @@ import typer
 from torch import nn
 
 from vitfold import draw, results
+from vitfold.calls import folds
 from vitfold.cli import options, show
 from vitfold.cli.groups import grouped
 from vitfold.cli.images import batches_of
 from vitfold.errors import DataError, MethodError
-from vitfold.fold import folds
 from vitfold.methods import ready
 from vitfold.models import create_model
 from vitfold.plan.weights import fingerprint

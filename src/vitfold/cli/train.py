@@ -8,13 +8,13 @@ import torch
 import typer
 
 from vitfold import plots
+from vitfold.calls import folds
 from vitfold.cli import options, show, subject
 from vitfold.cli.groups import Group, grouped, option
 from vitfold.cli.recipe import Learning, Looks, by, usual
 from vitfold.cli.search import SCORES
 from vitfold.data import classes_of, labelled, untouched
 from vitfold.errors import MissingExtra, TrainError
-from vitfold.fold import folds
 from vitfold.train import Outcome
 from vitfold.train import train as train_
 from vitfold.train.examples import own_randomness, seed_all

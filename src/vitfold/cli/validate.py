@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader
 from torchvision.transforms.v2.functional import to_pil_image
 
 from vitfold import results
+from vitfold.calls import folded
 from vitfold.cli import options, show
 from vitfold.cli.groups import grouped
 from vitfold.cli.images import batches_of
@@ -21,7 +22,7 @@ from vitfold.data import (
     evenly,
     untouched,
 )
-from vitfold.fold import clone, folded
+from vitfold.fold import clone
 from vitfold.segment import VOID, Labels, score
 from vitfold.segment import Report as SceneReport
 from vitfold.segment.pictures import compare

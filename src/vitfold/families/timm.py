@@ -5,9 +5,10 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from timm.layers import AttentionPoolLatent
-from torch import Tensor
+from torch import Tensor, nn
 
 from vitfold.blocks.names import maker
+from vitfold.blocks.standin import StandIn
 from vitfold.blocks.standin import run as run_method
 from vitfold.errors import ShapeError
 from vitfold.families.trunks import (
@@ -28,10 +29,11 @@ Link = Callable[..., Tensor]
 
 
 class Chain:
-    """The blocks of one forward pass, in place of a trunk's list of blocks."""
+    """The blocks of one forward pass, in place of a trunk's container of blocks."""
 
-    def __init__(self, links: list[Link]) -> None:
+    def __init__(self, links: list[Link], container: nn.Module | None = None) -> None:
         self.links = links
+        self.container = container
 
     def __len__(self) -> int:
         return len(self.links)
@@ -43,18 +45,29 @@ class Chain:
         return Chain(self.links[index]) if isinstance(index, slice) else self.links[index]
 
     def __call__(self, x: Tensor) -> Tensor:
-        """One after the other."""
+        """One after the other, and what hooks on the container do around them."""
+        if self.container is None or not hooked(self.container):
+            return self._pass(x)
+        stand_in: Any = StandIn(self.container, forward=self._pass)
+        return nn.Module._call_impl(stand_in, x)
+
+    def _pass(self, x: Tensor) -> Tensor:
         for link in self.links:
             x = link(x)
         return x
+
+
+def hooked(module: nn.Module) -> bool:
+    """Whether somebody looks at what goes in or comes out."""
+    return bool(module._forward_hooks or module._forward_pre_hooks)
 
 
 def call(trunk: Any, method: str, run: Run, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Run a method of the trunk on the folded blocks."""
     check_depth(trunk, trunk.blocks, run)
     parts = _parts(trunk, run)
-    if method == "forward" and maker(type(trunk)) not in HEADS:
-        run.shape = "dense at the end"  # nobody knows what it does with its tokens
+    if method == "forward" and (maker(type(trunk)) not in HEADS or hooked(trunk.blocks)):
+        run.shape = "dense at the end"  # nobody knows what is done with its tokens
         out = run_method(trunk, "forward", _showing(trunk, run, parts), *args, **kwargs)
     elif method == "forward":
         parts["forward_features"] = functools.partial(
@@ -72,7 +85,7 @@ def call(trunk: Any, method: str, run: Run, args: tuple[Any, ...], kwargs: dict[
 def _parts(trunk: Any, run: Run) -> dict[str, Any]:
     """What a method of the trunk finds in place of its own."""
     parts: dict[str, Any] = {
-        "blocks": Chain([functools.partial(block, vitfold=run) for block in trunk.blocks])
+        "blocks": Chain([functools.partial(b, vitfold=run) for b in trunk.blocks], trunk.blocks)
     }
     if run.valid is not None:
         parts["_forward_embeds"] = functools.partial(_embed_padded, trunk, run)
@@ -160,7 +173,7 @@ def _weighted(trunk: Any, x: Tensor, ledger: Ledger, valid: Tensor | None) -> Te
     size = ledger.size if ledger.valid is None else ledger.size * ledger.valid
     pooled = size[:, first:]
     number = pooled.shape[1] if valid is None else (pooled > 0).sum(dim=1, keepdim=True)
-    weight = size * (number / pooled.sum(dim=1, keepdim=True))
+    weight = size * (number / pooled.sum(dim=1, keepdim=True).clamp(min=1e-6))
     return x * weight.unsqueeze(-1).to(x.dtype)
 
 

@@ -153,7 +153,7 @@ class Packed(Ledger):
         weight = (self.sizes(x)[0] * patch).unsqueeze(1)
         rows = torch.cat([x[0] * weight, weight], dim=1)  # counts in bfloat16 would be none
         total = rows.new_zeros(len(self.lengths), rows.shape[1]).index_add(0, self.image, rows)
-        mean = (total[:, :-1] / total[:, -1:]).to(x.dtype)
+        mean = (total[:, :-1] / total[:, -1:].clamp(min=1e-6)).to(x.dtype)
         return mean.repeat_interleave(self.tokens, dim=0).unsqueeze(0)
 
     def rotations(self, table: Tensor, still: Tensor) -> Tensor:

@@ -131,7 +131,7 @@ class Ledger:
         size = self.sizes(x) if self.valid is None else self.sizes(x) * self.valid
         weight = size[:, self.prefix :].unsqueeze(-1)
         total = (x[:, self.prefix :] * weight).sum(1, keepdim=True)
-        return (total / weight.sum(1, keepdim=True)).to(x.dtype)
+        return (total / weight.sum(1, keepdim=True).clamp(min=1e-6)).to(x.dtype)
 
     def log_size(self, like: Tensor) -> Tensor | None:
         """`[B, 1, 1, n]`: what proportional attention adds to the logits of every key."""

@@ -14,6 +14,7 @@ from vitfold.methods.schedule import (
     check_inflection,
     check_reduction,
     check_share,
+    plain,
 )
 from vitfold.methods.steps import Learned, Plan, Step
 
@@ -108,7 +109,7 @@ class Method(Base):
     by_share: ClassVar[bool] = True
     """Whether `flops` is taken in place of `r`."""
 
-    r: Reduction | None = None
+    r: Reduction | None = field(default=None, hash=False)
     flops: float | None = field(default=None, kw_only=True)
     inflection: float | None = field(default=None, kw_only=True)
 
@@ -117,9 +118,8 @@ class Method(Base):
             given = "neither" if self.r is None else "both"
             raise MethodError(f"{type(self).__name__} takes r or flops, got {given}: give one")
         if self.r is not None:
+            object.__setattr__(self, "r", plain(self.r))
             check_reduction(self.r)
-        if isinstance(self.r, list):  # a copy: the caller's own may change
-            object.__setattr__(self, "r", list(self.r))
         if self.flops is not None:
             check_share(self.flops)
             if not self.by_share:

@@ -1,8 +1,6 @@
 """LGTM: merge inside growing windows first, over the whole image later."""
 
-import math
 from dataclasses import dataclass
-from fractions import Fraction
 from typing import ClassVar
 
 import torch
@@ -44,9 +42,11 @@ class LGTM(Late):
         check_choice("location", self.location, LOCATIONS)
 
     def plan(self, layout: Layout, schedule: tuple[int, ...]) -> tuple[Step | None, ...]:
-        grid = layout.grid or (1, 1)
-        first, patches = self.first(layout.depth), layout.patches
-        side = self.window or max(2, _ceil_root(Fraction(patches)) // 2)
+        # Whole numbers: a compiled graph is for one grid, as its windows are.
+        height, width = layout.grid or (1, 1)
+        grid, patches = (int(height), int(width)), int(layout.patches)
+        first = self.first(layout.depth)
+        side = self.window or max(2, _ceil_root(patches, 1) // 2)
         local = True
         steps: list[Step | None] = []
         for block, r in enumerate(schedule):
@@ -99,11 +99,13 @@ def _mean_place(place: Tensor, metric: Tensor, ledger: Ledger) -> Tensor:
 def _windows(patches: int, grid: tuple[int, int], side: int, r: int) -> Windows:
     """`r` merges spread over the windows of a grid for `patches` tokens, shaped like `grid`."""
     height, width = grid
-    rows = _ceil_root(Fraction(patches * height, width))
-    columns = _ceil_root(Fraction(patches * width, height))
+    rows, columns = _ceil_root(patches * height, width), _ceil_root(patches * width, height)
     return Windows.cut(patches, rows, columns, side, r)
 
 
-def _ceil_root(value: Fraction) -> int:
-    """The smallest int whose square is at least `value`."""
-    return math.isqrt(math.ceil(value) - 1) + 1 if value > 0 else 0
+def _ceil_root(over: int, under: int) -> int:
+    """The smallest int whose square is at least `over / under`."""
+    root = 0
+    while root * root * under < over:
+        root += 1
+    return root

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import operator
 from collections.abc import Iterable
 
 from vitfold.errors import MethodError
@@ -16,6 +17,20 @@ def check_whole(name: str, value: object, least: int) -> None:
         raise MethodError(f"{name}={value!r}: expected an int, got {type(value).__name__}")
     if value < least:
         raise MethodError(f"{name}={value!r}: expected {least} or more")
+
+
+def plain(r: object) -> object:
+    """The same in Python's own ints, and a list that nobody else has."""
+    if isinstance(r, list):
+        return [plain(value) for value in r]
+    if isinstance(r, tuple) and len(r) == len(("r", "inflection")):
+        return plain(r[0]), r[1]
+    if isinstance(r, int | float) or not hasattr(r, "__index__"):
+        return r
+    try:
+        return operator.index(r)
+    except TypeError:
+        return r
 
 
 def check_reduction(r: object) -> None:
@@ -50,17 +65,9 @@ def check_share(flops: object) -> None:
         raise MethodError(f"flops={flops!r}: expected a share of the dense FLOPs in (0, 1]")
 
 
-def per_block(
-    r: Reduction, depth: int, first: int, patches: int = 0, most: int | None = None
-) -> tuple[int, ...]:
-    """The number for every block; nothing before block `first`, and at most `most` of `patches`."""
-    asked = _spread(r, depth)
-    for value in asked:
-        if most is not None and value > most:
-            raise MethodError(
-                f"r={value}: of {patches} patch tokens at most {most} can leave a block"
-            )
-    return tuple(0 if block < first else value for block, value in enumerate(asked))
+def per_block(r: Reduction, depth: int, first: int) -> tuple[int, ...]:
+    """The number for every block; nothing before block `first`."""
+    return tuple(0 if block < first else value for block, value in enumerate(_spread(r, depth)))
 
 
 def _spread(r: Reduction, depth: int) -> list[int]:

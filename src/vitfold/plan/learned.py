@@ -3,8 +3,9 @@
 import torch
 from torch import Tensor, nn
 
+from vitfold.calls import folded
 from vitfold.errors import PlanError
-from vitfold.fold import LEARNED, folded
+from vitfold.fold import LEARNED
 from vitfold.plan import weights
 from vitfold.plan.schema import Plan
 from vitfold.plan.weights import Tensors

@@ -23,6 +23,8 @@ Write = Callable[[Path], object]
 def read(directory: Path) -> bytes:
     """What is in plan.json, if that is a file of a decent size."""
     path = directory / FILE
+    if directory.is_file():
+        raise PlanError(f"{str(directory)!r} is a file: give the directory that it lies in")
     try:
         status = path.stat()
         if not stat.S_ISREG(status.st_mode):

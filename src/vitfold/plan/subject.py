@@ -5,9 +5,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from vitfold.calls import folded
 from vitfold.errors import MissingExtra, PlanError, UnsupportedModel
 from vitfold.families import Found, find
-from vitfold.fold import clone, folded
+from vitfold.fold import clone
 from vitfold.plan import fields, sources, store, weights
 from vitfold.plan.schema import DTYPES, PACKAGES, Model, Plan, Weights
 

@@ -14,9 +14,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from vitfold.calls import folds
 from vitfold.data import streams
 from vitfold.errors import DataError, TrainError, missing
-from vitfold.fold import folds, unfold
+from vitfold.fold import unfold
 from vitfold.models import save_model
 from vitfold.results import write_text
 from vitfold.train import checkpoint

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from vitfold.calls import folded
 from vitfold.families import find
-from vitfold.fold import folded
 from vitfold.measure import flops
 from vitfold.modes import evaluating
 
