@@ -14,6 +14,7 @@ from models import hf, images, inputs, registered
 from torch import Tensor, nn
 
 import vitfold
+from vitfold.errors import FoldError
 from vitfold.families import find
 from vitfold.methods import Method
 
@@ -172,6 +173,12 @@ def test_a_graph_made_of_one_image_holds_for_many(method: Method, tmp_path: Path
     session = onnxruntime.InferenceSession(tmp_path / "model.onnx")
     (given,) = session.get_inputs()
     agrees(model, lambda x: torch.from_numpy(session.run(None, {given.name: x.numpy()})[0]))
+
+
+def test_the_older_exporter_of_onnx_is_refused(tmp_path: Path) -> None:
+    model = put_on(registered("vit_tiny_patch16_224"), vitfold.ToMe(r=3))
+    with pytest.raises(FoldError, match="dynamo=True"):
+        torch.onnx.export(model, (images(model, 1),), tmp_path / "model.onnx", dynamo=False)
 
 
 def test_compiled_lgtm_follows_the_size_of_images() -> None:

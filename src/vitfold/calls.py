@@ -114,6 +114,10 @@ def _outside(block: nn.Module) -> str:
 def start(fold: Fold, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Run:
     """A new run for a call with these arguments."""
     found = fold.found
+    if torch.onnx.is_in_onnx_export() and torch._C._get_tracing_state():
+        raise FoldError(
+            "the older ONNX exporter loses what becomes of tokens: torch.onnx.export(dynamo=True)"
+        )
     if fold.form == "packed" and recording():
         remedy = "fold with EViT or another method of fixed numbers, then export it"
         if has_fixed(fold.method):

@@ -170,7 +170,7 @@ def smallest_first(values: Tensor) -> Tensor:
 
 
 def _order(values: Tensor, descending: bool) -> Tensor:
-    if torch.compiler.is_exporting() or torch.onnx.is_in_onnx_export():
+    if torch.compiler.is_exporting():
         # ONNX has no stable sort, but its TopK puts the earlier one first among equals.
         return values.argsort(dim=-1, descending=descending)
     return values.argsort(dim=-1, descending=descending, stable=True)
