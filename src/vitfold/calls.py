@@ -16,6 +16,7 @@ from vitfold.blocks.kinds import BlockKind
 from vitfold.blocks.recompute import checkpointed
 from vitfold.errors import FoldError, ShapeError, UnsupportedModel, VitfoldError, one_line
 from vitfold.families import Found
+from vitfold.families.trunks import with_prefix
 from vitfold.methods import Base
 from vitfold.methods.base import has_fixed
 from vitfold.methods.steps import Learned
@@ -113,19 +114,8 @@ def _outside(block: nn.Module) -> str:
 
 def start(fold: Fold, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Run:
     """A new run for a call with these arguments."""
+    _check_graph(fold)
     found = fold.found
-    if torch.onnx.is_in_onnx_export() and torch._C._get_tracing_state():
-        raise FoldError(
-            "the older ONNX exporter loses what becomes of tokens: torch.onnx.export(dynamo=True)"
-        )
-    if fold.form == "packed" and recording():
-        remedy = "fold with EViT or another method of fixed numbers, then export it"
-        if has_fixed(fold.method):
-            remedy = "give the model to vitfold.freeze(model, images), then export it"
-        raise FoldError(
-            f"{type(fold.method).__name__} keeps another number of tokens for every image, and a "
-            f"graph has one shape: {remedy}"
-        )
     given = found.kind.named(args, kwargs)
     run = Run(
         fold.method,
@@ -141,11 +131,27 @@ def start(fold: Fold, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Run:
     return run
 
 
+def _check_graph(fold: Fold) -> None:
+    """Refuse to be recorded into a graph that cannot hold what happens."""
+    if torch.onnx.is_in_onnx_export() and torch._C._get_tracing_state():
+        raise FoldError(
+            "the older ONNX exporter loses what becomes of tokens: torch.onnx.export(dynamo=True)"
+        )
+    if fold.form == "packed" and recording():
+        remedy = "fold with EViT or another method of fixed numbers, then export it"
+        if has_fixed(fold.method):
+            remedy = "give the model to vitfold.freeze(model, images), then export it"
+        raise FoldError(
+            f"{type(fold.method).__name__} keeps another number of tokens for every image, and a "
+            f"graph has one shape: {remedy}"
+        )
+
+
 def _valid(padding: Tensor | None, prefix: int) -> Tensor | None:
     """`[B, tokens]`: what is not padding; None where nothing is, as far as one may look."""
     if padding is None or (not torch.compiler.is_compiling() and bool(padding.all())):
         return None
-    return torch.cat([padding.new_ones(padding.shape[0], prefix), padding], dim=1)
+    return with_prefix(padding, prefix)
 
 
 @contextlib.contextmanager
