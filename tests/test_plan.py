@@ -216,7 +216,6 @@ def test_methods_come_back(
         raise AssertionError("a plan is resolved already")
 
     monkeypatch.setattr(sys.modules["vitfold.fold"], "solve", solve)
-    monkeypatch.setattr(sys.modules["vitfold.fold"], "per_block", solve)
     assert same(model, vitfold.load(tmp_path))
 
 

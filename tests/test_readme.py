@@ -48,8 +48,8 @@ def test_its_second_lines_show_and_save(tmp_path: Path, monkeypatch: pytest.Monk
     names = {"vitfold": vitfold, "model": model, "images": images(model)}
     exec("\n".join(code[:-1]), names)
     assert names["trace"].counts[-1] == [names["trace"].maps[-1].slots] * len(names["images"])
-    assert code[-1] == 'model = vitfold.load("deit-s-tome")'
-    assert vitfold.load("deit-s-tome", model) is model
+    assert code[-1] == 'model = vitfold.load("deit-s-lgtm")'
+    assert vitfold.load("deit-s-lgtm", model) is model
 
 
 def test_its_lines_on_a_class_for_every_pixel() -> None:

@@ -173,9 +173,8 @@ def _schedule(record: Fold) -> tuple[int, ...]:
 
 
 def _fitting(record: Fold, schedule: tuple[int, ...]) -> tuple[int, ...]:
-    """A schedule that was resolved before, if it is one of the method and the model."""
-    first, method = _first(record), record.method
-    layout = record.found.layout()
+    """Numbers that were resolved before, if they are those of the method on such a model."""
+    method, first, layout = record.method, _first(record), record.found.layout()
     method.check(layout)
     depth, patches = layout.depth, layout.patches
     if len(schedule) != depth:
@@ -185,9 +184,9 @@ def _fitting(record: Fold, schedule: tuple[int, ...]) -> tuple[int, ...]:
             raise MethodError(f"schedule[{block}]={r}: expected 0 to {patches}, the patch tokens")
     if isinstance(method, Method) and method.r is not None:
         asked = per_block(method.r, depth, first)
-        ways = asked, tuple(min(r, method.most(patches)) for r in asked)
-        if schedule not in ways:
-            raise MethodError(f"schedule={list(schedule)}: {method} gives {list(ways[1])}")
+        able = tuple(min(r, method.most(patches)) for r in asked)
+        if schedule not in (asked, able):
+            raise MethodError(f"schedule={list(schedule)}: {method} gives {list(able)}")
     return schedule
 
 

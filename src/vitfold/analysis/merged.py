@@ -24,7 +24,7 @@ Seen = dict[int, list[float]]
 
 
 @dataclass(frozen=True)
-class Watched(Method):
+class Watched(Base):
     """A method whose every match is looked at."""
 
     inner: Any = None
@@ -77,7 +77,7 @@ def _one(
     ours = fold(clone(model).eval(), method)
     record = folded(ours)
     seen: Seen = {}
-    fold_with(ours, Watched(r=0, inner=method, see=functools.partial(_note, seen)), record.schedule)
+    fold_with(ours, Watched(inner=method, see=functools.partial(_note, seen)), record.schedule)
     device = next(ours.parameters()).device
     with torch.inference_mode():
         for pixels in images:

@@ -82,8 +82,13 @@ def _width(trunk: Any) -> int:
     return int(trunk.config.hidden_size)
 
 
-def _reads_patches(trunk: Any) -> bool:
-    return _is_backbone(trunk) or getattr(trunk.config, "use_mean_pooling", False)
+def _class_token(prefix: Callable[[Any], int], trunk: Any) -> bool:
+    return prefix(trunk) > 0
+
+
+def _reads_patches(prefix: Callable[[Any], int], trunk: Any) -> bool:
+    averages = getattr(trunk.config, "use_mean_pooling", False)
+    return prefix(trunk) == 0 or averages or _is_backbone(trunk)
 
 
 def _size(trunk: Any) -> Size:
@@ -113,8 +118,8 @@ def _trunk(
         functools.partial(call, blocks),
         _width,
         prefix,
-        lambda trunk: prefix(trunk) > 0,
-        lambda trunk: _reads_patches(trunk) or prefix(trunk) == 0,
+        functools.partial(_class_token, prefix),
+        functools.partial(_reads_patches, prefix),
         _size,
         arguments,
         _grid,
@@ -200,8 +205,8 @@ TRUNKS: dict[str, TrunkKind] = {
         functools.partial(call, "encoder.layers"),
         _width,
         _none,
-        lambda _: False,
-        lambda _: True,
+        functools.partial(_class_token, _none),
+        functools.partial(_reads_patches, _none),
         _siglip2_size,
         ("pixel_values", "pixel_attention_mask", "spatial_shapes"),
         _siglip2_grid,
