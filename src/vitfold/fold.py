@@ -17,7 +17,8 @@ from vitfold.errors import (
     UnsupportedModel,
 )
 from vitfold.families import Found, find
-from vitfold.flops import cost, solve
+from vitfold.flops import Schedule, cost, solve
+from vitfold.layout import Layout
 from vitfold.methods import Base, Method, create_method
 from vitfold.methods.schedule import per_block
 from vitfold.methods.steps import Learned
@@ -160,14 +161,14 @@ def _schedule(record: Fold) -> tuple[int, ...]:
     if not isinstance(method, Method):
         return (0,) * found.depth
     if method.r is not None:
-        asked, most = per_block(method.r, found.depth, first), method.most(layout.patches)
-        if max(asked, default=0) > most:
+        asked, able = _numbers(method, layout, first)
+        if asked != able:
             warnings.warn(
-                f"r={max(asked)}: of {layout.patches} patch tokens at most {most} can leave a "
+                f"r={max(asked)}: of {layout.patches} patch tokens at most {max(able)} can leave a "
                 "block, and no more do",
                 stacklevel=4,
             )
-        return tuple(min(r, most) for r in asked)
+        return able
     share = 1.0 if method.flops is None else method.flops
     return solve(share, lambda schedule: _cost(record, schedule), layout, first, method.spread)
 
@@ -183,11 +184,17 @@ def _fitting(record: Fold, schedule: tuple[int, ...]) -> tuple[int, ...]:
         if not 0 <= r <= patches:
             raise MethodError(f"schedule[{block}]={r}: expected 0 to {patches}, the patch tokens")
     if isinstance(method, Method) and method.r is not None:
-        asked = per_block(method.r, depth, first)
-        able = tuple(min(r, method.most(patches)) for r in asked)
+        asked, able = _numbers(method, layout, first)
         if schedule not in (asked, able):
             raise MethodError(f"schedule={list(schedule)}: {method} gives {list(able)}")
     return schedule
+
+
+def _numbers(method: Method, layout: Layout, first: int) -> tuple[Schedule, Schedule]:
+    """The number of a method for every block: as it is asked for, and as many as can leave."""
+    assert method.r is not None  # else they follow from a share
+    asked, most = per_block(method.r, layout.depth, first), method.most(layout.patches)
+    return asked, tuple(min(r, most) for r in asked)
 
 
 def _first(record: Fold) -> int:

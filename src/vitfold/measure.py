@@ -11,8 +11,7 @@ import torch
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
-from vitfold.calls import Inputs, lacks_text
-from vitfold.calls import call as call_
+from vitfold.calls import Inputs, call, lacks_text
 from vitfold.errors import DataError
 from vitfold.families import find
 from vitfold.flops import count
@@ -42,14 +41,13 @@ class Throughput:
         return f"{self.median:.1f} images/s ({self.low:.1f} to {self.high:.1f})"
 
 
-def call(model: nn.Module, inputs: Inputs) -> Any:
-    """The model on images, or on named inputs; on all that it reads."""
+def check_inputs(model: nn.Module, inputs: Inputs) -> None:
+    """Refuse to measure a model on a part of what it reads."""
     if lacks_text(model, inputs):
         raise DataError(
             f"{type(model).__name__} reads text too: give all of its inputs by name, or measure "
             "its vision model"
         )
-    return call_(model, inputs)
 
 
 def random_inputs(model: nn.Module, batch: int) -> dict[str, Any]:
@@ -67,6 +65,7 @@ def batch_of(inputs: Inputs) -> int:
 def flops(model: nn.Module, images: Inputs) -> int:
     """The floating point operations (two per multiply-add) of one call, the method's own work
     included."""
+    check_inputs(model, images)
     return count(lambda: call(model, images))
 
 
@@ -110,6 +109,7 @@ def interleave(
 
 def timed(model: nn.Module, images: Inputs) -> Callable[[], float]:
     """Runs the model once, in inference, and returns the seconds that it took."""
+    check_inputs(model, images)
 
     def run() -> float:
         with torch.inference_mode(), evaluating(model):
@@ -124,6 +124,7 @@ def timed(model: nn.Module, images: Inputs) -> Callable[[], float]:
 
 def peak_memory(model: nn.Module, images: Inputs) -> int:
     """Bytes that one call needs at most, beyond what is there before it (weights, images)."""
+    check_inputs(model, images)
     with torch.inference_mode(), evaluating(model):
         return _cuda_peak(model, images) if _is_cuda(images) else _cpu_peak(model, images)
 

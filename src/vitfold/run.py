@@ -76,8 +76,6 @@ class Run:
     def start(self, x: Tensor) -> None:
         """Open the books on the tokens that enter the first block."""
         tokens, self.width = x.shape[1:]
-        if torch._C._get_tracing_state():  # where sizes are tensors
-            tokens = int(tokens)
         whole = tokens == self.layout.tokens  # and so the grid is that of these tokens
         layout = replace(self.layout, tokens=tokens, grid=self.layout.grid if whole else None)
         if self.learned is None:

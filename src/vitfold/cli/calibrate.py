@@ -1,6 +1,5 @@
 """`vitfold calibrate`: heights for WardCut, from images."""
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -20,16 +19,9 @@ from vitfold.modes import evaluating
 from vitfold.trace import trace
 
 
-@dataclass(frozen=True)
-class Images(options.Images):
-    """Those of training, where nobody says otherwise."""
-
-    split: Annotated[str, typer.Option(help="The images; labels are not looked at.")] = "train"
-
-
 @grouped
 def calibrate(
-    data: Images,
+    data: options.TrainingImages,
     made: options.Made,
     model: options.ModelName,
     output: Annotated[Path, typer.Option("--output", "-o", help="The folded model goes here.")],

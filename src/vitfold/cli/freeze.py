@@ -1,7 +1,7 @@
 """`vitfold freeze`: fixed numbers of tokens, taken from learned thresholds."""
 
 import copy
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -17,16 +17,9 @@ from vitfold.models import save_model
 from vitfold.validate import predict, score
 
 
-@dataclass(frozen=True)
-class Images(options.Images):
-    """Those of training, where nobody says otherwise."""
-
-    split: Annotated[str, typer.Option(help="The numbers are means over images of it.")] = "train"
-
-
 @grouped
 def freeze(
-    data: Images,
+    data: options.TrainingImages,
     model: Annotated[
         str, typer.Argument(metavar="DIR", help="Trained with LTMP, or calibrated with WardCut.")
     ],

@@ -183,6 +183,13 @@ class Images(Group):
 
 
 @dataclass(frozen=True)
+class TrainingImages(Images):
+    """Those of training, where nobody says otherwise."""
+
+    split: Annotated[str, typer.Option(help="Part of the dataset that is looked at.")] = "train"
+
+
+@dataclass(frozen=True)
 class Precision(Group):
     """Of computing."""
 

@@ -2,7 +2,6 @@
 
 import inspect
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -32,16 +31,9 @@ SCORED = 32
 """How many images are scored at once."""
 
 
-@dataclass(frozen=True)
-class Images(options.Images):
-    """Those of training, where nobody says otherwise."""
-
-    split: Annotated[str, typer.Option(help="The images that say what matters.")] = "train"
-
-
 @grouped
 def search(
-    data: Images,
+    data: options.TrainingImages,
     made: options.Made,
     model: options.ModelName,
     output: Annotated[Path, typer.Option("--output", "-o", help="The folded model goes here.")],

@@ -4,7 +4,6 @@ The tokens of all images lie one after another, `[1, T, C]`, as if they were tho
 linear layers and norms see no padding, and a `TokenMap` of one image describes what leaves.
 """
 
-import functools
 import itertools
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -125,9 +124,7 @@ class Packed(Ledger):
 
     def flat(self, like: Tensor) -> TokenMap:
         """The map from the original tokens of all images to those of now."""
-        if not self.maps:
-            return TokenMap.identity(1, self.now, like.device)
-        return functools.reduce(TokenMap.then, self.maps)
+        return super().flat(like) if self.maps else TokenMap.identity(1, self.now, like.device)
 
     def whole(self, like: Tensor) -> PackedMap:
         return PackedMap(self.flat(like), self.lengths)
