@@ -45,11 +45,16 @@ def call(module: nn.Module, parts: dict[str, Any], *args: Any, **kwargs: Any) ->
     """The module called with `parts` replaced: its forward, and the hooks around that."""
     if not parts:
         return module(*args, **kwargs)
-    if not module._forward_pre_hooks and not module._forward_hooks:
+    if not hooked(module):
         return run(module, "forward", parts, *args, **kwargs)
     stand_in = StandIn(module, **parts)
     stand_in.__dict__["forward"] = functools.partial(type(module).forward, stand_in)
     return nn.Module._call_impl(stand_in, *args, **kwargs)  # type: ignore[arg-type]
+
+
+def hooked(module: nn.Module) -> bool:
+    """Whether somebody looks at what goes in or comes out."""
+    return bool(module._forward_hooks or module._forward_pre_hooks)
 
 
 def _calls_super(function: Any) -> bool:

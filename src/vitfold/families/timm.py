@@ -8,7 +8,7 @@ from timm.layers import AttentionPoolLatent
 from torch import Tensor, nn
 
 from vitfold.blocks.names import maker
-from vitfold.blocks.standin import StandIn
+from vitfold.blocks.standin import StandIn, hooked
 from vitfold.blocks.standin import run as run_method
 from vitfold.errors import ShapeError
 from vitfold.families.trunks import (
@@ -55,11 +55,6 @@ class Chain:
         for link in self.links:
             x = link(x)
         return x
-
-
-def hooked(module: nn.Module) -> bool:
-    """Whether somebody looks at what goes in or comes out."""
-    return bool(module._forward_hooks or module._forward_pre_hooks)
 
 
 def call(trunk: Any, method: str, run: Run, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

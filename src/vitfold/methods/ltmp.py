@@ -190,10 +190,8 @@ class Thresholds(Learned):
 
     def _packed(self, block: int, metric: Tensor, scores: Tensor, books: Packed) -> TokenMap:
         """The tokens that really leave."""
-        lengths, whole = (
-            books.numbers(metric.device),
-            TokenMap.identity(1, books.now, metric.device),
-        )
+        lengths = books.numbers(metric.device)
+        whole = TokenMap.identity(1, books.now, metric.device)
         for act in self.method.acts:
             level = self.level(act, block)
             if level == IDLE[act]:

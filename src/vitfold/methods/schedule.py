@@ -23,7 +23,7 @@ def plain(r: object) -> object:
     """The same in Python's own ints, and a list that nobody else has."""
     if isinstance(r, list):
         return [plain(value) for value in r]
-    if isinstance(r, tuple) and len(r) == len(("r", "inflection")):
+    if isinstance(r, tuple) and len(r) == 2:
         return plain(r[0]), r[1]
     if isinstance(r, int | float) or not hasattr(r, "__index__"):
         return r
