@@ -1,12 +1,12 @@
 """What learning is worth: `python benchmarks/learned.py MODEL --data-dir D`.
 
 Trains, by `vitfold train`: LTMP, merging alone and dropping alone, an epoch for every share of the
-FLOPs; and, for a third of an epoch with distillation, Prune and Merge (its matrices alone, and all
-of it), EViT, DynamicViT, A-ViT, and as controls ToMe, Ward and the dense model. Sets them beside
-the methods that need no training, on the same images: benchmarks/learned-NAME.md, and
-benchmarks/others-NAME.md. What was trained stays in --output, and a run goes on where it was
-stopped. The folds without training are those of benchmarks/evidence.py, and their answers are
-shared with it.
+FLOPs; for a third of an epoch with distillation, Prune and Merge (its matrices alone, and all of
+it), EViT, DynamicViT, A-ViT, and as controls ToMe, Ward and the dense model; and some of these ten
+times as long. Sets them beside the methods that need no training, on the same images:
+benchmarks/learned-NAME.md, others-NAME.md and longer-NAME.md. What was trained stays in --output,
+and a run goes on where it was stopped. The folds without training are those of
+benchmarks/evidence.py, and their answers are shared with it.
 
     python benchmarks/learned.py models/vit_cifar10_cpu_adamw --data-dir cifar10 --amp
     python benchmarks/learned.py models/vit_cifar10_cpu_adamw --data-dir cifar10 --part others
@@ -38,6 +38,7 @@ from vitfold.models import create_model
 from vitfold.validate import Batch, interval, predict
 
 Rows = list[list[str]]
+Trainings = dict[str, list[str]]
 
 FREE = (vitfold.ToMe, vitfold.DFE, vitfold.LGTM, vitfold.Ward)
 LTMP = ["--method", "ltmp"]
@@ -48,15 +49,19 @@ VARIANTS = {
 }
 BRIEF = ["--epochs", "1", "--lr", "1e-4", "--distill", "soft", "--distill-temperature", "3"]
 MATRICES = ["--epochs", "1", "--lr", "1e-3", "--freeze", "model", "--distill", "soft"]
+AS_LONG, ALL = "dense, trained as long", "PruneMerge, all"
 OTHERS = {
+    AS_LONG: ["--method", "none", *BRIEF],
     "PruneMerge, matrices": ["--method", "prune-merge", *MATRICES],
-    "PruneMerge, all": ["--method", "prune-merge", *BRIEF],
+    ALL: ["--method", "prune-merge", *BRIEF],
     "EViT": ["--method", "evit", *BRIEF],
     "DynamicViT": ["--method", "dynamicvit", *BRIEF],
     "A-ViT": ["--method", "avit", *BRIEF],
     "ToMe": ["--method", "tome", *BRIEF],
     "Ward": ["--method", "ward", *BRIEF],
 }
+LONG = {f"{name}, 3 epochs": [*OTHERS[name], "--epochs", "3"] for name in (AS_LONG, ALL, "Ward")}
+"""What is trained for longer too."""
 FOUND = "PruneMerge, found"
 FROM = {"PruneMerge, matrices": [FOUND]}
 """What else is measured of a training."""
@@ -101,9 +106,9 @@ class Setting:
 def main(
     model: options.ModelName,
     data_dir: Annotated[Path, typer.Option(help="Holds the splits.")],
-    part: Annotated[str, typer.Option(help="thresholds, others, or all.")] = "all",
+    part: Annotated[str, typer.Option(help="thresholds, others, longer, or all.")] = "all",
     train_split: Annotated[
-        str, typer.Option(help="What thresholds are learned on.")
+        str, typer.Option(help="What thresholds are learned on, and the longer trainings.")
     ] = "train[:90%]",
     briefly: Annotated[str, typer.Option(help="What the others are trained on.")] = BRIEFLY,
     split: options.Split = "test",
@@ -123,7 +128,10 @@ def main(
         thresholds(bench, setting, options.shares(shares))
     if part in ("all", "others"):
         setting = Setting(Path(model), data_dir, briefly, output, amp, said)
-        others(bench, setting, options.shares(other_shares))
+        others("others", bench, setting, options.shares(other_shares), OTHERS)
+    if part in ("all", "longer"):
+        setting = Setting(Path(model), data_dir, train_split, output, amp, said)
+        others("longer", bench, setting, options.shares(other_shares), LONG)
 
 
 @dataclass(frozen=True)
@@ -178,11 +186,13 @@ def thresholds(bench: Bench, setting: Setting, shares: list[float]) -> None:
     )
 
 
-def others(bench: Bench, setting: Setting, shares: list[float]) -> None:
-    """The methods of other papers, trained briefly, beside the same without training."""
-    rows = bench.rows(other_folds(bench, setting, shares), [*OTHERS, FOUND, LONGER])
-    title = f"Trained for an epoch of {setting.split}, and not at all"
-    bench.tables(f"others-{setting.model.name}", [(title, COLUMNS, rows)], "")
+def others(
+    name: str, bench: Bench, setting: Setting, shares: list[float], trainings: Trainings
+) -> None:
+    """Folds whose models are trained too, beside the same without training."""
+    rows = bench.rows(other_folds(bench, setting, shares, trainings), [*trainings, FOUND])
+    title = f"Trained on {setting.split}, and not at all"
+    bench.tables(f"{name}-{setting.model.name}", [(title, COLUMNS, rows)], "")
 
 
 def learned_folds(
@@ -199,22 +209,21 @@ def learned_folds(
             yield variant, share, made, minutes(setting.place(variant, share))
 
 
-LONGER = "dense, trained as long"
-
-
 def other_folds(
-    bench: Bench, setting: Setting, shares: list[float]
+    bench: Bench, setting: Setting, shares: list[float], trainings: Trainings
 ) -> Iterator[tuple[str, float, Any, str]]:
-    """The same of the methods of others, and of the dense model when it is trained as long."""
+    """The same of these trainings: of the dense model once, of the others for every share."""
     yield "dense", 1.0, bench.dense, ""
-    longer = setting.train(LONGER, 1.0, ["--method", "none", *BRIEF])
-    yield LONGER, 1.0, create_model(str(longer)), minutes(longer.parent)
+    dense = [name for name in trainings if name.startswith(AS_LONG)]
+    for name in dense:
+        longer = setting.train(name, 1.0, trainings[name])
+        yield name, 1.0, create_model(str(longer)), minutes(longer.parent)
     for share in shares:
         for method in (*FREE, vitfold.EViT):
             way = method(flops=share)
             yield str(way), share, vitfold.fold(clone(bench.dense), way), "0"
-        for name, given in OTHERS.items():
-            made = create_model(str(setting.train(name, share, given)))
+        for name in [name for name in trainings if name not in dense]:
+            made = create_model(str(setting.train(name, share, trainings[name])))
             for other in FROM.get(name, ()):  # as they were found, on the weights that they fit
                 yield other, share, vitfold.fold(clone(bench.dense), folded(made).method), "0"
             yield name, share, made, minutes(setting.place(name, share))
