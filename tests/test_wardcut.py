@@ -1,5 +1,6 @@
 """WardCut: heights that are the same for all images, and where they come from."""
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -151,3 +152,24 @@ def test_frozen_it_is_ward_with_the_mean_numbers() -> None:
     batch = torch.export.Dim("batch", min=2, max=16)
     program = torch.export.export(model, (x,), dynamic_shapes=({0: batch},)).module()
     torch.testing.assert_close(program(x[:4]), model(x[:4]), atol=1e-4, rtol=1e-4)
+
+
+class Normalized(nn.Module):
+    """Prepares images itself."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.model((images / 255 - 0.5) / 0.5)
+
+
+def test_calibration_sees_what_the_model_sees() -> None:
+    """Not the images that it prepares, as they come."""
+    model = vit().double()
+    x = mixed(model, 8)
+    plain = vitfold.calibrate(vitfold.fold(copy.deepcopy(model), WardCut(flops=0.6)), x)
+    wrapped = vitfold.fold(Normalized(model), WardCut(flops=0.6))
+    vitfold.calibrate(wrapped, (x * 0.5 + 0.5) * 255)
+    assert heights(wrapped) == pytest.approx(heights(plain), abs=1e-9)

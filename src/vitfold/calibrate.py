@@ -7,10 +7,10 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from vitfold.calls import folded
+from vitfold.calls import folded, reaching
 from vitfold.errors import DataError, MethodError
 from vitfold.families import find
-from vitfold.flops import CLOSE, NEAR, count
+from vitfold.flops import CLOSE, NEAR, Tried, count
 from vitfold.fold import clone, fold
 from vitfold.layout import Layout
 from vitfold.ledger import Packed
@@ -45,25 +45,31 @@ def calibrate(model: ModelT, images: Tensor, *, progress: Progress = lambda: Non
     dense = clone(model)
     trunk = find(dense).trunk
     images = images.to(next(trunk.parameters()).device)
-    found: dict[float, tuple[float, list[float]]] = {}
+    levels: dict[float, list[float]] = {}
+
+    def cost(asked: float) -> float:
+        """The share of these images where as many tokens merge, on average, as for that one."""
+        cut = Cutting(method, _means(dense, method, asked))
+        fold(dense, cut)
+        share = count(lambda: trunk(**given)) / whole
+        levels[asked] = cut.heights
+        progress()
+        return share
+
     with torch.inference_mode(), evaluating(dense):
-        whole = count(lambda: trunk(images))
-        asked = target
+        given = reaching(fold(dense, Ward(r=0)), images)
+        whole = count(lambda: trunk(**given))  # of r=0, which costs what the dense model does
+        tried, asked = Tried[float](target, cost), target
         for _ in range(TRIES):
-            cut = Cutting(method, _means(dense, method, asked))
-            fold(dense, cut)
-            share = count(lambda: trunk(images)) / whole
-            progress()
-            found[abs(share - target)] = share, cut.heights
-            if abs(share - target) <= CLOSE:
+            off = tried.off(asked)
+            if abs(off) <= CLOSE:
                 break
             # Images of many tokens cost more than those of few save: ask for a little less.
-            asked = min(max(asked + target - share, 0.01), 1.0)
-    share, levels = found[min(found)]
-    if abs(share - target) > NEAR:
-        raise MethodError(f"flops={target} cannot be reached: the nearest is {share:.3f}")
+            asked = min(max(asked - off, 0.01), 1.0)
+    if tried.miss > NEAR:
+        raise MethodError(f"flops={target} cannot be reached: the nearest is {tried.reached:.3f}")
     with torch.no_grad():
-        heights.height.copy_(torch.tensor(levels))
+        heights.height.copy_(torch.tensor(levels[tried.best]))
     return model
 
 

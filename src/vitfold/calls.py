@@ -127,6 +127,7 @@ def start(fold: Fold, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Run:
     )
     run.valid = _valid(found.kind.padding(found.trunk, given), found.prefix)
     if not torch.compiler.is_compiling() and (runs := _watched.get()) is not None:
+        run.arguments = given
         runs.append(run)
     return run
 
@@ -185,6 +186,13 @@ def follow(model: nn.Module, inputs: Inputs) -> Run:
     with watch() as runs, torch.no_grad():
         call(trunk if lacks_text(model, inputs) else model, inputs)
     return runs[-1]
+
+
+def reaching(model: nn.Module, inputs: Inputs) -> dict[str, Any]:
+    """What of these inputs reaches the trunk of a folded model, by name: what is around it may
+    prepare images first."""
+    given = follow(model, inputs).arguments
+    return {name: given[name] for name in folded(model).found.kind.arguments if name in given}
 
 
 def lacks_text(model: nn.Module, inputs: Inputs) -> bool:

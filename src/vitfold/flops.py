@@ -1,8 +1,8 @@
 """Counting floating point operations, and finding the schedule that costs a share of them."""
 
 import math
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Hashable
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor
@@ -25,6 +25,8 @@ TRIES = 12
 
 FEW = 2**36
 """So many operations are done sooner than they are worked out from shapes."""
+
+T = TypeVar("T", bound=Hashable)
 
 Schedule = tuple[int, ...]
 
@@ -72,6 +74,35 @@ def cost(found: Found, **inputs: Tensor) -> int:
         return (count if quick else dry_count)(lambda: trunk(**given))
 
 
+class Tried(Generic[T]):
+    """What was tried to reach a share of the FLOPs, and the share that each of it costs."""
+
+    def __init__(self, share: float, cost: Callable[[T], float]) -> None:
+        self.share, self._cost = share, cost
+        self.costs: dict[T, float] = {}
+
+    def off(self, candidate: T) -> float:
+        """By how much one is too dear; worked out once."""
+        if candidate not in self.costs:
+            self.costs[candidate] = self._cost(candidate)
+        return self.costs[candidate] - self.share
+
+    @property
+    def best(self) -> T:
+        """What came nearest."""
+        return min(self.costs, key=lambda candidate: abs(self.off(candidate)))
+
+    @property
+    def reached(self) -> float:
+        """The share that it costs."""
+        return self.costs[self.best]
+
+    @property
+    def miss(self) -> float:
+        """How far that is from the share."""
+        return abs(self.reached - self.share)
+
+
 def solve(
     share: float, cost: Callable[[Schedule], int], layout: Layout, first: int, spread: Spread
 ) -> Schedule:
@@ -80,82 +111,53 @@ def solve(
     Where that is too coarse, because windows merge several tokens at once, later and later blocks
     remove more, to make up for what is left.
     """
-    search = _Search(share, cost, layout, spread)
-    schedule = search.dense
+    schedule: Schedule = (0,) * layout.depth
+    whole = cost(schedule)
+    tried = Tried[Schedule](share, lambda schedule: cost(schedule) / whole)
+    tried.costs[schedule] = 1.0
     for start in sorted({first, first + 1, first + 2, layout.depth // 2, layout.depth - 2}):
-        if first <= start < layout.depth and search.distance > NEAR / 2:
-            schedule = search.add(schedule, start)
-    best, reached = search.best
-    if search.distance > NEAR:
+        if first <= start < layout.depth and tried.miss > NEAR / 2:
+            schedule = _add(tried, schedule, layout, start, spread)
+    if tried.miss > NEAR:
         raise MethodError(
             f"flops={share} cannot be reached by removing patch tokens from block {first} on: the "
-            f"nearest share that can is {reached:.3f}"
+            f"nearest share that can is {tried.reached:.3f}"
         )
-    return best
+    return tried.best
 
 
-class _Search:
-    """Schedules that were tried, and the shares that they reach."""
+def _add(
+    tried: Tried[Schedule], base: Schedule, layout: Layout, start: int, spread: Spread
+) -> Schedule:
+    """`base` with as much more removed from block `start` on as leaves it above the share.
 
-    def __init__(
-        self, share: float, cost: Callable[[Schedule], int], layout: Layout, spread: Spread
-    ) -> None:
-        self.share = share
-        self.spread = spread
-        self.cost = cost
-        self.layout = layout
-        self.dense: Schedule = (0,) * layout.depth
-        self.reached: dict[Schedule, float] = {self.dense: 1.0}
-        self.whole = cost(self.dense)
+    The share falls as the rate grows, nearly along a line: from a first guess along the line from
+    `base` until there is a bracket, then by false position in it.
+    """
 
-    @property
-    def best(self) -> tuple[Schedule, float]:
-        """The schedule that comes nearest, and what it reaches."""
-        return min(self.reached.items(), key=lambda item: abs(item[1] - self.share))
+    def more(rate: float) -> Schedule:
+        extra = spread(rate, layout.depth, start)
+        return tuple(a + b for a, b in zip(base, extra, strict=True))
 
-    @property
-    def distance(self) -> float:
-        """How far that is from the share."""
-        return abs(self.best[1] - self.share)
-
-    def try_out(self, schedule: Schedule) -> float:
-        """The share that a schedule reaches."""
-        if schedule not in self.reached:
-            self.reached[schedule] = self.cost(schedule) / self.whole
-        return self.reached[schedule]
-
-    def add(self, base: Schedule, start: int) -> Schedule:
-        """`base` with as much more removed from block `start` on as leaves it above the share.
-
-        The share falls as the rate grows, nearly along a line: from a first guess along the line
-        from `base` until there is a bracket, then by false position in it.
-        """
-
-        def more(rate: float) -> Schedule:
-            extra = self.spread(rate, self.layout.depth, start)
-            return tuple(a + b for a, b in zip(base, extra, strict=True))
-
-        depth, patches, whole = self.layout.depth, self.layout.patches, self.try_out(base)
-        most = patches / 2
-        # What reaches the share if every block costs what its tokens do.
-        rate = min((whole - self.share) * 2 * depth * patches / (depth - start) ** 2, most)
-        low, high = (0.0, whole), (math.inf, 0.0)
-        for attempt in range(TRIES):
-            point = (rate, self.try_out(more(rate)))
-            low, high = (point, high) if point[1] > self.share else (low, point)
-            if self.distance <= CLOSE or low[0] == most:
-                break
-            if high[0] < math.inf:
-                rate = _between(low, high, self.share, halve=attempt % 4 == 3)
-            else:
-                saved = whole - low[1]
-                rate = min(rate * (whole - self.share) / saved, most) if saved > 0 else most
-        return more(low[0])
+    above, most = tried.off(base), layout.patches / 2
+    # What reaches the share if every block costs what its tokens do.
+    rate = min(above * 2 * layout.depth * layout.patches / (layout.depth - start) ** 2, most)
+    low, high = (0.0, above), (math.inf, 0.0)
+    for attempt in range(TRIES):
+        point = (rate, tried.off(more(rate)))
+        low, high = (point, high) if point[1] > 0 else (low, point)
+        if tried.miss <= CLOSE or low[0] == most:
+            break
+        if high[0] < math.inf:
+            rate = _between(low, high, halve=attempt % 4 == 3)
+        else:
+            saved = above - low[1]
+            rate = min(rate * above / saved, most) if saved > 0 else most
+    return more(low[0])
 
 
-def _between(
-    low: tuple[float, float], high: tuple[float, float], share: float, halve: bool
-) -> float:
+def _between(low: tuple[float, float], high: tuple[float, float], halve: bool) -> float:
+    """The rate at which a line through both would be at the share."""
     span = low[1] - high[1]
-    weight = 0.5 if halve or span <= 0 else (low[1] - share) / span
+    weight = 0.5 if halve or span <= 0 else low[1] / span
     return low[0] + (high[0] - low[0]) * min(max(weight, 0.02), 0.98)

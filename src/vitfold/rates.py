@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from vitfold.errors import MethodError
 from vitfold.families import find
-from vitfold.flops import CLOSE, NEAR, cost
+from vitfold.flops import CLOSE, NEAR, Tried, cost
 from vitfold.fold import clone, fold
 from vitfold.methods.prunemerge import PruneMerge
 
@@ -31,18 +31,18 @@ def reaching(
     """The same with rates that cost that share of the dense FLOPs: as much stays alone as does.
     Where that is none, more goes around than the method says, if it is `free`; and where one patch
     more or less is too much, rates a few patches away are tried."""
-    costs = Costs(model, share, image)
-    costs.bisect(lambda keep: keeping(method, keep), share)
-    if costs.off(costs.best) > NEAR and free:
-        costs.bisect(lambda keep: replace(method, keep=0.0, prune=1 - keep), 1 - PRUNE)
-    if abs(costs.off(costs.best)) > NEAR and costs.around:
-        costs.look(_nearby(costs.best, 1.0 if free else method.prune))
-    if abs(costs.off(costs.best)) > NEAR:
+    tried = Tried[PruneMerge](share, costs(model, image))
+    _bisect(tried, lambda keep: keeping(method, keep), share)
+    if tried.off(tried.best) > NEAR and free:
+        _bisect(tried, lambda keep: replace(method, keep=0.0, prune=1 - keep), 1 - PRUNE)
+    if tried.miss > NEAR and min(tried.costs.values()) < share < max(tried.costs.values()):
+        _look(tried, _nearby(tried.best, 1.0 if free else method.prune))
+    if tried.miss > NEAR:
         raise MethodError(
             f"flops={share} cannot be reached by merging in blocks {list(method.blocks or ())}: "
-            f"the nearest share that can is {share + costs.off(costs.best):.3f}; give other blocks"
+            f"the nearest share that can is {tried.reached:.3f}; give other blocks"
         )
-    return costs.best
+    return tried.best
 
 
 def keeping(method: PruneMerge, keep: float) -> PruneMerge:
@@ -50,54 +50,37 @@ def keeping(method: PruneMerge, keep: float) -> PruneMerge:
     return replace(method, keep=keep, prune=min(method.prune, 1 - keep))
 
 
-class Costs:
-    """What rates cost, as they are tried."""
+def costs(model: nn.Module, image: Tensor) -> Callable[[PruneMerge], float]:
+    """The share of the dense FLOPs that rates cost, of images like this one."""
+    ours = clone(model).eval()
+    found = find(ours)
+    weight = next(found.trunk.parameters())
+    blank = torch.zeros_like(image, device=weight.device, dtype=weight.dtype)
+    given = {found.kind.arguments[0]: blank}
+    whole = cost(found, **given)
+    return lambda rated: cost(find(fold(ours, rated)), **given) / whole
 
-    def __init__(self, model: nn.Module, share: float, image: Tensor) -> None:
-        self.model, self.share = clone(model).eval(), share
-        self.found = find(self.model)
-        weight = next(self.found.trunk.parameters())
-        blank = torch.zeros_like(image, device=weight.device, dtype=weight.dtype)
-        self.blank = {self.found.kind.arguments[0]: blank}
-        self.whole = cost(self.found, **self.blank)
-        self.tried: dict[PruneMerge, float] = {}
 
-    @property
-    def best(self) -> PruneMerge:
-        """Those that came nearest."""
-        return min(self.tried, key=lambda rated: abs(self.tried[rated]))
+def _bisect(tried: Tried[PruneMerge], rated: Callable[[float], PruneMerge], start: float) -> None:
+    """Try rates that cost the more the larger their number in [0, 1] is."""
+    low, high, at = 0.0, 1.0, start
+    for _ in range(TRIES):
+        off = tried.off(rated(at))
+        if abs(off) <= CLOSE:
+            break
+        low, high = (low, at) if off > 0 else (at, high)
+        at = (low + high) / 2
 
-    @property
-    def around(self) -> bool:
-        """Whether some were too dear, and others too cheap."""
-        return min(self.tried.values()) < 0 < max(self.tried.values())
 
-    def off(self, rated: PruneMerge) -> float:
-        """By how much these are too dear."""
-        if rated not in self.tried:
-            fold(self.model, rated)
-            self.tried[rated] = cost(self.found, **self.blank) / self.whole - self.share
-        return self.tried[rated]
-
-    def bisect(self, rated: Callable[[float], PruneMerge], start: float) -> None:
-        """Try rates that cost the more the larger their number in [0, 1] is."""
-        low, high, at = 0.0, 1.0, start
-        for _ in range(TRIES):
-            miss = self.off(rated(at))
-            if abs(miss) <= CLOSE:
-                break
-            low, high = (low, at) if miss > 0 else (at, high)
-            at = (low + high) / 2
-
-    def look(self, candidates: Iterable[PruneMerge]) -> None:
-        """Try those that ought to come near, by how many patches blocks see."""
-        seen = torch.tensor([[_seen(rated), 1.0] for rated in self.tried], dtype=torch.float64)
-        misses = torch.tensor(list(self.tried.values()), dtype=torch.float64)
-        slope, start = torch.linalg.lstsq(seen, misses.unsqueeze(1)).solution.flatten().tolist()
-        order = sorted(candidates, key=lambda rated: abs(slope * _seen(rated) + start))
-        for rated in order[:LOOKS]:
-            if abs(self.off(rated)) <= NEAR / 2:
-                break
+def _look(tried: Tried[PruneMerge], candidates: Iterable[PruneMerge]) -> None:
+    """Try those that ought to come near, by how many patches blocks see."""
+    seen = torch.tensor([[_seen(rated), 1.0] for rated in tried.costs], dtype=torch.float64)
+    offs = torch.tensor([[tried.off(rated)] for rated in tried.costs], dtype=torch.float64)
+    slope, start = torch.linalg.lstsq(seen, offs).solution.flatten().tolist()
+    order = sorted(candidates, key=lambda rated: abs(slope * _seen(rated) + start))
+    for rated in order[:LOOKS]:
+        if abs(tried.off(rated)) <= NEAR / 2:
+            break
 
 
 def _seen(method: PruneMerge) -> int:

@@ -42,6 +42,7 @@ class Run:
     learned: what the method has learned, where it learns.
     soft: whether a mask is to have gradients that do not vanish.
     width: how many channels tokens have.
+    arguments: what the trunk was called with, by name, where the run is watched.
     books: the ledger that each block starts from. A block that is run again (activation
         checkpointing) finds the one it started from, and writes the same successor.
     """
@@ -57,6 +58,7 @@ class Run:
     books: list[Ledger] = field(default_factory=list)
     plan: Plan = ()
     width: int = 0
+    arguments: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def depth(self) -> int:

@@ -10,13 +10,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from vitfold.calls import folded
-from vitfold.families import find
-from vitfold.measure import flops
+from vitfold.calls import folded, reaching
+from vitfold.flops import CLOSE, Tried, count
 from vitfold.modes import evaluating
-
-CLOSE = 0.002
-"""How near to the share the search stops."""
 
 NEAR = 0.02
 """How far from the share is still what was asked for."""
@@ -30,28 +26,32 @@ TRIES = 12
 def reach(model: nn.Module, share: float, batches: Sequence[Tensor]) -> float:
     """Scale what the method of a folded model has learned, until these images cost that share of
     the dense FLOPs; the share that they cost then."""
-    learned = folded(model).learned
+    trunk, learned = folded(model).found.trunk, folded(model).learned
     assert learned is not None
     state = {name: values.clone() for name, values in learned.state_dict().items()}
 
-    def cost(by: float) -> int:
-        """Of all batches, once all blocks reduce so much more than before."""
+    def scale(by: float) -> None:
+        """All blocks reduce so much more than before."""
         learned.load_state_dict(state)
         learned.scale(by)
-        return sum(flops(find(model).trunk, images) for images in batches)
+
+    def cost(by: float) -> int:
+        """Of all batches, then."""
+        scale(by)
+        return count(lambda: [trunk(**given) for given in inputs])
 
     with evaluating(model), torch.inference_mode():
+        inputs = [reaching(model, images) for images in batches]
         dense = cost(0.0)
         low, high, by = 0.0, math.inf, 1.0
-        tried: dict[float, float] = {}
+        tried = Tried[float](share, lambda by: cost(by) / dense)
         for _ in range(TRIES):
-            tried[by] = cost(by) / dense
-            best = min(tried, key=lambda by: abs(tried[by] - share))
-            if abs(tried[best] - share) <= CLOSE:
+            above = tried.off(by) > 0
+            if tried.miss <= CLOSE:
                 break
-            low, high = (by, high) if tried[by] > share else (low, by)
+            low, high = (by, high) if above else (low, by)
             if low == MOST:
                 break
             by = min(2 * by, MOST) if high == math.inf else (low + high) / 2
-        cost(best)
-        return tried[best]
+        scale(tried.best)
+        return tried.reached
