@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from vitfold.blocks.attention import Attend
 from vitfold.blocks.kinds import BlockKind
+from vitfold.blocks.names import by_name
 from vitfold.blocks.standin import run
 from vitfold.blocks.taps import tap
 from vitfold.calls import Inputs, folded
@@ -142,7 +143,7 @@ def _padded(forward: Callable[..., Tensor], more: int, *args: Any, **kwargs: Any
 def _sliced(
     block: nn.Module, kind: BlockKind, cut: "_Cut", left: int, x: Tensor, *args: Any, **kwargs: Any
 ) -> Tensor:
-    given = kind.named(args, kwargs)
+    given = by_name(kind.arguments, args, kwargs)
     x = kind.attend(block, x, Attend(cut, given, False, None))
     x = x[:, :left]
     return kind.feed(block, x) if kind.feed else x

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from vitfold.blocks.kinds import BlockKind
+from vitfold.blocks.names import by_name
 from vitfold.blocks.recompute import checkpointed
 from vitfold.errors import FoldError, ShapeError, UnsupportedModel, VitfoldError, one_line
 from vitfold.families import Found
@@ -103,7 +104,7 @@ def pass_block(
         if not torch.compiler.is_compiling():
             warnings.warn(_outside(block), stacklevel=2)
         return type(block).forward(block, x, *args, **kwargs)
-    given = kind.named(args, kwargs)
+    given = by_name(kind.arguments, args, kwargs)
     return checkpointed(block, lambda tokens: run.block(index, block, kind, tokens, given), x)
 
 
@@ -116,7 +117,7 @@ def start(fold: Fold, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Run:
     """A new run for a call with these arguments."""
     _check_graph(fold)
     found = fold.found
-    given = found.kind.named(args, kwargs)
+    given = by_name(found.kind.arguments, args, kwargs)
     run = Run(
         fold.method,
         fold.schedule,

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from vitfold.blocks.attention import Attend
 from vitfold.blocks.kinds import BlockKind
+from vitfold.blocks.names import by_name
 from vitfold.families import find
 from vitfold.fold import clone
 from vitfold.ledger import Ledger
@@ -74,7 +75,7 @@ def _seen(
     **kwargs: Any,
 ) -> Tensor:
     """A block that shows its tokens on the way."""
-    given = kind.named(args, kwargs)
+    given = by_name(kind.arguments, args, kwargs)
     attend = Attend(ledger, given, False, "x_attn")
     after = kind.attend(block, x, attend)
     see(x, sum(attend.shown[1:], attend.shown[0]), after)

@@ -6,7 +6,7 @@ after it. Each half is the block's own two lines, so that all that hangs in them
 DropPath, gates, post-norm) stays.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,10 +34,6 @@ class BlockKind:
     feed: Callable[[Block, Tensor], Tensor] | None
     arguments: tuple[str, ...]
     attentions: Callable[[Block], Sequence[nn.Module]]
-
-    def named(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
-        """The arguments of a call, all by name."""
-        return {**dict(zip(self.arguments, args, strict=False)), **kwargs}
 
 
 MASKED = ("attn_mask", "is_causal")

@@ -1,7 +1,7 @@
 """What a training is about: a classifier or a segmenter, dense or folded."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,7 +14,7 @@ from vitfold.cli.groups import Group, option
 from vitfold.cli.images import shuffled_of
 from vitfold.cli.recipe import numbers
 from vitfold.cli.search import SCORED, found_in
-from vitfold.data import AnySource, data_config
+from vitfold.data import AnySource, classes_of, data_config
 from vitfold.errors import TrainError, one_line
 from vitfold.fold import fold
 from vitfold.importance import ITERATIONS
@@ -31,6 +31,8 @@ from vitfold.models import (
 from vitfold.segment import DECODERS, VOID, Labels, Segmenter, classes_in
 from vitfold.segment.segmenter import MOST_CLASSES
 from vitfold.train import checkpoint
+from vitfold.train.examples import own_randomness, seed_all
+from vitfold.train.judge import Judge, MeanIoU, Top1
 
 Options = dict[str, Any]
 
@@ -183,6 +185,39 @@ class Start(Group):
                 f"--initial-checkpoint {self.initial_checkpoint} is of another model or method: "
                 f"{one_line(error)}"
             ) from error
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is asked of a model: the class of an image, or of every pixel.
+
+    images: those of training.
+    about: what tells two tasks apart, beside what was said of data and model.
+    """
+
+    model: nn.Module
+    source: AnySource
+    held_out: AnySource
+    images: Any
+    classes: int | None
+    judge: Judge
+    about: Options = field(default_factory=dict)
+
+
+def task(name: str, data: Data, start: Start, seed: int) -> Task:
+    """The model to begin with and the images for it, as far as they are asked for."""
+    labels = data.labels(name)
+    source, held_out = data.sources(labels)
+    images = source.open()
+    with own_randomness():
+        seed_all(seed)
+        if labels is None:
+            found = classes_of(images)
+            model = start.classifier(name, data.num_classes, found)
+            return Task(model, source, held_out, images, data.num_classes or found, Top1())
+        model = start.segmenter(name, labels.classes)
+    judge, about = MeanIoU(labels.classes), {"labels": asdict(labels), "decoder": start.decoder}
+    return Task(model, source, held_out, images, labels.classes, judge, about)
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """`vitfold train`: train a model, dense or folded, under timm's option names."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,12 +13,11 @@ from vitfold.cli import options, show, subject
 from vitfold.cli.groups import Group, grouped, option
 from vitfold.cli.recipe import Learning, Looks, by, usual
 from vitfold.cli.search import SCORES
-from vitfold.data import classes_of, labelled, untouched
+from vitfold.data import labelled, untouched
 from vitfold.errors import MissingExtra, TrainError
 from vitfold.train import Outcome
 from vitfold.train import train as train_
-from vitfold.train.examples import own_randomness, seed_all
-from vitfold.train.judge import Judge, MeanIoU, Top1
+from vitfold.train.judge import Judge
 from vitfold.train.loop import create_accelerator
 from vitfold.train.optimizing import learned_parameters
 from vitfold.train.outline import BEST, LAST, OutOfReach, Settings, begun
@@ -96,16 +95,8 @@ def train(
     mixed = PRECISIONS[precision.dtype]
     begun(options.directory(running.output), running.resume)
     accelerator = create_accelerator(running.on, mixed)
-    labels = data.labels(model)
-    source, held_out = data.sources(labels)
-    images = source.open()
-    classes = labels.classes if labels else data.num_classes or classes_of(images)
-    with own_randomness():
-        seed_all(learning.seed)
-        if labels:
-            base = start.segmenter(model, labels.classes)
-        else:
-            base = start.classifier(model, data.num_classes, classes_of(images))
+    task = subject.task(model, data, start, learning.seed)
+    base, source = task.model, task.source
     teacher = subject.teacher(learning.teacher, base)
     if choice.searches and not folds(base):
         scored = running.output / SCORES if accelerator.is_main_process else None
@@ -116,29 +107,28 @@ def train(
         ours = subject.folded(base, choice)
     start.begin(ours)
     recipe = learning.recipe(ours, looks)
-    images.transform = source.augment(base, recipe.augment)
+    task.images.transform = source.augment(base, recipe.augment)
     about = start.about | {
         "model": model,
         "method": [record.method.to_json() for record in folds(ours)],
         "data": [data.dataset, str(data.data_dir), data.train_split, data.class_map],
-        **({"labels": asdict(labels), "decoder": start.decoder} if labels else {}),
+        **task.about,
         "teacher": learning.teacher,
         "precision": mixed,
     }
     learns = any(True for _ in learned_parameters(ours))
-    judge = MeanIoU(labels.classes) if labels else Top1()
     try:
         outcome = train_(
             ours,
             recipe,
-            images,
-            None if data.no_val else untouched(base, held_out),
+            task.images,
+            None if data.no_val else untouched(base, task.held_out),
             settings=running.settings(usual(ours)["log_interval"]),
             accelerator=accelerator,
             teacher=teacher,
-            classes=classes,
+            classes=task.classes,
             calibration=labelled(base, source, CALIBRATION) if learns else None,
-            judge=judge,
+            judge=task.judge,
             about=about,
         )
     except OutOfReach as missed:
@@ -146,7 +136,7 @@ def train(
             _draw(running.output / LEARNED, missed.outcome.steps)
         raise
     if accelerator.is_main_process:
-        _show(model, outcome, running.output, judge)
+        _show(model, outcome, running.output, task.judge)
 
 
 PRECISIONS = {None: "no", torch.bfloat16: "bf16", torch.float16: "fp16"}

@@ -46,10 +46,6 @@ class TrunkKind:
     example: Callable[[Any, int], dict[str, Any]]
     padding: Callable[[Any, Arguments], Tensor | None]
 
-    def named(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
-        """The arguments of a call, all by name."""
-        return {**dict(zip(self.arguments, args, strict=False)), **kwargs}
-
 
 def no_padding(_trunk: Any, _arguments: Arguments) -> Tensor | None:
     """Of a trunk whose images are never padded."""
