@@ -6,6 +6,8 @@ import torch
 # Models here are tiny: threads would spend their time waiting for each other.
 torch.set_num_threads(1)
 
+pytest.register_assert_rewrite("compare")
+
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Tests of training fork, which autograd allows only until other tests start its threads."""

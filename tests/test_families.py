@@ -1,161 +1,29 @@
-"""Every model of timm's registry: folded, or refused with its class and a reason. What folds does
-everything that it did before, and computes what its twin computes over all tokens."""
+"""Every family of timm: what is folded does everything that it did before, and computes what its
+twin computes over all tokens."""
 
 import contextlib
 import copy
 import pickle
-import runpy
-import sys
-from collections.abc import Callable, Iterator
-from importlib.metadata import version
-from pathlib import Path
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import timm
 import torch
 import torch.nn.functional as F
-from models import CELLS, KINDS, images, kind, maps, registered, scatter, twin
+from compare import check_nothing_to_reduce, check_twin, near, outputs, same
+from models import CELLS, KINDS, images, kind, maps, registered, scatter
 from timm.models.naflexvit import NaFlexVit, NaFlexVitCfg
-from timm.models.vision_transformer import Block, VisionTransformer
-from torch import Tensor, nn
+from torch import Tensor
 
 import vitfold
 from vitfold.blocks.kinds import KINDS as BLOCKS
 from vitfold.blocks.standin import run
 from vitfold.blocks.taps import tap
-from vitfold.errors import FoldError, MethodError, ShapeError, UnsupportedModel
-from vitfold.families import families, find, trunk_kind
-from vitfold.families.table import UNDESCRIBED, Family
+from vitfold.families import find
 from vitfold.flops import count, dry_count
 
-TESTED = "1.0.31"
-"""The version of timm whose registry is told apart name by name."""
-
-ISOTROPIC = (
-    "beit",
-    "deit",
-    "eva",
-    "naflexvit",
-    "vision_transformer",
-    "vision_transformer_hybrid",
-    "vision_transformer_relpos",
-    "vitamin",
-)
-
-FOLDABLE = [name for module in ISOTROPIC for name in timm.list_models(module=module)]
-
 every_kind = pytest.mark.parametrize("name", KINDS)
-
-torch.set_num_threads(1)
-
-
-# What is told apart.
-
-
-class Made(Exception):
-    """Stops an entry point of timm where it would build a model."""
-
-
-@pytest.fixture
-def made(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], type]:
-    """The class that an entry point builds, without building it."""
-
-    def stop(cls: type, *_: Any, **__: Any) -> None:
-        raise Made(cls)
-
-    def make(name: str) -> type:
-        # Of its module alone: hybrids first make another model, which they embed images with.
-        module = sys.modules[timm.models.model_entrypoint(name).__module__]
-        with monkeypatch.context() as patch, torch.device("meta"):
-            patch.setattr(module, "build_model_with_cfg", stop)
-            with pytest.raises(Made) as stopped:
-                timm.create_model(name)
-        return stopped.value.args[0]
-
-    return make
-
-
-def test_every_registered_name_is_told_apart(made: Callable[[str], type]) -> None:
-    told = families()
-    verdicts = {name: f for f in (*told.folded, *told.refused) for name in f.names}
-    for name in timm.list_models():
-        cls, verdict = made(name), verdicts[name]
-        assert (trunk_kind(cls) is not None) == (verdict.reason is None), name
-        if verdict.reason is None:
-            assert verdict.kind == cls.__name__
-            assert verdict.module in ISOTROPIC
-
-
-def of_timm(families: tuple[Family, ...]) -> list[Family]:
-    return [family for family in families if family.library == "timm"]
-
-
-def test_families_list_every_name_once() -> None:
-    told = families()
-    names = [n for f in of_timm(told.folded + told.refused) for n in f.names]
-    assert sorted(names) == sorted(timm.list_models())
-
-
-@pytest.mark.skipif(timm.__version__ != TESTED, reason=f"counted in timm {TESTED}")
-def test_how_many_fold() -> None:
-    told = families()
-    folded, refused = of_timm(told.folded), of_timm(told.refused)
-    assert sum(len(f.names) for f in folded) == len(FOLDABLE) == 306
-    assert sum(len(f.names) for f in refused) == 1065
-    assert all(f.reason and f.reason != UNDESCRIBED for f in refused)
-
-
-def test_families_print_as_a_table() -> None:
-    told = families()
-    text = str(told)
-    assert text == repr(told)
-    assert "vision_transformer_relpos" in text
-    assert "windows" in text
-    with pytest.raises(AttributeError):
-        told.folded = ()
-
-
-def test_the_page_is_up_to_date() -> None:
-    root = Path(__file__).parents[1]
-    page = (root / "docs" / "families.md").read_text(encoding="utf-8")
-    installed = f"timm {timm.__version__} and transformers {version('transformers')}"
-    if installed not in page:
-        pytest.skip(f"the page was not written from {installed}")
-    written = runpy.run_path(str(root / "scripts" / "write_families.py"))["page"]()
-    assert written == page, "run scripts/write_families.py"
-
-
-REFUSED = {f.module: min(f.names, key=len) for f in of_timm(families().refused) if f.names}
-
-
-@pytest.mark.parametrize("name", REFUSED.values())
-def test_what_is_refused_is_refused_with_class_and_reason(name: str) -> None:
-    check_refused(name)
-
-
-@pytest.mark.exhaustive
-@pytest.mark.parametrize("name", sorted(set(timm.list_models()) - set(FOLDABLE)))
-def test_every_other_name_is_refused(name: str) -> None:
-    check_refused(name)
-
-
-def check_refused(name: str) -> None:
-    with torch.device("meta"):
-        model = timm.create_model(name)
-    with pytest.raises(UnsupportedModel) as refusal:
-        vitfold.fold(model, "tome", r=1)
-    cls = type(model)
-    assert f"{cls.__module__}.{cls.__qualname__} cannot be folded: it" in str(refusal.value)
-    assert "\n" not in str(refusal.value)
-
-
-@pytest.mark.exhaustive
-@pytest.mark.parametrize("name", FOLDABLE)
-def test_every_isotropic_name_folds(name: str) -> None:
-    model = registered(name)
-    check_nothing_to_reduce(model, images(model))
-    check_twin(model, images(model), vitfold.ToMe(r=CELLS))
 
 
 # What folding computes.
@@ -167,59 +35,11 @@ def test_every_kind_folds_and_unfolds(name: str) -> None:
     check_nothing_to_reduce(model, images(model))
 
 
-def check_nothing_to_reduce(model: Any, x: Tensor) -> None:
-    """With r = 0, and again once it is unfolded, a model computes the same to the last bit."""
-    keys, attributes = list(model.state_dict()), set(model.__dict__)
-    before = outputs(model, x)
-    vitfold.fold(model, vitfold.ToMe(r=0))
-    assert list(model.state_dict()) == keys
-    same(outputs(model, x), before)
-    vitfold.unfold(vitfold.fold(model, vitfold.ToMe(r=3)))
-    assert set(model.__dict__) == attributes
-    assert not any("forward" in module.__dict__ for module in model.modules())
-    same(outputs(model, x), before)
-
-
-@torch.no_grad()
-def outputs(model: Any, x: Tensor) -> list[Tensor]:
-    """Everything that a model hands out."""
-    found = [model(x), model.forward_features(x), *model.forward_intermediates(x)[1]]
-    if hasattr(model, "get_intermediate_layers"):
-        found += model.get_intermediate_layers(x, n=2, norm=True)
-    assert all(tensor.isfinite().all() for tensor in found)
-    return found
-
-
-def same(ours: list[Tensor], theirs: list[Tensor]) -> None:
-    for mine, other in zip(ours, theirs, strict=True):
-        assert torch.equal(mine, other)
-
-
-def near(ours: list[Tensor], theirs: list[Tensor], tolerance: float = 1e-5) -> None:
-    for mine, other in zip(ours, theirs, strict=True):
-        assert mine.shape == other.shape
-        assert (mine - other).abs().max() <= tolerance * other.abs().max()
-
-
 @every_kind
 @pytest.mark.parametrize("method", [vitfold.ToMe(r=[6, 4]), vitfold.LGTM(r=6, skip=0, window=3)])
 def test_merging_is_what_the_twin_computes(name: str, method: Any) -> None:
     model = kind(name)
     check_twin(model, images(model), method)
-
-
-def check_twin(model: Any, x: Tensor, method: Any, **given: Any) -> None:
-    with torch.no_grad():
-        dense = model(x, **given)
-    vitfold.fold(model, method)
-    with torch.no_grad():
-        folded = [model(x, **given), model.forward_features(x, **given)]
-    stages = maps(model, x, **given)
-    vitfold.unfold(model)
-    with torch.no_grad(), twin(model, stages):
-        slow = [model(x, **given), model.forward_features(x, **given)]
-    near(folded, slow)
-    assert not torch.allclose(folded[0], dense, rtol=1e-3, atol=1e-4), "nothing was merged"
 
 
 @pytest.mark.parametrize(
@@ -414,6 +234,27 @@ def test_hooks_see_what_they_saw(where: str) -> None:
     assert seen[2].shape[1] == (tokens if where == "block" else tokens - 4)
 
 
+def test_hooks_on_all_blocks_see_dense_tokens() -> None:
+    model = registered("vit_tiny_patch16_224", depth=3).double()
+    x = images(model, 2).double()
+    seen: list[Tensor] = []
+    model.blocks.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+    handle = model.blocks.register_forward_hook(lambda _, given, out: seen.append(out))
+    dense = model(x)
+    for method in (vitfold.ToMe(r=0), vitfold.ToMe(r=4), vitfold.LTMP(merge_threshold=0.3)):
+        seen.clear()
+        vitfold.fold(model, method)
+        logits = model(x)
+        assert [part.shape for part in seen] == [(2, 26, 192)] * 2
+        assert torch.equal(logits, dense) == (method == vitfold.ToMe(r=0))
+        assert torch.equal(model.norm(seen[1]), model.forward_features(x))
+        handle.remove()
+        model.blocks._forward_pre_hooks.clear()
+        near([model(x)], [logits], 1e-9)
+        model.blocks.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+        handle = model.blocks.register_forward_hook(lambda _, given, out: seen.append(out))
+
+
 # Sizes of images.
 
 
@@ -449,180 +290,6 @@ def test_the_size_of_a_model_that_was_not_registered() -> None:
     model = NaFlexVit(NaFlexVitCfg(embed_dim=32, depth=2, num_heads=2))
     assert find(model).size == (3, 256, 256)
     vitfold.fold(model, "tome", r=8)
-
-
-# Masks, and images with padding.
-
-
-@pytest.mark.parametrize(
-    "name", ["test_vit", "vit_small_patch16_18x2_224", "vit_base_patch16_xp_224"]
-)
-@pytest.mark.parametrize("kind_of_mask", ["bias", "keys", "bool"])
-def test_masks_go_with_the_tokens(name: str, kind_of_mask: str) -> None:
-    model = kind(name)
-    x = images(model)
-    tokens = model.num_prefix_tokens + CELLS**2
-    mask = torch.randn(2, 1, tokens, tokens)
-    if kind_of_mask == "keys":
-        mask = mask[:, :, :1]
-    if kind_of_mask == "bool":
-        mask = (mask > -1.0) | torch.eye(tokens, dtype=torch.bool)
-    check_twin(model, x, vitfold.ToMe(r=4), attn_mask=mask)
-
-
-def test_causal_attention_is_refused() -> None:
-    model = vitfold.fold(kind("test_vit"), vitfold.ToMe(r=2))
-    with pytest.raises(UnsupportedModel, match="is_causal"):
-        model(images(model), is_causal=True)
-
-
-def naflex(pool: str, **options: Any) -> Any:
-    options = {"global_pool": pool, "class_token": True, "reg_tokens": 2, "depth": 3} | options
-    return kind("naflexvit_base_patch16_gap", **options).double()
-
-
-def patches(height: int, width: int, seed: int) -> dict[str, Tensor]:
-    """One image as NaFlex takes it."""
-    generator = torch.Generator().manual_seed(seed)
-    rows, columns = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
-    number = height * width
-    return {
-        "patches": torch.randn(1, number, 768, generator=generator, dtype=torch.float64),
-        "patch_coord": torch.stack([rows, columns], -1).view(1, number, 2),
-        "patch_valid": torch.ones(1, number, dtype=torch.bool),
-    }
-
-
-def batched(*alone: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Several images, padded to the longest; what lies in the padding is not to matter."""
-    longest = max(image["patches"].shape[1] for image in alone)
-
-    def padded(name: str, fill: float) -> Tensor:
-        rows = [image[name] for image in alone]
-        short = [longest - row.shape[1] for row in rows]
-        return torch.cat(
-            [
-                F.pad(row, [*[0, 0] * (row.dim() - 2), 0, n], value=fill)
-                for row, n in zip(rows, short, strict=True)
-            ]
-        )
-
-    return {
-        "patches": padded("patches", 3.0),
-        "patch_coord": padded("patch_coord", 0),
-        "patch_valid": padded("patch_valid", 0),
-    }
-
-
-IMAGES = [patches(4, 6, 0), patches(3, 5, 1), patches(2, 2, 2)]
-
-NAFLEX = {
-    "avg": {"global_pool": "avg"},
-    "map": {"global_pool": "map"},
-    "token": {"global_pool": "token"},
-    "max": {"global_pool": "max"},
-    "avgmax": {"global_pool": "avgmax"},
-    "with prefix": {"global_pool": "avg", "pool_include_prefix": True},
-    "map with prefix": {"global_pool": "map", "pool_include_prefix": True},
-    "keys": {"global_pool": "avg", "use_key_only_attn_mask": True},
-    "axial": {"global_pool": "avg", "attn_type": "rope", "rope_type": "axial"},
-    "mixed": {"global_pool": "avg", "attn_type": "rope", "rope_type": "mixed"},
-}
-
-
-@pytest.mark.parametrize("method", [vitfold.ToMe(r=4), vitfold.Drop(r=3, cue="x_pre")])
-@pytest.mark.parametrize("options", NAFLEX.values(), ids=NAFLEX.keys())
-def test_padded_images_get_the_result_that_they_get_alone(
-    options: dict[str, Any], method: Any
-) -> None:
-    options = dict(options)
-    model = naflex(options.pop("global_pool"), **options)
-    dense = model(batched(*IMAGES))
-    near([dense], [torch.cat([model(image) for image in IMAGES])], 1e-9)
-    vitfold.fold(model, method)
-    near([model(batched(*IMAGES))], [torch.cat([model(image) for image in IMAGES])], 1e-9)
-    features, truth = (
-        model.forward_features(**batched(*IMAGES)),
-        model.forward_features(**IMAGES[1]),
-    )
-    near([features["patches"][1:2, : 3 + 15]], [truth["patches"]], 1e-9)
-
-
-def test_padding_in_intermediates() -> None:
-    model = vitfold.fold(naflex("avg"), vitfold.ToMe(r=4))
-    together = model.forward_intermediates(batched(*IMAGES), output_fmt="NLC")[1]
-    for place, image in enumerate(IMAGES):
-        alone = model.forward_intermediates(image, output_fmt="NLC")[1]
-        number = image["patches"].shape[1]
-        near([t[place : place + 1, :number] for t in together], alone, 1e-9)
-
-
-def test_patch_dropout_of_padded_images() -> None:
-    model = naflex("avg", patch_drop_rate=0.25, dynamic_img_pad=False).train()
-    vitfold.fold(model, vitfold.ToMe(r=3))
-    assert model(batched(*IMAGES)).isfinite().all()
-
-
-@pytest.mark.parametrize("method", [vitfold.ToMe(r=3), vitfold.Drop(r=3), vitfold.LTMP()], ids=str)
-def test_an_image_of_padding_alone_is_finite_where_the_dense_one_is(method: Any) -> None:
-    model, given = naflex("avg"), batched(*IMAGES)
-    given["patch_valid"][1] = False
-    assert model(given).isfinite().all()
-    vitfold.fold(model, method)
-    assert model(given).isfinite().all()
-    assert model.forward_features(**given)["patches"][[0, 2]].isfinite().all()
-
-
-def test_hooks_on_all_blocks_see_dense_tokens() -> None:
-    model = registered("vit_tiny_patch16_224", depth=3).double()
-    x = images(model, 2).double()
-    seen: list[Tensor] = []
-    model.blocks.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
-    handle = model.blocks.register_forward_hook(lambda _, given, out: seen.append(out))
-    dense = model(x)
-    for method in (vitfold.ToMe(r=0), vitfold.ToMe(r=4), vitfold.LTMP(merge_threshold=0.3)):
-        seen.clear()
-        vitfold.fold(model, method)
-        logits = model(x)
-        assert [part.shape for part in seen] == [(2, 26, 192)] * 2
-        assert torch.equal(logits, dense) == (method == vitfold.ToMe(r=0))
-        assert torch.equal(model.norm(seen[1]), model.forward_features(x))
-        handle.remove()
-        model.blocks._forward_pre_hooks.clear()
-        near([model(x)], [logits], 1e-9)
-        model.blocks.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
-        handle = model.blocks.register_forward_hook(lambda _, given, out: seen.append(out))
-
-
-def test_a_model_that_leaves_out_blocks_is_refused() -> None:
-    class Skips(VisionTransformer):
-        def forward_features(self, x: Tensor, **_: Any) -> Tensor:
-            x = self._pos_embed(self.patch_embed(x))
-            for index in (0, 2):
-                x = self.blocks[index](x)
-            return self.norm(x)
-
-    model: Any = Skips(img_size=32, patch_size=8, embed_dim=32, depth=3, num_heads=2).eval()
-    vitfold.fold(model, vitfold.ToMe(r=1))
-    with pytest.raises(FoldError, match="block 2 was called before block 1"):
-        model(torch.randn(1, 3, 32, 32))
-
-
-def test_a_shallow_copy_is_told_from_a_copy() -> None:
-    model = vitfold.fold(registered("vit_tiny_patch16_224", depth=2), vitfold.ToMe(r=2))
-    other = copy.copy(model)
-    with pytest.raises(FoldError, match="shallow copy"):
-        vitfold.unfold(other)
-    vitfold.unfold(model)
-    with pytest.raises(FoldError, match="shallow copy"):
-        other(images(model, 1))
-    assert model(images(model, 1)).isfinite().all()
-
-
-def test_lgtm_refuses_padded_images() -> None:
-    model = vitfold.fold(naflex("avg"), vitfold.LGTM(r=4, skip=0))
-    with pytest.raises(MethodError, match="padded"):
-        model(batched(*IMAGES))
 
 
 # Precision, training, gradients.
@@ -789,220 +456,3 @@ def test_flops_are_counted_without_running(name: str) -> None:
     model = vitfold.fold(kind(name), vitfold.ToMe(r=4))
     example = find(model).example()
     assert dry_count(lambda: model(**find(model).example())) == count(lambda: model(**example))
-
-
-# What is found, and what is not.
-
-
-class Heir(VisionTransformer):
-    """Calls on its base for what it does not change."""
-
-    def forward_features(self, x: Tensor, **options: Any) -> Tensor:
-        return super().forward_features(x, **options) * 2.0
-
-    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        return self.head(x[:, 1:].mean(1) + x[:, 0])
-
-
-class Prompted(VisionTransformer):
-    """Adds tokens between its blocks."""
-
-    def forward_features(self, x: Tensor, **options: Any) -> Tensor:
-        x = self.norm_pre(self._pos_embed(self.patch_embed(x)))
-        for block in self.blocks:
-            x = block(torch.cat([x, x[:, :3]], dim=1))
-        return self.norm(x)
-
-
-class Blind(VisionTransformer):
-    """Runs other blocks than its own."""
-
-    def forward_features(self, x: Tensor, **options: Any) -> Tensor:
-        x = self._pos_embed(self.patch_embed(x))
-        for block in nn.Module.__getattr__(self._module, "blocks"):
-            x = block(x)
-        return self.norm(x)
-
-
-def own(cls: type = VisionTransformer, **options: Any) -> Any:
-    settings = {"img_size": 20, "patch_size": 4, "embed_dim": 32, "depth": 2, "num_heads": 2}
-    return scatter(cls(**(settings | options)))
-
-
-def test_a_subclass_folds() -> None:
-    model = own(Heir)
-    check_nothing_to_reduce(model, images(model))
-    check_twin(model, images(model), vitfold.ToMe(r=4))
-
-
-def test_a_subclass_that_adds_tokens_is_refused() -> None:
-    model = vitfold.fold(own(Prompted), vitfold.ToMe(r=4))
-    with pytest.raises(FoldError, match="adds tokens"):
-        model(images(model))
-
-
-def test_a_subclass_that_runs_past_its_blocks_is_refused() -> None:
-    model = vitfold.fold(own(Blind), vitfold.ToMe(r=4))
-    with pytest.raises(UnsupportedModel, match="does not run its own blocks"):
-        model(images(model))
-
-
-class Mean(VisionTransformer):
-    """Reads out in a way of its own."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.forward_features(x)[:, 1:].mean(dim=1))
-
-
-def test_a_forward_of_its_own_reads_dense_features() -> None:
-    model = vitfold.fold(own(Mean), vitfold.ToMe(r=4))
-    x = images(model)
-    features = model.forward_features(x)
-    torch.testing.assert_close(model(x), model.head(features[:, 1:].mean(dim=1)))
-
-
-class Around(nn.Module):
-    """Runs the blocks of a trunk itself."""
-
-    def __init__(self, trunk: nn.Module) -> None:
-        super().__init__()
-        self.trunk = trunk
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.trunk._pos_embed(self.trunk.patch_embed(x))
-        for block in self.trunk.blocks:
-            x = block(x)
-        return x
-
-
-def test_blocks_that_somebody_else_runs_say_that_they_are_dense() -> None:
-    trunk = own()
-    model, x = Around(trunk), images(trunk)
-    dense = model(x)
-    vitfold.fold(model, "tome", r=4)
-    with pytest.warns(UserWarning, match="outside of its forward: it runs dense"):
-        assert torch.equal(model(x), dense)
-
-
-def test_unfolding_takes_off_nothing_but_the_fold() -> None:
-    def wrapper(x: Tensor, **_: Any) -> Tensor:
-        return x
-
-    model = own()
-    model.forward_features = wrapper
-    with pytest.raises(UnsupportedModel, match="forward_features of a VisionTransformer is replac"):
-        vitfold.fold(model, "tome", r=2)
-    assert model.__dict__["forward_features"] is wrapper
-    model = vitfold.fold(own(), "tome", r=2)
-    ours = model.blocks[0].forward
-    model.blocks[0].forward = wrapper
-    with pytest.raises(FoldError, match="replaced after folding"):
-        vitfold.unfold(model)
-    del model.blocks[0].forward
-    with pytest.raises(FoldError, match="replaced after folding"):
-        vitfold.unfold(model)
-    model.blocks[0].forward = ours
-    assert "_vitfold" not in vars(vitfold.unfold(model))
-
-
-def test_a_block_that_was_exchanged_is_refused() -> None:
-    model = vitfold.fold(own(), "tome", r=2)
-    model.blocks[0] = own().blocks[0]
-    with pytest.raises(FoldError, match="does not run the blocks that were folded"):
-        model(images(model))
-
-
-def test_images_of_other_channels_are_refused() -> None:
-    model = vitfold.fold(own(), "tome", r=2)
-    with pytest.raises(ShapeError, match=r"images of 1x\d+x\d+ do not fit VisionTransformer"):
-        model(images(model)[:, :1])
-
-
-def test_a_size_that_no_model_has_is_refused() -> None:
-    with pytest.raises(ShapeError, match="does not take them"):
-        vitfold.fold(timm.create_model("test_vit", img_size=50), "tome", flops=0.7)
-
-
-def test_what_is_no_model_is_refused() -> None:
-    for act in (vitfold.unfold, lambda given: vitfold.trace(given, torch.zeros(1))):
-        with pytest.raises(UnsupportedModel, match=r"int is not a torch\.nn\.Module"):
-            act(3)
-
-
-class OtherBlock(Block):
-    def forward(self, x: Tensor, **options: Any) -> Tensor:
-        return super().forward(x, **options) + 1.0
-
-
-class OtherAttention(timm.layers.Attention):
-    def forward(self, x: Tensor, **options: Any) -> Tensor:
-        return super().forward(x, **options) + 1.0
-
-
-def test_unknown_blocks_and_attention_are_refused() -> None:
-    for options, what in (
-        ({"block_fn": OtherBlock}, "unknown kind"),
-        ({"attn_layer": OtherAttention}, "unknown way"),
-    ):
-        with pytest.raises(UnsupportedModel, match=what) as refusal:
-            vitfold.fold(own(**options), "tome", r=2)
-        assert "VisionTransformer cannot be folded" in str(refusal.value)
-        assert __name__ in str(refusal.value)
-
-
-def test_replaced_forwards_are_refused() -> None:
-    for module in (lambda m: m, lambda m: m.blocks[1], lambda m: m.blocks[1].attn):
-        model = own()
-        target = module(model)
-        target.forward = target.forward
-        with pytest.raises(UnsupportedModel, match="is replaced"):
-            vitfold.fold(model, "tome", r=2)
-
-
-def test_shared_blocks_are_refused() -> None:
-    model = own()
-    model.blocks = nn.Sequential(model.blocks[0], model.blocks[0])
-    with pytest.raises(UnsupportedModel, match="more than once"):
-        vitfold.fold(model, "tome", r=2)
-
-
-def test_blocks_that_change_under_a_fold_are_refused() -> None:
-    model = vitfold.fold(own(depth=3), "tome", r=2)
-    model.prune_intermediate_layers([0])
-    with pytest.raises(FoldError, match="unfold it before"):
-        model(images(model))
-
-
-def test_a_model_around_a_trunk_folds() -> None:
-    inner = own(global_pool="avg")
-    model = nn.Sequential(inner, nn.ReLU())
-    x = images(inner)
-    dense = model(x)
-    vitfold.fold(model, vitfold.ToMe(r=4))
-    assert model(x).shape == dense.shape
-    assert not torch.equal(model(x), dense)
-    assert torch.equal(vitfold.unfold(model)(x), dense)
-
-
-def test_two_trunks_are_refused() -> None:
-    with pytest.raises(UnsupportedModel, match="2 foldable parts"):
-        vitfold.fold(nn.ModuleList([own(), own()]), "tome", r=2)
-
-
-def test_the_reason_of_a_part_is_named() -> None:
-    with torch.device("meta"):
-        swin = timm.create_model("swin_tiny_patch4_window7_224")
-    with pytest.raises(
-        UnsupportedModel, match=r"Sequential cannot be folded: of its .*Swin.*window"
-    ):
-        find(nn.Sequential(swin, nn.ReLU()))
-    with pytest.raises(UnsupportedModel, match="no family describes Linear"):
-        find(nn.Linear(2, 2))
-    with pytest.raises(UnsupportedModel, match=r"not a torch\.nn\.Module"):
-        find("vit_base_patch16_224")  # type: ignore[arg-type]
-
-
-@pytest.mark.parametrize("wrap", [nn.DataParallel, torch.compile])
-def test_wrapped_models_are_refused(wrap: Callable[[nn.Module], nn.Module]) -> None:
-    with pytest.raises(UnsupportedModel, match="before wrapping"):
-        vitfold.fold(wrap(own()), "tome", r=2)
