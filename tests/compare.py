@@ -32,6 +32,14 @@ def outputs(model: Any, x: Tensor) -> list[Tensor]:
     return found
 
 
+def tensors(found: Any) -> list[Tensor]:
+    """All that are somewhere in what a model hands out."""
+    if isinstance(found, Tensor):
+        return [found]
+    parts = found.values() if hasattr(found, "values") else found
+    return [t for part in parts for t in tensors(part)] if isinstance(found, tuple | dict) else []
+
+
 def same(ours: list[Tensor], theirs: list[Tensor]) -> None:
     for mine, other in zip(ours, theirs, strict=True):
         assert torch.equal(mine, other)

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from compare import near, same, tensors
 from models import CELLS, hf, inputs, maps, twin
 from torch import Tensor, nn
 
@@ -20,8 +21,6 @@ from vitfold.flops import count, dry_count
 
 transformers = pytest.importorskip("transformers")
 transformers.logging.set_verbosity_error()
-
-torch.set_num_threads(1)
 
 NAMES = [name for names in MODELS.values() for name in names]
 
@@ -44,24 +43,6 @@ STATES = {"output_hidden_states": True}
 def outputs(model: Any, given: dict[str, Any], **options: Any) -> list[Tensor]:
     """All tensors that a call hands out."""
     return tensors(model(**given, **options))
-
-
-def tensors(found: Any) -> list[Tensor]:
-    if isinstance(found, Tensor):
-        return [found]
-    parts = found.values() if hasattr(found, "values") else found
-    return [t for part in parts for t in tensors(part)] if isinstance(found, tuple | dict) else []
-
-
-def same(ours: list[Tensor], theirs: list[Tensor]) -> None:
-    for mine, other in zip(ours, theirs, strict=True):
-        assert torch.equal(mine, other)
-
-
-def near(ours: list[Tensor], theirs: list[Tensor], tolerance: float = 1e-5) -> None:
-    for mine, other in zip(ours, theirs, strict=True):
-        assert mine.shape == other.shape
-        assert (mine - other).abs().max() <= tolerance * other.abs().max()
 
 
 def check(model: Any, given: dict[str, Any], method: Any = None, **options: Any) -> None:

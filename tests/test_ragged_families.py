@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 import torch
+from compare import tensors
 from models import KINDS, hf, images, inputs, kind
 from torch import Tensor
 
@@ -26,13 +27,6 @@ def halving(model: Any, call: Any) -> None:
     learned.prune.data.fill_(0.6 / patches)
     with torch.no_grad():
         call()
-
-
-def tensors(found: Any) -> list[Tensor]:
-    if isinstance(found, Tensor):
-        return [found]
-    parts = found.values() if hasattr(found, "values") else found
-    return [t for part in parts for t in tensors(part)] if isinstance(found, tuple | dict) else []
 
 
 def near(ours: list[Tensor], theirs: list[Tensor]) -> None:
