@@ -190,6 +190,25 @@ def test_compiled_lgtm_follows_the_size_of_images() -> None:
         torch.testing.assert_close(compiled(x), model(x), atol=1e-3, rtol=1e-3)
 
 
+@pytest.mark.parametrize("method", METHODS[:-1], ids=named)  # the last one draws in training
+def test_blocks_are_computed_again_in_one_graph(method: Way) -> None:
+    """The books are written in the forward pass alone, which is as it should be."""
+    model = put_on(registered("vit_tiny_patch16_224"), method).train()
+    x = images(model, 2)
+
+    def gradients(called: Model) -> list[Tensor]:
+        with torch.enable_grad():
+            loss = called(x).square().sum()
+            return list(torch.autograd.grad(loss, weights, materialize_grads=True))
+
+    weights = [weight.requires_grad_() for weight in model.parameters()]
+    expected = gradients(model)
+    model.set_grad_checkpointing()
+    with torch._dynamo.config.patch(skip_fwd_side_effects_in_bwd_under_checkpoint=True):
+        found = gradients(torch.compile(model, fullgraph=True, backend="aot_eager"))
+    torch.testing.assert_close(found, expected)
+
+
 def test_equal_similarities_pick_the_earlier_token_in_onnx_too(tmp_path: Path) -> None:
     """A flat image: all patches alike but for their position, which is taken away."""
     onnxruntime = pytest.importorskip("onnxruntime")
