@@ -21,12 +21,15 @@ import vitfold
 from vitfold import (
     DFE,
     LGTM,
+    LTMP,
     METHODS,
     Drop,
     EViT,
     FoldError,
     Method,
     MethodError,
+    PruneMerge,
+    Step,
     ToMe,
     VitfoldError,
     Ward,
@@ -404,3 +407,29 @@ def test_a_stage_may_lose_more_than_half(kind: Any, tmp_path: Path) -> None:
     assert torch.equal(again(x), expected)
     with pytest.warns(UserWarning, match="r=48: of 49 patch tokens at most 47 can leave a block"):
         vitfold.fold(vit(), kind(r=48))
+
+
+def test_numbers_may_come_from_numpy_and_torch() -> None:
+    assert ToMe(r=np.array([3, 2, 1])) == ToMe(r=[3, 2, 1])
+    assert ToMe(r=(np.int64(3), np.float32(-1))) == ToMe(r=(3, -1.0))
+    made = ToMe(flops=np.float64(0.5), skip=np.int64(1), proportional=np.bool_(True))
+    assert made == ToMe(flops=0.5, skip=1)
+    assert type(made.skip) is int
+    assert LTMP(merge_threshold=torch.tensor(0.5)) == LTMP(merge_threshold=0.5)
+    assert PruneMerge(np.float64(0.5)).keep == 0.5
+
+
+def test_a_plan_that_leaves_no_patch_is_refused() -> None:
+    @dataclasses.dataclass(frozen=True)
+    class All(Method):
+        def plan(self, layout: Any, schedule: tuple[int, ...]) -> Any:
+            return tuple(Step("k", r, lambda metric, ledger: None) for r in schedule)
+
+    model = vitfold.fold(vit(), All(r=24))
+    with pytest.raises(MethodError, match="All removes 24 of 1 patches in block 2"):
+        model(images(model, dtype=torch.float32))
+
+
+def test_what_a_search_takes_is_named() -> None:
+    with pytest.raises(MethodError, match=r"'flops': give it to PruneMerge.search\("):
+        vitfold.fold(vit(), "prune-merge", flops=0.6)

@@ -34,6 +34,7 @@ from vitfold.methods import (
     ToMe,
     Ward,
     WardCut,
+    everywhere,
     register,
 )
 from vitfold.models import create_model
@@ -66,6 +67,7 @@ __all__ = [
     "ToMe",
     "Ward",
     "WardCut",
+    "everywhere",
     "register",
     # seeing
     "PackedMap",

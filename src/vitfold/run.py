@@ -89,7 +89,21 @@ class Run:
         acts = any(step is not None for step in self.plan)
         if self.valid is not None and acts and not self.method.pads:
             raise MethodError(f"{type(self.method).__name__} cannot take padded images: use ToMe")
+        self._check(layout.patches)
         self.books[:] = [BOOKS[self.form].open(x, self.prefix, layout.grid, self.valid, self.soft)]
+
+    def _check(self, patches: int) -> None:
+        """Refuse a plan that leaves no patch."""
+        if self.form != "alike":
+            return
+        for index, step in enumerate(self.plan):
+            removes = step.removes if isinstance(step, Step) else 0
+            if removes and removes >= patches:
+                raise MethodError(
+                    f"{type(self.method).__name__} removes {removes} of {patches} patches in block "
+                    f"{index}: its plan has to leave one at least"
+                )
+            patches -= removes
 
     def block(
         self, index: int, block: nn.Module, kind: BlockKind, x: Tensor, given: Mapping[str, Any]

@@ -122,7 +122,7 @@ class Choice(Group):
             options["r"] = reduction(self.r)
         if self.flops is not None:
             options["flops"] = self.flops
-        if "r" not in options and "flops" not in options:
+        if "r" not in options and "flops" not in options and getattr(kind, "by_share", True):
             options["flops"] = 0.6
         return create_method(kind.name, options)
 

@@ -1,7 +1,15 @@
 """The methods. A new one is one file here, and one line below."""
 
 from vitfold.methods.avit import AViT
-from vitfold.methods.base import METHODS, Base, Method, create_method, ready, register
+from vitfold.methods.base import (
+    METHODS,
+    Base,
+    Method,
+    create_method,
+    everywhere,
+    ready,
+    register,
+)
 from vitfold.methods.dfe import DFE
 from vitfold.methods.drop import Drop
 from vitfold.methods.dynamicvit import DynamicViT
@@ -33,6 +41,7 @@ __all__ = [
     "Ward",
     "WardCut",
     "create_method",
+    "everywhere",
     "ready",
     "register",
 ]

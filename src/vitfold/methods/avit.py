@@ -56,6 +56,7 @@ class AViT(Base):
     prior: float = 0.1
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.flops is not None:
             check_share(self.flops)
         check_number("gamma", self.gamma, -FAR, FAR)

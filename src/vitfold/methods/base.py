@@ -37,8 +37,15 @@ class Base:
     found_by: ClassVar[str] = ""
     """The command that looks at images for what it takes; empty where it takes nothing."""
 
+    sought: ClassVar[tuple[str, ...]] = ()
+    """What that takes and the method does not, by name."""
+
     training: ClassVar[Mapping[str, Any]] = types.MappingProxyType({})
     """How it is trained, by the options of `vitfold train`, where the user says nothing else."""
+
+    def __post_init__(self) -> None:
+        for f in dataclasses.fields(self):
+            object.__setattr__(self, f.name, plain(getattr(self, f.name)))
 
     def __str__(self) -> str:
         """What was chosen, and nothing that goes without saying."""
@@ -114,16 +121,16 @@ class Method(Base):
     inflection: float | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.by_share and (self.r is None or self.flops is not None):
+            raise MethodError(f"{type(self).__name__} takes r, not flops: give r")
         if (self.r is None) == (self.flops is None):
             given = "neither" if self.r is None else "both"
             raise MethodError(f"{type(self).__name__} takes r or flops, got {given}: give one")
         if self.r is not None:
-            object.__setattr__(self, "r", plain(self.r))
             check_reduction(self.r)
         if self.flops is not None:
             check_share(self.flops)
-            if not self.by_share:
-                raise MethodError(f"{type(self).__name__} takes r, not flops: give r")
         if self.inflection is not None:
             check_inflection(self.inflection)
             if self.flops is None:
@@ -195,7 +202,10 @@ def create_method(name: str, options: Mapping[str, Any] = types.MappingProxyType
     known = [f.name for f in dataclasses.fields(method)]
     for option in options:
         if option not in known:
-            raise MethodError(f"{method.__name__} has no option {option!r}{nearest(option, known)}")
+            hint = nearest(option, known)
+            if option in method.sought:
+                hint = f": give it to {method.__name__}.{method.found_by}(model, loader, ...)"
+            raise MethodError(f"{method.__name__} has no option {option!r}{hint}")
     return method(**options)
 
 

@@ -71,6 +71,7 @@ class LTMP(Base):
     proportional: bool = True
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name in ("merge", "prune", "proportional"):
             check_switch(name, getattr(self, name))
         if not (self.merge or self.prune):

@@ -35,8 +35,6 @@ class MergeDrop(Merging):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_reduction(self.drop)
-        if isinstance(self.drop, list):
-            object.__setattr__(self, "drop", list(self.drop))
 
     def plan(self, layout: Layout, schedule: tuple[int, ...]) -> tuple[Step | None, ...]:
         drops = per_block(self.drop, layout.depth, 0)

@@ -51,6 +51,7 @@ class PruneMerge(Base):
 
     pads: ClassVar[bool] = False
     found_by: ClassVar[str] = "search"
+    sought: ClassVar[tuple[str, ...]] = ("flops", "iterations")
     training: ClassVar[Mapping[str, Any]] = types.MappingProxyType(
         {"epochs": 30, "opt": "adamw", "lr": 1e-4, "distill_temperature": 20.0}
     )
@@ -68,6 +69,7 @@ class PruneMerge(Base):
     scores: tuple[tuple[float, ...], ...] | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_number("keep", self.keep, 0, 1)
         check_number("prune", self.prune, 0, 1)
         if self.keep + self.prune > 1:

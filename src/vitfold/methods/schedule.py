@@ -2,7 +2,6 @@
 
 import itertools
 import math
-import operator
 from collections.abc import Iterable
 
 from vitfold.errors import MethodError
@@ -19,18 +18,12 @@ def check_whole(name: str, value: object, least: int) -> None:
         raise MethodError(f"{name}={value!r}: expected {least} or more")
 
 
-def plain(r: object) -> object:
-    """The same in Python's own ints, and a list that nobody else has."""
-    if isinstance(r, list):
-        return [plain(value) for value in r]
-    if isinstance(r, tuple) and len(r) == 2:
-        return plain(r[0]), r[1]
-    if isinstance(r, int | float) or not hasattr(r, "__index__"):
-        return r
-    try:
-        return operator.index(r)
-    except TypeError:
-        return r
+def plain(value: object) -> object:
+    """The same in Python's own numbers and lists, where it comes from numpy or torch; a list is one
+    that nobody else has."""
+    if isinstance(value, list | tuple):
+        return type(value)(map(plain, value))
+    return value.tolist() if hasattr(value, "tolist") else value
 
 
 def check_reduction(r: object) -> None:

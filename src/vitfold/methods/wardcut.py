@@ -47,6 +47,7 @@ class WardCut(Base):
     proportional: bool = True
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_share(self.flops)
         check_inflection(self.inflection)
         check_cue(self.cue)
