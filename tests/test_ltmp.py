@@ -680,6 +680,13 @@ def test_frozen_numbers_are_the_means(name: str, order: str) -> None:
         assert counts[0] == pytest.approx(mean, abs=1.01)
 
 
+def test_frozen_numbers_come_from_batches_of_any_form() -> None:
+    x = mixed_images(made("vit", VARIANTS["both"]))
+    given: list[Any] = [x, {"x": x}, [{"x": x[:1]}, {"x": x[1:]}], [(x, torch.zeros(len(x)))]]
+    found = [vitfold.freeze(made("vit", VARIANTS["both"]), images) for images in given]
+    assert len({str(folded(model).method) for model in found}) == 1
+
+
 def test_frozen_numbers_do_not_depend_on_how_it_is_evaluated() -> None:
     models = [made("vit", VARIANTS["both"]) for _ in range(2)]
     x = mixed_images(models[0])

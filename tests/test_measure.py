@@ -9,7 +9,7 @@ from models import images, registered
 import vitfold
 from vitfold.bench import BOUND, DENSE, FOLDED, TEXTBOOK, Row, bench, candidates, removed, warning
 from vitfold.errors import DataError
-from vitfold.measure import Throughput, flops, peak_memory, throughput
+from vitfold.measure import Throughput, batch_of, flops, peak_memory, throughput
 
 
 def folded(name: str = "vit_tiny_patch16_224", depth: int = 3) -> torch.nn.Module:
@@ -81,6 +81,11 @@ def test_throughput_leaves_the_mode_alone() -> None:
     throughput(model, images(model), repeats=1, warmup=0)
     assert model.training
     assert not model.head.training
+
+
+def test_images_are_counted_whatever_comes_first() -> None:
+    assert batch_of({"input_ids": torch.zeros(1, 4), "pixel_values": torch.zeros(3, 3, 8, 8)}) == 3
+    assert batch_of({"patch_coord": torch.zeros(2, 4, 2), "patches": torch.zeros(2, 4, 8)}) == 2
 
 
 def test_no_repeats_is_refused() -> None:

@@ -126,6 +126,8 @@ def test_errors() -> None:
     model = vit()
     with pytest.raises(MethodError, match="takes a model with WardCut"):
         vitfold.calibrate(vitfold.fold(model, "tome", r=3), mixed(model))
+    with pytest.raises(MethodError, match=r"VisionTransformer has no heights: .*'wardcut'"):
+        vitfold.calibrate(vit(), mixed(model))
     vitfold.fold(model, WardCut(flops=0.5))
     with pytest.raises(DataError, match="no images"):
         vitfold.calibrate(model, mixed(model)[:0])
@@ -173,3 +175,12 @@ def test_calibration_sees_what_the_model_sees() -> None:
     wrapped = vitfold.fold(Normalized(model), WardCut(flops=0.6))
     vitfold.calibrate(wrapped, (x * 0.5 + 0.5) * 255)
     assert heights(wrapped) == pytest.approx(heights(plain), abs=1e-9)
+
+
+def test_calibration_takes_batches() -> None:
+    model = vit().double()
+    x = mixed(model, 8)
+    given: list[Any] = [x, [x[:3], x[3:]], [(x[:5], torch.arange(5)), [x[5:], None]], {"x": x}]
+    method = WardCut(flops=0.6)
+    found = [heights(vitfold.calibrate(vitfold.fold(model, method), images)) for images in given]
+    assert found == [found[0]] * 4

@@ -1,13 +1,14 @@
 """Heights for WardCut, from images without labels: one pass through the model for each guess."""
 
 import functools
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from vitfold.calls import folded, reaching
+from vitfold.calls import Inputs, batches_in, folded, folds, images_in, reaching
 from vitfold.errors import DataError, MethodError
 from vitfold.families import find
 from vitfold.flops import CLOSE, NEAR, Tried, count
@@ -27,24 +28,31 @@ ModelT = TypeVar("ModelT", bound=nn.Module)
 TRIES = 8
 
 
-def calibrate(model: ModelT, images: Tensor, *, progress: Progress = lambda: None) -> ModelT:
+def calibrate(
+    model: ModelT, images: Inputs | Iterable[Any], *, progress: Progress = lambda: None
+) -> ModelT:
     """Find the heights of a model that WardCut is on, in place: those at which `images` cost the
     share of the dense FLOPs that it was folded for, and in every block as many of their tokens
     merge, on average, as Ward would merge of each. Returns it.
 
-    images: `[B, C, H, W]`, prepared for the model; some hundreds, of the kind that it will see.
+    images: some hundreds, of the kind that it will see, prepared for the model: `[B, C, H, W]`, or
+        batches of them, with labels or without.
     """
-    record = folded(model)
-    method, heights = record.method, record.learned
+    record = next(iter(folds(model)), None)
+    method, heights = (record.method, record.learned) if record else (None, None)
     if not (isinstance(method, WardCut) and isinstance(heights, Heights)):
-        raise MethodError(f"{method} has no heights: calibrate takes a model with WardCut")
+        raise MethodError(
+            f"{method or type(model).__name__} has no heights: calibrate takes a model with "
+            "WardCut, vitfold.fold(model, 'wardcut', flops=0.6)"
+        )
     target = method.flops
     assert target is not None  # it was checked when the method was made
-    if not len(images):
+    batches = [images_in(batch) for batch in batches_in(images)]
+    if not sum(map(len, batches)):
         raise DataError("no images to calibrate on: give some")
     dense = clone(model)
     trunk = find(dense).trunk
-    images = images.to(next(trunk.parameters()).device)
+    seen = torch.cat(batches).to(next(trunk.parameters()).device)
     levels: dict[float, list[float]] = {}
 
     def cost(asked: float) -> float:
@@ -57,7 +65,7 @@ def calibrate(model: ModelT, images: Tensor, *, progress: Progress = lambda: Non
         return share
 
     with torch.inference_mode(), evaluating(dense):
-        given = reaching(fold(dense, Ward(r=0)), images)
+        given = reaching(fold(dense, Ward(r=0)), seen)
         whole = count(lambda: trunk(**given))  # of r=0, which costs what the dense model does
         tried, asked = Tried[float](target, cost), target
         for _ in range(TRIES):

@@ -5,7 +5,7 @@ import contextvars
 import copy
 import inspect
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -169,6 +169,26 @@ def masked(on: bool = True) -> Iterator[None]:
 
 Inputs = Tensor | Mapping[str, Any]
 """Images, or what a model takes by name."""
+
+
+IMAGES = ("pixel_values", "x", "patches")
+"""What images are called among the inputs of a model."""
+
+
+def images_in(inputs: Inputs) -> Tensor:
+    """The images among them, or else the first tensor."""
+    if isinstance(inputs, Tensor):
+        return inputs
+    tensors = [name for name, given in inputs.items() if isinstance(given, Tensor)]
+    images: Tensor = inputs[next((name for name in IMAGES if name in tensors), tensors[0])]
+    return images
+
+
+def batches_in(images: Inputs | Iterable[Any]) -> Iterator[Inputs]:
+    """Batches, one or many, without the labels that come beside them."""
+    batches: Iterable[Any] = [images] if isinstance(images, Tensor | Mapping) else images
+    for batch in batches:
+        yield batch[0] if isinstance(batch, tuple | list) else batch
 
 
 def call(model: nn.Module, inputs: Inputs) -> Any:

@@ -1,12 +1,12 @@
 """From a number of tokens for every image to one for all: what exports, compiles and batches."""
 
 from collections.abc import Iterable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from vitfold.calls import folded, follow, masked
+from vitfold.calls import Inputs, batches_in, folded, follow, images_in, masked
 from vitfold.errors import DataError, MethodError
 from vitfold.fold import fold
 from vitfold.ledger import Ledger
@@ -18,12 +18,13 @@ from vitfold.run import Run
 ModelT = TypeVar("ModelT", bound=nn.Module)
 
 
-def freeze(model: ModelT, images: Tensor | Iterable[Tensor]) -> ModelT:
+def freeze(model: ModelT, images: Inputs | Iterable[Any]) -> ModelT:
     """Fold a model whose images keep numbers of their own with fixed ones instead, in place: in
     every block as many tokens merge, and as many are dropped, as on average over these images. LTMP
     becomes MergeDrop, and WardCut Ward. Returns it.
 
-    images: `[B, C, H, W]`, or batches of them: training images, prepared for the model.
+    images: training images, prepared for the model: `[B, C, H, W]`, what it takes by name, or
+        batches of either, with labels or without.
     """
     method = folded(model).method
     if not method.ragged:
@@ -32,20 +33,20 @@ def freeze(model: ModelT, images: Tensor | Iterable[Tensor]) -> ModelT:
         )
     if not has_fixed(method):
         raise MethodError(f"{method} has no form in which all images keep as many tokens")
-    merged, dropped = _means(model, [images] if isinstance(images, Tensor) else images)
+    merged, dropped = _means(model, batches_in(images))
     fixed = method.fixed(whole(merged), whole(dropped))
     assert fixed is not None  # it says how
     return fold(model, fixed)
 
 
-def _means(model: nn.Module, batches: Iterable[Tensor]) -> tuple[list[float], list[float]]:
+def _means(model: nn.Module, batches: Iterable[Inputs]) -> tuple[list[float], list[float]]:
     """How many tokens of an image merge in every block, and how many are dropped."""
     total = 0
     counts = torch.zeros(2, folded(model).found.depth, dtype=torch.float64)
     for images in batches:
         with masked(False), evaluating(model):
             counts += _gone(follow(model, images))
-        total += len(images)
+        total += len(images_in(images))
     if not total:
         raise DataError("no images to take the mean over: give some")
     merged, dropped = (counts / total).tolist()

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
-from vitfold.calls import Inputs, call, lacks_text
+from vitfold.calls import Inputs, call, images_in, lacks_text
 from vitfold.errors import DataError
 from vitfold.families import find
 from vitfold.flops import count
@@ -58,8 +58,7 @@ def random_inputs(model: nn.Module, batch: int) -> dict[str, Any]:
 
 def batch_of(inputs: Inputs) -> int:
     """How many images."""
-    tensor = next(iter(inputs.values())) if isinstance(inputs, Mapping) else inputs
-    return int(tensor.shape[0])
+    return int(images_in(inputs).shape[0])
 
 
 def flops(model: nn.Module, images: Inputs) -> int:
@@ -151,8 +150,7 @@ def _cpu_peak(model: nn.Module, images: Inputs) -> int:
 
 
 def _is_cuda(images: Inputs) -> bool:
-    tensor = next(iter(images.values())) if isinstance(images, Mapping) else images
-    return bool(tensor.is_cuda)
+    return bool(images_in(images).is_cuda)
 
 
 def _synchronize(images: Inputs) -> None:

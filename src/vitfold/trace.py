@@ -9,7 +9,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from vitfold import draw
-from vitfold.calls import Inputs, folded, follow
+from vitfold.calls import Inputs, follow, images_in
 from vitfold.errors import DataError
 from vitfold.tokenmap import PackedMap, TokenMap
 
@@ -86,20 +86,11 @@ class Trace:
         return items[index]
 
 
-def _pixels(names: Sequence[str], inputs: Inputs) -> Tensor:
-    """The images among the inputs of a model: what its trunk calls so, or the first tensor."""
-    if isinstance(inputs, Tensor):
-        return inputs
-    first = sorted(inputs, key=lambda name: name not in names)
-    tensors = (inputs[name] for name in first)
-    return next(tensor for tensor in tensors if isinstance(tensor, Tensor))
-
-
 def trace(model: nn.Module, images: Inputs) -> Trace:
     """Run a folded model on images (or on the inputs of a Hugging Face vision model, by name) and
     keep what became of every token."""
     books = follow(model, images).books
-    pixels = _pixels(folded(model).found.kind.arguments, images)
+    pixels = images_in(images)
     return Trace(
         counts=[ledger.counts(len(pixels)) for ledger in books[1:]],
         maps=[ledger.whole(pixels) for ledger in books[1:]],
