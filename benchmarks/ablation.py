@@ -56,10 +56,10 @@ def main(
     dense = create_model(model, pretrained=True).eval()
     seen = Source("", data_dir, train_split)
     with show.bar("scoring patches", iterations) as progress:
-        scored = shuffled_of("", dense, seen, 32, iterations, 0, 0)
+        scored = shuffled_of(dense, seen, 32, iterations, 0, 0)
         found = PruneMerge.search(dense, scored, iterations=iterations, progress=progress)
-    batches = list(batches_of(model, dense, Source("", data_dir, split), limit, 250, 0))
-    taught = list(shuffled_of("", dense, seen, 64, steps, 1, 0))
+    batches = list(batches_of(dense, Source("", data_dir, split), limit, 250, 0))
+    taught = list(shuffled_of(dense, seen, 64, steps, 1, 0))
     rows = []
     said = predict(dense, batches)
     for row in candidates(dense, found, batches[0][0][:1], options.shares(shares), taught):

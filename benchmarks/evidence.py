@@ -123,9 +123,9 @@ def main(
     source = Source(dataset, data_dir, split)
     name = Path(model).name
     said = Answers(output / f"evidence-{name}.safetensors")
-    batches = list(batches_of(model, dense, source, limit, batch_size, 0))
+    batches = list(batches_of(dense, source, limit, batch_size, 0))
     trained = Source(dataset, data_dir, calibration)
-    looked_at = shuffled_of(model, dense, trained, CALIBRATION, 1, 0, 0)
+    looked_at = shuffled_of(dense, trained, CALIBRATION, 1, 0, 0)
     asked = questions(
         dense, torch.cat([images for images, _ in looked_at]).to(options.device(device))
     )

@@ -120,7 +120,7 @@ def main(
 ) -> None:
     """Train what is missing, measure, and write the tables."""
     dense = create_model(model, pretrained=True).eval()
-    batches = list(batches_of(model, dense, Source("", data_dir, split), limit, 250, 0))
+    batches = list(batches_of(dense, Source("", data_dir, split), limit, 250, 0))
     said = Answers(output / f"evidence-{Path(model).name}.safetensors")
     bench = Bench(dense, batches, said, limit)
     if part in ("all", "thresholds"):

@@ -74,6 +74,40 @@ def test_bench_writes_csv(run, tmp_path: Path) -> None:
     assert [row["name"] for row in rows] == ["dense", "textbook ToMe", "free slicing", "folded"]
 
 
+VALIDATE = ("validate", MODEL, *TINY, "--no-pretrained", "--img-size", "64", "--r", "2")
+
+
+def test_pictures_without_folders_of_classes_are_refused(run, capsys, tmp_path: Path) -> None:
+    flat = pictures(tmp_path / "data", classes=1) / "class0"
+    assert run(*VALIDATE, "--data-dir", flat) == 2
+    assert f"{flat} has images, and no folders of classes" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_image_that_cannot_be_read_is_named(run, capsys, tmp_path: Path, workers: int) -> None:
+    """And no other one is counted in its place."""
+    folder = pictures(tmp_path / "data")
+    broken = folder / "class0" / "1.png"
+    broken.write_bytes(broken.read_bytes()[:30])
+    assert run(*VALIDATE, "--data-dir", folder, "-j", workers) == 2
+    said = [line for line in capsys.readouterr().err.splitlines() if "error" in line]
+    assert said == [f"error: {broken} cannot be read as an image"]
+
+
+def test_fewer_classes_than_the_model_has_are_noted(run, capsys, tmp_path: Path) -> None:
+    folder = pictures(tmp_path / "data")
+    assert run(*VALIDATE, "--data-dir", folder) == 0
+    assert "of 2 classes" in " ".join(capsys.readouterr().err.split())
+    with_two = [*VALIDATE[:3], TINY[1] + " num_classes=2", *VALIDATE[4:]]
+    assert run(*with_two, "--data-dir", folder) == 0
+    assert "classes" not in capsys.readouterr().err
+
+
+def test_pictures_of_scenes_are_refused_without_the_task(run, capsys, tmp_path: Path) -> None:
+    assert run("validate", "digits", "--pictures", "3") == 2
+    assert "give --task segment" in capsys.readouterr().err
+
+
 def test_validate_reads_a_folder_and_a_tar(run, capsys, tmp_path: Path) -> None:
     folder = pictures(tmp_path / "data")
     archive = tmp_path / "data.tar"

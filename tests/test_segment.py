@@ -560,3 +560,25 @@ def test_scenes_are_read_by_many_processes(tmp_path: Path) -> None:
     for (image, labels), (wanted, known) in zip(loader, found, strict=True):
         assert torch.equal(image, wanted)
         assert torch.equal(labels, known)
+
+
+@pytest.mark.parametrize("made", ["val", "validation"])
+def test_splits_go_by_the_names_that_others_have(tmp_path: Path, made: str) -> None:
+    scenes(tmp_path / made)
+    for name in ("val", "validation", "eval"):
+        assert len(open_scenes(tmp_path, name, Labels(2, 9))) == 5
+    with pytest.raises(DataError, match=f"and the split; it has {made}"):
+        open_scenes(tmp_path, "test", Labels(2, 9))
+
+
+def test_classes_are_those_of_both_splits(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A class that only the held-out images have does not end a training after an epoch."""
+    scenes(tmp_path / "train", 4)
+    scenes(tmp_path / "val", 4)
+    picture = tmp_path / "val" / "annotations" / "0.png"
+    to_pil_image(torch.full((1, 44, 60), 3, dtype=torch.uint8)).save(picture)
+    given = ["--task", "segment", "--data-dir", tmp_path, "--ignore-label", 9, "--epochs", 1]
+    small = ["--model-kwargs", "depth=1 embed_dim=48 num_heads=3", "--img-size", 32, "-b", 2]
+    asked = ["train", "vit_tiny_patch16_224", *small, *given, "--output", tmp_path / "out"]
+    assert vitfold_(monkeypatch, *map(str, asked)) == 0
+    assert saved_classes(str(tmp_path / "out" / "last")) == 4

@@ -831,6 +831,19 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "data"
 
 
+def test_held_out_classes_are_numbered_as_those_of_training(tmp_path: Path) -> None:
+    for split, names in {"train": "abc", "val": "bc", "test": "bz"}.items():
+        for name in names:
+            (tmp_path / split / name).mkdir(parents=True)
+            Image.new("RGB", (8, 8)).save(tmp_path / split / name / "0.png")
+    images = Source(root=tmp_path, split="train").open()
+    held_out = Source(root=tmp_path, split="val")
+    assert [label for _, label in held_out.like(images).open()] == [1, 2]
+    assert Source(root=tmp_path, split="train").like(images).class_map == ""
+    with pytest.raises(DataError, match="training have no classes z: give --class-map"):
+        Source(root=tmp_path, split="test").like(images)
+
+
 def test_the_command_trains_a_model_for_the_others(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],

@@ -14,6 +14,13 @@ IGNORED = -100
 """The label of what counts for nothing."""
 
 
+def classes_of_head(model: nn.Module) -> int | None:
+    """How many classes a model tells apart, where it says so."""
+    config = getattr(model, "config", None)
+    found: int | None = getattr(model, "num_classes", getattr(config, "num_labels", None))
+    return found
+
+
 def answers(model: nn.Module, images: Tensor) -> Tensor:
     """`[B, classes]`, or `[B, classes, H, W]` where every pixel has a class: the logits."""
     if getattr(model, "num_classes", None) == 0:

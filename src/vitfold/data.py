@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -14,18 +14,13 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from vitfold.errors import DataError, one_line
 from vitfold.families import find
-from vitfold.segment import Labels, Scenes, open_scenes
+from vitfold.segment import SPLITS, Labels, Scenes, also, open_scenes
 from vitfold.segment.looks import SCALE, Augment, Look, Window
 
 Prepare = Callable[[Image.Image], Tensor]
 
 PART = re.compile(r"(?P<name>.+)\[(?:(?P<low>\d{1,3})%)?:(?:(?P<high>\d{1,3})%)?\]")
 """The name of a split with the share of it that is meant."""
-
-SAME = (("train", "training"), ("validation", "val", "valid", "eval", "evaluation"))
-"""Names of splits that timm takes for one another."""
-
-SPLITS = {*(name for names in SAME for name in names), "test"}
 
 
 @dataclass(frozen=True)
@@ -37,13 +32,13 @@ class Source:
         is none of any split, the folder is the split itself.
     split: validation, test, ...; `train[:90%]` is the first nine tenths of every class (but Hugging
         Face's datasets read such a name in their own way).
-    class_map: a file that maps class names to labels.
+    class_map: a file that maps class names to labels, or what is in it.
     """
 
     dataset: str = ""
     root: Path | None = None
     split: str = "validation"
-    class_map: str = ""
+    class_map: str | dict[str, int] = ""
 
     @property
     def given(self) -> bool:
@@ -82,8 +77,9 @@ class Source:
 
     def _read(self, split: str) -> Any:
         place = self._place(split)
+        what = self.dataset or place
         try:
-            return timm.data.create_dataset(
+            dataset = timm.data.create_dataset(
                 self.dataset,
                 root=None if place is None else str(place),
                 split=split,
@@ -91,8 +87,24 @@ class Source:
                 class_map=self.class_map,
             )
         except Exception as error:  # readers raise what they like
-            what = self.dataset or self.root
+            if self.dataset and self.root is None:
+                what = f"{what}, without --data-dir,"
             raise DataError(f"{what} cannot be read as a dataset: {one_line(error)}") from error
+        if not self.dataset and set(numbered(dataset) or "_") <= {"", "."}:
+            raise DataError(f"{what} has images, and no folders of classes: expected CLASS/*.jpg")
+        return dataset
+
+    def like(self, images: Any) -> "Source":
+        """The same with classes numbered as in these images, of which they are some."""
+        known, ours = numbered(images), numbered(self.open())
+        if self.class_map or not known or not ours or known == ours:
+            return self
+        if other := sorted(set(ours) - set(known)):
+            raise DataError(
+                f"{self._place(self.split)}: the images of training have no classes "
+                f"{', '.join(other[:5])}: give --class-map, or --no-val"
+            )
+        return replace(self, class_map=known)
 
     def _place(self, split: str) -> Path | None:
         """The folder or the tar of a split. A split that is not there is refused; but a folder
@@ -102,7 +114,7 @@ class Source:
             return root
         if not root.is_dir():
             raise DataError(f"--data-dir {root}: there is no such folder or file")
-        for name in (split, *next((names for names in SAME if split in names), ())):
+        for name in also(split):
             for place in (root / f"{name}.tar", root / name):
                 if place.exists():
                     return place
@@ -199,6 +211,38 @@ class Part(Dataset[Any]):
         return self.whole[self.places[place]]
 
 
+class Strict(Part):
+    """The same images, of which one that cannot be read is an error; in training timm takes its
+    neighbour instead."""
+
+    def __init__(self, whole: Any) -> None:
+        super().__init__(whole, range(len(whole)))
+
+    def __getitem__(self, place: int) -> Any:
+        try:
+            return self.whole[place]
+        except RuntimeError as error:
+            if not str(error).startswith("Failed to load"):
+                raise
+            raise DataError(f"{filename(self.whole, place)} cannot be read as an image") from error
+
+
+def strict(dataset: Any) -> Any:
+    """A dataset for what has to be true of all of its images, not of most."""
+    files = getattr(dataset, "whole", dataset)
+    if not hasattr(files, "_max_retries"):
+        return dataset
+    files._max_retries = 1
+    return Strict(dataset)
+
+
+def filename(dataset: Any, place: int) -> str:
+    """Of an image."""
+    if isinstance(dataset, Part):
+        return filename(dataset.whole, dataset.places[place])
+    return str(dataset.filename(place, absolute=True))
+
+
 def _part(whole: Any, low: str | None, high: str | None) -> Part:
     """From `low` to `high` per cent of the images of every class."""
     classes: dict[int, list[int]] = {}
@@ -224,11 +268,17 @@ def _labels(whole: Any) -> list[int]:
     return [int(label) for label in targets]
 
 
+def numbered(dataset: Any) -> dict[str, int] | None:
+    """The numbers of the classes of a dataset by their names, where it says so."""
+    while isinstance(dataset, Part):
+        dataset = dataset.whole
+    reader = getattr(dataset, "reader", dataset)
+    return getattr(reader, "class_to_idx", None) or getattr(reader, "class_name_to_idx", None)
+
+
 def classes_of(dataset: Any) -> int | None:
     """How many classes a dataset says that it has."""
-    dataset = getattr(dataset, "whole", dataset)
-    reader = getattr(dataset, "reader", dataset)
-    index = getattr(reader, "class_to_idx", None) or getattr(reader, "class_name_to_idx", None)
+    index = numbered(dataset)
     return len(set(index.values())) if index else None
 
 
@@ -270,14 +320,14 @@ def labelled(model: nn.Module, source: AnySource, limit: int | None = None) -> A
     limit: take that many, evenly spaced: folders list one class after another. A stream comes
         whole.
     """
-    dataset = source.open()
+    dataset = strict(source.open())
     dataset.transform = source.prepare(model)
     return evenly(dataset, limit)
 
 
 def untouched(model: nn.Module, source: AnySource) -> Any:
     """The same, but scenes whole and with their labels as they are: what an evaluation looks at."""
-    dataset = source.open()
+    dataset = strict(source.open())
     dataset.transform = source.whole(model)
     return dataset
 

@@ -20,6 +20,13 @@ from collections.abc import Iterable
 class VitfoldError(Exception):
     """Base of all errors that vitfold raises on purpose."""
 
+    def __str__(self) -> str:
+        """The message; of an error in a process that reads images, torch adds where it was."""
+        text = super().__str__()
+        if "Original Traceback" not in text:
+            return text
+        return text.rstrip().splitlines()[-1].partition(": ")[2]
+
 
 class UnsupportedModel(VitfoldError):
     """The model cannot be folded."""

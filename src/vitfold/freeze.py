@@ -10,7 +10,7 @@ from vitfold.calls import Inputs, batches_in, folded, follow, images_in, masked
 from vitfold.errors import DataError, MethodError
 from vitfold.fold import fold
 from vitfold.ledger import Ledger
-from vitfold.methods.base import has_fixed
+from vitfold.methods.base import Base, has_fixed
 from vitfold.methods.schedule import whole
 from vitfold.modes import evaluating
 from vitfold.run import Run
@@ -26,6 +26,15 @@ def freeze(model: ModelT, images: Inputs | Iterable[Any]) -> ModelT:
     images: training images, prepared for the model: `[B, C, H, W]`, what it takes by name, or
         batches of either, with labels or without.
     """
+    method = check_ragged(model)
+    merged, dropped = _means(model, batches_in(images))
+    fixed = method.fixed(whole(merged), whole(dropped))
+    assert fixed is not None  # it says how
+    return fold(model, fixed)
+
+
+def check_ragged(model: nn.Module) -> Base:
+    """The method of a model; refused where there is nothing to freeze."""
     method = folded(model).method
     if not method.ragged:
         raise MethodError(
@@ -33,10 +42,7 @@ def freeze(model: ModelT, images: Inputs | Iterable[Any]) -> ModelT:
         )
     if not has_fixed(method):
         raise MethodError(f"{method} has no form in which all images keep as many tokens")
-    merged, dropped = _means(model, batches_in(images))
-    fixed = method.fixed(whole(merged), whole(dropped))
-    assert fixed is not None  # it says how
-    return fold(model, fixed)
+    return method
 
 
 def _means(model: nn.Module, batches: Iterable[Inputs]) -> tuple[list[float], list[float]]:

@@ -40,7 +40,7 @@ def similarity(
     """Mean similarity of tokens before, inside and after the attention of every block."""
     _check(output, results_file)
     base = made.image_model(model)
-    batches: list[Batch] = list(batches_of(model, base, data.source, limit, batch_size, workers))
+    batches: list[Batch] = list(batches_of(base, data.source, limit, batch_size, workers))
     with show.bar("looking", len(batches)) as progress:
         found = analysis.token_similarity(base, batches, progress)
     series = {name: getattr(found, name) for name in ("before", "inside", "after")}
@@ -70,7 +70,7 @@ def merged_similarity(
     """Mean similarity of the tokens that merge with each other, against r."""
     _check(output, results_file)
     base = made.image_model(model)
-    batches: list[Batch] = list(batches_of(model, base, data.source, limit, batch_size, workers))
+    batches: list[Batch] = list(batches_of(base, data.source, limit, batch_size, workers))
     asked = options.whole_numbers("--r", r)
     with show.bar("merging", len(batches) * len(asked)) as progress:
         found = analysis.merged_similarity(
@@ -100,7 +100,7 @@ def sharpness(
     """The largest eigenvalue of the Hessian of the loss, before and after folding."""
     _check(None, results_file)
     base = made.image_model(model)
-    batches: list[Batch] = list(batches_of(model, base, data.source, limit, batch_size, workers))
+    batches: list[Batch] = list(batches_of(base, data.source, limit, batch_size, workers))
     dense_model = clone(base)
     ours = options.folded_by(base, None, choice)
     both: dict[str, nn.Module] = {"dense": dense_model, str(folds(ours)[0].method): ours}

@@ -65,7 +65,7 @@ def bench(
     else:
         dense = options.model(model, model_kwargs, real, img_size, on)
     ours = options.folded_by(dense, plan, choice)
-    images = sample(model, ours, source, max(sizes)).to(on) if real or _looks(model, ours) else None
+    images = sample(ours, source, max(sizes)).to(on) if real or _looks(ours) else None
     named = bench_.candidates(ours, images)
     rows = _measure(named, sizes, repeats, warmup, compile, dtype, images)
     _show(model, ours, rows, images)
@@ -76,18 +76,18 @@ def bench(
         show.written(results_file)
 
 
-def _looks(name: str, ours: nn.Module) -> bool:
+def _looks(ours: nn.Module) -> bool:
     """Whether speed depends on images, and there are some without asking."""
     if not folded(ours).method.ragged:
         return False
-    if not has_own(name):
+    if not has_own(ours):
         raise DataError(f"{folded(ours).method} is as fast as its images let it: give --data-dir")
     return True
 
 
-def sample(name: str, model: nn.Module, source: AnySource, count: int) -> Tensor:
+def sample(model: nn.Module, source: AnySource, count: int) -> Tensor:
     """Some images of a source, or of the embedded model's own, evenly spaced."""
-    batches = batches_of(name, model, source, count, count, 0)
+    batches = batches_of(model, source, count, count, 0)
     images = torch.cat([pixels for pixels, _ in batches])[:count]
     if len(images) < count:
         raise DataError(f"{len(images)} images are fewer than a batch of {count}")

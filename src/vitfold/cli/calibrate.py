@@ -42,7 +42,7 @@ def calibrate(
     base = made.image_model(model)
     method = create_method(WardCut.name, {"flops": share} | options.parse(method_kwargs))
     ours = fold(base, method)
-    batches = shuffled_of(model, ours, data.source, images, 1, seed, workers)
+    batches = shuffled_of(ours, data.source, images, 1, seed, workers)
     seen = torch.cat([pixels for pixels, _ in batches])[:images].to(made.on)
     with show.bar("calibrating", None) as progress:
         calibrate_(ours, seen, progress=progress)

@@ -13,6 +13,7 @@ from vitfold.cli import options, show
 from vitfold.cli.groups import grouped
 from vitfold.cli.images import batches_of
 from vitfold.fold import clone
+from vitfold.freeze import check_ragged
 from vitfold.models import save_model
 from vitfold.validate import predict, score
 
@@ -39,10 +40,11 @@ def freeze(
     options.directory(output)
     made = options.Made(device=device)
     ours, on = made.image_model(model), made.on
-    seen = batches_of("", ours, data.source, images, batch_size, workers)
+    check_ragged(ours)
+    seen = batches_of(ours, data.source, images, batch_size, workers, own="train")
     frozen = freeze_(copy.deepcopy(ours), (pixels.to(on) for pixels, _ in seen))
     held_out = replace(data, split=val_split).source
-    batches = batches_of("", ours, held_out, limit, batch_size, workers)
+    batches = batches_of(ours, held_out, limit, batch_size, workers)
     said = {}
     for name, candidate in (("dense", clone(ours)), ("learned", ours), ("frozen", frozen)):
         with show.bar(name, None) as progress:

@@ -71,7 +71,7 @@ def search(
     base = made.image_model(model)
     found = found_in(
         base,
-        shuffled_of(model, base, data.source, batch_size, iterations, seed, workers),
+        shuffled_of(base, data.source, batch_size, iterations, seed, workers),
         output / SCORES,
         resume,
         {

@@ -7,14 +7,14 @@ from typing import Annotated, Any
 
 from torch import nn
 
-from vitfold.answers import ONLY
+from vitfold.answers import ONLY, classes_of_head
 from vitfold.calls import folds
 from vitfold.cli import options, show
 from vitfold.cli.groups import Group, option
 from vitfold.cli.images import shuffled_of
 from vitfold.cli.recipe import numbers
 from vitfold.cli.search import SCORED, found_in
-from vitfold.data import AnySource, classes_of, data_config
+from vitfold.data import AnySource, Source, classes_of, data_config
 from vitfold.errors import TrainError, one_line
 from vitfold.fold import fold
 from vitfold.importance import ITERATIONS
@@ -61,6 +61,11 @@ class Data(Group):
         bool, option("0 is no class, and classes begin at 1.", "--reduce-zero-label")
     ] = False
 
+    @property
+    def held_out(self) -> str:
+        """What to evaluate on."""
+        return self.val_split or "validation"
+
     def check(self) -> None:
         """Refuse to begin without images."""
         if not (self.dataset or self.data_dir or options.segments(self.task)):
@@ -76,17 +81,17 @@ class Data(Group):
             raise TrainError(f"{model} has {saved} classes: leave out --num-classes")
         known = saved or self.num_classes
         labels = Labels(known or MOST_CLASSES, self.ignore_label, self.reduce_zero_label)
-        images = self._images(self.train_split).scenes(labels)
+        splits = [self.train_split] if self.no_val else [self.train_split, self.held_out]
+        sources = [self._images(split).scenes(labels) for split in splits]
         if known:
             return labels
-        scenes = images.open()
-        with show.bar("counting classes", len(scenes)) as progress:
-            return replace(labels, classes=classes_in(scenes, progress))
+        scenes = [source.open() for source in sources]
+        with show.bar("counting classes", sum(map(len, scenes))) as progress:
+            return replace(labels, classes=max(classes_in(some, progress) for some in scenes))
 
     def sources(self, labels: Labels | None) -> tuple[AnySource, AnySource]:
         """Of what is trained on, and of what is held out."""
-        splits = (self.train_split, self.val_split or "validation")
-        images = [self._images(split) for split in splits]
+        images = [self._images(split) for split in (self.train_split, self.held_out)]
         source, held_out = (i.scenes(labels) if labels else i.source for i in images)
         if not self.no_val and self.val_split is None and source.shares(held_out):
             raise TrainError(
@@ -213,6 +218,8 @@ def task(name: str, data: Data, start: Start, seed: int) -> Task:
         seed_all(seed)
         if labels is None:
             found = classes_of(images)
+            if isinstance(held_out, Source) and not data.no_val:
+                held_out = held_out.like(images)
             model = start.classifier(name, data.num_classes, found)
             return Task(model, source, held_out, images, data.num_classes or found, Top1())
         model = start.segmenter(name, labels.classes)
@@ -234,18 +241,12 @@ class Choice(options.Choice):
 
 def _check_classes(model: nn.Module, classes: int | None) -> None:
     """Refuse a head that has no room for the classes of the data."""
-    head = _classes(model)
+    head = classes_of_head(model)
     if classes is not None and head is not None and head < classes:
         raise TrainError(
             f"the data has {classes} classes, the model {head}: give other data, a model by its "
             "timm name, or --num-classes"
         )
-
-
-def _classes(model: nn.Module) -> int | None:
-    config = getattr(model, "config", None)
-    found: int | None = getattr(model, "num_classes", getattr(config, "num_labels", None))
-    return found
 
 
 def teacher(name: str | None, student: nn.Module) -> nn.Module | None:
@@ -267,7 +268,10 @@ def teacher(name: str | None, student: nn.Module) -> nn.Module | None:
 
 
 TRAITS: dict[bool, dict[str, Callable[[Any], Any]]] = {
-    False: {"classes": _classes, "image size": lambda model: data_config(model)["input_size"]},
+    False: {
+        "classes": classes_of_head,
+        "image size": lambda model: data_config(model)["input_size"],
+    },
     True: {"classes": lambda model: model.classes, "window": lambda model: model.window},
 }
 """What a teacher has in common with a classifier, and with a segmenter."""
@@ -304,5 +308,5 @@ def searched(
     asked |= options.given(flops=choice.flops)
     iterations = asked.get("iterations", ITERATIONS)
     check_whole("iterations", iterations, least=1)
-    batches = shuffled_of("", model, source, SCORED, iterations, seed, workers)
+    batches = shuffled_of(model, source, SCORED, iterations, seed, workers)
     return fold(model, found_in(model, batches, file, resume, asked))

@@ -71,9 +71,7 @@ def sweep(
     names = [options.method_name(name) for name in methods.split(",")]
     on, dtype = made.on, precision.dtype
     base = made.image_model(model)
-    batches = functools.partial(
-        batches_of, model, base, data.source, limit, val_batch_size, workers
-    )
+    batches = functools.partial(batches_of, base, data.source, limit, val_batch_size, workers)
     asked = candidates(base, names, shares, options.parse(method_kwargs))
     asked += smaller_inputs(base, shares) if smaller_input else []
     asked += trained_({name: _folded(name, on) for name in trained})

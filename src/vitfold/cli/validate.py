@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader
 from torchvision.transforms.v2.functional import to_pil_image
 
 from vitfold import results
+from vitfold.answers import classes_of_head
 from vitfold.calls import folded
 from vitfold.cli import options, show
 from vitfold.cli.groups import grouped
@@ -19,9 +20,11 @@ from vitfold.data import (
     AnySource,
     SceneSource,
     Source,
+    classes_of,
     evenly,
     untouched,
 )
+from vitfold.errors import DataError
 from vitfold.fold import clone
 from vitfold.segment import VOID, Labels, score
 from vitfold.segment import Report as SceneReport
@@ -61,6 +64,8 @@ def validate(
         results.check_results_file(results_file)
     dtype = precision.dtype
     ours = options.folded_by(made.model(model), plan, choice)
+    if pictures and not options.segments(task):
+        raise DataError(f"--pictures {pictures} are of a segmenter: give --task segment")
     if options.segments(task):
         labels = Labels(segmenter(ours).classes, ignore_label, reduce_zero_label)
         scenes = data.scenes(labels)
@@ -85,13 +90,24 @@ def _of_images(
     amp: torch.dtype | None,
 ) -> dict[str, Any]:
     """The report on images of one class."""
-    batches = batches_of(name, ours, source, limit, batch_size, workers)
+    batches = batches_of(ours, source, limit, batch_size, workers)
+    _note_classes(ours, source, batches)
     count = len(batches) if isinstance(batches, Sized) else None
     on = next(ours.parameters()).device
     with show.bar("validating", count) as progress:
         report = validate_(ours, clone(ours), batches, device=on, amp=amp, progress=progress)
     _show(name, ours, report)
     return report.to_json()
+
+
+def _note_classes(model: nn.Module, source: Source, batches: Any) -> None:
+    """Say so where labels may not mean what they do in the model."""
+    found, head = classes_of(getattr(batches, "dataset", None)), classes_of_head(model)
+    if found and head and found < head and not source.class_map:
+        show.note(
+            f"the images are of {found} classes, numbered in the order of their folders, and the "
+            f"model has {head}: where its numbers are others, give --class-map"
+        )
 
 
 def _of_pixels(

@@ -1,7 +1,7 @@
 """A class for every pixel: a ViT as encoder, and what makes classes of its tokens."""
 
 from vitfold.segment.decoders import DECODERS, Linear, MaskTransformer
-from vitfold.segment.scenes import VOID, Labels, Scenes, classes_in, open_scenes
+from vitfold.segment.scenes import SPLITS, VOID, Labels, Scenes, also, classes_in, open_scenes
 from vitfold.segment.score import Report, score
 from vitfold.segment.segmenter import Segmenter
 from vitfold.segment.windows import slide
@@ -12,9 +12,11 @@ __all__ = [
     "Linear",
     "MaskTransformer",
     "Report",
+    "SPLITS",
     "Scenes",
     "Segmenter",
     "VOID",
+    "also",
     "classes_in",
     "open_scenes",
     "score",

@@ -29,6 +29,11 @@ PLAUSIBLE = 4096
 VOID = 255
 """What annotations call a pixel of no class, where nobody says otherwise."""
 
+SAME = (("train", "training"), ("validation", "val", "valid", "eval", "evaluation"))
+"""Names of splits that are taken for one another, as timm does."""
+
+SPLITS = {*(name for names in SAME for name in names), "test"}
+
 Example = tuple[Tensor, Tensor]
 
 Transform = Callable[[Image.Image, Tensor], Example]
@@ -195,25 +200,41 @@ def open_scenes(root: Path, split: str, labels: Labels) -> Scenes:
     place = _place(root, split)
     names = [PurePosixPath(name) for name in sorted(place.names())]
     deep = isinstance(place, Archive)
-    pairs = _pairs(names, (split,), deep) or _pairs(names, (), deep)
+    below = [(name,) for name in also(split)]
+    pairs = next(filter(None, (_pairs(names, folder, deep) for folder in [*below, ()])), None)
     if not pairs:
+        there = sorted({path.stem for path in root.iterdir()} & SPLITS) if root.is_dir() else []
+        known = f"; it has {', '.join(there)}" if there else ""
         raise DataError(
             f"{place.root} has no {IMAGES}/*.jpg with {ANNOTATIONS}/*.png of the same names, nor "
             f"such in {IMAGES}/{split} and {ANNOTATIONS}/{split}: give --data-dir, and the split"
+            f"{known}"
         )
     return Scenes(place, pairs, labels)
 
 
+def also(split: str) -> tuple[str, ...]:
+    """The name of a split, and the others that it goes by."""
+    return (split, *next((names for names in SAME if split in names), ()))
+
+
 def _place(root: Path, split: str) -> Folder | Archive:
     """Where the files of a split are."""
+    if root.is_file():
+        return _archive(root)
+    for name in also(split):
+        if (root / f"{name}.tar").is_file():
+            return _archive(root / f"{name}.tar")
+        if (root / name / IMAGES).is_dir():
+            return Folder(root / name)
+    return Folder(root)
+
+
+def _archive(path: Path) -> Archive:
     try:
-        if root.is_file():
-            return Archive(root)
-        if (root / f"{split}.tar").is_file():
-            return Archive(root / f"{split}.tar")
+        return Archive(path)
     except (OSError, EOFError, zlib.error, tarfile.TarError) as error:
-        raise DataError(f"{root} cannot be read as a tar: {one_line(error)}") from error
-    return Folder(root / split if (root / split / IMAGES).is_dir() else root)
+        raise DataError(f"{path} cannot be read as a tar: {one_line(error)}") from error
 
 
 def _pairs(
