@@ -395,3 +395,51 @@ def test_a_group_of_options_stands_for_its_fields() -> None:
     assert seen == [("x", Size(5, ["a", "b"]), True), ("y", Size(), False)]
     shown = runner.invoke(app, ["--help"]).output
     assert all(part in shown for part in ("Says what", " Size ", "--height", "-y", "In pixels."))
+
+
+def test_pictures_are_traced_upright_and_named_apart(run, capsys, tmp_path: Path) -> None:
+    """As cameras mark them, and as nobody saw them before: no name is used twice."""
+    half = Image.new("RGB", (64, 64), (250, 0, 0))
+    half.paste((0, 0, 250), (0, 32, 64, 64))  # red above blue
+    turned = Image.Exif()
+    turned[0x0112] = 6  # to be turned to the right
+    (tmp_path / "p").mkdir()
+    half.save(tmp_path / "a.jpg", exif=turned)
+    for name in ("p/a.png", "a-2.png"):
+        half.save(tmp_path / name)
+    given = [tmp_path / name for name in ("a.jpg", "p/a.png", "a-2.png")]
+    asked = ("trace", MODEL, *TINY, "--no-pretrained", "--img-size", "64", "--r", "2")
+    assert run(*asked, *given, "-o", tmp_path / "out") == 0
+    names = {path.name for path in (tmp_path / "out").glob("*-tokens.png")}
+    assert names == {"a-tokens.png", "a-2-tokens.png", "a-2-2-tokens.png"}
+    drawn = {name: Image.open(tmp_path / "out" / f"{name}-tokens.png") for name in ("a", "a-2")}
+    side = drawn["a"].width
+    red, _, blue = drawn["a"].getpixel((side * 3 // 4 + 5, side // 4 + 5))
+    assert red > 200 > 50 > blue
+    red, _, blue = drawn["a-2"].getpixel((side * 3 // 4 + 5, side // 4 + 5))
+    assert red > 200 > 50 > blue
+    red, _, blue = drawn["a"].getpixel((side // 4 + 5, side // 4 + 5))
+    assert blue > 200 > 50 > red
+
+
+def test_deep_pictures_are_refused(run, capsys, tmp_path: Path) -> None:
+    Image.new("I;16", (32, 32), 9000).save(tmp_path / "deep.png")
+    assert run("trace", "digits", tmp_path / "deep.png", "--r", "2") == 2
+    assert "more than 8 bits a channel" in capsys.readouterr().err
+
+
+def test_what_is_made_of_the_embedded_model_has_its_images(run, capsys, tmp_path: Path) -> None:
+    made, fixed = tmp_path / "cut", tmp_path / "fixed"
+    given = ("--images", "16", "--flops", "0.8")
+    assert run("calibrate", "digits", *given, "-o", made) == 0
+    assert run("freeze", made, "-o", made, "--images", "16") == 2
+    assert "give another directory" in capsys.readouterr().err
+    assert run("freeze", made, "-o", fixed, "--images", "16", "--limit", "20") == 0
+    assert run("validate", fixed, "--limit", "20") == 0
+    assert run("freeze", "digits", "-o", tmp_path / "no") == 2
+    assert "is not folded" in capsys.readouterr().err
+
+
+def test_methods_that_take_no_share_say_so(run, capsys) -> None:
+    assert run("validate", "digits", "--method", "mergedrop") == 2
+    assert "MergeDrop takes r, not flops: give r" in capsys.readouterr().err

@@ -14,7 +14,7 @@ from vitfold.calls import folded
 from vitfold.digits import create_digits
 from vitfold.errors import MissingExtra, PlanError, UnsupportedModel
 from vitfold.families import find
-from vitfold.models import create_model
+from vitfold.models import create_model, save_model
 
 
 @pytest.fixture(autouse=True)
@@ -141,3 +141,14 @@ def test_a_saved_plan_is_a_name(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(PlanError, match=r"has neither plan\.json nor a config\.json"):
         create_model(str(tmp_path / "empty"))
+
+
+def test_a_dense_model_takes_the_place_of_a_plan(tmp_path: Path) -> None:
+    """And is found by a path of any kind."""
+    model = timm.create_model("vit_tiny_patch16_224", depth=1, img_size=32).eval()
+    save_model(vitfold.fold(model, "tome", r=1), tmp_path)
+    vitfold.unfold(model).norm.weight.data.fill_(3)
+    save_model(model, tmp_path)
+    again: Any = create_model(tmp_path)
+    assert not hasattr(again, "_vitfold")
+    assert torch.equal(again.norm.weight, model.norm.weight)

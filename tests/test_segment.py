@@ -298,8 +298,8 @@ def test_data_that_is_none_is_refused(tmp_path: Path) -> None:
         open_scenes(tmp_path / "ade", "validation", labels)
     scenes(tmp_path / "two" / "train", 1)
     scenes(tmp_path / "two" / "val", 1)
-    with pytest.raises(DataError, match="images/validation"):
-        open_scenes(tmp_path / "two", "validation", labels)
+    with pytest.raises(DataError, match="images/test"):
+        open_scenes(tmp_path / "two", "test", labels)
     with tarfile.open(tmp_path / "two.tar.gz", "w:gz") as tar:
         tar.add(tmp_path / "two", "./")
     with pytest.raises(DataError, match="several folders"):

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from models import hf, images, inputs, registered
 from PIL import Image
 from torch import Tensor, nn
+from torchvision.transforms.v2.functional import pil_to_tensor
 
 import vitfold
 from vitfold.errors import DataError, FoldError
@@ -166,3 +167,17 @@ def test_what_is_no_picture_is_refused() -> None:
 def test_numbers_of_numpy_are_numbers() -> None:
     result = traced(vitfold.ToMe(r=4))
     assert result.draw(numpy.int64(0)).tobytes() == result.draw(0).tobytes()
+
+
+@pytest.mark.parametrize("level", [0.1, 1.0])
+def test_pictures_have_the_colours_that_images_had(level: float) -> None:
+    """Normalized as the model expects it; as they are; and by nobody knows what."""
+    model = vitfold.fold(registered("vit_tiny_patch16_224"), vitfold.ToMe(r=2))
+    mean, std = (torch.tensor(model.pretrained_cfg[key]).view(3, 1, 1) for key in ("mean", "std"))
+    flat = torch.full_like(images(model, 1), level)
+    for given in (flat, (flat - mean) / std):
+        drawn = pil_to_tensor(vitfold.trace(model, given).draw(0)).flatten(1)
+        inside = drawn[:, (drawn < 250).all(0)] if level < 1 else drawn
+        assert ((inside.float() / 255 - level).abs() < 0.01).all()
+    drawn = pil_to_tensor(vitfold.trace(model, images(model, 1) * 50).draw(0))
+    assert drawn.max() == 255

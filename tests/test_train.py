@@ -7,6 +7,7 @@ import json
 import multiprocessing
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -40,6 +41,7 @@ from vitfold.train.log import Log
 from vitfold.train.loop import Settings, create_accelerator
 from vitfold.train.objective import Objective, distillation
 from vitfold.train.optimizing import PlainStep, SharpnessAwareStep
+from vitfold.train.outline import Outcome, check_share
 
 
 class Blobs:
@@ -781,6 +783,21 @@ def test_a_share_out_of_reach_is_told_and_nothing_is_lost(tmp_path: Path) -> Non
 LEARN_MERGING = Recipe(**{**vars(LEARN), "rates": {"merge": 5e-2}})
 
 
+def test_thresholds_that_went_too_far_ask_for_lower_rates(tmp_path: Path) -> None:
+    missed = Outcome([], None, None, asked=0.8, reached=0.88, before=0.2)
+    with pytest.raises(TrainError, match=r"went too far, to 0\.200: train at lower rates"):
+        check_share(missed, tmp_path)
+    check_share(dataclasses.replace(missed, reached=0.81), tmp_path)
+
+
+def test_a_single_epoch_has_checkpoints_within_it(tmp_path: Path) -> None:
+    once = Recipe(**{**vars(RECIPE), "epochs": 1, "batch_size": 2, "accumulate": 1})
+    run(tmp_path, once, every=None, keep=100)
+    assert len(list((tmp_path / "checkpoints").iterdir())) == len(Blobs()) // 2
+    run(tmp_path / "more", Recipe(**{**vars(once), "epochs": 2}), every=None, keep=100)
+    assert len(list((tmp_path / "more" / "checkpoints").iterdir())) == 2
+
+
 def test_mistakes_about_what_is_learned(tmp_path: Path) -> None:
     def begin(recipe: Recipe, model: nn.Module, **options: Any) -> None:
         run(tmp_path, recipe, model, resume=False, **options)
@@ -900,6 +917,38 @@ def test_the_command_learns_thresholds(
     wrong = [*more, "--method-kwargs", "prune=False", "--lr-prune", "1e-6", "--output"]
     assert vitfold_(monkeypatch, *options(folder, output), *wrong, str(tmp_path / "b")) == 2
     assert "lr_prune" in capsys.readouterr().err
+
+
+def test_the_command_keeps_thresholds_and_trains_the_rest(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    folder: Path,
+    tmp_path: Path,
+) -> None:
+    more = ["--method", "ltmp", "--flops", "0.9", "--lr", "1e-4", "--epochs", "1"]
+    given = [*options(folder, tmp_path / "out"), *more, "--freeze", "method"]
+    assert vitfold_(monkeypatch, *given, "--lr-merge", "0.1") == 2
+    assert "leave out --lr-merge" in capsys.readouterr().err
+    vitfold_(monkeypatch, *given)  # as far as thresholds of a model that is not trained carry
+    kept = checkpoint.last(tmp_path / "out" / "checkpoints")
+    assert kept is not None
+    before = vitfold.LTMP(flops=0.9).merge_threshold
+    assert checkpoint.weights(kept)["vitfold.merge"].tolist() == pytest.approx([before] * 2)
+    for rate in ("nan", "inf", "-1"):
+        assert vitfold_(monkeypatch, *options(folder, tmp_path / "no"), f"--lr={rate}") == 2
+        assert "expected a number from 0 up" in capsys.readouterr().err
+
+
+def test_the_command_writes_over_no_model(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    folder: Path,
+    tmp_path: Path,
+) -> None:
+    assert vitfold_(monkeypatch, *options(folder, tmp_path / "out")) == 0
+    shutil.rmtree(tmp_path / "out" / "checkpoints")
+    assert vitfold_(monkeypatch, *options(folder, tmp_path / "out")) == 2
+    assert "holds what was trained before" in capsys.readouterr().err
 
 
 def test_the_command_searches_and_trains_matrices(

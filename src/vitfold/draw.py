@@ -1,6 +1,7 @@
 """Pictures of token groups."""
 
 import math
+from collections.abc import Sequence
 
 import torch
 from PIL import Image, ImageDraw
@@ -46,12 +47,32 @@ def row(pictures: list[Image.Image], labels: list[str], across: int | None = Non
     return sheet
 
 
+Look = tuple[Sequence[float], Sequence[float]]
+"""Mean and deviation of channels."""
+
+
+def plainer(image: Tensor, look: Look | None) -> Tensor:
+    """The image as it was before it was normalized so, where that is what happened to it."""
+    pixels = image.detach().cpu().float()
+    if look is None or _is_plain(pixels) or len(look[0]) < len(pixels):
+        return pixels
+    mean, std = (torch.tensor(values[: len(pixels)]).view(-1, 1, 1) for values in look)
+    before = pixels * std + mean
+    return before if _is_plain(before, 0.01) else pixels
+
+
+def _is_plain(pixels: Tensor, slack: float = 0.0) -> bool:
+    return bool((pixels >= -slack).all() and (pixels <= 1 + slack).all())
+
+
 def to_pixels(image: Image.Image | Tensor) -> Tensor:
-    """`[3, H, W]` in 0 to 1; a normalized tensor is stretched to that range."""
+    """`[3, H, W]` in 0 to 1; a tensor that is not in that range is stretched to it."""
     if isinstance(image, Image.Image):
         return pil_to_tensor(image.convert("RGB")).float() / 255  # type: ignore[no-any-return]
     pixels = image.detach().cpu().float()
     pixels = pixels[:1].expand(3, -1, -1) if pixels.shape[0] < 3 else pixels[:3]
+    if _is_plain(pixels, 0.01):
+        return pixels.clamp(0, 1)
     low, high = pixels.min(), pixels.max()
     return (pixels - low) / (high - low).clamp(min=1e-6)
 

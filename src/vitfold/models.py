@@ -34,7 +34,9 @@ IMAGE_CLASSES = {
 """The class for a checkpoint whose own reads text too, by type of model."""
 
 
-def create_model(name: str, *, pretrained: bool = False, **kwargs: Any) -> nn.Module:
+def create_model(
+    name: str | os.PathLike[str], *, pretrained: bool = False, **kwargs: Any
+) -> nn.Module:
     """The model of that name, with random weights unless it is pretrained.
 
     name: a timm model, with or without the tag of its weights; `digits`; `hf:` and a checkpoint on
@@ -42,6 +44,7 @@ def create_model(name: str, *, pretrained: bool = False, **kwargs: Any) -> nn.Mo
         or of a model as timm and transformers save it, which comes with its weights.
     kwargs: for the model's constructor or configuration.
     """
+    name = os.fspath(name)
     known = name == digits.NAME or name.startswith(HUB) or timm.known(name)
     if not known and _holds_plan(name):
         return _load(name, kwargs)
@@ -144,6 +147,7 @@ def save_model(model: nn.Module, directory: str | os.PathLike[str]) -> None:
         _write(model, part)
         for file in part.iterdir():  # each file is there whole, the one before or the new one
             os.replace(file, directory / file.name)
+        (directory / fields.FILE).unlink(missing_ok=True)  # of a model that was folded, once
     except Exception as error:
         raise PlanError(f"{directory} cannot be written: {clip(error)}") from error
     finally:

@@ -37,11 +37,11 @@ def pareto(
 def lines(
     series: Mapping[str, Sequence[float]], across: str, up: str, path: Path | None = None
 ) -> str:
-    """Values by number, from one: a line for every name."""
+    """Values by number, from zero: a line for every name."""
     plt = pyplot()
     figure, axes = plt.subplots(figsize=(7, 4.5), layout="constrained")
     for name, values in series.items():
-        axes.plot(range(1, len(values) + 1), values, marker=".", label=name)
+        axes.plot(range(len(values)), values, marker=".", label=name)
     axes.set(xlabel=across, ylabel=up)
     axes.grid(alpha=0.3)
     if len(series) > 1:
@@ -64,7 +64,7 @@ def learned(path: Path, steps: Sequence[Mapping[str, Any]]) -> None:
     axes[0].set(xlabel="step", ylabel="share of the FLOPs")
     axes[0].legend()
     for name, place in zip([*names, "tokens"], axes[1:], strict=True):
-        place.bar(range(1, len(last[name]) + 1), last[name])
+        place.bar(range(len(last[name])), last[name])
         place.set(xlabel="block", ylabel=name.replace("_", " "))
     figure.tight_layout()
     finish(figure, path)

@@ -3,13 +3,13 @@
 import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from PIL import Image
 from torch import Tensor, nn
 
 from vitfold import draw
-from vitfold.calls import Inputs, follow, images_in
+from vitfold.calls import Inputs, folded, follow, images_in
 from vitfold.errors import DataError
 from vitfold.tokenmap import PackedMap, TokenMap
 
@@ -25,6 +25,7 @@ class Trace:
     prefix: how many of them are not patches.
     grid: height and width of the patch grid, where there is one.
     images: `[B, C, H, W]` what was traced, where it was images.
+    look: mean and deviation of the channels, where they were normalized by known ones.
     """
 
     counts: list[list[int]]
@@ -32,6 +33,7 @@ class Trace:
     prefix: int
     grid: tuple[int, int] | None
     images: Tensor | None
+    look: draw.Look | None = None
 
     def groups(self, image: int = 0, block: int = -1) -> Tensor:
         """`[height, width]` the token that each patch is part of after a block, -1 for dropped."""
@@ -57,7 +59,7 @@ class Trace:
         blocks = [b for b in range(len(self.maps)) if counts[b] != counts[b + 1]]
         pictures = [self.draw(image, index=index, block=block) for block in blocks]
         picture, number = self._picture(image, index)
-        labels = [f"block {b + 1}: {self.counts[b][number]}" for b in blocks]
+        labels = [f"block {b}: {self.counts[b][number]}" for b in blocks]
         return draw.row([draw.plain(picture), *pictures], ["image", *labels])
 
     def _picture(
@@ -77,7 +79,7 @@ class Trace:
             raise DataError(f"{kind}: expected a number, a PIL picture or a tensor") from None
         if self.images is None:
             raise DataError("what was traced is not images: give the picture to paint on")
-        return self._at("image", self.images.unbind(), number), number
+        return draw.plainer(self._at("image", self.images.unbind(), number), self.look), number
 
     @staticmethod
     def _at(what: str, items: Sequence[T], index: int) -> T:
@@ -97,4 +99,13 @@ def trace(model: nn.Module, images: Inputs) -> Trace:
         prefix=books[0].prefix,
         grid=books[0].grid,
         images=pixels if pixels.dim() == 4 else None,
+        look=_look(folded(model).found.trunk),
     )
+
+
+def _look(trunk: Any) -> draw.Look | None:
+    """How timm says that the images of a model are normalized."""
+    config = getattr(trunk, "pretrained_cfg", None)
+    if not isinstance(config, dict) or not {"mean", "std"} <= config.keys():
+        return None
+    return config["mean"], config["std"]

@@ -158,7 +158,7 @@ def _gap(value: float | None) -> float:
 
 def _by_block(title: str, series: Mapping[str, list[Any]]) -> None:
     rows = [
-        [str(block + 1), *("" if v is None else f"{v:.3f}" for v in values)]
+        [str(block), *("" if v is None else f"{v:.3f}" for v in values)]
         for block, values in enumerate(zip(*series.values(), strict=True))
     ]
     show.table(title, ["block", *series], rows)
@@ -166,7 +166,7 @@ def _by_block(title: str, series: Mapping[str, list[Any]]) -> None:
 
 def _rows(series: Mapping[str, list[Any]]) -> list[dict[str, Any]]:
     return [
-        {"block": block + 1, **dict(zip(series, values, strict=True))}
+        {"block": block, **dict(zip(series, values, strict=True))}
         for block, values in enumerate(zip(*series.values(), strict=True))
     ]
 

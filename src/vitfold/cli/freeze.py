@@ -12,6 +12,7 @@ from vitfold.calls import folded
 from vitfold.cli import options, show
 from vitfold.cli.groups import grouped
 from vitfold.cli.images import batches_of
+from vitfold.errors import DataError
 from vitfold.fold import clone
 from vitfold.freeze import check_ragged
 from vitfold.models import save_model
@@ -37,6 +38,8 @@ def freeze(
     The frozen model compiles, exports and runs in batches like any other; the accuracy of both is
     shown.
     """
+    if output.resolve() == Path(model).resolve():
+        raise DataError(f"--output {output} is the model, which learned: give another directory")
     options.directory(output)
     made = options.Made(device=device)
     ours, on = made.image_model(model), made.on

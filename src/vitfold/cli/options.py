@@ -288,7 +288,8 @@ def device(name: str) -> torch.device:
             raise RuntimeError("it computes nothing")
         torch.empty(0, device=found)
     except (RuntimeError, AssertionError) as error:
-        raise DataError(f"--device {name!r} is not to be had here: {one_line(error)}") from None
+        why = one_line(error).partition(". ")[0]
+        raise DataError(f"--device {name!r} is not to be had here: {why}") from None
     return found
 
 

@@ -179,7 +179,7 @@ class Learning(Group):
             augment=looks.augment,
             mix=looks.mix,
             distill=self._distillation(chosen["distill_temperature"]),
-            rates=_rates(usual, learns) | _rates(said, said),
+            rates=({} if self.freeze == "method" else _rates(usual, learns)) | _rates(said, said),
             freeze=self._frozen(learns, chosen["lr"]),
         )
 
@@ -192,6 +192,11 @@ class Learning(Group):
         """What stays as it is: the model, where nobody says so and it has no rate."""
         if self.freeze in ("model", "method") and not learns:
             raise TrainError(f"--freeze {self.freeze}: give a --method that learns, such as ltmp")
+        said = options.given(merge=self.lr_merge, prune=self.lr_prune)
+        if self.freeze == "method" and said:
+            raise TrainError(
+                f"--freeze method: it stays as it is; leave out --lr-{next(iter(said))}"
+            )
         return self.freeze or ("model" if learns and lr is None else "none")
 
 

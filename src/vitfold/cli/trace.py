@@ -1,16 +1,17 @@
 """`vitfold trace`: what becomes of the tokens of some images."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
 import torch
 import typer
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 
 from vitfold.cli import options, show
 from vitfold.cli.groups import grouped
-from vitfold.data import preprocessing, scene_look
+from vitfold.data import data_config, preprocessing, scene_look
 from vitfold.errors import DataError
 from vitfold.segment import VOID, Labels, Segmenter
 from vitfold.segment.pictures import compare
@@ -54,18 +55,26 @@ def trace(
         ]
     prepare = preprocessing(ours)
     batch = torch.stack([prepare(picture) for picture in pictures]).to(made.on)
-    traced = trace_(ours, batch)
+    config = data_config(ours)
+    traced = replace(trace_(ours, batch), look=(config["mean"], config["std"]))
     _show(traced, images)
-    _draw(traced, images, batch, output)
+    _draw(traced, images, output)
     for name, picture, truth in zip(_names(images), pictures, truths, strict=False):
         target = output / f"{name}-classes.png"
         compare(ours, picture, scene_look(ours), truth, stride).save(target)
         show.written(target)
 
 
+DEEP = ("I", "F", "I;16", "I;16B", "I;16L", "I;16N")
+"""Modes of pictures that lose most of what they show when they become 8 bits a channel."""
+
+
 def _open(path: Path) -> Image.Image:
     try:
-        return Image.open(path).convert("RGB")
+        picture = Image.open(path)
+        if picture.mode in DEEP:
+            raise DataError(f"{path} has more than 8 bits a channel: give a picture with 8")
+        return ImageOps.exif_transpose(picture).convert("RGB")
     except (OSError, ValueError, Image.DecompressionBombError) as error:
         raise DataError(f"{path} is not an image that can be read: {error}") from None
 
@@ -79,24 +88,27 @@ def _truth(path: Path, picture: Image.Image, labels: Labels) -> Tensor | None:
 
 
 def _show(traced: Trace, images: list[Path]) -> None:
-    rows = [[str(block + 1), *map(str, counts)] for block, counts in enumerate(traced.counts)]
+    rows = [[str(block), *map(str, counts)] for block, counts in enumerate(traced.counts)]
     show.table("tokens that leave each block", ["block", *(path.name for path in images)], rows)
 
 
 def _names(images: list[Path]) -> list[str]:
     """What pictures of them are called."""
-    stems = [path.stem for path in images]
-    return [
-        stem if stems.count(stem) == 1 else f"{stem}-{number + 1}"
-        for number, stem in enumerate(stems)
-    ]
+    names: list[str] = []
+    for path in images:
+        name, number = path.stem, 1
+        while name in names:
+            number += 1
+            name = f"{path.stem}-{number}"
+        names.append(name)
+    return names
 
 
-def _draw(traced: Trace, images: list[Path], batch: Tensor, output: Path) -> None:
+def _draw(traced: Trace, images: list[Path], output: Path) -> None:
     for number, name in enumerate(_names(images)):
         for kind, picture in (
-            ("tokens", traced.draw(batch[number], index=number)),
-            ("blocks", traced.strip(batch[number], index=number)),
+            ("tokens", traced.draw(number)),
+            ("blocks", traced.strip(number)),
         ):
             target = output / f"{name}-{kind}.png"
             picture.save(target)

@@ -36,7 +36,14 @@ class Running(Group):
         "output/train"
     )
     resume: Annotated[bool, option("Go on from the last checkpoint.", "--resume")] = False
-    checkpoint_every: Annotated[int, option("Steps between checkpoints.", min=0)] = 0
+    checkpoint_every: Annotated[
+        int | None,
+        option(
+            "Steps between checkpoints, besides that of every epoch.",
+            min=0,
+            show_default="none; of a single epoch: a tenth",
+        ),
+    ] = None
     checkpoint_hist: Annotated[int, option("How many checkpoints stay.", min=1)] = 3
     log_interval: Annotated[
         int | None, option("Steps between lines in the log.", min=1, **by("log_interval"))

@@ -174,6 +174,13 @@ class Training:
     def _smoothing(self) -> float:
         return 0.0 if self.mix else self.recipe.smoothing  # mixed labels come smoothed
 
+    @property
+    def _every(self) -> int:
+        """Steps between checkpoints within an epoch; 0: none."""
+        if self.settings.every is not None:
+            return self.settings.every
+        return max(1, self.order.steps // 10) if self.recipe.epochs == 1 else 0
+
     def run(self, stop: list[int], calibration: Any = None) -> Outcome:
         """Go on to the end, or until a signal is in `stop`."""
         self.log = Log(
@@ -189,11 +196,13 @@ class Training:
             step = self._epoch(step, batches, stop)
         self.log.close()
         stopped = step if step < self.total else None
-        reached = None if stopped is not None else self._reach(calibration)
+        reached, before = (None, None) if stopped is not None else self._reach(calibration)
         if stopped is None and self._main:
             save_model(self.model, self.settings.output / LAST)
         self.accelerator.wait_for_everyone()
-        return Outcome(self.log.epochs, self.best, stopped, self.log.steps, self._asked, reached)
+        return Outcome(
+            self.log.epochs, self.best, stopped, self.log.steps, self._asked, reached, before
+        )
 
     @property
     def _asked(self) -> float | None:
@@ -201,10 +210,10 @@ class Training:
         methods = [record.method for record in folds(self.model)]
         return getattr(methods[0], "flops", None) if methods and methods[0].ragged else None
 
-    def _reach(self, calibration: Any) -> float | None:
+    def _reach(self, calibration: Any) -> tuple[float, float] | tuple[None, None]:
         """Bring what was learned to that share; all processes do the same."""
         if calibration is None or self._asked is None:
-            return None
+            return None, None
         batches = DataLoader(calibration, self.recipe.batch_size)
         images = [pixels.to(self.accelerator.device) for pixels, _ in batches]
         with self.accelerator.autocast():
@@ -264,7 +273,8 @@ class Training:
 
     def _after(self, step: int, loss: Tensor, last: bool) -> None:
         """Log and checkpoint between the steps of an epoch."""
-        saves = bool(self.settings.every) and step % self.settings.every == 0
+        every = self._every
+        saves = bool(every) and step % every == 0
         logs = step % self.settings.log_every == 0
         if not (saves or logs or last):
             return

@@ -32,7 +32,8 @@ class Settings:
 
     output: where everything goes.
     resume: go on from the last checkpoint there, if there is one.
-    every: steps between checkpoints, besides the one of every epoch; 0: none.
+    every: steps between checkpoints, besides the one of every epoch; 0: none; None: a tenth of the
+        epoch where there is only one.
     keep: how many checkpoints stay.
     workers: processes that read images.
     log_every: steps between lines in the log.
@@ -42,7 +43,7 @@ class Settings:
 
     output: Path
     resume: bool = False
-    every: int = 0
+    every: int | None = 0
     keep: int = 3
     workers: int = 0
     log_every: int = 50
@@ -60,6 +61,8 @@ def begun(output: Path, resume: bool) -> dict[str, Any] | None:
         raise TrainError(
             f"{output} holds a training: go on with it by --resume, or give another --output"
         )
+    if not kept and not resume and any((output / name).exists() for name in (BEST, LAST)):
+        raise TrainError(f"{output} holds what was trained before: give another --output")
     if not kept:
         return None
     path = output / RECIPE
@@ -95,6 +98,7 @@ class Outcome:
     steps: the figures of the steps that were logged.
     asked, reached: the share of the dense FLOPs that a method was trained for, and the one that
         calibration images cost.
+    before: the one that they cost before what was learned was scaled to it.
     """
 
     epochs: list[dict[str, float]]
@@ -103,6 +107,7 @@ class Outcome:
     steps: list[dict[str, Any]] = field(default_factory=list)
     asked: float | None = None
     reached: float | None = None
+    before: float | None = None
 
 
 class OutOfReach(TrainError):
@@ -115,10 +120,14 @@ class OutOfReach(TrainError):
 
 def check_share(outcome: Outcome, output: Path) -> None:
     """Say so where the share that was asked for is out of reach."""
-    asked, reached = outcome.asked, outcome.reached
-    if asked is not None and reached is not None and abs(reached - asked) > NEAR:
-        raise OutOfReach(
-            outcome,
-            f"flops={asked} is not reached: {output / LAST} costs {reached:.3f} of the dense "
-            "FLOPs; train longer or at higher rates, or ask for another share",
-        )
+    asked, reached, before = outcome.asked, outcome.reached, outcome.before
+    if asked is None or reached is None or abs(reached - asked) <= NEAR:
+        return
+    remedy = "train longer or at higher rates, or ask for another share"
+    if before is not None and before < asked:
+        remedy = f"training went too far, to {before:.3f}: train at lower rates"
+    raise OutOfReach(
+        outcome,
+        f"flops={asked} is not reached: {output / LAST} costs {reached:.3f} of the dense FLOPs; "
+        f"{remedy}",
+    )

@@ -23,9 +23,9 @@ MOST = 16.0
 TRIES = 12
 
 
-def reach(model: nn.Module, share: float, batches: Sequence[Tensor]) -> float:
+def reach(model: nn.Module, share: float, batches: Sequence[Tensor]) -> tuple[float, float]:
     """Scale what the method of a folded model has learned, until these images cost that share of
-    the dense FLOPs; the share that they cost then."""
+    the dense FLOPs; the share that they cost then, and the one before."""
     trunk, learned = folded(model).found.trunk, folded(model).learned
     assert learned is not None
     state = {name: values.clone() for name, values in learned.state_dict().items()}
@@ -54,4 +54,4 @@ def reach(model: nn.Module, share: float, batches: Sequence[Tensor]) -> float:
                 break
             by = min(2 * by, MOST) if high == math.inf else (low + high) / 2
         scale(tried.best)
-        return tried.reached
+        return tried.reached, tried.costs[1.0]

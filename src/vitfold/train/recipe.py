@@ -1,6 +1,7 @@
 """What a training is asked to do: plain values, which go to JSON as they are."""
 
 import dataclasses
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -73,6 +74,10 @@ class Recipe:
                 _above(name, getattr(self, name), 0)
         for name, rate in self.rates.items():
             _above(f"lr_{name}", rate, 0)
+        for name in ("lr", "weight_decay"):
+            value = self.optimizer.get(name)
+            if value is not None and not (math.isfinite(value) and value >= 0):
+                raise TrainError(f"{name}={value!r}: expected a number from 0 up")
         if not 0 <= self.smoothing < 1:
             raise TrainError(f"smoothing={self.smoothing!r}: expected 0 up to 1")
         if self.freeze not in FREEZES:
@@ -91,5 +96,6 @@ def _whole(name: str, value: object, least: int) -> None:
 
 
 def _above(name: str, value: object, least: float) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not value > least:
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not number or not least < value < math.inf:  # type: ignore[operator]
         raise TrainError(f"{name}={value!r}: expected a number above {least}")
