@@ -1,6 +1,8 @@
 """What is measured: operations, memory, rates, and the candidates of a benchmark."""
 
+from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -136,3 +138,9 @@ def test_warns_in_words_when_a_fold_is_slower() -> None:
 
 def with_speedup(rows: list[Row], speedup: float) -> list[Row]:
     return [replace(row, speedup=speedup) if row.name == FOLDED else row for row in rows]
+
+
+@pytest.mark.parametrize("measured", [flops, throughput, peak_memory])
+def test_a_shape_is_no_input(measured: Callable[[torch.nn.Module, Any], object]) -> None:
+    with pytest.raises(DataError, match=r"a tuple is no input: give images \[B, C, H, W\]"):
+        measured(folded(), (1, 3, 80, 80))

@@ -185,6 +185,8 @@ class Scores:
         if file is None:
             return cls({}, sums)
         file = Path(file)
+        if file.is_dir():
+            raise DataError(f"{file} is a directory: give a file in it, as scores.safetensors")
         if not file.parent.is_dir():
             raise DataError(f"{file}: there is no directory {file.parent}")
         about = {

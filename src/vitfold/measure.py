@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
 from vitfold.calls import Inputs, call, images_in, lacks_text
@@ -42,7 +42,11 @@ class Throughput:
 
 
 def check_inputs(model: nn.Module, inputs: Inputs) -> None:
-    """Refuse to measure a model on a part of what it reads."""
+    """Refuse to measure a model on a part of what it reads, or on what is no input."""
+    if not isinstance(inputs, Tensor | Mapping):
+        raise DataError(
+            f"a {type(inputs).__name__} is no input: give images [B, C, H, W], or all inputs by name"
+        )
     if lacks_text(model, inputs):
         raise DataError(
             f"{type(model).__name__} reads text too: give all of its inputs by name, or measure "

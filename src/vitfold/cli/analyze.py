@@ -12,7 +12,7 @@ from vitfold.calls import folds
 from vitfold.cli import options, show
 from vitfold.cli.groups import grouped
 from vitfold.cli.images import batches_of
-from vitfold.errors import DataError
+from vitfold.errors import DataError, MethodError
 from vitfold.fold import clone
 from vitfold.validate import Batch
 
@@ -72,6 +72,8 @@ def merged_similarity(
     base = made.image_model(model)
     batches: list[Batch] = list(batches_of(base, data.source, limit, batch_size, workers))
     asked = options.whole_numbers("--r", r)
+    if min(asked) < 1:
+        raise MethodError(f"--r {r}: expected numbers from 1 up, where something merges")
     with show.bar("merging", len(batches) * len(asked)) as progress:
         found = analysis.merged_similarity(
             base, batches, asked, method or "tome", options.parse(method_kwargs), progress
