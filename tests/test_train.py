@@ -939,6 +939,16 @@ def test_the_command_keeps_thresholds_and_trains_the_rest(
         assert "expected a number from 0 up" in capsys.readouterr().err
 
 
+def test_the_command_has_a_rate_for_either_matrix(
+    monkeypatch: pytest.MonkeyPatch, folder: Path, tmp_path: Path
+) -> None:
+    more = ["--method", "prune-merge", "--method-kwargs", "iterations=2 keep=0.5 blocks=[0,1]",
+            "--lr-merge", "1e-3", "--lr-restore", "1e-2"]  # fmt: skip
+    assert vitfold_(monkeypatch, *options(folder, tmp_path / "out"), *more) == 0
+    recipe = json.loads((tmp_path / "out" / "recipe.json").read_text())["recipe"]
+    assert recipe["rates"] == {"merge": 1e-3, "restore": 1e-2}
+
+
 def test_the_command_writes_over_no_model(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],

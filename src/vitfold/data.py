@@ -314,13 +314,16 @@ def augmentation(model: nn.Module, options: dict[str, Any]) -> Prepare:
         raise DataError(f"augmentation {options}: {one_line(error)}") from error
 
 
-def labelled(model: nn.Module, source: AnySource, limit: int | None = None) -> Any:
+def labelled(
+    model: nn.Module, source: AnySource, limit: int | None = None, *, skip: bool = False
+) -> Any:
     """A dataset of labelled images as the model expects them.
 
     limit: take that many, evenly spaced: folders list one class after another. A stream comes
         whole.
+    skip: in place of an image that cannot be read take its neighbour, as in training.
     """
-    dataset = strict(source.open())
+    dataset = source.open() if skip else strict(source.open())
     dataset.transform = source.prepare(model)
     return evenly(dataset, limit)
 

@@ -45,7 +45,8 @@ def check_inputs(model: nn.Module, inputs: Inputs) -> None:
     """Refuse to measure a model on a part of what it reads, or on what is no input."""
     if not isinstance(inputs, Tensor | Mapping):
         raise DataError(
-            f"a {type(inputs).__name__} is no input: give images [B, C, H, W], or all inputs by name"
+            f"a {type(inputs).__name__} is no input: give images [B, C, H, W], or what the model "
+            "takes by name"
         )
     if lacks_text(model, inputs):
         raise DataError(

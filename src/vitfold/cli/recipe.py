@@ -111,8 +111,11 @@ class Learning(Group):
         float | None,
         option("Learning rate; of a method that learns: of the model too.", **by("lr")),
     ] = None
-    lr_merge: Annotated[float | None, option("Of thresholds for merging.", **by("lr_merge"))] = None
+    lr_merge: Annotated[
+        float | None, option("Of thresholds or matrices that merge.", **by("lr_merge"))
+    ] = None
     lr_prune: Annotated[float | None, option("Of thresholds for pruning.", **by("lr_prune"))] = None
+    lr_restore: Annotated[float | None, option("Of matrices that restore.")] = None
     weight_decay: Annotated[float | None, option("Weight decay.", **by("weight_decay"))] = None
     layer_decay: Annotated[float | None, option("Of the rate, block by block.")] = None
     opt_kwargs: Annotated[list[str], option("For the optimizer.", metavar="KEY=VALUE")] = field(
@@ -192,7 +195,7 @@ class Learning(Group):
         """What stays as it is: the model, where nobody says so and it has no rate."""
         if self.freeze in ("model", "method") and not learns:
             raise TrainError(f"--freeze {self.freeze}: give a --method that learns, such as ltmp")
-        said = options.given(merge=self.lr_merge, prune=self.lr_prune)
+        said = _rates(options.given(**asdict(self)), {"lr_merge", "lr_prune", "lr_restore"})
         if self.freeze == "method" and said:
             raise TrainError(
                 f"--freeze method: it stays as it is; leave out --lr-{next(iter(said))}"

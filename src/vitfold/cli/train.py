@@ -134,7 +134,7 @@ def train(
             accelerator=accelerator,
             teacher=teacher,
             classes=task.classes,
-            calibration=labelled(base, source, CALIBRATION) if learns else None,
+            calibration=labelled(base, source, CALIBRATION, skip=True) if learns else None,
             judge=task.judge,
             about=about,
         )

@@ -126,7 +126,10 @@ class Method(Base):
             raise MethodError(f"{type(self).__name__} takes r, not flops: give r")
         if (self.r is None) == (self.flops is None):
             given = "neither" if self.r is None else "both"
-            raise MethodError(f"{type(self).__name__} takes r or flops, got {given}: give one")
+            ramp = " (a ramp goes with flops as inflection)" if isinstance(self.r, tuple) else ""
+            raise MethodError(
+                f"{type(self).__name__} takes r or flops, got {given}: give one{ramp}"
+            )
         if self.r is not None:
             check_reduction(self.r)
         if self.flops is not None:
