@@ -687,6 +687,14 @@ def test_frozen_numbers_come_from_batches_of_any_form() -> None:
     assert len({str(folded(model).method) for model in found}) == 1
 
 
+def test_nothing_is_taken_from_images_that_are_no_numbers() -> None:
+    model = made("vit", VARIANTS["both"])
+    x = mixed_images(model)
+    with pytest.raises(DataError, match="batch 1 holds values that are no numbers"):
+        vitfold.freeze(model, [x, x * torch.nan])
+    assert folded(model).method == VARIANTS["both"]
+
+
 def test_frozen_numbers_do_not_depend_on_how_it_is_evaluated() -> None:
     models = [made("vit", VARIANTS["both"]) for _ in range(2)]
     x = mixed_images(models[0])

@@ -15,7 +15,14 @@ from torch import Tensor, nn
 from vitfold.blocks.kinds import BlockKind
 from vitfold.blocks.names import by_name
 from vitfold.blocks.recompute import checkpointed
-from vitfold.errors import FoldError, ShapeError, UnsupportedModel, VitfoldError, one_line
+from vitfold.errors import (
+    DataError,
+    FoldError,
+    ShapeError,
+    UnsupportedModel,
+    VitfoldError,
+    one_line,
+)
 from vitfold.families import Found
 from vitfold.families.trunks import with_prefix
 from vitfold.methods import Base
@@ -185,10 +192,14 @@ def images_in(inputs: Inputs) -> Tensor:
 
 
 def batches_in(images: Inputs | Iterable[Any]) -> Iterator[Inputs]:
-    """Batches, one or many, without the labels that come beside them."""
+    """Batches, one or many, without the labels that come beside them; refused where they hold
+    what is no number, of which nothing can be learned."""
     batches: Iterable[Any] = [images] if isinstance(images, Tensor | Mapping) else images
-    for batch in batches:
-        yield batch[0] if isinstance(batch, tuple | list) else batch
+    for number, batch in enumerate(batches):
+        inputs: Inputs = batch[0] if isinstance(batch, tuple | list) else batch
+        if not images_in(inputs).isfinite().all():
+            raise DataError(f"batch {number} holds values that are no numbers, or infinite")
+        yield inputs
 
 
 def call(model: nn.Module, inputs: Inputs) -> Any:

@@ -212,7 +212,7 @@ class Scores:
         if batches > iterations:
             raise DataError(
                 f"{self.file}: scores of {batches} batches, more than iterations={iterations}: "
-                "delete it"
+                "ask for as many, or delete it"
             )
         return replace(self, sums=sums, batches=batches)
 

@@ -62,10 +62,10 @@ class Looks(Group):
     no_aug: Annotated[bool, option("No augmentation.", "--no-aug")] = False
     scale: Annotated[str | None, option("Of random crops: 0.6,1.")] = None
     ratio: Annotated[str | None, option("Of random crops: 0.75,1.33.")] = None
-    hflip: Annotated[float, option("How often images are mirrored.")] = 0.5
-    color_jitter: Annotated[float, option("How far colours move.")] = 0.4
+    hflip: Annotated[float, option("How often images are mirrored.", min=0, max=1)] = 0.5
+    color_jitter: Annotated[float, option("How far colours move.", min=0)] = 0.4
     aa: Annotated[str | None, option("timm's AutoAugment policy: rand-m9-mstd0.5, ...")] = None
-    reprob: Annotated[float, option("How often a part is erased.")] = 0.0
+    reprob: Annotated[float, option("How often a part is erased.", min=0, max=1)] = 0.0
     aug_kwargs: Annotated[list[str], option("For timm's transforms.", metavar="KEY=VALUE")] = field(
         default_factory=list
     )

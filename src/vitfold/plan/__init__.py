@@ -39,7 +39,8 @@ def save(model: nn.Module, directory: Directory, *, backbone: bool = False) -> N
         writes = functools.partial(weights.write, state) if plan.weights else None
         store.write(directory, plan, writes)
     except (OSError, SafetensorError) as error:
-        raise PlanError(f"{str(directory)!r} cannot be written: {fields.clip(error)}") from error
+        why = getattr(error, "strerror", None) or fields.clip(error)
+        raise PlanError(f"{str(directory)!r} cannot be written: {why}") from error
 
 
 @overload
