@@ -18,6 +18,7 @@ from torchvision.transforms.v2.functional import to_pil_image
 
 import vitfold
 from vitfold.answers import IGNORED, cross_entropy
+from vitfold.calls import folded
 from vitfold.data import SceneSource
 from vitfold.errors import DataError, MethodError, PlanError, ShapeError, UnsupportedModel
 from vitfold.models import create_model, create_segmenter, save_model, saved_classes
@@ -582,3 +583,26 @@ def test_classes_are_those_of_both_splits(monkeypatch: pytest.MonkeyPatch, tmp_p
     asked = ["train", "vit_tiny_patch16_224", *small, *given, "--output", tmp_path / "out"]
     assert vitfold_(monkeypatch, *map(str, asked)) == 0
     assert saved_classes(str(tmp_path / "out" / "last")) == 4
+
+
+def test_segmenters_are_frozen_and_searched(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    for split in ("train", "val"):
+        scenes(tmp_path / split, 4)
+    where = ["--task", "segment", "--data-dir", tmp_path, "--ignore-label", 9]
+    dense, learned = tmp_path / "dense", tmp_path / "learned"
+    save_model(segmenter(), dense)
+    save_model(vitfold.fold(segmenter(), vitfold.LTMP(merge_threshold=0.3)), learned)
+    asked = ["freeze", learned, *where, "--output", tmp_path / "fixed"]
+    assert vitfold_(monkeypatch, *map(str, asked)) == 0
+    assert "mIoU" in capsys.readouterr().out
+    assert folded(create_model(tmp_path / "fixed")).method.name == "mergedrop"
+    asked = ["search", dense, *where, "--iterations", 2, "-b", 2, "--output", tmp_path / "found"]
+    assert vitfold_(monkeypatch, *map(str, asked)) == 0
+    method = folded(create_model(tmp_path / "found")).method
+    assert isinstance(method, vitfold.PruneMerge)
+    loader = [(torch.rand(2, 3, 48, 48), torch.randint(0, 2, (2, 48, 48)))] * 2
+    assert vitfold.PruneMerge.search(segmenter(), loader, iterations=2).grid == method.grid
+    assert vitfold_(monkeypatch, "freeze", str(learned), "-o", str(tmp_path / "no")) == 2
+    assert "search and freeze take it, by --task segment" in capsys.readouterr().err

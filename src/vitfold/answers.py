@@ -7,7 +7,8 @@ from torch import Tensor, nn
 from vitfold.errors import DataError
 
 ONLY = (
-    "{} gives a class to every pixel: train, validate, bench and trace take it, by --task segment"
+    "{} gives a class to every pixel: train, validate, bench, trace, search and freeze take it, by "
+    "--task segment"
 )
 
 IGNORED = -100
