@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from vitfold.calls import Inputs, batches_in, folded, folds, images_in, reaching
+from vitfold.calls import Inputs, batches_in, folded, folds, images_in, trunk_inputs
 from vitfold.errors import DataError, MethodError
 from vitfold.families import find
 from vitfold.flops import CLOSE, NEAR, Tried, count
@@ -65,7 +65,7 @@ def calibrate(
         return share
 
     with torch.inference_mode(), evaluating(dense):
-        given = reaching(fold(dense, Ward(r=0)), seen)
+        given = trunk_inputs(fold(dense, Ward(r=0)), seen)
         whole = count(lambda: trunk(**given))  # of r=0, which costs what the dense model does
         tried, asked = Tried[float](target, cost), target
         for _ in range(TRIES):

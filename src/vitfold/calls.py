@@ -220,7 +220,7 @@ def follow(model: nn.Module, inputs: Inputs) -> Run:
     return runs[-1]
 
 
-def reaching(model: nn.Module, inputs: Inputs) -> dict[str, Any]:
+def trunk_inputs(model: nn.Module, inputs: Inputs) -> dict[str, Any]:
     """What of these inputs reaches the trunk of a folded model, by name: what is around it may
     prepare images first."""
     given = follow(model, inputs).arguments

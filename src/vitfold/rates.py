@@ -58,7 +58,12 @@ def costs(model: nn.Module, image: Tensor) -> Callable[[PruneMerge], float]:
     blank = torch.zeros_like(image, device=weight.device, dtype=weight.dtype)
     given = {found.kind.arguments[0]: blank}
     whole = cost(found, **given)
-    return lambda rated: cost(find(fold(ours, rated)), **given) / whole
+
+    def share(rated: PruneMerge) -> float:
+        fold(ours, rated)
+        return cost(found, **given) / whole
+
+    return share
 
 
 def _bisect(tried: Tried[PruneMerge], rated: Callable[[float], PruneMerge], start: float) -> None:

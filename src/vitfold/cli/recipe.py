@@ -195,11 +195,10 @@ class Learning(Group):
         """What stays as it is: the model, where nobody says so and it has no rate."""
         if self.freeze in ("model", "method") and not learns:
             raise TrainError(f"--freeze {self.freeze}: give a --method that learns, such as ltmp")
-        said = _rates(options.given(**asdict(self)), {"lr_merge", "lr_prune", "lr_restore"})
-        if self.freeze == "method" and said:
-            raise TrainError(
-                f"--freeze method: it stays as it is; leave out --lr-{next(iter(said))}"
-            )
+        said = options.given(**asdict(self))
+        if self.freeze == "method" and (rates := _rates(said, said)):
+            rate = next(iter(rates))
+            raise TrainError(f"--freeze method: it stays as it is; leave out --lr-{rate}")
         return self.freeze or ("model" if learns and lr is None else "none")
 
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from vitfold.calls import folded, reaching
+from vitfold.calls import folded, trunk_inputs
 from vitfold.flops import CLOSE, Tried, count
 from vitfold.modes import evaluating
 
@@ -41,7 +41,7 @@ def reach(model: nn.Module, share: float, batches: Sequence[Tensor]) -> tuple[fl
         return count(lambda: [trunk(**given) for given in inputs])
 
     with evaluating(model), torch.inference_mode():
-        inputs = [reaching(model, images) for images in batches]
+        inputs = [trunk_inputs(model, images) for images in batches]
         dense = cost(0.0)
         low, high, by = 0.0, math.inf, 1.0
         tried = Tried[float](share, lambda by: cost(by) / dense)
