@@ -28,7 +28,7 @@ def bench(
     data: options.Images,
     precision: options.Precision,
     model: options.ModelName = "digits",
-    task: options.Task = options.TASKS[0],
+    task: options.TaskName = options.TASKS[0],
     decoder: options.Decoder = "mask",
     num_classes: Annotated[
         int | None, typer.Option(min=1, help="Of a new segmenter.", show_default="150")

@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Iterable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,27 +16,23 @@ from vitfold.calls import folded
 from vitfold.cli import options, show
 from vitfold.cli.groups import grouped
 from vitfold.cli.images import batches_of
-from vitfold.data import AnySource, evenly, untouched
+from vitfold.data import SceneSource, evenly, untouched
 from vitfold.errors import DataError
 from vitfold.fold import clone
 from vitfold.freeze import check_ragged
 from vitfold.models import save_model
-from vitfold.segment import VOID, Labels
 from vitfold.segment import score as score_pixels
-from vitfold.segment.score import segmenter
 from vitfold.validate import Batch, predict, score
 
 
 @grouped
 def freeze(
     data: options.TrainingImages,
+    task: options.Task,
     model: Annotated[
         str, typer.Argument(metavar="DIR", help="Trained with LTMP, or calibrated with WardCut.")
     ],
     output: Annotated[Path, typer.Option("--output", "-o", help="The frozen model goes here.")],
-    task: options.Task = options.TASKS[0],
-    ignore_label: options.IgnoreLabel = VOID,
-    reduce_zero_label: options.ReduceZeroLabel = False,
     stride: options.Stride = None,
     val_split: Annotated[str, typer.Option(help="Both are measured on it.")] = "validation",
     images: Annotated[int, typer.Option(min=1, help="For the means, evenly spaced.")] = 512,
@@ -53,28 +50,23 @@ def freeze(
         raise DataError(f"--output {output} is the model, which learned: give another directory")
     options.directory(output)
     made = options.Made(device=device)
-    pixels = options.segments(task)
-    ours = made.model(model) if pixels else made.image_model(model)
+    ours = task.model(made, model)
     check_ragged(ours)
-    held_out = replace(data, split=val_split)
-    if pixels:
-        labels = Labels(segmenter(ours).classes, ignore_label, reduce_zero_label)
-        source: AnySource = data.scenes(labels)
-        scenes = evenly(untouched(ours, held_out.scenes(labels)), limit)
+    held_out = task.source(replace(data, split=val_split), ours)
+    if isinstance(held_out, SceneSource):
+        scenes = evenly(untouched(ours, held_out), limit)
+        judged = partial(_of_pixels, ours, scenes, stride, workers)
     else:
-        source = data.source
-        batches = batches_of(ours, held_out.source, limit, batch_size, workers)
+        judged = partial(_of_images, ours, batches_of(ours, held_out, limit, batch_size, workers))
+    source = task.source(data, ours)
     seen = batches_of(ours, source, images, batch_size, workers, own="train")
     frozen = freeze_(copy.deepcopy(ours), (some.to(made.on) for some, _ in seen))
-    if pixels:
-        _show_pixels(ours, frozen, scenes, stride, workers)
-    else:
-        _show(ours, frozen, batches)
+    judged(frozen)
     save_model(frozen, output)
     show.written(output)
 
 
-def _show(learned: nn.Module, frozen: nn.Module, batches: Iterable[Batch]) -> None:
+def _of_images(learned: nn.Module, batches: Iterable[Batch], frozen: nn.Module) -> None:
     """How right the frozen model is, the one that learned, and the dense one."""
     said, on = {}, next(learned.parameters()).device
     for name, candidate in (("dense", clone(learned)), ("learned", learned), ("frozen", frozen)):
@@ -88,8 +80,8 @@ def _show(learned: nn.Module, frozen: nn.Module, batches: Iterable[Batch]) -> No
     show.table(str(folded(frozen).method), ["", "top-1", "95 %", "agrees with dense"], rows)
 
 
-def _show_pixels(
-    learned: nn.Module, frozen: nn.Module, scenes: Any, stride: int | None, workers: int
+def _of_pixels(
+    learned: nn.Module, scenes: Any, stride: int | None, workers: int, frozen: nn.Module
 ) -> None:
     """The same of segmenters."""
     rows = []

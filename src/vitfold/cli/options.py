@@ -13,15 +13,16 @@ from torch import nn
 from vitfold.answers import ONLY
 from vitfold.calls import folds
 from vitfold.cli import show
-from vitfold.cli.groups import Group
-from vitfold.data import SceneSource, Source
+from vitfold.cli.groups import Group, option
+from vitfold.data import AnySource, SceneSource, Source
 from vitfold.errors import DataError, MethodError, one_line
 from vitfold.fold import fold
 from vitfold.methods import METHODS, Base, create_method
 from vitfold.methods.base import learns, named
 from vitfold.models import create_model, create_segmenter, saved_classes
 from vitfold.plan import has_backbone, load
-from vitfold.segment import DECODERS, Labels, Segmenter
+from vitfold.segment import DECODERS, VOID, Labels, Segmenter
+from vitfold.segment.score import segmenter as pixelwise
 
 MODEL_HELP = (
     "A timm name, digits (the embedded model), hf:NAME, or the directory of a saved plan or model."
@@ -68,15 +69,11 @@ ClassMap = Annotated[str, typer.Option(help="File that maps class names to label
 Limit = Annotated[int | None, typer.Option(min=1, help="Only N images, evenly spaced.")]
 Workers = Annotated[int, typer.Option("--workers", "-j", min=0, help="Processes that read images.")]
 
-Task = Annotated[str, typer.Option("--task", help="classify, or segment: a class for every pixel.")]
+TaskName = Annotated[
+    str, typer.Option("--task", help="classify, or segment: a class for every pixel.")
+]
 Decoder = Annotated[
     str, typer.Option("--decoder", help=f"Of a new segmenter: {' or '.join(DECODERS)}.")
-]
-IgnoreLabel = Annotated[
-    int, typer.Option("--ignore-label", min=0, help="What annotations call a pixel of no class.")
-]
-ReduceZeroLabel = Annotated[
-    bool, typer.Option("--reduce-zero-label", help="0 is no class, and classes begin at 1.")
 ]
 Stride = Annotated[
     int | None, typer.Option(min=1, help="Pixels between sliding windows.", show_default="a window")
@@ -187,6 +184,38 @@ class TrainingImages(Images):
     """Those of training, where nobody says otherwise."""
 
     split: Annotated[str, typer.Option(help="Part of the dataset that is looked at.")] = "train"
+
+
+@dataclass(frozen=True)
+class Task(Group):
+    """What is asked of a model: the class of an image, or of every pixel."""
+
+    panel = "Task"
+
+    task: TaskName = TASKS[0]
+    ignore_label: Annotated[int, option("What annotations call a pixel of no class.", min=0)] = VOID
+    reduce_zero_label: Annotated[
+        bool, option("0 is no class, and classes begin at 1.", "--reduce-zero-label")
+    ] = False
+
+    @property
+    def pixels(self) -> bool:
+        """Whether it is of every pixel."""
+        return segments(self.task)
+
+    def labels(self, classes: int) -> Labels:
+        """What the numbers in annotations mean."""
+        return Labels(classes, self.ignore_label, self.reduce_zero_label)
+
+    def model(self, made: Made, name: str) -> nn.Module:
+        """A model that answers."""
+        return pixelwise(made.model(name)) if self.pixels else made.image_model(name)
+
+    def source(self, images: Images, model: nn.Module) -> AnySource:
+        """Images whose labels are the model's."""
+        if not self.pixels:
+            return images.source
+        return images.scenes(self.labels(pixelwise(model).classes))
 
 
 @dataclass(frozen=True)

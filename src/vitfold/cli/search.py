@@ -11,7 +11,6 @@ from torch import nn
 from vitfold.cli import options, show
 from vitfold.cli.groups import grouped
 from vitfold.cli.images import shuffled_of
-from vitfold.data import AnySource
 from vitfold.errors import MethodError, nearest
 from vitfold.families import find
 from vitfold.flops import cost
@@ -20,8 +19,6 @@ from vitfold.importance import ITERATIONS
 from vitfold.importance import search as search_
 from vitfold.methods import PruneMerge
 from vitfold.models import save_model
-from vitfold.segment import VOID, Labels
-from vitfold.segment.score import segmenter
 from vitfold.structure import AROUND, GROUPINGS, SCOPES
 
 SCORES = "scores.safetensors"
@@ -38,11 +35,9 @@ SCORED = 32
 def search(
     data: options.TrainingImages,
     made: options.Made,
+    task: options.Task,
     model: options.ModelName,
     output: Annotated[Path, typer.Option("--output", "-o", help="The folded model goes here.")],
-    task: options.Task = options.TASKS[0],
-    ignore_label: options.IgnoreLabel = VOID,
-    reduce_zero_label: options.ReduceZeroLabel = False,
     keep: Annotated[
         float | None, typer.Option(help="Share of patches that stay alone.", show_default="0.6")
     ] = None,
@@ -74,13 +69,8 @@ def search(
 
     Train it next, from where it is saved: `vitfold train DIR --distill soft ...`.
     """
-    source: AnySource = data.source
-    if options.segments(task):
-        base = made.model(model)
-        labels = Labels(segmenter(base).classes, ignore_label, reduce_zero_label)
-        source = data.scenes(labels)
-    else:
-        base = made.image_model(model)
+    base = task.model(made, model)
+    source = task.source(data, base)
     found = found_in(
         base,
         shuffled_of(base, source, batch_size, iterations, seed, workers),

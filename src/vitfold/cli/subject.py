@@ -28,7 +28,7 @@ from vitfold.models import (
     is_named,
     saved_classes,
 )
-from vitfold.segment import DECODERS, VOID, Labels, Segmenter, classes_in
+from vitfold.segment import DECODERS, Labels, Segmenter, classes_in
 from vitfold.segment.segmenter import MOST_CLASSES
 from vitfold.train import checkpoint
 from vitfold.train.examples import own_randomness, seed_all
@@ -38,12 +38,11 @@ Options = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Data(Group):
+class Data(options.Task):
     """The images to train and to evaluate on, and what their labels mean."""
 
     panel = "Data"
 
-    task: Annotated[str, option("classify, or segment: a class for every pixel.")] = "classify"
     dataset: Annotated[str, option("timm's dataset name: hfds/..., torch/cifar10, ...")] = ""
     data_dir: Annotated[
         Path | None,
@@ -56,10 +55,6 @@ class Data(Group):
     no_val: Annotated[bool, option("Do not evaluate.", "--no-val")] = False
     class_map: Annotated[str, option("File that maps class names to labels.")] = ""
     num_classes: Annotated[int | None, option("Default: what the dataset has.")] = None
-    ignore_label: Annotated[int, option("What annotations call a pixel of no class.", min=0)] = VOID
-    reduce_zero_label: Annotated[
-        bool, option("0 is no class, and classes begin at 1.", "--reduce-zero-label")
-    ] = False
 
     @property
     def held_out(self) -> str:
@@ -68,19 +63,19 @@ class Data(Group):
 
     def check(self) -> None:
         """Refuse to begin without images."""
-        if not (self.dataset or self.data_dir or options.segments(self.task)):
+        if not (self.dataset or self.data_dir or self.pixels):
             raise options.no_data()
 
-    def labels(self, model: str) -> Labels | None:
+    def labels_for(self, model: str) -> Labels | None:
         """What annotations mean, where every pixel has a class. Where nobody says how many there
         are, they are as many as a saved segmenter has, or as those of training show."""
-        if not options.segments(self.task):
+        if not self.pixels:
             return None
         saved = saved_classes(model)
         if saved is not None and self.num_classes not in (None, saved, MOST_CLASSES):
             raise TrainError(f"{model} has {saved} classes: leave out --num-classes")
         known = saved or self.num_classes
-        labels = Labels(known or MOST_CLASSES, self.ignore_label, self.reduce_zero_label)
+        labels = self.labels(known or MOST_CLASSES)
         splits = [self.train_split] if self.no_val else [self.train_split, self.held_out]
         sources = [self._images(split).scenes(labels) for split in splits]
         if known:
@@ -193,11 +188,11 @@ class Start(Group):
 
 
 @dataclass(frozen=True)
-class Task:
-    """What is asked of a model: the class of an image, or of every pixel.
+class Subject:
+    """What is trained, and on what.
 
     images: those of training.
-    about: what tells two tasks apart, beside what was said of data and model.
+    about: what tells two of them apart, beside what was said of data and model.
     """
 
     model: nn.Module
@@ -209,9 +204,9 @@ class Task:
     about: Options = field(default_factory=dict)
 
 
-def task(name: str, data: Data, start: Start, seed: int) -> Task:
+def choose(name: str, data: Data, start: Start, seed: int) -> Subject:
     """The model to begin with and the images for it, as far as they are asked for."""
-    labels = data.labels(name)
+    labels = data.labels_for(name)
     source, held_out = data.sources(labels)
     images = source.open()
     with own_randomness():
@@ -221,10 +216,10 @@ def task(name: str, data: Data, start: Start, seed: int) -> Task:
             if isinstance(held_out, Source) and not data.no_val:
                 held_out = held_out.like(images)
             model = start.classifier(name, data.num_classes, found)
-            return Task(model, source, held_out, images, data.num_classes or found, Top1())
+            return Subject(model, source, held_out, images, data.num_classes or found, Top1())
         model = start.segmenter(name, labels.classes)
     judge, about = MeanIoU(labels.classes), {"labels": asdict(labels), "decoder": start.decoder}
-    return Task(model, source, held_out, images, labels.classes, judge, about)
+    return Subject(model, source, held_out, images, labels.classes, judge, about)
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from vitfold.cli import options, show
 from vitfold.cli.groups import grouped
 from vitfold.data import data_config, preprocessing, scene_look
 from vitfold.errors import DataError
-from vitfold.segment import VOID, Labels, Segmenter
+from vitfold.segment import Labels, Segmenter
 from vitfold.segment.pictures import compare
 from vitfold.segment.scenes import annotation_of, check_size
 from vitfold.segment.score import segmenter
@@ -25,11 +25,9 @@ from vitfold.trace import trace as trace_
 def trace(
     choice: options.Choice,
     made: options.Made,
+    task: options.Task,
     model: options.ModelName,
     images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Image files.")],
-    task: options.Task = options.TASKS[0],
-    ignore_label: options.IgnoreLabel = VOID,
-    reduce_zero_label: options.ReduceZeroLabel = False,
     stride: options.Stride = None,
     plan: options.PlanDirectory = None,
     output: Annotated[
@@ -44,12 +42,12 @@ def trace(
     """
     options.directory(output)
     ours = options.folded_by(made.model(model), plan, choice)
-    if options.segments(task):
+    if task.pixels:
         segmenter(ours)
     pictures = [_open(path) for path in images]
     truths: list[Tensor | None] = []
     if isinstance(ours, Segmenter):
-        labels = Labels(ours.classes, ignore_label, reduce_zero_label)
+        labels = task.labels(ours.classes)
         truths = [
             _truth(path, picture, labels) for path, picture in zip(images, pictures, strict=True)
         ]

@@ -97,13 +97,13 @@ def train(
     """
     data.check()
     learning.check(looks)
-    if options.segments(data.task) and looks.mix:
+    if data.pixels and looks.mix:
         raise TrainError("--mixup, --cutmix: only images of one class are mixed")
     mixed = PRECISIONS[precision.dtype]
     begun(options.directory(running.output), running.resume)
     accelerator = create_accelerator(running.on, mixed)
-    task = subject.task(model, data, start, learning.seed)
-    base, source = task.model, task.source
+    chosen = subject.choose(model, data, start, learning.seed)
+    base, source = chosen.model, chosen.source
     teacher = subject.teacher(learning.teacher, base)
     if choice.searches and not folds(base):
         scored = running.output / SCORES if accelerator.is_main_process else None
@@ -114,12 +114,12 @@ def train(
         ours = subject.folded(base, choice)
     start.begin(ours)
     recipe = learning.recipe(ours, looks)
-    task.images.transform = source.augment(base, recipe.augment)
+    chosen.images.transform = source.augment(base, recipe.augment)
     about = start.about | {
         "model": model,
         "method": [record.method.to_json() for record in folds(ours)],
         "data": [data.dataset, str(data.data_dir), data.train_split, data.class_map],
-        **task.about,
+        **chosen.about,
         "teacher": learning.teacher,
         "precision": mixed,
     }
@@ -128,14 +128,14 @@ def train(
         outcome = train_(
             ours,
             recipe,
-            task.images,
-            None if data.no_val else untouched(base, task.held_out),
+            chosen.images,
+            None if data.no_val else untouched(base, chosen.held_out),
             settings=running.settings(usual(ours)["log_interval"]),
             accelerator=accelerator,
             teacher=teacher,
-            classes=task.classes,
+            classes=chosen.classes,
             calibration=labelled(base, source, CALIBRATION, skip=True) if learns else None,
-            judge=task.judge,
+            judge=chosen.judge,
             about=about,
         )
     except OutOfReach as missed:
@@ -143,7 +143,7 @@ def train(
             _draw(running.output / LEARNED, missed.outcome.steps)
         raise
     if accelerator.is_main_process:
-        _show(model, outcome, running.output, task.judge)
+        _show(model, outcome, running.output, chosen.judge)
 
 
 PRECISIONS = {None: "no", torch.bfloat16: "bf16", torch.float16: "fp16"}

@@ -16,20 +16,12 @@ from vitfold.calls import folded
 from vitfold.cli import options, show
 from vitfold.cli.groups import grouped
 from vitfold.cli.images import batches_of
-from vitfold.data import (
-    AnySource,
-    SceneSource,
-    Source,
-    classes_of,
-    evenly,
-    untouched,
-)
+from vitfold.data import SceneSource, Source, classes_of, evenly, untouched
 from vitfold.errors import DataError
 from vitfold.fold import clone
-from vitfold.segment import VOID, Labels, score
 from vitfold.segment import Report as SceneReport
+from vitfold.segment import score
 from vitfold.segment.pictures import compare
-from vitfold.segment.score import segmenter
 from vitfold.validate import Report
 from vitfold.validate import validate as validate_
 
@@ -39,11 +31,9 @@ def validate(
     choice: options.Choice,
     made: options.Made,
     data: options.Images,
+    task: options.Task,
     precision: options.Precision,
     model: options.ModelName = "digits",
-    task: options.Task = options.TASKS[0],
-    ignore_label: options.IgnoreLabel = VOID,
-    reduce_zero_label: options.ReduceZeroLabel = False,
     stride: options.Stride = None,
     pictures: Annotated[
         int, typer.Option(min=0, help="Of a segmenter, draw so many scenes, evenly spaced.")
@@ -63,16 +53,15 @@ def validate(
     if results_file:
         results.check_results_file(results_file)
     dtype = precision.dtype
-    ours = options.folded_by(made.model(model), plan, choice)
-    if pictures and not options.segments(task):
+    if pictures and not task.pixels:
         raise DataError(f"--pictures {pictures} are of a segmenter: give --task segment")
-    if options.segments(task):
-        labels = Labels(segmenter(ours).classes, ignore_label, reduce_zero_label)
-        scenes = data.scenes(labels)
-        report = _of_pixels(model, ours, scenes, limit, stride, workers, dtype)
-        _draw(ours, scenes, pictures, stride, output)
+    ours = options.folded_by(task.model(made, model), plan, choice)
+    source = task.source(data, ours)
+    if isinstance(source, SceneSource):
+        report = _of_pixels(model, ours, source, limit, stride, workers, dtype)
+        _draw(ours, source, pictures, stride, output)
     else:
-        report = _of_images(model, ours, data.source, limit, batch_size, workers, dtype)
+        report = _of_images(model, ours, source, limit, batch_size, workers, dtype)
     if results_file:
         about = {"command": "validate", "model": model, "method": folded(ours).method.to_json()}
         tags = {"model": model, "method": str(folded(ours).method)}
@@ -113,7 +102,7 @@ def _note_classes(model: nn.Module, source: Source, batches: Any) -> None:
 def _of_pixels(
     name: str,
     ours: nn.Module,
-    source: AnySource,
+    source: SceneSource,
     limit: int | None,
     stride: int | None,
     workers: int,
