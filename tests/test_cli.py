@@ -27,9 +27,9 @@ TINY = ["--model-kwargs", "depth=2 embed_dim=48 num_heads=3"]
 MODEL = "vit_tiny_patch16_224"
 
 
-def vitfold_(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
+def vitfold_(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
     """The exit status of `vitfold ...`."""
-    monkeypatch.setattr(sys, "argv", ["vitfold", *arguments])
+    monkeypatch.setattr(sys, "argv", ["vitfold", *map(str, arguments)])
     with pytest.raises(SystemExit) as stop:
         main()
     return int(stop.value.code or 0)

@@ -1,5 +1,6 @@
 """Models by name."""
 
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -141,6 +142,20 @@ def test_a_saved_plan_is_a_name(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(PlanError, match=r"has neither plan\.json nor a config\.json"):
         create_model(str(tmp_path / "empty"))
+
+
+def test_the_embedded_model_is_saved_as_it_is_made(tmp_path: Path) -> None:
+    model: Any = create_model("digits", pretrained=True)
+    model.norm.weight.data.mul_(2)
+    save_model(model, tmp_path)
+    again = create_model(tmp_path)
+    state = model.state_dict()
+    assert all(torch.equal(state[key], value) for key, value in again.state_dict().items())
+    config = json.loads((tmp_path / "config.json").read_text())
+    for key, value in {"source": "segmenter", "name": "numbers", "arguments": {"depth": 3}}.items():
+        (tmp_path / "config.json").write_text(json.dumps(config | {key: value}))
+        with pytest.raises(PlanError, match=r"config\.json"):
+            create_model(tmp_path)
 
 
 def test_a_dense_model_takes_the_place_of_a_plan(tmp_path: Path) -> None:

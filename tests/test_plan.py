@@ -541,7 +541,7 @@ def test_what_a_plan_cannot_hold_is_not_saved(tmp_path: Path) -> None:
 
 def test_a_file_in_the_way_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(PlanError, match="file' cannot be written"):
+    with pytest.raises(PlanError, match="file cannot be written"):
         vitfold.save(vitfold.fold(tiny(), "tome", r=3), tmp_path / "file")
 
 

@@ -13,7 +13,8 @@ from vitfold import errors
 SOURCE = Path(vitfold.__file__).parent
 
 FLOORS = [
-    ["errors", "files", "modes", "ragged"],
+    ["errors"],
+    ["files", "modes", "ragged"],
     ["layout", "tokenmap", "cues"],
     ["ledger", "match", "structure"],
     ["threshold"],

@@ -26,13 +26,15 @@ from PIL import Image
 from safetensors.torch import load_file
 from test_cli import pictures, vitfold_
 from timm.data import IterableImageDataset
+from timm.models import VisionTransformer
 from torch import Tensor, nn
 
 import vitfold
+from vitfold import digits as digits_
 from vitfold import results
 from vitfold.data import Source
 from vitfold.digits import create_digits, load_split
-from vitfold.errors import DataError, MethodError, TrainError
+from vitfold.errors import DataError, MethodError, PlanError, TrainError
 from vitfold.models import create_model, save_model
 from vitfold.train import Distillation, Recipe, checkpoint, train
 from vitfold.train import loop as loop_
@@ -994,6 +996,50 @@ def test_the_command_searches_and_trains_matrices(
     assert vitfold_(monkeypatch, *again[:-3], "--seed", "5") == 2
     assert "holds a training" in capsys.readouterr().err
     assert (output / "scores.safetensors").read_bytes() == scores
+
+
+def test_what_cannot_be_saved_is_not_trained(tmp_path: Path) -> None:
+    model = VisionTransformer(img_size=32, patch_size=8, embed_dim=24, num_heads=3, depth=1)
+    with pytest.raises(PlanError, match="VisionTransformer cannot be saved"):
+        train(model, RECIPE, Blobs(), settings=Settings(tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_embedded_model_brings_its_own_images(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    every = digits_._digits
+    few = {split: tuple(part[:48] for part in every(split)) for split in ("train", "test")}
+    monkeypatch.setattr(digits_, "_digits", few.get)
+    given = ["train", "digits", "--pretrained", "-b", "24", "--epochs", "1", "--device", "cpu"]
+    for method, name in ([], "dense"), (["--method", "tome", "--flops", "0.6"], "folded"):
+        output = tmp_path / name
+        assert vitfold_(monkeypatch, *given, "--lr", "1e-5", *method, "--output", output) == 0
+        assert "best top-1" in capsys.readouterr().out
+        assert vitfold_(monkeypatch, "validate", output / "last") == 0
+        assert vitfold_(monkeypatch, *given, *method, "--output", output, "--resume") == 2
+        assert "was 1e-05" in capsys.readouterr().err
+        again = [*given, "--output", tmp_path / f"{name}-more"]
+        assert vitfold_(monkeypatch, *again[:1], output / "last", *again[3:]) == 0
+    images = digits_.Digits("train")
+    images.transform = digits_.Digit.anew
+    one, other = images[3][0], images[3][0]
+    assert not torch.equal(one, other)
+    assert torch.equal(digits_.Digits("train")[3][0], digits_.Digits("train")[3][0])
+
+
+def test_images_of_which_none_can_be_read_end_a_training_in_a_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], folder: Path,
+    tmp_path: Path,
+) -> None:  # fmt: skip
+    for picture in (folder / "train").rglob("*.png"):
+        picture.write_bytes(b"no picture")
+    for workers in "0", "1":
+        more = ["--workers", workers]
+        assert vitfold_(monkeypatch, *options(folder, tmp_path / workers), *more) == 2
+        shown = capsys.readouterr().err
+        assert "cannot be read as an image" in shown
+        assert shown.strip().splitlines()[-1].startswith("error: ")
 
 
 @pytest.mark.parametrize(

@@ -3,8 +3,9 @@
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from operator import attrgetter
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import timm.data
 import torch
@@ -12,6 +13,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
+from vitfold.digits import Digit, Digits
 from vitfold.errors import DataError, one_line
 from vitfold.families import find
 from vitfold.segment import SPLITS, Labels, Scenes, also, open_scenes
@@ -185,7 +187,34 @@ def _look(model: nn.Module) -> tuple[tuple[int, int], Sequence[float], Sequence[
     return tuple(config["input_size"][1:]), config["mean"], config["std"]
 
 
-AnySource = Source | SceneSource
+@dataclass(frozen=True)
+class DigitsSource:
+    """The digits that the embedded model reads; they come as it takes them."""
+
+    split: Literal["train", "test"]
+    given: ClassVar[bool] = True
+    root: ClassVar[None] = None
+
+    def prepare(self, _model: nn.Module) -> Callable[[Digit], Tensor]:
+        """What makes an image of a digit."""
+        return attrgetter("placed")
+
+    whole = prepare
+
+    def augment(self, _model: nn.Module, _options: dict[str, Any]) -> Callable[[Digit], Tensor]:
+        """The same at another place, size and angle; no other change leaves digits as they are."""
+        return Digit.anew
+
+    def open(self) -> Digits:
+        """The dataset."""
+        return Digits(self.split)
+
+    def shares(self, other: "AnySource") -> bool:
+        """Whether both read the same digits."""
+        return self == other
+
+
+AnySource = Source | SceneSource | DigitsSource
 
 
 class Part(Dataset[Any]):
@@ -219,12 +248,17 @@ class Strict(Part):
         super().__init__(whole, range(len(whole)))
 
     def __getitem__(self, place: int) -> Any:
-        try:
-            return self.whole[place]
-        except RuntimeError as error:
-            if not str(error).startswith("Failed to load"):
-                raise
-            raise DataError(f"{filename(self.whole, place)} cannot be read as an image") from error
+        return item(self.whole, place)
+
+
+def item(dataset: Any, place: int) -> Any:
+    """An image with its label; an error that names the file where timm has given up."""
+    try:
+        return dataset[place]
+    except RuntimeError as error:
+        if not str(error).startswith("Failed to load"):
+            raise
+        raise DataError(f"{filename(dataset, place)} cannot be read as an image") from error
 
 
 def strict(dataset: Any) -> Any:

@@ -4,17 +4,19 @@ The pictures are the 8x8 handwritten digits bundled with scikit-learn, enlarged 
 a canvas of 14 x 14 patches, so that many tokens show background or the same stroke.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cache
 from importlib import import_module, resources
+from operator import attrgetter
 from types import MappingProxyType
-from typing import Any, Final, Literal
+from typing import Any, ClassVar, Final, Literal, NamedTuple
 
 import safetensors.torch
 import torch
 import torch.nn.functional as F
 from timm.models import VisionTransformer
 from torch import Tensor
+from torch.utils.data import Dataset
 
 from vitfold.errors import missing
 
@@ -64,8 +66,39 @@ def load_split(split: Literal["train", "test"]) -> tuple[Tensor, Tensor]:
     digits, labels, indices = _digits(split)
     if split == "train":
         return _render(digits, torch.rand(len(digits), 6)), labels
-    generator = torch.Generator().manual_seed(_SPLIT_SEED)
-    return _render(digits, _fixed_draws(indices), generator), labels
+    return _placed(digits, indices), labels
+
+
+class Digit(NamedTuple):
+    """One of them: on its canvas, at the place that is always its own, and the ink alone."""
+
+    placed: Tensor
+    ink: Tensor
+
+    def anew(self) -> Tensor:
+        """At another place, size and angle, drawn from PyTorch's global generator."""
+        return _render(self.ink.unsqueeze(0), torch.rand(1, 6))[0]
+
+
+class Digits(Dataset[Any]):
+    """The digits of a split with their labels.
+
+    transform: makes an image of a `Digit`.
+    """
+
+    class_to_idx: ClassVar = {str(number): number for number in range(10)}
+
+    def __init__(self, split: Literal["train", "test"]) -> None:
+        self.ink, self.labels, indices = _digits(split)
+        self.placed = _placed(self.ink, indices)
+        self.transform: Callable[[Digit], Tensor] = attrgetter("placed")
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, place: int) -> tuple[Tensor, int]:
+        digit = Digit(self.placed[place], self.ink[place])
+        return self.transform(digit), int(self.labels[place])
 
 
 def _stored_weights() -> dict[str, Tensor]:
@@ -91,6 +124,12 @@ def _digits(split: Literal["train", "test"]) -> tuple[Tensor, Tensor, Tensor]:
     indices = torch.tensor(parts[("train", "test").index(split)])
     images = torch.from_numpy(bunch.images).float().unsqueeze(1) / 16
     return images[indices], torch.from_numpy(bunch.target).long()[indices], indices
+
+
+def _placed(digits: Tensor, indices: Tensor) -> Tensor:
+    """Digits at the places that are always theirs."""
+    generator = torch.Generator().manual_seed(_SPLIT_SEED)
+    return _render(digits, _fixed_draws(indices), generator)
 
 
 def _fixed_draws(indices: Tensor) -> Tensor:

@@ -1,10 +1,28 @@
-"""Files that are there whole, or as they were before."""
+"""Files that are there whole, or as they were before; and what is said where they cannot be."""
 
 import contextlib
 import os
 import secrets
 from collections.abc import Iterator
 from pathlib import Path
+
+from safetensors import SafetensorError
+
+from vitfold.errors import VitfoldError, one_line
+
+
+@contextlib.contextmanager
+def writing(path: Path, kind: type[VitfoldError], *others: type[Exception]) -> Iterator[None]:
+    """What keeps a path from being written is an error of that kind.
+
+    others: what a library raises there, besides what a disk does.
+    """
+    known: tuple[type[Exception], ...] = (OSError, SafetensorError, *others)
+    try:
+        yield
+    except known as error:
+        why = getattr(error, "strerror", None) or one_line(error)
+        raise kind(f"{path} cannot be written: {why}") from error
 
 
 @contextlib.contextmanager

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -24,7 +24,7 @@ from vitfold.answers import answers, cross_entropy
 from vitfold.blocks.own import OwnAttend
 from vitfold.errors import DataError, MethodError, one_line
 from vitfold.families import find
-from vitfold.files import whole
+from vitfold.files import whole, writing
 from vitfold.fold import clone, fold
 from vitfold.layout import Layout
 from vitfold.ledger import Ledger
@@ -247,11 +247,8 @@ class Scores:
         if self.file is None:
             return
         tensors = {"sums": self.sums, "batches": torch.tensor(self.batches)}
-        try:
-            with whole(self.file) as part:
-                save_file(tensors, part, metadata=self.about)
-        except (OSError, SafetensorError) as error:
-            raise DataError(f"{self.file} cannot be written: {one_line(error)}") from error
+        with writing(self.file, DataError), whole(self.file) as part:
+            save_file(tensors, part, metadata=self.about)
 
     def rounded(self) -> tuple[tuple[float, ...], ...]:
         """The mean over batches, with as many digits as matter."""

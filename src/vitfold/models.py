@@ -1,8 +1,10 @@
 """Models by name: timm's, Hugging Face's, the one that comes with vitfold, and saved ones."""
 
+import functools
 import json
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from torch import nn
 
 from vitfold.calls import folds
 from vitfold.errors import PlanError, UnsupportedModel, VitfoldError
+from vitfold.files import writing
 from vitfold.plan import fields, load, save, sources, store, weights
 from vitfold.plan.fields import clip
 from vitfold.plan.schema import decode
@@ -20,6 +23,9 @@ from vitfold.plan.sources import digits, hf, segmenter, timm
 from vitfold.segment import Segmenter
 
 HUB, LOCAL, OURS = "hf:", "local-dir:", "vitfold-dir:"
+
+OWN = (digits.NAME, segmenter.NAME)
+"""Where models come from that are saved as vitfold makes them."""
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 
@@ -123,15 +129,29 @@ def is_named(name: str) -> bool:
 
 def saved_classes(name: str) -> int | None:
     """How many classes the segmenter in a directory has; None where there is none."""
+    made = _made(name)
+    if made is None or made.source != segmenter.NAME:
+        return None
+    return int(made.arguments["classes"])
+
+
+def is_embedded(name: str) -> bool:
+    """Whether it is the model that comes with vitfold, or what was made of it."""
+    made = _made(name)
+    return name == digits.NAME or (made is not None and made.source == digits.NAME)
+
+
+def _made(name: str) -> sources.Origin | None:
+    """What makes the model in a directory, where vitfold saved it."""
     if is_named(name) or not os.path.isdir(name):
         return None
     directory = Path(name)
     if (directory / fields.FILE).is_file():
-        made: Any = decode(store.read(directory)).model
-        return made.arguments["classes"] if made.source == segmenter.NAME else None
+        made = decode(store.read(directory)).model
+        return sources.Origin(made.source, made.name, made.arguments)
     if not (directory / CONFIG).is_file() or not _saved(directory).startswith(OURS):
         return None
-    return int(_origin(directory)["arguments"]["classes"])
+    return _origin(directory)
 
 
 def save_model(model: nn.Module, directory: str | os.PathLike[str]) -> None:
@@ -141,41 +161,57 @@ def save_model(model: nn.Module, directory: str | os.PathLike[str]) -> None:
     if folds(model):
         save(model, directory, backbone=True)
         return
+    write = _writer(model)
     part = directory.with_name(f".{directory.name}.part")
     try:
-        directory.mkdir(parents=True, exist_ok=True)
-        _write(model, part)
-        for file in part.iterdir():  # each file is there whole, the one before or the new one
-            os.replace(file, directory / file.name)
-        (directory / fields.FILE).unlink(missing_ok=True)  # of a model that was folded, once
-    except Exception as error:
-        raise PlanError(f"{directory} cannot be written: {clip(error)}") from error
+        with writing(directory, PlanError, Exception):
+            directory.mkdir(parents=True, exist_ok=True)
+            write(part)
+            for file in part.iterdir():  # each file is there whole, the one before or the new one
+                os.replace(file, directory / file.name)
+            (directory / fields.FILE).unlink(missing_ok=True)  # of a model that was folded, once
     finally:
         shutil.rmtree(part, ignore_errors=True)
 
 
-def described(model: nn.Module) -> sources.Origin:
-    """What makes a segmenter again, or an error where nothing does."""
-    origin = sources.describe(model)
-    if origin.source != segmenter.NAME:
+def check_saves(model: nn.Module) -> None:
+    """Refuse a model that `save_model` cannot save: before it is trained, not after."""
+    if not folds(model):
+        _writer(model)
+
+
+def _writer(model: Any) -> Callable[[Path], None]:
+    """What writes a model that is not folded to a directory."""
+    kind = type(model).__name__
+    source = sources.identify(model)[0]
+    if source == "transformers":
+        return model.save_pretrained  # type: ignore[no-any-return]
+    if source in OWN or isinstance(model, Segmenter):
+        origin = sources.describe(model)
+        if origin.source not in OWN:
+            raise PlanError(
+                f"the encoder of this {kind} cannot be made by name and arguments: give a timm "
+                "model with plain ones"
+            )
+        return functools.partial(_write_ours, model, origin)
+    if not hasattr(model, "pretrained_cfg"):
         raise PlanError(
-            f"the encoder of this {type(model).__name__} cannot be made by name and arguments: "
-            "give a timm model with plain ones"
+            f"this {kind} cannot be saved, as it is not known by a name: make it by "
+            "vitfold.create_model, timm.create_model or from_pretrained"
         )
-    return origin
+    return functools.partial(_write_timm, model)
 
 
-def _write(model: Any, directory: Path) -> None:
-    if sources.identify(model)[0] == "transformers":
-        model.save_pretrained(directory)
-    elif isinstance(model, Segmenter):
-        directory.mkdir(parents=True, exist_ok=True)
-        weights.write(model.state_dict(), directory / WEIGHTS)
-        made = json.dumps(described(model)._asdict(), indent=2)
-        (directory / CONFIG).write_text(made + "\n", encoding="utf-8")
-    else:
-        save_for_hf(model, directory, safe_serialization=True)
-        weights.readable(directory / WEIGHTS)
+def _write_ours(model: nn.Module, origin: sources.Origin, directory: Path) -> None:
+    directory.mkdir(parents=True, exist_ok=True)
+    weights.write(model.state_dict(), directory / WEIGHTS)
+    made = json.dumps(origin._asdict(), indent=2)
+    (directory / CONFIG).write_text(made + "\n", encoding="utf-8")
+
+
+def _write_timm(model: Any, directory: Path) -> None:
+    save_for_hf(model, directory, safe_serialization=True)
+    weights.readable(directory / WEIGHTS)
 
 
 def _saved(directory: Path) -> str:
@@ -198,7 +234,7 @@ def _saved(directory: Path) -> str:
 
 
 def _build_ours(directory: Path, kwargs: dict[str, Any]) -> nn.Module:
-    """A segmenter that `save_model` saved."""
+    """A model of our own that `save_model` saved."""
     if kwargs:
         raise UnsupportedModel(f"{directory} is saved whole: leave out {', '.join(kwargs)}")
     made = _origin(directory)
@@ -207,24 +243,24 @@ def _build_ours(directory: Path, kwargs: dict[str, Any]) -> nn.Module:
     stored = weights.read(directory, WEIGHTS)
     floating = [tensor.dtype for tensor in stored.values() if tensor.is_floating_point()]
     dtype = floating[0] if floating else torch.float32
-    blank = sources.sketch(**made).to(dtype)
+    blank = sources.sketch(*made).to(dtype)
     weights.check(stored, blank.state_dict(), WEIGHTS)
-    model = segmenter.build(made["name"], made["arguments"], False).to(dtype)
+    model = sources.SOURCES[made.source].build(made.name, made.arguments, False).to(dtype)
     weights.copy(stored, model)
     return model
 
 
-def _origin(directory: Path) -> dict[str, Any]:
-    """What makes the segmenter in a directory."""
+def _origin(directory: Path) -> sources.Origin:
+    """What makes the model of our own in a directory."""
     try:
         config = fields.parse((directory / CONFIG).read_bytes())
         made = fields.record("", config, sources.Origin._fields)
-        fields.choice("source", made["source"], [segmenter.NAME])
-        segmenter.check(made["name"], made["arguments"])
+        fields.choice("source", made["source"], OWN)
+        sources.SOURCES[made["source"]].check(made["name"], made["arguments"])
     except PlanError as error:  # the fields of a plan are called so
         told = str(error).replace(fields.FILE, CONFIG, 1).replace("model.", "", 1)
         raise PlanError(told) from error
-    return made
+    return sources.Origin(**made)
 
 
 def _load(directory: str, kwargs: dict[str, Any]) -> nn.Module:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from vitfold.errors import DataError
-from vitfold.files import whole
+from vitfold.files import whole, writing
 
 Rows = Sequence[Mapping[str, Any]]
 
@@ -45,11 +45,8 @@ def read(path: Path) -> dict[str, Any]:
 
 def write_text(path: Path, text: str) -> None:
     """Write a text file; until it is whole, the one before is there."""
-    try:
-        with whole(path) as part:
-            part.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise DataError(f"{path} cannot be written: {error.strerror}") from error
+    with writing(path, DataError), whole(path) as part:
+        part.write_text(text, encoding="utf-8")
 
 
 def machine() -> dict[str, Any]:

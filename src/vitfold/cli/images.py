@@ -1,14 +1,12 @@
 """Labelled images for commands: those of a source, or the embedded model's own digits."""
 
-import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Literal
 
-import torch
 from torch import nn
 
 from vitfold.cli import options
-from vitfold.data import AnySource, labelled, loader, shuffled, streams
+from vitfold.data import AnySource, DigitsSource, labelled, loader, shuffled, streams
 from vitfold.fold import clone
 from vitfold.plan.sources import digits
 from vitfold.validate import Batch, limited
@@ -31,15 +29,9 @@ def batches_of(
 
     own: the split of the embedded model's own images.
     """
-    if source.given:
-        dataset = labelled(model, source, limit)
-        batches: Iterable[Batch] = loader(dataset, batch_size, workers)
-        return limited(batches, limit) if streams(dataset) else batches
-    _refuse_none(model)
-    from vitfold.digits import load_split
-
-    parts = (torch.split(part[:limit], batch_size) for part in load_split(own))
-    return list(zip(*parts, strict=True))
+    dataset = labelled(model, _there(model, source, own), limit)
+    batches: Iterable[Batch] = loader(dataset, batch_size, workers)
+    return limited(batches, limit) if streams(dataset) else batches
 
 
 def shuffled_of(
@@ -51,27 +43,17 @@ def shuffled_of(
     workers: int,
 ) -> Iterable[Batch]:
     """So many batches in an order that the seed decides."""
+    images = labelled(model, _there(model, source, "train"))
+    if not streams(images):
+        images = shuffled(images, seed, batch_size * iterations)
+    batches: Iterable[Batch] = loader(images, batch_size, workers)
+    return batches
+
+
+def _there(model: nn.Module, source: AnySource, own: Literal["train", "test"]) -> AnySource:
+    """The source, or where nobody gives one the model's own."""
     if source.given:
-        images = labelled(model, source)
-        if not streams(images):
-            images = shuffled(images, seed, batch_size * iterations)
-        batches: Iterable[Batch] = loader(images, batch_size, workers)
-        return batches
-    _refuse_none(model)
-    return list(itertools.islice(_shuffled_digits(batch_size, seed), iterations))
-
-
-def _shuffled_digits(batch_size: int, seed: int) -> Iterator[Batch]:
-    from vitfold.digits import load_split
-
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        images, labels = load_split("train")
-        order = torch.randperm(len(labels))
-    for some in order.split(batch_size):
-        yield images[some], labels[some]
-
-
-def _refuse_none(model: nn.Module) -> None:
+        return source
     if not has_own(model):
         raise options.no_data()
+    return DigitsSource(own)

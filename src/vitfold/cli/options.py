@@ -14,7 +14,7 @@ from vitfold.answers import ONLY
 from vitfold.calls import folds
 from vitfold.cli import show
 from vitfold.cli.groups import Group, option
-from vitfold.data import AnySource, SceneSource, Source
+from vitfold.data import SceneSource, Source
 from vitfold.errors import DataError, MethodError, one_line
 from vitfold.fold import fold
 from vitfold.methods import METHODS, Base, create_method
@@ -211,7 +211,7 @@ class Task(Group):
         """A model that answers."""
         return pixelwise(made.model(name)) if self.pixels else made.image_model(name)
 
-    def source(self, images: Images, model: nn.Module) -> AnySource:
+    def source(self, images: Images, model: nn.Module) -> Source | SceneSource:
         """Images whose labels are the model's."""
         if not self.pixels:
             return images.source

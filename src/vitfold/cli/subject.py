@@ -14,7 +14,7 @@ from vitfold.cli.groups import Group, option
 from vitfold.cli.images import shuffled_of
 from vitfold.cli.recipe import numbers
 from vitfold.cli.search import SCORED, found_in
-from vitfold.data import AnySource, Source, classes_of, data_config
+from vitfold.data import AnySource, DigitsSource, Source, classes_of, data_config
 from vitfold.errors import TrainError, one_line
 from vitfold.fold import fold
 from vitfold.importance import ITERATIONS
@@ -24,7 +24,7 @@ from vitfold.methods.schedule import check_whole
 from vitfold.models import (
     create_model,
     create_segmenter,
-    described,
+    is_embedded,
     is_named,
     saved_classes,
 )
@@ -61,10 +61,15 @@ class Data(options.Task):
         """What to evaluate on."""
         return self.val_split or "validation"
 
-    def check(self) -> None:
-        """Refuse to begin without images."""
-        if not (self.dataset or self.data_dir or self.pixels):
+    def check(self, model: str) -> None:
+        """Refuse to begin without images; the embedded model has its own."""
+        if not (self.given or self.pixels or is_embedded(model)):
             raise options.no_data()
+
+    @property
+    def given(self) -> bool:
+        """Whether anybody says where images are."""
+        return bool(self.dataset or self.data_dir)
 
     def labels_for(self, model: str) -> Labels | None:
         """What annotations mean, where every pixel has a class. Where nobody says how many there
@@ -86,6 +91,8 @@ class Data(options.Task):
 
     def sources(self, labels: Labels | None) -> tuple[AnySource, AnySource]:
         """Of what is trained on, and of what is held out."""
+        if not (labels or self.given):
+            return DigitsSource("train"), DigitsSource("test")
         images = [self._images(split) for split in (self.train_split, self.held_out)]
         source, held_out = (i.scenes(labels) if labels else i.source for i in images)
         if not self.no_val and self.val_split is None and source.shares(held_out):
@@ -167,9 +174,7 @@ class Start(Group):
         made = self.arguments | self.changes
         if saved_classes(name) is None:
             kind = self.decoder or "mask"
-            model = create_segmenter(name, classes, kind, pretrained=self.pretrained, **made)
-            described(model)  # what cannot be saved is not trained
-            return model
+            return create_segmenter(name, classes, kind, pretrained=self.pretrained, **made)
         if made or self.decoder:
             raise TrainError(f"{name} is a segmenter already: leave out what makes it another")
         return create_model(name)

@@ -95,7 +95,7 @@ def train(
     Everything goes to --output: `best` and `last` are models for any other command, log.csv has a
     row for every epoch. On several devices or machines: `accelerate launch -m vitfold train ...`.
     """
-    data.check()
+    data.check(model)
     learning.check(looks)
     if data.pixels and looks.mix:
         raise TrainError("--mixup, --cutmix: only images of one class are mixed")

@@ -5,11 +5,11 @@ import os
 from pathlib import Path
 from typing import TypeVar, overload
 
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from vitfold.errors import MethodError, PlanError
 from vitfold.families import find
+from vitfold.files import writing
 from vitfold.fold import clone, fold_with
 from vitfold.plan import fields, learned, store, weights
 from vitfold.plan.schema import Plan, decode
@@ -34,13 +34,10 @@ def save(model: nn.Module, directory: Directory, *, backbone: bool = False) -> N
     directory = Path(directory)
     plan = describe(model, backbone=backbone)
     state = learned.state(model) | (clone(model).state_dict() if backbone else {})
-    try:
+    with writing(directory, PlanError):
         directory.mkdir(parents=True, exist_ok=True)
         writes = functools.partial(weights.write, state) if plan.weights else None
         store.write(directory, plan, writes)
-    except (OSError, SafetensorError) as error:
-        why = getattr(error, "strerror", None) or fields.clip(error)
-        raise PlanError(f"{str(directory)!r} cannot be written: {why}") from error
 
 
 @overload

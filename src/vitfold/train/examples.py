@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from vitfold.data import item
 from vitfold.errors import TrainError
 
 Place = tuple[int, int]
@@ -55,7 +56,7 @@ class Examples(Dataset[Any]):
 
     def __getitem__(self, place: Place) -> Any:
         seed_all(self.seed, IMAGE, *place)
-        return self.dataset[place[1]]
+        return item(self.dataset, place[1])
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from vitfold.calls import folds
 from vitfold.data import streams
 from vitfold.errors import DataError, TrainError, missing
 from vitfold.fold import unfold
-from vitfold.models import save_model
+from vitfold.models import check_saves, save_model
 from vitfold.results import write_text
 from vitfold.train import checkpoint
 from vitfold.train.examples import STEP, Examples, Order, load, own_randomness, seed_all
@@ -72,6 +72,7 @@ def train(
     judge: says how good the model is on held-out images; None: by its top-1.
     about: what else decides the result; a training goes on only where it is the same.
     """
+    check_saves(model)
     accelerator = accelerator or create_accelerator()
     with own_randomness(), freezing(model, recipe.freeze), _signals() as stop:
         training = Training(
