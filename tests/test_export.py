@@ -158,7 +158,15 @@ def test_runs_in_onnx_runtime(name: str, method: Way, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "method", [vitfold.ToMe(r=3), vitfold.LGTM(r=4, skip=0), vitfold.Drop(r=3)]
+    "method",
+    [
+        vitfold.ToMe(r=3),
+        vitfold.LGTM(r=4, skip=0),
+        vitfold.Drop(r=3),
+        vitfold.EViT(r=[3]),
+        vitfold.DynamicViT(flops=0.8),
+    ],
+    ids=str,
 )
 def test_a_graph_made_of_one_image_holds_for_many(method: Method, tmp_path: Path) -> None:
     onnxruntime = pytest.importorskip("onnxruntime")

@@ -14,7 +14,7 @@ SOURCE = Path(vitfold.__file__).parent
 
 FLOORS = [
     ["errors"],
-    ["files", "modes", "ragged"],
+    ["files", "modes", "processor", "ragged"],
     ["layout", "tokenmap", "cues"],
     ["ledger", "match", "structure"],
     ["threshold"],

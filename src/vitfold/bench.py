@@ -2,7 +2,7 @@
 
 import functools
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -17,7 +17,7 @@ from vitfold.blocks.standin import run
 from vitfold.blocks.taps import tap
 from vitfold.calls import Inputs, folded
 from vitfold.errors import MethodError
-from vitfold.families import find
+from vitfold.families import Found, find
 from vitfold.flops import dry_count
 from vitfold.fold import clone
 from vitfold.ledger import Ledger
@@ -129,14 +129,24 @@ def free_slicing(model: nn.Module, removes: Sequence[int], returns: bool = False
         cut = _spared_from if returns else _sliced
         block.__dict__["forward"] = functools.partial(cut, block, kind, books, left)
         tokens = tokens if returns else left
-    if isinstance(sliced, Segmenter) and not returns:
-        last, more = found.blocks[-1], found.layout().tokens - tokens
-        last.__dict__["forward"] = functools.partial(_padded, last.__dict__["forward"], more)
+    if not returns:
+        for block, left in _shown(sliced, found, itertools.accumulate(removes)):
+            forward = block.__dict__["forward"]
+            block.__dict__["forward"] = functools.partial(_padded, forward, left)
     return sliced
 
 
+def _shown(sliced: nn.Module, found: Found, gone: Iterable[int]) -> Iterator[tuple[nn.Module, int]]:
+    """Blocks whose tokens somebody else looks at, with how many of them are gone."""
+    every = list(zip(found.blocks, gone, strict=True))
+    if isinstance(sliced, Segmenter):
+        yield every[-1]
+    elif hasattr(found.trunk, "out_features"):  # a backbone hands out what leaves any block
+        yield from every
+
+
 def _padded(forward: Callable[..., Tensor], more: int, *args: Any, **kwargs: Any) -> Tensor:
-    """As many tokens again as a decoder looks at."""
+    """As many tokens again as there were."""
     return F.pad(forward(*args, **kwargs), (0, 0, 0, more))
 
 
@@ -144,6 +154,7 @@ def _sliced(
     block: nn.Module, kind: BlockKind, cut: "_Cut", left: int, x: Tensor, *args: Any, **kwargs: Any
 ) -> Tensor:
     given = by_name(kind.arguments, args, kwargs)
+    x = x[:, : cut.tokens]  # what was padded is not theirs
     x = kind.attend(block, x, Attend(cut, given, False, None))
     x = x[:, :left]
     return kind.feed(block, x) if kind.feed else x
@@ -185,7 +196,10 @@ def textbook(model: nn.Module, removes: Sequence[int]) -> nn.Module | None:
     return plain
 
 
-def _textbook(block: Any, sizes: list[Tensor | None], index: int, r: int, x: Tensor) -> Tensor:
+def _textbook(
+    block: Any, sizes: list[Tensor | None], index: int, r: int, x: Tensor, attn_mask: None = None
+) -> Tensor:
+    assert attn_mask is None  # images are not padded here
     size = torch.ones_like(x[..., :1]) if index == 0 or sizes[0] is None else sizes[0]
     keys: list[Tensor] = []
     parts = {**tap(block.attn, "k", keys.append), "fused_attn": False}
@@ -225,7 +239,7 @@ def candidates(ours: nn.Module, images: Inputs | None = None) -> dict[str, nn.Mo
     """
     record = folded(ours)
     if not record.method.ragged:  # images that do not fit, first
-        dry_count(lambda: record.found.trunk(**record.found.example()))
+        dry_count(record.found.trunk, record.found.example())
     removes, back = removed(ours, images), _returns(ours)
     named = {
         DENSE: clone(ours),

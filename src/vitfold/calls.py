@@ -91,12 +91,13 @@ def enter(trunk: nn.Module, method: str, *args: Any, **kwargs: Any) -> Any:
             f"a shallow copy of a {type(trunk).__name__} that is not folded any more: make copies "
             "by copy.deepcopy"
         )
-    run = start(record, args, kwargs)
     if torch.compiler.is_compiling():
+        run = start(record, args, kwargs)
         return record.found.kind.call(trunk, method, run, args, kwargs)
     record.running.append(None)
     try:
         with _errors(record, (*args, *kwargs.values())):
+            run = start(record, args, kwargs)
             return record.found.kind.call(trunk, method, run, args, kwargs)
     finally:
         record.running.pop()
@@ -129,6 +130,7 @@ def start(fold: Fold, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Run:
         fold.method,
         fold.schedule,
         found.layout_of(found.kind.grid(found.trunk, given)),
+        found.blocks,
         fold.learned,
         fold.form,
         soft=found.trunk.training,
@@ -217,6 +219,11 @@ def follow(model: nn.Module, inputs: Inputs) -> Run:
     trunk = folded(model).found.trunk
     with watch() as runs, torch.no_grad():
         call(trunk if lacks_text(model, inputs) else model, inputs)
+    if not runs:
+        raise FoldError(
+            f"{type(model).__name__} did not run its {type(trunk).__name__} as it is: give it "
+            "images, and look at it before torch.compile"
+        )
     return runs[-1]
 
 
@@ -283,13 +290,18 @@ def _in_a_list(error: Exception, _: Found, given: Given) -> VitfoldError | None:
 
 def _without_a_batch(error: Exception, found: Found, given: Given) -> VitfoldError | None:
     image = next((part for part in given if isinstance(part, Tensor)), None)
-    if not isinstance(error, OF_SHAPES) or image is None or image.dim() != 3:
+    if isinstance(error, VitfoldError) or not isinstance(error, OF_SHAPES) or image is None:
         return None
-    if image.shape[0] != found.size[0]:
+    if image.dim() != 3 or image.shape[0] != found.size[0] or _takes_patches(found):
         return None
     return ShapeError(
         f"an image of {list(image.shape)} came without a batch: give images[None], [B, C, H, W]"
     )
+
+
+def _takes_patches(found: Found) -> bool:
+    """Whether images come as rows of patches, which have three axes with their batch."""
+    return images_in(found.example()).dim() == 3
 
 
 def _of_another_size(error: Exception, found: Found, given: Given) -> VitfoldError | None:

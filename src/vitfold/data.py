@@ -13,11 +13,13 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
+from vitfold import processor
 from vitfold.digits import Digit, Digits
 from vitfold.errors import DataError, one_line
 from vitfold.families import find
 from vitfold.segment import SPLITS, Labels, Scenes, also, open_scenes
 from vitfold.segment.looks import SCALE, Augment, Look, Window
+from vitfold.segment.scenes import check_depth
 
 Prepare = Callable[[Image.Image], Tensor]
 
@@ -64,18 +66,22 @@ class Source:
         return _part(whole, part["low"], part["high"]) if part else whole
 
     def shares(self, other: "AnySource") -> bool:
-        """Whether both read the same images, under whatever names."""
-        return isinstance(other, Source) and self._images() == other._images()
+        """Whether both read some image, under whatever names."""
+        if not isinstance(other, Source):
+            return False
+        (place, ours), (theirs, part) = self._images(), other._images()
+        return place == theirs and ours[0] < part[1] and part[0] < ours[1]
 
     @property
     def _part(self) -> re.Match[str] | None:
         return None if self.dataset.startswith("hf") else PART.fullmatch(self.split)
 
-    def _images(self) -> tuple[Any, ...]:
+    def _images(self) -> tuple[tuple[Any, ...], tuple[int, int]]:
+        """Where they are, and from which per cent to which."""
         part = self._part
         name = part["name"] if part else self.split
         share = (int(part["low"] or 0), int(part["high"] or 100)) if part else (0, 100)
-        return self.dataset, self._place(name), name if self.dataset else "", share
+        return (self.dataset, self._place(name), name if self.dataset else ""), share
 
     def _read(self, split: str) -> Any:
         place = self._place(split)
@@ -89,11 +95,13 @@ class Source:
                 class_map=self.class_map,
             )
         except Exception as error:  # readers raise what they like
+            why = one_line(error)
             if self.dataset and self.root is None:
-                what = f"{what}, without --data-dir,"
-            raise DataError(f"{what} cannot be read as a dataset: {one_line(error)}") from error
+                what, why = f"{what}, without --data-dir,", f"{why}; give hfds/..., torch/..., ..."
+            raise DataError(f"{what} cannot be read as a dataset: {why}") from error
         if not self.dataset and set(numbered(dataset) or "_") <= {"", "."}:
             raise DataError(f"{what} has images, and no folders of classes: expected CLASS/*.jpg")
+        _check_first(dataset)
         return dataset
 
     def like(self, images: Any) -> "Source":
@@ -165,13 +173,14 @@ class SceneSource:
         return _part(scenes, part["low"], part["high"]) if part else scenes
 
     def shares(self, other: "AnySource") -> bool:
-        """Whether both read the same scenes, under whatever names."""
-        return isinstance(other, SceneSource) and self._scenes() == other._scenes()
+        """Whether both read some scene, under whatever names."""
+        return isinstance(other, SceneSource) and bool(self._scenes() & other._scenes())
 
-    def _scenes(self) -> tuple[Any, ...]:
+    def _scenes(self) -> set[tuple[Any, ...]]:
         opened = self.open()
         whole = getattr(opened, "whole", opened)
-        return whole.place.root, whole.pairs, getattr(opened, "places", None)
+        places = getattr(opened, "places", range(len(whole)))
+        return {(whole.place.root, *whole.pairs[place]) for place in places}
 
 
 def scene_look(model: nn.Module) -> Look:
@@ -218,11 +227,15 @@ AnySource = Source | SceneSource | DigitsSource
 
 
 class Part(Dataset[Any]):
-    """Some images of a dataset."""
+    """Some images of a dataset.
 
-    def __init__(self, whole: Any, places: Sequence[int]) -> None:
+    tries: where one cannot be read, how many of them to try, from that on.
+    """
+
+    def __init__(self, whole: Any, places: Sequence[int], tries: int = 1) -> None:
         self.whole = whole
         self.places = places
+        self.tries = tries
 
     @property
     def transform(self) -> Any:
@@ -237,6 +250,13 @@ class Part(Dataset[Any]):
         return len(self.places)
 
     def __getitem__(self, place: int) -> Any:
+        for _ in range(1, self.tries):
+            try:
+                return self.whole[self.places[place]]
+            except RuntimeError as error:
+                if not _unread(error):
+                    raise
+            place = (place + 1) % len(self)
         return self.whole[self.places[place]]
 
 
@@ -256,7 +276,7 @@ def item(dataset: Any, place: int) -> Any:
     try:
         return dataset[place]
     except RuntimeError as error:
-        if not str(error).startswith("Failed to load"):
+        if not _unread(error):
             raise
         raise DataError(f"{filename(dataset, place)} cannot be read as an image") from error
 
@@ -264,10 +284,38 @@ def item(dataset: Any, place: int) -> Any:
 def strict(dataset: Any) -> Any:
     """A dataset for what has to be true of all of its images, not of most."""
     files = getattr(dataset, "whole", dataset)
-    if not hasattr(files, "_max_retries"):
+    if not hasattr(files, TRIES):
         return dataset
-    files._max_retries = 1
+    if isinstance(dataset, Part):
+        dataset.tries = 1
+    setattr(files, TRIES, 1)
     return Strict(dataset)
+
+
+def _check_first(dataset: Any) -> None:
+    """Refuse pictures that timm would make white, by the first of them that can be read."""
+    reader: Any = getattr(dataset, "reader", None)
+    if streams(dataset) or not hasattr(reader, "__getitem__"):
+        return
+    for place in range(min(len(dataset), FEW)):
+        try:
+            picture = Image.open(reader[place][0])
+        except (OSError, AttributeError):  # it is broken, or of another kind
+            continue
+        check_depth(picture, filename(dataset, place))
+        return
+
+
+FEW = 10
+"""How many pictures to try for one that can be read."""
+
+TRIES = "_max_retries"
+"""What timm calls how many images it tries, from one on that cannot be read."""
+
+
+def _unread(error: RuntimeError) -> bool:
+    """Whether it is what timm says then."""
+    return str(error).startswith("Failed to load")
 
 
 def filename(dataset: Any, place: int) -> str:
@@ -286,7 +334,11 @@ def _part(whole: Any, low: str | None, high: str | None) -> Part:
     if not 0 <= start < stop <= 100:
         raise DataError(f"a split from {start}% to {stop}%: expected 0 up to 100")
     parts = (c[len(c) * start // 100 : len(c) * stop // 100] for c in classes.values())
-    return Part(whole, sorted(place for part in parts for place in part))
+    places = sorted(place for part in parts for place in part)
+    tries = getattr(whole, TRIES, 1)
+    if tries > 1:
+        setattr(whole, TRIES, 1)  # the next may be of another part
+    return Part(whole, places, tries)
 
 
 def _labels(whole: Any) -> list[int]:
@@ -319,8 +371,37 @@ def classes_of(dataset: Any) -> int | None:
 def data_config(model: nn.Module) -> dict[str, Any]:
     """Size, interpolation, mean and deviation, crop: what the model expects."""
     found = find(model)
-    config: dict[str, Any] = timm.data.resolve_data_config({}, model=found.trunk)
+    said = processor.of(getattr(found.trunk, "config", None))
+    given = processor.translated(said) if said else {}
+    config: dict[str, Any] = timm.data.resolve_data_config(given, model=found.trunk)
     return config | {"input_size": found.size}
+
+
+class Renormalized(nn.Module):
+    """A model on images that are prepared for another."""
+
+    scale: Tensor
+    shift: Tensor
+
+    def __init__(self, model: nn.Module, other: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+        ours, theirs = ({n: torch.tensor(data_config(m)[n]) for n in ("mean", "std")}
+                        for m in (model, other))  # fmt: skip
+        self.register_buffer("scale", (theirs["std"] / ours["std"])[:, None, None])
+        shift = (theirs["mean"] - ours["mean"]) / ours["std"]
+        self.register_buffer("shift", shift[:, None, None])
+
+    def forward(self, x: Tensor) -> Any:
+        """What the model says of the images as it wants them."""
+        return self.model(x * self.scale + self.shift)
+
+
+def renormalized(model: nn.Module, other: nn.Module) -> nn.Module:
+    """The model for images that are prepared for another; itself where it wants them alike."""
+    ours, theirs = data_config(model), data_config(other)
+    alike = all(tuple(ours[name]) == tuple(theirs[name]) for name in ("mean", "std"))
+    return model if alike else Renormalized(model, other).to(next(model.parameters()).device)
 
 
 def preprocessing(model: nn.Module) -> Prepare:
@@ -335,7 +416,11 @@ def _transform(config: dict[str, Any], **options: Any) -> Prepare:
         raise DataError(f"the model takes {channels} channels: pictures have 1 or 3")
     for name in ("mean", "std"):
         config[name] = tuple(config[name])[:channels]
+    if min(config["std"]) <= 0:
+        raise DataError(f"std={list(config['std'])}: expected numbers above 0")
     transform: Prepare = timm.data.create_transform(**config, **options)
+    if not callable(transform):
+        raise DataError("expected options that make one transform of all")
     return transform if channels == 3 else lambda picture: transform(picture.convert("L"))
 
 

@@ -1,12 +1,12 @@
 """Counting floating point operations, and finding the schedule that costs a share of them."""
 
+import copy
 import math
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Mapping
 from typing import Any, Generic, TypeVar
 
 import torch
-from torch import Tensor
-from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
+from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 from torch.utils.module_tracker import ModuleTracker
 
@@ -43,6 +43,16 @@ def count(call: Callable[[], Any]) -> int:
     return int(counter.get_total_flops())
 
 
+def check_counted(model: nn.Module) -> None:
+    """Refuse layers whose operations are not counted."""
+    for module in model.modules():
+        if ".quantized." in type(module).__module__:
+            raise MethodError(
+                f"a quantized {type(module).__name__} is not counted: fold with flops=share before "
+                "the model is quantized, or give r"
+            )
+
+
 class _NoModules(ModuleTracker):
     """Does not tell the counter which module runs: no one asks, and it would fail on views of
     weights, which say without gradients too that they need one."""
@@ -54,24 +64,35 @@ class _NoModules(ModuleTracker):
         pass
 
 
-def dry_count(call: Callable[[], Any]) -> int:
-    """The same from shapes alone: nothing is computed, unless the model looks at its inputs."""
+def dry_count(model: nn.Module, inputs: Mapping[str, Tensor]) -> int:
+    """The same of a call from shapes alone: nothing is computed, unless the model looks at its
+    inputs. A twin does it, because what is computed on the way may be kept for later calls."""
+    blank = {name: tensor.to("meta") for name, tensor in inputs.items()}
     try:
-        with FakeTensorMode(allow_non_fake_inputs=True):
-            return count(call)
-    except DataDependentOutputException:
-        return count(call)
+        twin = _without_values(model)
+        return count(lambda: twin(**blank))
+    except RuntimeError:  # of values that are not there; or what the model itself says
+        return count(lambda: model(**inputs))
+
+
+def _without_values(model: nn.Module) -> nn.Module:
+    """A copy whose tensors have shapes alone."""
+    memo: dict[int, Any] = {id(buffer): buffer.to("meta") for buffer in model.buffers()}
+    for weight in model.parameters():
+        memo[id(weight)] = nn.Parameter(weight.to("meta"), requires_grad=weight.requires_grad)
+    return copy.deepcopy(model, memo)
 
 
 def cost(found: Found, **inputs: Tensor) -> int:
     """The floating point operations of a call of a trunk in evaluation, on these inputs or on such
     as it is made for: done where they are few, from shapes alone where they are many."""
     trunk, given = found.trunk, inputs or found.example()
+    check_counted(trunk)
     weights = list(trunk.parameters())
     about = 2 * sum(weight.numel() for weight in weights) * found.layout().tokens
     quick = about < FEW and weights[0].dtype == torch.float32 and not weights[0].is_meta
     with evaluating(trunk):
-        return (count if quick else dry_count)(lambda: trunk(**given))
+        return count(lambda: trunk(**given)) if quick else dry_count(trunk, given)
 
 
 class Tried(Generic[T]):

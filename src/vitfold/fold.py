@@ -144,14 +144,15 @@ def _put_on(record: Fold) -> None:
 
 def _learned(found: Found, method: Base) -> Learned | None:
     """What a method learns on a trunk, where its weights are."""
-    learned = method.learn(found.depth, found.width)
-    if learned is None:
-        return None
+    weight = next(found.trunk.parameters())
+    with torch.inference_mode(False):  # it is to be trained later
+        learned = method.learn(found.depth, found.width)
+        if learned is None:
+            return None
+        learned.to(weight.device, torch.promote_types(weight.dtype, torch.float32))
     if hasattr(found.trunk, LEARNED) and MARK not in found.trunk.__dict__:
         raise FoldError(f"{type(found.trunk).__name__} has a part of its own called {LEARNED!r}")
-    weight = next(found.trunk.parameters())
-    learned.train(found.trunk.training)
-    return learned.to(weight.device, torch.promote_types(weight.dtype, torch.float32))
+    return learned.train(found.trunk.training)
 
 
 def _schedule(record: Fold) -> tuple[int, ...]:

@@ -1,6 +1,10 @@
 """The shapes that a plan follows from."""
 
 from dataclasses import dataclass
+from typing import Final
+
+MANY: Final = (0, 0)
+"""The grid of images that have several, or of which a graph cannot say."""
 
 
 @dataclass(frozen=True)
@@ -8,7 +12,7 @@ class Layout:
     """The tokens that enter the first block, and how many blocks there are.
 
     tokens: all of them, prefix included.
-    grid: height and width of the patch grid, where the patches form one.
+    grid: height and width of the patch grid, where the patches form one; of several, `MANY`.
     class_token: whether the first token stands for the image; registers do not.
     reads_patches: whether what is read out of the model is made of patches.
     """

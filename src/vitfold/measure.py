@@ -14,7 +14,7 @@ from torch.profiler import ProfilerActivity, profile
 from vitfold.calls import Inputs, call, images_in, lacks_text
 from vitfold.errors import DataError
 from vitfold.families import find
-from vitfold.flops import count
+from vitfold.flops import check_counted, count
 from vitfold.modes import evaluating
 
 Progress = Callable[[], None]
@@ -70,6 +70,7 @@ def flops(model: nn.Module, images: Inputs) -> int:
     """The floating point operations (two per multiply-add) of one call, the method's own work
     included."""
     check_inputs(model, images)
+    check_counted(model)
     return count(lambda: call(model, images))
 
 

@@ -4,6 +4,7 @@ import functools
 import json
 import os
 import shutil
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import torch
 from timm.models import save_for_hf
 from torch import nn
 
+from vitfold import processor
 from vitfold.calls import folds
 from vitfold.errors import PlanError, UnsupportedModel, VitfoldError
 from vitfold.files import writing
@@ -86,8 +88,17 @@ def _build_hf(checkpoint: str, kwargs: dict[str, Any], pretrained: bool) -> nn.M
     config = library.AutoConfig.from_pretrained(checkpoint)
     cls = getattr(library, _class(config))
     if pretrained:
-        return cls.from_pretrained(checkpoint, **kwargs)  # type: ignore[no-any-return]
-    return cls(cls.config_class.from_pretrained(checkpoint, **kwargs))  # type: ignore[no-any-return]
+        model: Any = cls.from_pretrained(checkpoint, **kwargs)
+    else:
+        model = cls(cls.config_class.from_pretrained(checkpoint, **kwargs))
+    said = processor.read(checkpoint)
+    processor.put(model.config, said)
+    if pretrained and processor.of(model.config) is None:
+        warnings.warn(
+            f"{checkpoint} has no {processor.FILE}: images are prepared as timm does by default",
+            stacklevel=2,
+        )
+    return model  # type: ignore[no-any-return]
 
 
 def _class(config: Any) -> str:
@@ -185,7 +196,7 @@ def _writer(model: Any) -> Callable[[Path], None]:
     kind = type(model).__name__
     source = sources.identify(model)[0]
     if source == "transformers":
-        return model.save_pretrained  # type: ignore[no-any-return]
+        return functools.partial(_write_hf, model)
     if source in OWN or isinstance(model, Segmenter):
         origin = sources.describe(model)
         if origin.source not in OWN:
@@ -200,6 +211,12 @@ def _writer(model: Any) -> Callable[[Path], None]:
             "vitfold.create_model, timm.create_model or from_pretrained"
         )
     return functools.partial(_write_timm, model)
+
+
+def _write_hf(model: Any, directory: Path) -> None:
+    model.save_pretrained(directory)
+    if said := processor.of(model.config):
+        (directory / processor.FILE).write_text(json.dumps(said, indent=2) + "\n")
 
 
 def _write_ours(model: nn.Module, origin: sources.Origin, directory: Path) -> None:

@@ -1,7 +1,7 @@
 """One forward pass of a folded model: the state that travels, and the one folded block."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -14,7 +14,7 @@ from vitfold.blocks.masked import MaskedAttend
 from vitfold.blocks.own import FirstAttend, OwnAttend, ScoredAttend
 from vitfold.blocks.packed import PackedAttend
 from vitfold.errors import FoldError, MethodError
-from vitfold.layout import Layout
+from vitfold.layout import MANY, Layout
 from vitfold.ledger import Ledger, Masked, Packed, Woven
 from vitfold.methods.base import Base
 from vitfold.methods.steps import Act, Learned, Look, Plan, Step, Weave
@@ -35,10 +35,12 @@ ATTENDS: dict[Form, type[OwnAttend]] = {
 }
 
 
-@dataclass(eq=False)
 class Run:
     """One forward pass. Made anew for every call, so calls may overlap.
 
+    No dataclass: torch copies those on their way into a block that is sharded, books and all.
+
+    blocks: those of the trunk.
     learned: what the method has learned, where it learns.
     soft: whether a mask is to have gradients that do not vanish.
     width: how many channels tokens have.
@@ -47,18 +49,25 @@ class Run:
         checkpointing) finds the one it started from, and writes the same successor.
     """
 
-    method: Base
-    schedule: tuple[int, ...]
-    layout: Layout
-    learned: Learned | None = None
-    form: Form = "alike"
-    soft: bool = False
-    shape: Shape = "reduced"
-    valid: Tensor | None = None
-    books: list[Ledger] = field(default_factory=list)
-    plan: Plan = ()
-    width: int = 0
-    arguments: Mapping[str, Any] = field(default_factory=dict)
+    def __init__(
+        self,
+        method: Base,
+        schedule: tuple[int, ...],
+        layout: Layout,
+        blocks: Sequence[nn.Module],
+        learned: Learned | None,
+        form: Form,
+        *,
+        soft: bool,
+    ) -> None:
+        self.method, self.schedule, self.layout = method, schedule, layout
+        self.blocks, self.learned, self.form, self.soft = blocks, learned, form, soft
+        self.shape: Shape = "reduced"
+        self.valid: Tensor | None = None
+        self.books: list[Ledger] = []
+        self.plan: Plan = ()
+        self.width = 0
+        self.arguments: Mapping[str, Any] = {}
 
     @property
     def depth(self) -> int:
@@ -87,10 +96,21 @@ class Run:
         else:
             self.plan = self.learned.plan(layout, self.schedule)
         acts = any(step is not None for step in self.plan)
-        if self.valid is not None and acts and not self.method.pads:
-            raise MethodError(f"{type(self.method).__name__} cannot take padded images: use ToMe")
+        if acts:
+            self._check_images()
         self._check(layout.patches)
         self.books[:] = [BOOKS[self.form].open(x, self.prefix, layout.grid, self.valid, self.soft)]
+
+    def _check_images(self) -> None:
+        """Refuse images that the method does not take."""
+        name = type(self.method).__name__
+        graph = " (in a graph they may be, where there is a mask)" * torch.compiler.is_compiling()
+        if self.valid is not None and not self.method.pads:
+            raise MethodError(f"{name} cannot take padded images{graph}: use ToMe")
+        if self.layout.grid == MANY and self.method.gridded:
+            raise MethodError(
+                f"{name} cannot take images of several shapes in one call{graph}: use ToMe"
+            )
 
     def _check(self, patches: int) -> None:
         """Refuse a plan that leaves no patch."""
@@ -125,7 +145,7 @@ class Run:
         if act:
             x, ledger = act.act(x, ledger)
         self.books[index + 1 :] = [ledger]
-        if self.shows(index, block):
+        if self.shows(index):
             return ledger.unfold(x)
         if index == self.depth - 1:
             x, self.books[-1] = ledger.level(x)
@@ -169,7 +189,7 @@ class Run:
         x = torch.cat([x, patches[:, len(step.seats) :]], dim=1)
         ledger: Ledger = self._woven(step)
         again = index + 1 < self.depth and isinstance(self.plan[index + 1], Weave)
-        if not again or self.shows(index, block) or ledger.now >= ledger.tokens:
+        if not again or self.shows(index) or ledger.now >= ledger.tokens:
             x, ledger = ledger.level(x)
         self.books[index + 1 :] = [ledger]
         return x
@@ -204,17 +224,21 @@ class Run:
             return FirstAttend(ledger, given, self.method.proportional, cue, received)
         return ATTENDS[self.form](ledger, given, self.method.proportional, cue, received)
 
-    def shows(self, index: int, block: nn.Module) -> bool:
-        """Whether what leaves a block is dense: when it is asked for, or when somebody looks."""
-        if self.shape == "dense" or any(map(watches, block._forward_hooks.values())):
+    def shows(self, index: int) -> bool:
+        """Whether what leaves a block is dense: when it is asked for, or when somebody looks at
+        that, or at what enters the next block."""
+        if self.shape == "dense" or any(map(watches, self.blocks[index]._forward_hooks.values())):
             return True
-        return self.shape == "dense at the end" and index == self.depth - 1
+        if index == self.depth - 1:
+            return self.shape == "dense at the end"
+        return any(map(watches, self.blocks[index + 1]._forward_pre_hooks.values()))
 
 
 def watches(hook: object) -> bool:
-    """Whether a forward hook looks at what leaves a block. Those that transformers leaves behind
-    do so only in calls that ask for hidden states, and those are dense."""
-    return getattr(hook, "__module__", None) != "transformers.utils.output_capturing"
+    """Whether a hook looks at the tokens of a block. Those that transformers leaves behind do so
+    only in calls that ask for hidden states, and those are dense; sharding moves weights."""
+    whose = getattr(hook, "__module__", None) or ""
+    return not whose.startswith(("transformers.utils.output_capturing", "torch.distributed."))
 
 
 def reduced(x: Tensor, ledger: Ledger, index: int) -> Tensor:

@@ -3,7 +3,7 @@ smaller models."""
 
 import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from vitfold.bench import BOUND, DENSE, FOLDED, bound
 from vitfold.calls import Inputs, folded, folds
+from vitfold.data import Renormalized
 from vitfold.errors import MethodError
 from vitfold.families import find
 from vitfold.flops import cost
@@ -158,8 +159,11 @@ def _trained(name: str, model: nn.Module) -> Candidate:
     share = getattr(method, "flops", None)
     options = method.to_json()
     plain = create_method(method.name, {} if share is None else {"flops": share}).to_json()
+    found = {field.name for field in fields(method) if not field.repr}
     chosen = [
-        f"{option}={value}" for option, value in options.items() if plain.get(option) != value
+        f"{option}={value}"
+        for option, value in options.items()
+        if option not in found and plain.get(option) != value
     ]
     source = f"{name} {weights.fingerprint(model.state_dict())[:12]}"
     return Candidate(" ".join([method.name, *chosen]), share or 0.0, lambda: model, source)
@@ -206,7 +210,7 @@ def sweep(
     """
     dense = clone(model).eval()
     expected: Predictions | None = None
-    sample = functools.cache(lambda: _sample(batches(), max(SAMPLE, *sizes), dense))
+    sample: Tensor | None = None
     for candidate in asked:
         try:
             made = candidate.make().eval()
@@ -220,7 +224,11 @@ def sweep(
             if candidate.method == DENSE
             else predict(made, batches(), amp=amp, progress=progress)
         )
-        inputs = _own(sample()) if _ragged(made) else functools.partial(random_inputs, dense)
+        if sample is None and _ragged(made):
+            sample = _sample(batches(), len(expected.labels), max(SAMPLE, *sizes), dense)
+        inputs: Callable[[int], Inputs] = functools.partial(random_inputs, dense)
+        if sample is not None and _ragged(made):
+            inputs = _own(sample)
         timing = Timing(inputs, tuple(sizes), repeats, amp)
         yield _row(candidate, made, dense, ours, expected, timing), made
 
@@ -230,19 +238,27 @@ def _ragged(model: nn.Module) -> bool:
     return any(record.method.ragged for record in folds(model))
 
 
-def _sample(batches: Iterable[Batch], count: int, model: nn.Module) -> Tensor:
-    """The first images, where the model is."""
+def _sample(batches: Iterable[Batch], total: int, count: int, model: nn.Module) -> Tensor:
+    """So many of `total` images, evenly spaced, where the model is."""
+    chosen = {number * total // count for number in range(count)}
     seen: list[Tensor] = []
+    first = 0
     for images, _ in batches:
-        seen.append(images.to(next(model.parameters()).device))
-        if sum(map(len, seen)) >= count:
-            break
+        places = [place for place in range(len(images)) if first + place in chosen]
+        seen.append(images[places].to(next(model.parameters()).device))
+        first += len(images)
     return torch.cat(seen)
 
 
 def _own(images: Tensor) -> Callable[[int], Tensor]:
-    """As many of them as are asked for, in turn."""
-    return lambda count: images[torch.arange(count, device=images.device) % len(images)]
+    """As many of them as are asked for, evenly spaced, or in turn where there are fewer."""
+
+    def some(count: int) -> Tensor:
+        places = torch.arange(count, device=images.device)
+        few = count < len(images)
+        return images[places * len(images) // count if few else places % len(images)]
+
+    return some
 
 
 @dataclass(frozen=True)
@@ -295,7 +311,7 @@ def _detail(model: nn.Module) -> str:
         return str(records[0].method)
     if isinstance(model, Smaller):
         return f"{model.size[0]} x {model.size[1]} px"
-    return type(model).__name__
+    return type(model.model if isinstance(model, Renormalized) else model).__name__
 
 
 def _counts(model: nn.Module, some: Inputs) -> list[float]:

@@ -3,7 +3,10 @@
 import functools
 from typing import Any
 
+import torch
 from torch import nn
+
+from vitfold.errors import FoldError
 
 
 class StandIn:
@@ -45,6 +48,11 @@ def call(module: nn.Module, parts: dict[str, Any], *args: Any, **kwargs: Any) ->
     """The module called with `parts` replaced: its forward, and the hooks around that."""
     if not parts:
         return module(*args, **kwargs)
+    if not torch.compiler.is_compiling() and "forward" in vars(module):
+        raise FoldError(
+            f"the forward of a {type(module).__name__} was replaced after folding, by offloading "
+            "hooks perhaps: unfold the model first, or keep that module as it is"
+        )
     if not hooked(module):
         return run(module, "forward", parts, *args, **kwargs)
     stand_in = StandIn(module, **parts)
@@ -53,8 +61,9 @@ def call(module: nn.Module, parts: dict[str, Any], *args: Any, **kwargs: Any) ->
 
 
 def hooked(module: nn.Module) -> bool:
-    """Whether somebody looks at what goes in or comes out."""
-    return bool(module._forward_hooks or module._forward_pre_hooks)
+    """Whether somebody looks at what goes in or comes out, forwards or backwards."""
+    forwards = module._forward_hooks or module._forward_pre_hooks
+    return bool(forwards or module._backward_hooks or module._backward_pre_hooks)
 
 
 def _calls_super(function: Any) -> bool:

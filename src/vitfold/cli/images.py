@@ -42,8 +42,9 @@ def shuffled_of(
     seed: int,
     workers: int,
 ) -> Iterable[Batch]:
-    """So many batches in an order that the seed decides."""
-    images = labelled(model, _there(model, source, "train"))
+    """So many batches in an order that the seed decides; what cannot be read is left out, as in
+    training."""
+    images = labelled(model, _there(model, source, "train"), skip=True)
     if not streams(images):
         images = shuffled(images, seed, batch_size * iterations)
     batches: Iterable[Batch] = loader(images, batch_size, workers)

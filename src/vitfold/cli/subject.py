@@ -14,8 +14,15 @@ from vitfold.cli.groups import Group, option
 from vitfold.cli.images import shuffled_of
 from vitfold.cli.recipe import numbers
 from vitfold.cli.search import SCORED, found_in
-from vitfold.data import AnySource, DigitsSource, Source, classes_of, data_config
-from vitfold.errors import TrainError, one_line
+from vitfold.data import (
+    AnySource,
+    DigitsSource,
+    Source,
+    classes_of,
+    data_config,
+    renormalized,
+)
+from vitfold.errors import TrainError
 from vitfold.fold import fold
 from vitfold.importance import ITERATIONS
 from vitfold.methods import METHODS
@@ -124,7 +131,7 @@ class Start(Group):
     decoder: Annotated[
         str | None, option(f"Of a new segmenter: {' or '.join(DECODERS)}.", show_default="mask")
     ] = None
-    drop_path: Annotated[float, option("Share of blocks left out.")] = 0.0
+    drop_path: Annotated[float, option("Share of blocks left out.", min=0, max=1)] = 0.0
 
     @property
     def arguments(self) -> Options:
@@ -186,9 +193,10 @@ class Start(Group):
         try:
             model.load_state_dict(dict(checkpoint.weights(self.initial_checkpoint)))
         except RuntimeError as error:
+            why = " ".join(str(error).split())
             raise TrainError(
                 f"--initial-checkpoint {self.initial_checkpoint} is of another model or method: "
-                f"{one_line(error)}"
+                f"{why[:200]}"
             ) from error
 
 
@@ -264,7 +272,7 @@ def teacher(name: str | None, student: nn.Module) -> nn.Module | None:
         ours, theirs = of(student), of(teacher)
         if ours != theirs:
             raise TrainError(f"--teacher has {trait}={theirs}, what is trained {trait}={ours}")
-    return teacher
+    return renormalized(teacher, student)
 
 
 TRAITS: dict[bool, dict[str, Callable[[Any], Any]]] = {

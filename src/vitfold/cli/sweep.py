@@ -17,6 +17,7 @@ from vitfold.calls import folds
 from vitfold.cli import options, show
 from vitfold.cli.groups import grouped
 from vitfold.cli.images import batches_of
+from vitfold.data import renormalized
 from vitfold.errors import DataError, MethodError
 from vitfold.methods import ready
 from vitfold.models import create_model
@@ -75,7 +76,8 @@ def sweep(
     asked = candidates(base, names, shares, options.parse(method_kwargs))
     asked += smaller_inputs(base, shares) if smaller_input else []
     asked += trained_({name: _folded(name, on) for name in trained})
-    asked += smaller_models({name: functools.partial(_other, name, on) for name in smaller_model})
+    others = {name: functools.partial(_of_others, name, base, on) for name in smaller_model}
+    asked += smaller_models(others)
     about: dict[str, Any] = {
         "command": "sweep",
         "model": model,
@@ -88,6 +90,7 @@ def sweep(
         "amp": str(dtype),
     }
     book = Book(results_file, about, overwrite)
+    asked = list({candidate.key: candidate for candidate in asked}.values())
     left = [candidate for candidate in asked if candidate.key not in book.done]
     first: Any = batches()
     count = len(first) * len(left) if hasattr(first, "__len__") else None
@@ -172,6 +175,11 @@ def _short(row: dict[str, Any]) -> dict[str, Any]:
 
 def _other(name: str, on: torch.device) -> nn.Module:
     return create_model(name, pretrained=True).to(on).eval()
+
+
+def _of_others(name: str, base: nn.Module, on: torch.device) -> nn.Module:
+    """A model on the images of another."""
+    return renormalized(_other(name, on), base)
 
 
 def _folded(name: str, on: torch.device) -> nn.Module:

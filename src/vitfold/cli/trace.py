@@ -15,7 +15,7 @@ from vitfold.data import data_config, preprocessing, scene_look
 from vitfold.errors import DataError
 from vitfold.segment import Labels, Segmenter
 from vitfold.segment.pictures import compare
-from vitfold.segment.scenes import annotation_of, check_size
+from vitfold.segment.scenes import annotation_of, check_depth, check_size
 from vitfold.segment.score import segmenter
 from vitfold.trace import Trace
 from vitfold.trace import trace as trace_
@@ -63,15 +63,10 @@ def trace(
         show.written(target)
 
 
-DEEP = ("I", "F", "I;16", "I;16B", "I;16L", "I;16N")
-"""Modes of pictures that lose most of what they show when they become 8 bits a channel."""
-
-
 def _open(path: Path) -> Image.Image:
     try:
         picture = Image.open(path)
-        if picture.mode in DEEP:
-            raise DataError(f"{path} has more than 8 bits a channel: give a picture with 8")
+        check_depth(picture, str(path))
         return ImageOps.exif_transpose(picture).convert("RGB")
     except (OSError, ValueError, Image.DecompressionBombError) as error:
         raise DataError(f"{path} is not an image that can be read: {error}") from None

@@ -19,7 +19,6 @@ from vitfold.train import Outcome
 from vitfold.train import train as train_
 from vitfold.train.judge import Judge
 from vitfold.train.loop import create_accelerator
-from vitfold.train.optimizing import learned_parameters
 from vitfold.train.outline import BEST, LAST, OutOfReach, Settings, begun
 
 CALIBRATION = 512
@@ -123,7 +122,7 @@ def train(
         "teacher": learning.teacher,
         "precision": mixed,
     }
-    learns = any(True for _ in learned_parameters(ours))
+    drifts = any(record.method.ragged for record in folds(ours))
     try:
         outcome = train_(
             ours,
@@ -134,7 +133,7 @@ def train(
             accelerator=accelerator,
             teacher=teacher,
             classes=chosen.classes,
-            calibration=labelled(base, source, CALIBRATION, skip=True) if learns else None,
+            calibration=labelled(base, source, CALIBRATION, skip=True) if drifts else None,
             judge=chosen.judge,
             about=about,
         )

@@ -18,6 +18,7 @@ from vitfold.families.trunks import (
     blank_images,
     check_depth,
     check_ran,
+    common_grid,
 )
 from vitfold.ledger import Ledger
 from vitfold.run import Run
@@ -151,9 +152,7 @@ def _siglip2_example(trunk: Any, batch: int) -> dict[str, Any]:
 
 def _siglip2_grid(_: Any, arguments: Arguments) -> Grid:
     shapes = arguments.get("spatial_shapes")
-    if shapes is None or torch.compiler.is_compiling() or bool((shapes != shapes[:1]).any()):
-        return None
-    return int(shapes[0, 0]), int(shapes[0, 1])
+    return None if shapes is None else common_grid(shapes)
 
 
 def _siglip2_padding(_: Any, arguments: Arguments) -> Tensor | None:

@@ -19,6 +19,7 @@ from vitfold.families.trunks import (
     blank_images,
     check_depth,
     check_ran,
+    common_grid,
     no_padding,
     with_prefix,
 )
@@ -120,9 +121,9 @@ def _head(trunk: Any, run: Run, x: Any = None, **kwargs: Any) -> Any:
     if x is None:  # NaFlex passes its features by name
         x = kwargs.pop("patches")
     if not ledger.changed:
-        return type(trunk).forward_head(trunk, x, **kwargs)
+        return trunk.forward_head(x, **kwargs)
     if pooling == "other" or (pooling == "plain" and ledger.size is not None):
-        return type(trunk).forward_head(trunk, ledger.unfold(x), **kwargs)
+        return trunk.forward_head(ledger.unfold(x), **kwargs)
     if "patch_valid" in kwargs:
         valid = ledger.valid
         kwargs["patch_valid"] = None if valid is None else valid[:, ledger.prefix :]
@@ -130,7 +131,7 @@ def _head(trunk: Any, run: Run, x: Any = None, **kwargs: Any) -> Any:
         return run_method(trunk, "forward_head", _attention_pool(trunk, ledger), x, **kwargs)
     if pooling == "avg":
         x = _weighted(trunk, x, ledger, kwargs.get("patch_valid"))
-    return type(trunk).forward_head(trunk, x, **kwargs)
+    return trunk.forward_head(x, **kwargs)
 
 
 HEADS = frozenset(
@@ -149,8 +150,10 @@ HEADS = frozenset(
 def _pooling(trunk: Any) -> str:
     """How the trunk reads out: `token`, `avg`, `latent` (attention); `plain`, what may take fewer
     tokens but not weighted ones; `other`, what needs them all."""
-    makers = {maker(type(trunk), m) for m in ("forward_head", "pool", "_pool") if hasattr(trunk, m)}
-    if not makers <= HEADS or not trunk.global_pool:
+    readers = [name for name in ("forward_head", "pool", "_pool") if hasattr(trunk, name)]
+    known = {maker(type(trunk), name) for name in readers} <= HEADS
+    replaced = any(name in vars(trunk) for name in readers)
+    if not known or replaced or not trunk.global_pool:
         return "other"
     pool = getattr(trunk, "attn_pool", None)
     if pool is None:
@@ -217,9 +220,18 @@ def _images(arguments: Arguments) -> Tensor | None:
 def _grid(trunk: Any, arguments: Arguments) -> Grid:
     images = _images(arguments)
     if images is None:
-        return None
+        return _grid_of_patches(arguments)
     height, width = _embed(trunk).dynamic_feat_size((images.shape[-2], images.shape[-1]))
     return int(height), int(width)
+
+
+def _grid_of_patches(arguments: Arguments) -> Grid:
+    """Of NaFlex's patches, which say where they come from; those that pad are at the start."""
+    inner = arguments.get("x")
+    places = (inner if isinstance(inner, dict) else arguments).get("patch_coord")
+    if not isinstance(places, Tensor) or not places.shape[1]:
+        return None
+    return common_grid(places.amax(dim=1) + 1)
 
 
 def _size(trunk: Any) -> Size:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from vitfold.errors import FoldError, UnsupportedModel
+from vitfold.layout import MANY
 from vitfold.run import Run
 
 Grid = tuple[int, int] | None
@@ -50,6 +51,16 @@ class TrunkKind:
 def no_padding(_trunk: Any, _arguments: Arguments) -> Tensor | None:
     """Of a trunk whose images are never padded."""
     return None
+
+
+def common_grid(shapes: Tensor) -> Grid:
+    """The one that all images have, of `shapes[B, 2]`; else `MANY`."""
+    if torch.compiler.is_compiling():
+        return MANY
+    if not len(shapes):
+        return None
+    alike = bool((shapes == shapes[:1]).all())
+    return (int(shapes[0, 0]), int(shapes[0, 1])) if alike else MANY
 
 
 def blank_images(trunk: Any, size: Size, batch: int) -> Tensor:

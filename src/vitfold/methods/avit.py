@@ -104,8 +104,8 @@ class Halting(Learned):
     def __init__(self, method: AViT, depth: int) -> None:
         super().__init__()
         self.method, self.depth = method, depth
-        self.gamma = nn.Parameter(torch.tensor(float(method.gamma)))
-        self.beta = nn.Parameter(torch.tensor(float(method.beta)))
+        self.gamma = nn.Parameter(torch.tensor([float(method.gamma)]))
+        self.beta = nn.Parameter(torch.tensor([float(method.beta)]))
 
     def constrain(self) -> None:
         with torch.no_grad():

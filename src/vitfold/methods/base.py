@@ -34,6 +34,9 @@ class Base:
     pads: ClassVar[bool] = True
     """Whether it takes images of which some patches are padding."""
 
+    gridded: ClassVar[bool] = False
+    """Whether its plan follows from the grid of patches, which all images then have in common."""
+
     found_by: ClassVar[str] = ""
     """The command that looks at images for what it takes; empty where it takes nothing."""
 

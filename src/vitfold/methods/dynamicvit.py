@@ -93,7 +93,8 @@ class Predictors(Learned):
         self, block: str, removes: int, left: int, metric: Tensor, books: Ledger
     ) -> TokenMap | Mark:
         prefix = books.prefix
-        patches = metric[:, prefix:].to(torch.promote_types(metric.dtype, torch.float32))
+        own = next(self.predict[block].parameters()).dtype  # sharding may have lowered it
+        patches = metric[:, prefix:].to(own)
         if isinstance(books, Masked):
             said = self.predict[block](patches, books.presence[:, prefix:])
             return self._mark(said, left, books)

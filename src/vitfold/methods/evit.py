@@ -50,7 +50,7 @@ def keep_first(score: Tensor, r: int, prefix: int, fuse: bool) -> TokenMap:
     """The map to the prefix, the patches of highest `score[B, N]` in their order and, if the others
     fuse, one token of them, so that `r` fewer are left."""
     order = biggest_first(score[:, prefix:]) + prefix
-    kept = order.shape[1] - r - fuse
+    kept = order.shape[1] - r - int(fuse)
     first = torch.arange(prefix, device=score.device).expand(score.shape[0], -1)
     stay = torch.cat([first, order[:, :kept].sort(dim=1).values], dim=1)
     if not fuse:

@@ -31,6 +31,7 @@ class LGTM(Late):
     """
 
     pads: ClassVar[bool] = False
+    gridded: ClassVar[bool] = True
 
     window: int | None = None
     location: str = "1d"
@@ -43,7 +44,7 @@ class LGTM(Late):
 
     def plan(self, layout: Layout, schedule: tuple[int, ...]) -> tuple[Step | None, ...]:
         # Whole numbers: a compiled graph is for one grid, as its windows are.
-        height, width = layout.grid or (1, 1)
+        height, width = layout.grid or (1, 1)  # patch dropout leaves no grid: a square
         grid, patches = (int(height), int(width)), int(layout.patches)
         first = self.first(layout.depth)
         side = self.window or max(2, _ceil_root(patches, 1) // 2)

@@ -1,6 +1,6 @@
 """MergeDrop: merge what is alike, drop what nobody attends to, in fixed numbers."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 from torch import Tensor
@@ -31,6 +31,7 @@ class MergeDrop(Merging):
 
     drop: Reduction = 0
     drop_first: bool = False
+    proportional: bool = field(default=True, kw_only=True)
 
     def __post_init__(self) -> None:
         super().__post_init__()

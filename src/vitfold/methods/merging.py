@@ -29,7 +29,6 @@ class Merging(Method):
     """Whether large groups have to resemble each other more."""
 
     cue: str = field(default="k", kw_only=True)
-    proportional: bool = field(default=True, kw_only=True)
     seed: int = field(default=0, kw_only=True)
 
     def __post_init__(self) -> None:
@@ -56,6 +55,7 @@ class Late(Merging):
     """Merge after `skip` dense blocks (default: a sixth of the depth)."""
 
     skip: int | None = None
+    proportional: bool = field(default=True, kw_only=True)
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -17,6 +17,7 @@ class ToMe(Merging):
 
     cue: str = "k"
     skip: int = 0
+    proportional: bool = True
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -82,6 +82,10 @@ class Heights(Learned):
     def constrain(self) -> None:
         self.height.clamp_(0, HIGHEST)
 
+    def scale(self, by: float) -> None:
+        self.height.mul_(by)
+        self.constrain()
+
     def plan(self, layout: Layout, schedule: tuple[int, ...]) -> tuple[Step | None, ...]:
         return tuple(
             Step(self.method.cue, 0, functools.partial(self._match, height)) if height else None

@@ -110,6 +110,10 @@ def fingerprint(tensors: Tensors) -> str:
     """SHA-256 of names, dtypes, shapes and values."""
     digest = hashlib.sha256()
     for name in sorted(tensors):
+        if not isinstance(tensors[name], Tensor):
+            raise PlanError(
+                f"{clip(name)} is no tensor, as in quantized models: save the model before that"
+            )
         tensor = tensors[name].detach().cpu().contiguous()
         traits = f"{name} {_trait(tensor, 'dtype')} {_trait(tensor, 'shape')}\n"
         digest.update(traits.encode())

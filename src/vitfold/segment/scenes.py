@@ -146,7 +146,9 @@ class Scenes(Dataset[Any]):
 
     def __getitem__(self, number: int) -> Example:
         image, annotation = self.pairs[number]
-        picture = _opened(self.place, image).convert("RGB")
+        stored = _opened(self.place, image)
+        check_depth(stored, image)
+        picture = stored.convert("RGB")
         labels = self.labels.read(_opened(self.place, annotation), annotation)
         check_size(labels, picture, annotation)
         return self.transform(picture, labels) if self.transform else (_raw(picture), labels)
@@ -175,6 +177,16 @@ def _opened(place: Folder | Archive, name: str) -> Image.Image:
     except Exception as error:  # its libraries say in many ways that a file is broken
         raise DataError(f"{name} cannot be read: {one_line(error)}") from error
     return picture
+
+
+DEEP = ("I", "F", "I;16", "I;16B", "I;16L", "I;16N")
+"""Modes of pictures that lose most of what they show when they become 8 bits a channel."""
+
+
+def check_depth(picture: Image.Image, name: str) -> None:
+    """Refuse a picture that would be white."""
+    if picture.mode in DEEP:
+        raise DataError(f"{name} has more than 8 bits a channel: give a picture with 8")
 
 
 def check_size(labels: Tensor, picture: Image.Image, name: str) -> None:

@@ -57,6 +57,13 @@ def intersection_over_union(classes: int) -> Any:
     )
 
 
+def mean_iou(ious: Tensor) -> float:
+    """Over the classes that occur."""
+    if ious.isnan().all():
+        raise DataError("no pixel has a class: is --ignore-label right?")
+    return float(ious.nanmean())
+
+
 def pixels(model: nn.Module, image: Tensor, size: tuple[int, int], stride: int | None) -> Tensor:
     """`[H, W]`: the class of every pixel of a picture of that size, from its image `[C, h, w]`."""
     inner = segmenter(model)
@@ -108,15 +115,13 @@ def score(
             progress()
     if not images:
         raise DataError("no images: the dataset is empty")
-    if not known:
-        raise DataError("no pixel has a class: is --ignore-label right?")
     each = ours.compute()
     return Report(
         images=images,
-        miou=float(each.nanmean()),
+        miou=mean_iou(each),
         accuracy=right / known,
         ious=[None if math.isnan(iou) else iou for iou in each.tolist()],
-        dense_miou=float(theirs.compute().nanmean()),
+        dense_miou=mean_iou(theirs.compute()),
         agreement=same / total,
         images_per_second=images / max(seconds, 1e-9),
     )

@@ -11,6 +11,8 @@ from vitfold.segment.decoders import DECODERS
 
 MOST_CLASSES = 2**16
 
+ENCODER = "encoder"
+
 
 class Segmenter(nn.Module):
     """A class for every pixel of a window.
@@ -42,6 +44,15 @@ class Segmenter(nn.Module):
         self.prefix, self.grid, self.window = found.prefix, grid, found.size[1:]
         self.decoder = DECODERS[decoder](encoder.num_features, classes)
 
+    def no_weight_decay(self) -> set[str]:
+        """What timm's optimizers let be: what they do of the encoder alone."""
+        return {f"{ENCODER}.{name}" for name in self.encoder.no_weight_decay()}
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """timm's layers of the encoder; the decoder comes after them."""
+        matcher = self.encoder.group_matcher(coarse)
+        return {layer: _inside(names) for layer, names in matcher.items()}
+
     def forward(self, x: Tensor) -> Tensor:
         """`[B, classes, H, W]`: the logits of every pixel of `[B, C, H, W]`."""
         if tuple(x.shape[-2:]) != self.window:
@@ -55,3 +66,10 @@ class Segmenter(nn.Module):
         said = self.decoder(tokens[:, self.prefix :])
         maps = said.transpose(1, 2).unflatten(2, self.grid)
         return F.interpolate(maps, size=x.shape[-2:], mode="bilinear", align_corners=False)
+
+
+def _inside(names: Any) -> Any:
+    """Patterns of names, for the same in the encoder."""
+    if isinstance(names, str):
+        return rf"{ENCODER}\.(?:{names.removeprefix('^')})"
+    return None if names is None else [(_inside(pattern), end) for pattern, end in names]

@@ -30,6 +30,7 @@ _NAME = re.compile(r"step-(\d{9})")
 
 def write(directory: Path, step: int, state: Any, keep: int) -> bool:
     """Write the checkpoint of a step and forget all but the last `keep`; whether that went well.
+    Later ones are broken, as the training went on from an earlier one: they go too.
 
     What goes wrong, a full disk for instance, is a warning: the checkpoints before are still there.
     """
@@ -46,9 +47,11 @@ def write(directory: Path, step: int, state: Any, keep: int) -> bool:
             _clear(part)
         warnings.warn(f"no checkpoint at step {step}: {one_line(error)}", stacklevel=2)
         return False
-    for _, old in _all(directory)[keep:]:
-        with contextlib.suppress(OSError):
-            _clear(old)
+    good = [old for at, old in _all(directory) if at <= step][:keep]
+    for _, old in _all(directory):
+        if old not in good:
+            with contextlib.suppress(OSError):
+                _clear(old)
     return True
 
 

@@ -8,7 +8,7 @@ from torch.utils.data import DataLoader, Subset
 
 from vitfold.answers import logits
 from vitfold.errors import DataError
-from vitfold.segment.score import intersection_over_union, pixels
+from vitfold.segment.score import intersection_over_union, mean_iou, pixels
 
 
 class Judge:
@@ -83,4 +83,4 @@ class MeanIoU(Judge):
     def value(self, counts: Tensor) -> float:
         """A share."""
         self.meter.confmat = counts.cpu()
-        return float(self.meter.compute().nanmean())
+        return mean_iou(self.meter.compute())

@@ -7,6 +7,7 @@ import math
 import signal
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import timm.data
@@ -99,7 +100,10 @@ def create_accelerator(device: str = "auto", precision: str = "no") -> Any:
     except ImportError:
         raise missing("accelerate", "train") from None
     accelerate.state.AcceleratorState._reset_state()  # of a training before this one
-    return accelerate.Accelerator(cpu=device == "cpu", mixed_precision=precision)
+    made = accelerate.Accelerator(cpu=device == "cpu", mixed_precision=precision)
+    if precision == "fp16" and made.device.type == "cpu":
+        raise TrainError("--amp-dtype float16 is for GPUs: on a CPU use bfloat16")
+    return made
 
 
 class Training:
@@ -137,6 +141,7 @@ class Training:
         )
         self.start, state = found or (0, None)
         self.best: float | None = state["best"] if state else None
+        self.epoch = Sums(**state["epoch"]) if state else Sums()
         self._set_up(teacher, state)
 
     def _set_up(self, teacher: nn.Module | None, state: Any) -> None:
@@ -218,29 +223,29 @@ class Training:
         batches = DataLoader(calibration, self.recipe.batch_size)
         images = [pixels.to(self.accelerator.device) for pixels, _ in batches]
         with self.accelerator.autocast():
-            return reach(self.model, self._asked, images)
+            return reach(self.model, self._asked, images, still=self.recipe.freeze == "method")
 
     def _epoch(self, step: int, batches: Iterator[Any], stop: list[int]) -> int:
         """The rest of an epoch; the step after its last one."""
-        epoch, start, first = step // self.order.steps, time.perf_counter(), step
+        epoch, clock = step // self.order.steps, time.perf_counter()
         end = (epoch + 1) * self.order.steps
         name = f"epoch {epoch + 1}/{self.recipe.epochs}"
-        total = torch.zeros((), device=self.accelerator.device)
         bar = self.settings.bar if self._main else no_bar
         with bar(name, end - step) as advance:
             while step < end and not stop:
                 loss = self._step(step, [next(batches) for _ in range(self.recipe.accumulate)])
-                total += loss
+                self.epoch.loss, self.epoch.steps = self.epoch.loss + loss, self.epoch.steps + 1
                 step += 1
                 self._after(step, loss, last=step == end)
                 advance()
+                now = time.perf_counter()
+                self.epoch.seconds, clock = self.epoch.seconds + now - clock, now
         if step == end or stop:
-            seconds = time.perf_counter() - start
             self._check_weights(step)
             try:
                 if step == end:
-                    mean = float(total) / (step - first)
-                    self._end_epoch(epoch + 1, step, mean, seconds, step - first)
+                    sums, self.epoch = self.epoch, Sums()
+                    self._end_epoch(epoch + 1, step, sums)
             finally:  # an evaluation that fails, of an image that cannot be read, loses nothing
                 self._checkpoint(step)
         return step
@@ -303,11 +308,12 @@ class Training:
         if not all(bool(weight.isfinite().all()) for weight in floating):
             raise self._lost("weights are not finite", step)
 
-    def _end_epoch(self, epoch: int, step: int, loss: float, seconds: float, steps: int) -> None:
-        figures = {"epoch": epoch, "lr": self._rate, "loss": loss}
+    def _end_epoch(self, epoch: int, step: int, sums: "Sums") -> None:
+        figures = {"epoch": epoch, "lr": self._rate, "loss": float(sums.loss) / sums.steps}
         if self.held_out is not None:
             figures[self.judge.figure] = self._evaluate()
-        figures |= {"seconds": seconds, "images_per_second": steps * self.order.together / seconds}
+        images = sums.steps * self.order.together
+        figures |= {"seconds": sums.seconds, "images_per_second": images / sums.seconds}
         reached = figures.get(self.judge.figure)
         # Of what reduces more from step to step, an earlier state is no better one.
         grows = any(record.method.ragged for record in folds(self.model))
@@ -346,6 +352,7 @@ class Training:
             "schedule": {name: value for name, value in schedule.items() if not callable(value)},
             "scaler": scaler.state_dict() if scaler else {},
             "best": self.best,
+            "epoch": vars(self.epoch),
         }
         checkpoint.write(self.checkpoints, step, state, self.settings.keep)
 
@@ -370,6 +377,15 @@ class Training:
     @property
     def _main(self) -> bool:
         return bool(self.accelerator.is_main_process)
+
+
+@dataclass
+class Sums:
+    """Over the steps of an epoch so far."""
+
+    loss: Tensor | float = 0.0
+    steps: int = 0
+    seconds: float = 0.0
 
 
 def _length(images: Any) -> int:

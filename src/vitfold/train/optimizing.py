@@ -31,6 +31,11 @@ def optimizer(
         for name, values in learned.items()
         if (rate := _rate(rates or {}, name, options.get("lr"))) is not None
     ]
+    if options.get("layer_decay") is not None and not hasattr(model, "group_matcher"):
+        raise TrainError(
+            f"layer_decay={options['layer_decay']}: a {type(model).__name__} does not say which "
+            "layers it has: leave it out"
+        )
     try:
         if frozen:
             lr = max(group["lr"] for group in groups)

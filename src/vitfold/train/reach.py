@@ -23,9 +23,14 @@ MOST = 16.0
 TRIES = 12
 
 
-def reach(model: nn.Module, share: float, batches: Sequence[Tensor]) -> tuple[float, float]:
+def reach(
+    model: nn.Module, share: float, batches: Sequence[Tensor], *, still: bool = False
+) -> tuple[float, float]:
     """Scale what the method of a folded model has learned, until these images cost that share of
-    the dense FLOPs; the share that they cost then, and the one before."""
+    the dense FLOPs; the share that they cost then, and the one before.
+
+    still: leave it as it is.
+    """
     trunk, learned = folded(model).found.trunk, folded(model).learned
     assert learned is not None
     state = {name: values.clone() for name, values in learned.state_dict().items()}
@@ -45,7 +50,8 @@ def reach(model: nn.Module, share: float, batches: Sequence[Tensor]) -> tuple[fl
         dense = cost(0.0)
         low, high, by = 0.0, math.inf, 1.0
         tried = Tried[float](share, lambda by: cost(by) / dense)
-        for _ in range(TRIES):
+        tried.off(by)
+        for _ in range(0 if still else TRIES):
             above = tried.off(by) > 0
             if tried.miss <= CLOSE:
                 break

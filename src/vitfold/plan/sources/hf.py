@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import nn
 
+from vitfold import processor
 from vitfold.errors import PlanError, missing
 from vitfold.families.hf import CLASSES as FOLDABLE
 from vitfold.plan import fields
@@ -62,6 +63,7 @@ def arguments(model: Any) -> dict[str, Any]:
         "config": _known(config.to_dict(), known),
         "attention": config._attn_implementation,
         "checkpoint": None,
+        "images": processor.of(config),
     }
     checkpoint = str(config.name_or_path)
     if fields.matches(checkpoint, CHECKPOINT) and not Path(checkpoint).exists():
@@ -90,12 +92,24 @@ def _nested(key: str, default: object) -> bool:
 def check(name: object, given: object) -> None:
     """Refuse classes that are not listed, and numbers that make a model without end."""
     fields.choice("model.name", name, CLASSES)
-    values = fields.record("model.arguments", given, ("config", "attention", "checkpoint"))
+    wanted = ("config", "attention", "checkpoint", "images")
+    values = fields.record("model.arguments", given, wanted)
     fields.choice("model.arguments.attention", values["attention"], ATTENTION)
     if values["checkpoint"] is not None:
         expected = "the name of a checkpoint on the hub, or null"
         fields.text("model.arguments.checkpoint", values["checkpoint"], CHECKPOINT, expected)
     _check_numbers("model.arguments.config", values["config"])
+    if values["images"] is not None:
+        _check_images("model.arguments.images", values["images"])
+
+
+def _check_images(path: str, said: object) -> None:
+    if not isinstance(said, dict) or not said.keys() <= set(processor.KEPT):
+        raise fields.refusal(path, said, "an object with the fields of an image processor, or null")
+    try:
+        processor.translated(said)
+    except (ValueError, AttributeError, OverflowError) as error:
+        raise PlanError(f"{fields.FILE}: {path}: {fields.clip(error)}") from error
 
 
 def _check_numbers(path: str, config: object) -> None:
@@ -120,6 +134,7 @@ def build(name: str, given: dict[str, Any], pretrained: bool) -> nn.Module:
         attn_implementation=given["attention"],
         name_or_path=given["checkpoint"] or "",
     )
+    processor.put(config, given["images"])
     if not pretrained:
         return cls(config)  # type: ignore[no-any-return]
     if given["checkpoint"] is None:
