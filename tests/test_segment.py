@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import timm
 import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
@@ -431,6 +432,44 @@ def test_the_mean_iou_is_that_of_counting() -> None:
         score(fixed(), fixed(), [(images[0], torch.full((48, 48), IGNORED))])
     with pytest.raises(UnsupportedModel, match="--task segment"):
         score(segmenter().encoder, fixed(), pairs)
+
+
+def test_timm_finds_the_layers_of_an_encoder() -> None:
+    model = Segmenter(timm.create_model("vit_tiny_patch16_224", img_size=32, depth=3), 2)
+    for kind, encoder in (model, model.encoder), (naflex := naflex_segmenter(), naflex.encoder):
+        groups = timm.optim.create_optimizer_v2(
+            kind, opt="adamw", lr=1.0, weight_decay=0.1, layer_decay=0.5
+        ).param_groups
+        own = timm.optim.create_optimizer_v2(
+            encoder, opt="adamw", lr=1.0, weight_decay=0.1, layer_decay=0.5
+        ).param_groups
+        ours, theirs = (
+            {
+                id(p): (group["weight_decay"], group["lr_scale"])
+                for group in g
+                for p in group["params"]
+            }
+            for g in (groups, own)
+        )
+        for name, values in encoder.named_parameters():
+            if not name.startswith("head"):
+                assert ours[id(values)][0] == theirs[id(values)][0], name
+        assert all(ours[id(values)][1] == 1.0 for values in kind.decoder.parameters())
+        steps = {name: ours[id(v)][1] for name, v in encoder.named_parameters()}
+        blocks = [steps[f"blocks.{index}.norm1.weight"] for index in range(3)]
+        assert blocks == sorted(blocks)
+        assert len(set(blocks)) == 3
+
+
+def naflex_segmenter() -> Segmenter:
+    encoder = timm.create_model("naflexvit_base_patch16_gap", depth=3, embed_dim=32, num_heads=2)
+    return Segmenter(encoder, 2, "linear")
+
+
+def test_pixels_without_a_class_are_no_score() -> None:
+    judge = MeanIoU(3)
+    with pytest.raises(DataError, match="no pixel has a class"):
+        judge.value(torch.zeros(3, 3))
 
 
 # Commands.

@@ -1,5 +1,6 @@
 """Many folds on the same images, the page that shows them, and looking into models."""
 
+import copy
 import json
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,15 @@ from vitfold.analysis.similarity import mean_cosine
 from vitfold.cli import options
 from vitfold.errors import DataError, MethodError, UnsupportedModel
 from vitfold.report import report
-from vitfold.sweep import SMALLER_INPUT, candidates, smaller_inputs, smaller_models, sweep
+from vitfold.sweep import (
+    SMALLER_INPUT,
+    candidates,
+    gigaflops,
+    smaller_inputs,
+    smaller_models,
+    sweep,
+    trained,
+)
 from vitfold.validate import Predictions, predict, score
 
 
@@ -91,6 +100,29 @@ def test_smaller_models_stand_beside() -> None:
     rows = swept(model, smaller_models({"one block": lambda: other}))
     assert rows[0].method == "smaller model one block"
     assert rows[0].gflops < 0.5 * swept(model, candidates(model, [], []))[0].gflops
+
+
+def test_costs_that_depend_on_images_are_those_of_all_of_them() -> None:
+    """Folders list one class after another."""
+    model = vitfold.fold(registered("vit_tiny_patch16_224", depth=3), vitfold.WardCut(flops=0.7))
+    x = images(model, 96)
+    x[:48] *= 0.01  # one colour, in which all tokens merge
+    vitfold.calibrate(model, x)
+    batches = [(part, torch.zeros(len(part), dtype=torch.long)) for part in x.split(40)]
+    [(row, _)] = sweep(
+        vitfold.unfold(copy.deepcopy(model)), trained({"cut": model}), lambda: batches,
+        sizes=(2,), repeats=1,
+    )  # fmt: skip
+    dense = gigaflops(vitfold.unfold(copy.deepcopy(model)), x[:2])
+    assert row.gflops / dense == pytest.approx(0.7, abs=0.05)
+
+
+def test_what_a_search_found_is_no_name() -> None:
+    model = registered("vit_tiny_patch16_224", depth=4)
+    batches = [(images(model, 4), torch.arange(4)) for _ in range(2)]
+    found = vitfold.PruneMerge.search(model, batches, keep=0.7, iterations=2)
+    [candidate] = trained({"found": vitfold.fold(model, found)})
+    assert len(candidate.method) < 100
 
 
 def test_predictions_are_counted_by_hand() -> None:

@@ -32,7 +32,8 @@ from torch import Tensor, nn
 import vitfold
 from vitfold import digits as digits_
 from vitfold import results
-from vitfold.data import Source
+from vitfold.cli import subject
+from vitfold.data import Renormalized, Source
 from vitfold.digits import create_digits, load_split
 from vitfold.errors import DataError, MethodError, PlanError, TrainError
 from vitfold.models import create_model, save_model
@@ -528,6 +529,9 @@ def test_a_signal_ends_it_after_its_step(tmp_path: Path) -> None:
         tmp_path / "cut" / "checkpoints" / "step-000000005"
     )
     assert same(run(tmp_path / "cut"), expected)
+    logs = [(tmp_path / name / "log.csv").read_text() for name in ("whole", "cut")]
+    losses = [[row["loss"] for row in csv.DictReader(log.splitlines())] for log in logs]
+    assert losses[0] == losses[1]  # of whole epochs, wherever they were cut
 
 
 def test_another_recipe_does_not_go_on(tmp_path: Path) -> None:
@@ -792,6 +796,45 @@ def test_thresholds_that_went_too_far_ask_for_lower_rates(tmp_path: Path) -> Non
     check_share(dataclasses.replace(missed, reached=0.81), tmp_path)
 
 
+def test_a_method_that_stays_as_it_is_is_not_brought_to_its_share(tmp_path: Path) -> None:
+    model = learner(flops=0.3)
+    before = {n: v.clone() for n, v in model.state_dict().items() if "vitfold" in n}
+    recipe = Recipe(epochs=1, batch_size=4, freeze="method")
+    outcome = train(model, recipe, Blobs(), settings=Settings(tmp_path), calibration=Blobs(),
+                    accelerator=create_accelerator("cpu"))  # fmt: skip
+    assert all(torch.equal(model.state_dict()[name], values) for name, values in before.items())
+    assert outcome.reached is not None
+    assert outcome.before is None
+
+
+def test_heights_that_training_moved_away_from_are_brought_back(tmp_path: Path) -> None:
+    model = vitfold.fold(small(), vitfold.WardCut(flops=0.8))
+    images = torch.stack([image for image, _ in (Blobs()[index] for index in range(24))])
+    vitfold.calibrate(model, images)
+    recipe = Recipe(epochs=2, batch_size=4, optimizer={"opt": "adamw", "lr": 3e-3})
+    outcome = train(model, recipe, Blobs(), settings=Settings(tmp_path), calibration=Blobs(),
+                    accelerator=create_accelerator("cpu"))  # fmt: skip
+    assert outcome.before is not None
+    assert outcome.reached == pytest.approx(0.8, abs=0.02)
+
+
+def test_half_precision_of_gpus_is_refused_on_a_cpu() -> None:
+    with pytest.raises(TrainError, match="float16 is for GPUs: on a CPU use bfloat16"):
+        create_accelerator("cpu", "fp16")
+
+
+def test_broken_checkpoints_that_were_passed_by_take_no_place(tmp_path: Path) -> None:
+    for step in (3, 6, 9):
+        checkpoint.write(tmp_path, step, {"a": torch.ones(3)}, 3)
+    for step in (6, 9):
+        os.truncate(tmp_path / f"step-{step:09d}" / "tensors.safetensors", 5)
+    with pytest.warns(UserWarning, match="is passed by"):
+        assert checkpoint.read(tmp_path)[0] == 3  # type: ignore[index]
+    for step in (4, 5):
+        checkpoint.write(tmp_path, step, {"a": torch.ones(3)}, 1)
+        assert [place.name for place in tmp_path.iterdir()] == [f"step-{step:09d}"]
+
+
 def test_a_single_epoch_has_checkpoints_within_it(tmp_path: Path) -> None:
     once = Recipe(**{**vars(RECIPE), "epochs": 1, "batch_size": 2, "accumulate": 1})
     run(tmp_path, once, every=None, keep=100)
@@ -1028,6 +1071,24 @@ def test_the_embedded_model_brings_its_own_images(
     assert torch.equal(digits_.Digits("train")[3][0], digits_.Digits("train")[3][0])
 
 
+def test_a_search_leaves_out_what_cannot_be_read_as_training_does(
+    monkeypatch: pytest.MonkeyPatch, folder: Path, tmp_path: Path
+) -> None:
+    next((folder / "train").rglob("*.png")).write_bytes(b"no picture")
+    found = ["--method", "prune-merge", "--flops", "0.8", "--method-kwargs", "iterations=4"]
+    given = [*options(folder, tmp_path / "out"), *found, "--no-val"]
+    assert vitfold_(monkeypatch, *given) == 0
+
+
+def test_a_teacher_sees_images_as_it_wants_them(tmp_path: Path) -> None:
+    other = small(pretrained_cfg_overlay={"mean": (0.1,) * 3, "std": (0.3,) * 3})
+    save_model(other, tmp_path)
+    model = subject.teacher(str(tmp_path), small())
+    assert isinstance(model, Renormalized)
+    save_model(small(), tmp_path)
+    assert not isinstance(subject.teacher(str(tmp_path), small()), Renormalized)
+
+
 def test_images_of_which_none_can_be_read_end_a_training_in_a_line(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], folder: Path,
     tmp_path: Path,
@@ -1057,6 +1118,9 @@ def test_images_of_which_none_can_be_read_end_a_training_in_a_line(
         (["--output", __file__], "no directory"),
         (["--initial-checkpoint", "nowhere"], "nowhere is no checkpoint"),
         (["--aug-kwargs", "wings=2"], "augmentation"),
+        (["--aug-kwargs", "separate=True"], "one transform of all"),
+        (["--std", "0,0,0"], "std=[0.0, 0.0, 0.0]"),
+        (["--amp", "--amp-dtype", "float16"], "float16 is for GPUs"),
         (["--data-dir", "nowhere"], "nowhere"),
     ],
 )

@@ -1,6 +1,7 @@
 """WardCut: heights that are the same for all images, and where they come from."""
 
 import copy
+import importlib
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ import vitfold
 from vitfold import DataError, MethodError, PlanError, WardCut
 from vitfold.calls import folded, watch
 from vitfold.tokenmap import DROPPED
+
+calibrate_ = importlib.import_module("vitfold.calibrate")
 
 each_model = pytest.mark.parametrize("name", MODELS)
 
@@ -175,6 +178,24 @@ def test_calibration_sees_what_the_model_sees() -> None:
     wrapped = vitfold.fold(Normalized(model), WardCut(flops=0.6))
     vitfold.calibrate(wrapped, (x * 0.5 + 0.5) * 255)
     assert heights(wrapped) == pytest.approx(heights(plain), abs=1e-9)
+
+
+def test_what_ward_cannot_reach_on_the_way_loses_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The share is reached once, and coming closer asks for one that is out of reach."""
+    model = vit(depth=8)
+    x = mixed(model, 16)
+    original = calibrate_._means
+
+    def means(dense: Any, method: WardCut, share: float) -> tuple[int, ...]:
+        if share != method.flops:
+            raise MethodError(f"flops={share} cannot be reached")
+        return original(dense, method, share)
+
+    monkeypatch.setattr(calibrate_, "_means", means)
+    monkeypatch.setattr(calibrate_, "CLOSE", 0.0)
+    monkeypatch.setattr(calibrate_, "NEAR", 0.1)
+    vitfold.calibrate(vitfold.fold(model, WardCut(flops=0.7)), x)
+    assert any(heights(model))
 
 
 def test_calibration_takes_batches() -> None:

@@ -245,6 +245,14 @@ def parse(pairs: list[str]) -> dict[str, Any]:
     return dict(_pair(text) for item in pairs for text in re.split(r"\s+(?=\w+=)", item.strip()))
 
 
+def arguments(kwargs: list[str], img_size: int | None) -> dict[str, Any]:
+    """What a model takes when it is made."""
+    made = parse(kwargs)
+    if img_size is not None and "img_size" in made:
+        raise DataError(f"--img-size {img_size} and img_size={made['img_size']!r}: give one")
+    return made | given(img_size=img_size)
+
+
 def _pair(text: str) -> tuple[str, Any]:
     key, equals, value = text.partition("=")
     if not equals or not key:
@@ -327,10 +335,8 @@ def model(
 ) -> nn.Module:
     """The model by name, in eval mode, where it is to run; random weights are always the same."""
     torch.manual_seed(0)
-    options: dict[str, Any] = parse(kwargs)
-    if img_size is not None:
-        options["img_size"] = img_size
-    return create_model(name, pretrained=pretrained, **options).to(on).eval()
+    made = arguments(kwargs, img_size)
+    return create_model(name, pretrained=pretrained, **made).to(on).eval()
 
 
 def segments(task: str) -> bool:
@@ -359,7 +365,7 @@ def segmenter(
         raise DataError(f"{name} has {saved} classes: leave out --num-classes")
     if saved is not None:
         return model(name, kwargs, True, img_size, on)
-    made = parse(kwargs) | ({} if img_size is None else {"img_size": img_size})
+    made = arguments(kwargs, img_size)
     return create_segmenter(name, classes or CLASSES, decoder, **made).to(on).eval()
 
 

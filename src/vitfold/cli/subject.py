@@ -136,7 +136,7 @@ class Start(Group):
     @property
     def arguments(self) -> Options:
         """What the model takes when it is made."""
-        return options.parse(self.model_kwargs) | options.given(img_size=self.img_size)
+        return options.arguments(self.model_kwargs, self.img_size)
 
     @property
     def overlay(self) -> Options:

@@ -81,7 +81,7 @@ def sweep(
     about: dict[str, Any] = {
         "command": "sweep",
         "model": model,
-        "arguments": options.parse(made.model_kwargs) | options.given(img_size=made.img_size),
+        "arguments": options.arguments(made.model_kwargs, made.img_size),
         "weights": fingerprint(base.state_dict()),
         "data": [data.dataset, str(data.data_dir), data.split, data.class_map, limit],
         "batch_sizes": sizes,

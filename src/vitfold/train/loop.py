@@ -216,7 +216,7 @@ class Training:
         methods = [record.method for record in folds(self.model)]
         return getattr(methods[0], "flops", None) if methods and methods[0].ragged else None
 
-    def _reach(self, calibration: Any) -> tuple[float, float] | tuple[None, None]:
+    def _reach(self, calibration: Any) -> tuple[float | None, float | None]:
         """Bring what was learned to that share; all processes do the same."""
         if calibration is None or self._asked is None:
             return None, None

@@ -98,7 +98,7 @@ class Outcome:
     steps: the figures of the steps that were logged.
     asked, reached: the share of the dense FLOPs that a method was trained for, and the one that
         calibration images cost.
-    before: the one that they cost before what was learned was scaled to it.
+    before: the one that they cost before what was learned was scaled to it; None: it was not.
     """
 
     epochs: list[dict[str, float]]
@@ -121,10 +121,10 @@ class OutOfReach(TrainError):
 def check_share(outcome: Outcome, output: Path) -> None:
     """Say so where the share that was asked for is out of reach."""
     asked, reached, before = outcome.asked, outcome.reached, outcome.before
-    if asked is None or reached is None or abs(reached - asked) <= NEAR:
+    if asked is None or reached is None or before is None or abs(reached - asked) <= NEAR:
         return
     remedy = "train longer or at higher rates, or ask for another share"
-    if before is not None and before < asked:
+    if before < asked:
         remedy = f"training went too far, to {before:.3f}: train at lower rates"
     raise OutOfReach(
         outcome,

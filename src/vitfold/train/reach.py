@@ -25,11 +25,11 @@ TRIES = 12
 
 def reach(
     model: nn.Module, share: float, batches: Sequence[Tensor], *, still: bool = False
-) -> tuple[float, float]:
+) -> tuple[float, float | None]:
     """Scale what the method of a folded model has learned, until these images cost that share of
     the dense FLOPs; the share that they cost then, and the one before.
 
-    still: leave it as it is.
+    still: leave it as it is, and there is no before.
     """
     trunk, learned = folded(model).found.trunk, folded(model).learned
     assert learned is not None
@@ -50,8 +50,9 @@ def reach(
         dense = cost(0.0)
         low, high, by = 0.0, math.inf, 1.0
         tried = Tried[float](share, lambda by: cost(by) / dense)
-        tried.off(by)
-        for _ in range(0 if still else TRIES):
+        if still:
+            return tried.off(by) + share, None
+        for _ in range(TRIES):
             above = tried.off(by) > 0
             if tried.miss <= CLOSE:
                 break

@@ -1,0 +1,173 @@
+"""Images for a model: as it says that it wants them, and those that were meant."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import models
+import numpy
+import pytest
+import timm
+import torch
+from compare import near
+from PIL import Image
+from test_cli import pictures
+from torch import nn
+
+import vitfold
+from vitfold import processor
+from vitfold.data import Source, data_config, labelled, preprocessing, renormalized
+from vitfold.errors import DataError, PlanError
+from vitfold.models import create_model, save_model
+
+SAID = {
+    "image_processor_type": "ViTImageProcessor",
+    "image_mean": [0.4, 0.3, 0.2],
+    "image_std": [0.2, 0.3, 0.4],
+    "do_normalize": True,
+    "do_rescale": True,
+    "rescale_factor": 1 / 255,
+    "resample": 3,
+    "size": {"height": 20, "width": 20},
+}
+
+
+CROP = {"do_center_crop": True, "crop_size": {"height": 20, "width": 20}}
+
+
+def picture(width: int = 30, height: int = 30) -> Image.Image:
+    noise = numpy.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=numpy.uint8)
+    return Image.fromarray(noise)
+
+
+# Of transformers
+
+
+def checkpoint(path: Path, **said: Any) -> Path:
+    models.hf("ViTForImageClassification").save_pretrained(path)
+    (path / processor.FILE).write_text(json.dumps(SAID | said))
+    return path
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        {},
+        {"do_normalize": False},
+        {"rescale_factor": 1 / 127.5},
+        {"size": {"shortest_edge": 20}, **CROP},
+        {"size": {"shortest_edge": 25}, **CROP},
+        {"size": {"height": 25, "width": 25}, **CROP},
+        {"size": 20},
+    ],
+)
+def test_a_checkpoint_gets_images_as_its_processor_makes_them(
+    tmp_path: Path, said: dict[str, Any]
+) -> None:
+    import transformers
+
+    model = create_model(f"hf:{checkpoint(tmp_path, **said)}", pretrained=True)
+    theirs = transformers.AutoImageProcessor.from_pretrained(tmp_path)
+    image = picture(30, 30)
+    wanted = theirs(image, return_tensors="pt")["pixel_values"][0]
+    ours = preprocessing(model)(image)
+    assert ours.shape == wanted.shape
+    assert float((ours - wanted).abs().max()) < 0.05  # a level of grey, over a std of 0.2
+
+
+def test_what_is_said_of_images_goes_with_the_model(tmp_path: Path) -> None:
+    model = create_model(f"hf:{checkpoint(tmp_path / 'before')}", pretrained=True)
+    wanted = data_config(model)
+    assert wanted["mean"] == pytest.approx((0.4, 0.3, 0.2))
+    save_model(model, tmp_path / "dense")
+    assert json.loads((tmp_path / "dense" / processor.FILE).read_text()) == SAID
+    vitfold.fold(model, "tome", r=2)
+    save_model(model, tmp_path / "folded")
+    for name in "dense", "folded":
+        assert data_config(create_model(tmp_path / name)) == wanted
+    plan = json.loads((tmp_path / "folded" / "plan.json").read_text())
+    for broken in {"image_mean": "grey"}, {"wings": 2}, {"image_std": [0, 0, 0]}, {"resample": 99}:
+        images = {**plan["model"]["arguments"]["images"], **broken}
+        arguments = plan["model"]["arguments"] | {"images": images}
+        text = json.dumps(plan | {"model": plan["model"] | {"arguments": arguments}})
+        (tmp_path / "folded" / "plan.json").write_text(text)
+        with pytest.raises(PlanError, match=r"model\.arguments\.images"):
+            create_model(tmp_path / "folded")
+
+
+def test_a_checkpoint_that_says_nothing_is_noted(tmp_path: Path) -> None:
+    models.hf("ViTModel").save_pretrained(tmp_path)
+    with pytest.warns(UserWarning, match=r"no preprocessor_config\.json: images are prepared"):
+        create_model(f"hf:{tmp_path}", pretrained=True)
+
+
+# Of other models
+
+
+def normalized(mean: float, std: float) -> nn.Module:
+    overlay = {"mean": (mean,) * 3, "std": (std,) * 3}
+    return timm.create_model(
+        "vit_tiny_patch16_224", img_size=32, patch_size=8, depth=1, num_classes=3,
+        pretrained_cfg_overlay=overlay,
+    ).eval()  # fmt: skip
+
+
+def test_a_model_on_the_images_of_another_sees_its_own() -> None:
+    base, other = normalized(0.5, 0.5), normalized(0.4, 0.2)
+    assert renormalized(other, normalized(0.4, 0.2)) is other
+    image = picture(32, 32)
+    ours, theirs = (preprocessing(model)(image)[None] for model in (other, base))
+    assert not torch.allclose(ours, theirs)
+    near([renormalized(other, base)(theirs)], [other(ours)], 1e-5)
+
+
+# Files
+
+
+def test_a_broken_image_gives_way_to_one_of_its_own_part(tmp_path: Path) -> None:
+    root = tmp_path / "train"
+    for number in range(10):
+        (root / "a").mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 8), (number, 0, 0)).save(root / "a" / f"{number}.png")
+    (root / "a" / "8.png").write_bytes(b"no picture")
+    part = Source(root=tmp_path, split="train[:90%]").open()
+    assert [part[place][0].getpixel((0, 0))[0] for place in (7, 8)] == [7, 0]
+    whole = Source(root=tmp_path, split="train").open()
+    assert whole[8][0].getpixel((0, 0))[0] == 9
+    model = timm.create_model("vit_tiny_patch16_224", img_size=32, depth=1)
+    judged = labelled(model, Source(root=tmp_path, split="train[:90%]"))
+    with pytest.raises(DataError, match=r"8\.png cannot be read as an image"):
+        judged[8]
+
+
+def test_deep_pictures_are_refused(tmp_path: Path) -> None:
+    pictures(tmp_path / "train", classes=2, each=2)
+    for file in (tmp_path / "train").rglob("*.png"):
+        Image.fromarray(numpy.full((8, 8), 15000, dtype=numpy.uint16)).save(file)
+    with pytest.raises(DataError, match=r"0\.png has more than 8 bits a channel"):
+        Source(root=tmp_path, split="train").open()
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "common"),
+    [
+        ("train", "train", True),
+        ("train[:90%]", "train", True),
+        ("train[:90%]", "train[80%:]", True),
+        ("train[:90%]", "train[90%:]", False),
+        ("train", "validation", True),  # where there are no splits
+        ("train[:50%]", "validation", True),
+        ("train[:50%]", "validation[50%:]", False),
+    ],
+)
+def test_parts_that_overlap_have_images_in_common(
+    tmp_path: Path, one: str, other: str, common: bool
+) -> None:
+    pictures(tmp_path, classes=2, each=10)
+    sources = [Source(root=tmp_path, split=split) for split in (one, other)]
+    assert sources[0].shares(sources[1]) == sources[1].shares(sources[0]) == common
+
+
+def test_channels_that_make_no_sense_are_refused() -> None:
+    with pytest.raises(DataError, match=r"std=\[0\.0, 0\.0, 0\.0\]: expected numbers above 0"):
+        preprocessing(normalized(0.5, 0.0))
