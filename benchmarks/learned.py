@@ -12,7 +12,7 @@ benchmarks/evidence.py, and their answers are shared with it.
     python benchmarks/learned.py models/vit_cifar10_cpu_adamw --data-dir cifar10 --part others
 """
 
-from collections.abc import Container, Iterator
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -115,6 +115,7 @@ def main(
     limit: options.Limit = None,
     shares: Annotated[str, typer.Option(help="For thresholds.")] = "0.75,0.6,0.5,0.4",
     other_shares: Annotated[str, typer.Option(help="For the others.")] = "0.65,0.5",
+    without: Annotated[list[str], typer.Option(help="Trainings to leave out.")] = [],  # noqa: B006
     amp: options.Amp = False,
     output: Annotated[Path, typer.Option(help="For trainings and answers.")] = Path("local"),
 ) -> None:
@@ -128,10 +129,15 @@ def main(
         thresholds(bench, setting, options.shares(shares))
     if part in ("all", "others"):
         setting = Setting(Path(model), data_dir, briefly, output, amp, said)
-        others("others", bench, setting, options.shares(other_shares), OTHERS)
+        others("others", bench, setting, options.shares(other_shares), chosen(OTHERS, without))
     if part in ("all", "longer"):
         setting = Setting(Path(model), data_dir, train_split, output, amp, said)
-        others("longer", bench, setting, options.shares(other_shares), LONG)
+        others("longer", bench, setting, options.shares(other_shares), chosen(LONG, without))
+
+
+def chosen(trainings: Trainings, without: Sequence[str]) -> Trainings:
+    """All but those whose names begin so."""
+    return {n: given for n, given in trainings.items() if not n.startswith(tuple(without))}
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from vitfold import AViT, DynamicViT, MethodError
 from vitfold.calls import folded, watch
 from vitfold.methods import ready
 from vitfold.train import Recipe, train
-from vitfold.train.loop import Settings, create_accelerator
+from vitfold.train.outline import Settings, create_accelerator
 
 each_model = pytest.mark.parametrize("name", MODELS)
 each_reader = pytest.mark.parametrize("name", [name for name in MODELS if name != "eva"])

@@ -41,10 +41,9 @@ from vitfold.train import Distillation, Recipe, checkpoint, train
 from vitfold.train import loop as loop_
 from vitfold.train.examples import Examples, Order, load, own_randomness, seed_all
 from vitfold.train.log import Log
-from vitfold.train.loop import Settings, create_accelerator
 from vitfold.train.objective import Objective, distillation
 from vitfold.train.optimizing import PlainStep, SharpnessAwareStep
-from vitfold.train.outline import Outcome, check_share
+from vitfold.train.outline import Outcome, Settings, check_share, create_accelerator
 
 
 class Blobs:

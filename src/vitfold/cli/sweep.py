@@ -75,7 +75,7 @@ def sweep(
     batches = functools.partial(batches_of, base, data.source, limit, val_batch_size, workers)
     asked = candidates(base, names, shares, options.parse(method_kwargs))
     asked += smaller_inputs(base, shares) if smaller_input else []
-    asked += trained_({name: _folded(name, on) for name in trained})
+    asked += trained_({name: renormalized(_folded(name, on), base) for name in trained})
     others = {name: functools.partial(_of_others, name, base, on) for name in smaller_model}
     asked += smaller_models(others)
     about: dict[str, Any] = {

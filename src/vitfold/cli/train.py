@@ -18,8 +18,7 @@ from vitfold.errors import MissingExtra, TrainError
 from vitfold.train import Outcome
 from vitfold.train import train as train_
 from vitfold.train.judge import Judge
-from vitfold.train.loop import create_accelerator
-from vitfold.train.outline import BEST, LAST, OutOfReach, Settings, begun
+from vitfold.train.outline import BEST, LAST, OutOfReach, Settings, begun, create_accelerator
 
 CALIBRATION = 512
 """How many training images, evenly spaced, bring thresholds to the share that was asked for."""

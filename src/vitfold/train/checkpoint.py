@@ -23,7 +23,7 @@ from vitfold.errors import TrainError, one_line
 
 TENSORS, TREE = "tensors.safetensors", "state.json"
 
-FORMAT = 1
+FORMAT = 2
 
 _NAME = re.compile(r"step-(\d{9})")
 

@@ -13,12 +13,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy
+import timm.data
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from vitfold.data import item
-from vitfold.errors import TrainError
+from vitfold.data import item, streams
+from vitfold.errors import DataError, TrainError
+from vitfold.train.recipe import Recipe
 
 Place = tuple[int, int]
 """An epoch, and the index of an image."""
@@ -132,3 +134,22 @@ def _ignore_signals(_worker: int) -> None:
     """A signal to all processes is answered by the one that trains, after its step."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
+
+
+def length(images: Any) -> int:
+    """How many there are; a stream is refused."""
+    if streams(images):
+        raise DataError(
+            "a dataset that is read as a stream cannot be shuffled the same way twice: give a "
+            "folder, a tar or hfds/..."
+        )
+    return len(images)
+
+
+def mixing(recipe: Recipe, classes: int | None) -> Any:
+    """timm's way of mixing images and their labels, where the recipe asks for it."""
+    if not recipe.mix:
+        return None
+    if classes is None:
+        raise TrainError("mixing images takes the number of classes")
+    return timm.data.Mixup(**recipe.mix, label_smoothing=recipe.smoothing, num_classes=classes)

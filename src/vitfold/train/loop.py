@@ -4,25 +4,31 @@ import contextlib
 import copy
 import json
 import math
-import signal
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import timm.data
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from vitfold.calls import folds
-from vitfold.data import streams
-from vitfold.errors import DataError, TrainError, missing
+from vitfold.errors import TrainError
 from vitfold.fold import unfold
 from vitfold.models import check_saves, save_model
 from vitfold.results import write_text
 from vitfold.train import checkpoint
-from vitfold.train.examples import STEP, Examples, Order, load, own_randomness, seed_all
+from vitfold.train.examples import (
+    STEP,
+    Examples,
+    Order,
+    length,
+    load,
+    mixing,
+    own_randomness,
+    seed_all,
+)
 from vitfold.train.judge import Judge, Top1
 from vitfold.train.log import Log, lenient
 from vitfold.train.objective import Objective
@@ -42,8 +48,10 @@ from vitfold.train.outline import (
     Settings,
     begun,
     check_share,
+    create_accelerator,
     no_bar,
     same,
+    signals,
 )
 from vitfold.train.reach import reach
 from vitfold.train.recipe import Recipe
@@ -75,7 +83,7 @@ def train(
     """
     check_saves(model)
     accelerator = accelerator or create_accelerator()
-    with own_randomness(), freezing(model, recipe.freeze), _signals() as stop:
+    with own_randomness(), freezing(model, recipe.freeze), signals() as stop:
         training = Training(
             model,
             recipe,
@@ -91,19 +99,6 @@ def train(
         outcome = training.run(stop, calibration)
     check_share(outcome, settings.output)
     return outcome
-
-
-def create_accelerator(device: str = "auto", precision: str = "no") -> Any:
-    """What accelerate finds: one device, or many as its launcher has set them up."""
-    try:
-        import accelerate
-    except ImportError:
-        raise missing("accelerate", "train") from None
-    accelerate.state.AcceleratorState._reset_state()  # of a training before this one
-    made = accelerate.Accelerator(cpu=device == "cpu", mixed_precision=precision)
-    if precision == "fp16" and made.device.type == "cpu":
-        raise TrainError("--amp-dtype float16 is for GPUs: on a CPU use bfloat16")
-    return made
 
 
 class Training:
@@ -125,7 +120,7 @@ class Training:
         self.model, self.recipe, self.settings = model, recipe, settings
         self.accelerator, self.held_out, self.judge = accelerator, held_out, judge
         self.order = Order(
-            _length(images),
+            length(images),
             recipe.batch_size,
             recipe.accumulate,
             recipe.seed,
@@ -134,24 +129,25 @@ class Training:
         )
         self.total = recipe.epochs * self.order.steps
         self.examples = Examples(images, recipe.seed)
-        self.mix = _mix(recipe, classes)
+        self.mix = mixing(recipe, classes)
         self.checkpoints = settings.output / CHECKPOINTS
         found = self._open(
             {**about, "processes": accelerator.num_processes, "images": self.order.images}
         )
         self.start, state = found or (0, None)
-        self.best: float | None = state["best"] if state else None
-        self.epoch = Sums(**state["epoch"]) if state else Sums()
-        self._set_up(teacher, state)
+        self.best: float | None = None
+        self.epoch = Sums()
+        self._set_up(teacher)
+        if state:
+            self._restore(state)
+        self.schedule.step_update(self.start)
 
-    def _set_up(self, teacher: nn.Module | None, state: Any) -> None:
+    def _set_up(self, teacher: nn.Module | None) -> None:
         recipe, accelerator = self.recipe, self.accelerator
         if recipe.distill and teacher is None:
             teacher = unfold(copy.deepcopy(self.model))
         if teacher is not None:
             teacher.to(accelerator.device).requires_grad_(False)
-        if state:
-            self.model.load_state_dict(state["model"])
         self.told = Objective(self.model, self._smoothing, recipe.distill, teacher)
         self.model.to(accelerator.device)
         self.learned = [record.learned for record in folds(self.model) if record.learned]
@@ -160,8 +156,6 @@ class Training:
         self.inner = optimizer(
             self.model, recipe.optimizer, recipe.rates, frozen=recipe.freeze == "model"
         )
-        if state:
-            self.inner.load_state_dict(state["optimizer"])
         self.objective = accelerator.prepare(
             torch.compile(self.told) if self.settings.compiled else self.told
         )
@@ -170,11 +164,6 @@ class Training:
             SharpnessAwareStep(prepared, recipe.sam) if recipe.sam else PlainStep(prepared)
         )
         self.schedule = scheduler(self.inner, recipe.schedule, recipe.epochs, self.order.steps)
-        if state:
-            self.schedule.load_state_dict(state["schedule"])
-            if accelerator.scaler and state["scaler"]:
-                accelerator.scaler.load_state_dict(state["scaler"])
-        self.schedule.step_update(self.start)
 
     @property
     def _smoothing(self) -> float:
@@ -342,11 +331,13 @@ class Training:
         return self.judge.value(self.accelerator.reduce(counts))
 
     def _checkpoint(self, step: int) -> None:
-        if not self._main:
-            return
-        schedule = self.schedule.state_dict()
-        scaler = self.accelerator.scaler
-        state = {
+        if self._main:
+            checkpoint.write(self.checkpoints, step, self._state(), self.settings.keep)
+
+    def _state(self) -> dict[str, Any]:
+        """What a training goes on from."""
+        schedule, scaler = self.schedule.state_dict(), self.accelerator.scaler
+        return {
             "model": self.model.state_dict(),
             "optimizer": self.inner.state_dict(),
             "schedule": {name: value for name, value in schedule.items() if not callable(value)},
@@ -354,7 +345,15 @@ class Training:
             "best": self.best,
             "epoch": vars(self.epoch),
         }
-        checkpoint.write(self.checkpoints, step, state, self.settings.keep)
+
+    def _restore(self, state: Any) -> None:
+        """Be as that was."""
+        self.model.load_state_dict(state["model"])
+        self.inner.load_state_dict(state["optimizer"])
+        self.schedule.load_state_dict(state["schedule"])
+        if self.accelerator.scaler and state["scaler"]:
+            self.accelerator.scaler.load_state_dict(state["scaler"])
+        self.best, self.epoch = state["best"], Sums(**state["epoch"])
 
     def _open(self, about: dict[str, Any]) -> tuple[int, Any] | None:
         """The checkpoint to go on from, in a directory that is this training's own."""
@@ -386,35 +385,3 @@ class Sums:
     loss: Tensor | float = 0.0
     steps: int = 0
     seconds: float = 0.0
-
-
-def _length(images: Any) -> int:
-    if streams(images):
-        raise DataError(
-            "a dataset that is read as a stream cannot be shuffled the same way twice: give a "
-            "folder, a tar or hfds/..."
-        )
-    return len(images)
-
-
-def _mix(recipe: Recipe, classes: int | None) -> Any:
-    if not recipe.mix:
-        return None
-    if classes is None:
-        raise TrainError("mixing images takes the number of classes")
-    return timm.data.Mixup(**recipe.mix, label_smoothing=recipe.smoothing, num_classes=classes)
-
-
-@contextlib.contextmanager
-def _signals() -> Iterator[list[int]]:
-    """Signals that ask for an end, in a list; a training then ends after its step."""
-    caught: list[int] = []
-    before = {}
-    with contextlib.suppress(ValueError):  # only the main thread may ask for signals
-        for number in (signal.SIGINT, signal.SIGTERM):
-            before[number] = signal.signal(number, lambda given, _: caught.append(given))
-    try:
-        yield caught
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -2,13 +2,14 @@
 
 import contextlib
 import json
+import signal
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from vitfold.errors import TrainError, one_line
+from vitfold.errors import TrainError, missing, one_line
 from vitfold.train import checkpoint
 from vitfold.train.reach import NEAR
 
@@ -51,6 +52,34 @@ class Settings:
     compiled: bool = False
     bar: Bar = no_bar
     say: Callable[[dict[str, float]], None] = field(default=lambda _: None)
+
+
+def create_accelerator(device: str = "auto", precision: str = "no") -> Any:
+    """What accelerate finds: one device, or many as its launcher has set them up."""
+    try:
+        import accelerate
+    except ImportError:
+        raise missing("accelerate", "train") from None
+    accelerate.state.AcceleratorState._reset_state()  # of a training before this one
+    made = accelerate.Accelerator(cpu=device == "cpu", mixed_precision=precision)
+    if precision == "fp16" and made.device.type == "cpu":
+        raise TrainError("--amp-dtype float16 is for GPUs: on a CPU use bfloat16")
+    return made
+
+
+@contextlib.contextmanager
+def signals() -> Iterator[list[int]]:
+    """Signals that ask for an end, in a list; a training then ends after its step."""
+    caught: list[int] = []
+    before = {}
+    with contextlib.suppress(ValueError):  # only the main thread may ask for signals
+        for number in (signal.SIGINT, signal.SIGTERM):
+            before[number] = signal.signal(number, lambda given, _: caught.append(given))
+    try:
+        yield caught
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def begun(output: Path, resume: bool) -> dict[str, Any] | None:
