@@ -1,5 +1,6 @@
 """What others do to a model that is folded: hooks, parts of their own, graphs, shards, integers."""
 
+import threading
 import types
 import warnings
 from pathlib import Path
@@ -190,6 +191,15 @@ def test_integers_are_folded_by_number_and_not_counted(tmp_path: Path) -> None:
             vitfold.flops(model, x)
         with pytest.raises(PlanError, match="is no tensor, as in quantized models"):
             vitfold.save(model, tmp_path)
+
+
+def test_what_cannot_be_copied_is_counted_all_the_same() -> None:
+    model = registered("vit_tiny_patch16_224", depth=3).bfloat16()
+    model.lock = threading.Lock()
+    seen: list[Any] = []
+    model.blocks[0].register_forward_hook(lambda *given: seen.append(given[2].device.type))
+    vitfold.fold(model, "tome", flops=0.8)
+    assert "meta" not in seen
 
 
 # Mistakes

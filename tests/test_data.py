@@ -1,6 +1,8 @@
 """Images for a model: as it says that it wants them, and those that were meant."""
 
 import json
+import math
+import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ from torch import nn
 
 import vitfold
 from vitfold import processor
-from vitfold.data import Source, data_config, labelled, preprocessing, renormalized
+from vitfold.data import Source, data_config, labelled, loader, preprocessing, renormalized
 from vitfold.errors import DataError, PlanError
 from vitfold.models import create_model, save_model
 
@@ -59,6 +61,8 @@ def checkpoint(path: Path, **said: Any) -> Path:
         {"size": {"shortest_edge": 25}, **CROP},
         {"size": {"height": 25, "width": 25}, **CROP},
         {"size": 20},
+        {"size": 25, "do_center_crop": True, "crop_size": 20},
+        {"image_processor_type": "CLIPImageProcessor", "size": 25, **CROP},
     ],
 )
 def test_a_checkpoint_gets_images_as_its_processor_makes_them(
@@ -68,7 +72,7 @@ def test_a_checkpoint_gets_images_as_its_processor_makes_them(
 
     model = create_model(f"hf:{checkpoint(tmp_path, **said)}", pretrained=True)
     theirs = transformers.AutoImageProcessor.from_pretrained(tmp_path)
-    image = picture(30, 30)
+    image = picture(40, 30)
     wanted = theirs(image, return_tensors="pt")["pixel_values"][0]
     ours = preprocessing(model)(image)
     assert ours.shape == wanted.shape
@@ -93,6 +97,43 @@ def test_what_is_said_of_images_goes_with_the_model(tmp_path: Path) -> None:
         (tmp_path / "folded" / "plan.json").write_text(text)
         with pytest.raises(PlanError, match=r"model\.arguments\.images"):
             create_model(tmp_path / "folded")
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        {"image_mean": [0.5, 0.5]},
+        {"image_std": [0.5, 0.5, math.nan]},
+        {"image_std": "grey"},
+        {"rescale_factor": 0},
+        {"resample": -1},
+        {"resample": "bicubic"},
+        {"size": [20, 20]},
+        {"size": 0},
+        {"do_normalize": "no"},
+        {"do_center_crop": True, "crop_size": {"shortest_edge": -3}},
+    ],
+    ids=str,
+)
+def test_what_a_checkpoint_cannot_mean_is_refused(tmp_path: Path, odd: dict[str, Any]) -> None:
+    with pytest.raises(DataError, match=r"preprocessor_config\.json: \w+="):
+        create_model(f"hf:{checkpoint(tmp_path, **odd)}")
+
+
+def test_what_another_model_said_of_images_is_gone(tmp_path: Path) -> None:
+    said = create_model(f"hf:{checkpoint(tmp_path / 'said')}")
+    save_model(said, tmp_path / "same")
+    save_model(models.hf("ViTForImageClassification"), tmp_path / "same")
+    assert not (tmp_path / "same" / processor.FILE).exists()
+
+
+def test_a_plan_of_before_says_nothing_of_images(tmp_path: Path) -> None:
+    model = vitfold.fold(models.hf("ViTForImageClassification"), "tome", r=2)
+    vitfold.save(model, tmp_path, backbone=True)
+    plan = json.loads((tmp_path / "plan.json").read_text())
+    del plan["model"]["arguments"]["images"]
+    (tmp_path / "plan.json").write_text(json.dumps(plan))
+    assert vitfold.load(tmp_path)
 
 
 def test_a_checkpoint_that_says_nothing_is_noted(tmp_path: Path) -> None:
@@ -121,7 +162,30 @@ def test_a_model_on_the_images_of_another_sees_its_own() -> None:
     near([renormalized(other, base)(theirs)], [other(ours)], 1e-5)
 
 
+def test_one_channel_and_low_precision_are_renormalized_too() -> None:
+    overlay = {"mean": (0.1,) * 3, "std": (0.3,) * 3}
+    one, other = (
+        timm.create_model("vit_tiny_patch16_224", img_size=32, depth=1, in_chans=1, **options)
+        for options in ({}, {"pretrained_cfg_overlay": overlay})
+    )
+    x = torch.randn(2, 1, 32, 32)
+    assert renormalized(other, one)(x).isfinite().all()
+    assert renormalized(other.bfloat16(), one)(x.bfloat16()).dtype == torch.bfloat16
+
+
 # Files
+
+
+def test_processes_read_a_tar_as_one_does(tmp_path: Path) -> None:
+    folder = pictures(tmp_path / "a", classes=3, each=12)
+    with tarfile.open(tmp_path / "train.tar", "w") as tar:
+        tar.add(folder, "train")
+    model = timm.create_model("vit_tiny_patch16_224", img_size=32, depth=1)
+    found = []
+    for workers in 0, 3:
+        dataset = labelled(model, Source(root=tmp_path, split="train"))
+        found.append(torch.cat([images for images, _ in loader(dataset, 2, workers)]))
+    assert torch.equal(*found)
 
 
 def test_a_broken_image_gives_way_to_one_of_its_own_part(tmp_path: Path) -> None:

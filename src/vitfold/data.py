@@ -1,5 +1,6 @@
 """Images for a model: its own preprocessing, and where labelled ones come from."""
 
+import copy
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -101,7 +102,8 @@ class Source:
             raise DataError(f"{what} cannot be read as a dataset: {why}") from error
         if not self.dataset and set(numbered(dataset) or "_") <= {"", "."}:
             raise DataError(f"{what} has images, and no folders of classes: expected CLASS/*.jpg")
-        _check_first(dataset)
+        if not self.dataset:
+            _check_first(dataset)
         return dataset
 
     def like(self, images: Any) -> "Source":
@@ -294,13 +296,12 @@ def strict(dataset: Any) -> Any:
 
 def _check_first(dataset: Any) -> None:
     """Refuse pictures that timm would make white, by the first of them that can be read."""
-    reader: Any = getattr(dataset, "reader", None)
-    if streams(dataset) or not hasattr(reader, "__getitem__"):
-        return
+    # What a tar's reader has opened here would be shared by all processes that read.
+    reader = copy.deepcopy(dataset.reader)
     for place in range(min(len(dataset), FEW)):
         try:
             picture = Image.open(reader[place][0])
-        except (OSError, AttributeError):  # it is broken, or of another kind
+        except (OSError, ValueError, Image.DecompressionBombError):  # it is broken
             continue
         check_depth(picture, filename(dataset, place))
         return
@@ -374,7 +375,8 @@ def data_config(model: nn.Module) -> dict[str, Any]:
     said = processor.of(getattr(found.trunk, "config", None))
     given = processor.translated(said) if said else {}
     config: dict[str, Any] = timm.data.resolve_data_config(given, model=found.trunk)
-    return config | {"input_size": found.size}
+    channels = {name: tuple(config[name])[: found.size[0]] for name in ("mean", "std")}
+    return config | channels | {"input_size": found.size}
 
 
 class Renormalized(nn.Module):
@@ -394,7 +396,7 @@ class Renormalized(nn.Module):
 
     def forward(self, x: Tensor) -> Any:
         """What the model says of the images as it wants them."""
-        return self.model(x * self.scale + self.shift)
+        return self.model((x * self.scale + self.shift).to(x.dtype))
 
 
 def renormalized(model: nn.Module, other: nn.Module) -> nn.Module:
@@ -414,8 +416,6 @@ def _transform(config: dict[str, Any], **options: Any) -> Prepare:
     channels = config["input_size"][0]
     if channels not in (1, 3):
         raise DataError(f"the model takes {channels} channels: pictures have 1 or 3")
-    for name in ("mean", "std"):
-        config[name] = tuple(config[name])[:channels]
     if min(config["std"]) <= 0:
         raise DataError(f"std={list(config['std'])}: expected numbers above 0")
     transform: Prepare = timm.data.create_transform(**config, **options)

@@ -71,16 +71,21 @@ def dry_count(model: nn.Module, inputs: Mapping[str, Tensor]) -> int:
     try:
         twin = _without_values(model)
         return count(lambda: twin(**blank))
-    except RuntimeError:  # of values that are not there; or what the model itself says
+    # There are no values to look at, or a part cannot be copied: whatever they raise.
+    except Exception:
         return count(lambda: model(**inputs))
 
 
 def _without_values(model: nn.Module) -> nn.Module:
-    """A copy whose tensors have shapes alone."""
+    """A copy whose tensors have shapes alone, and that nobody looks at."""
     memo: dict[int, Any] = {id(buffer): buffer.to("meta") for buffer in model.buffers()}
     for weight in model.parameters():
         memo[id(weight)] = nn.Parameter(weight.to("meta"), requires_grad=weight.requires_grad)
-    return copy.deepcopy(model, memo)
+    twin = copy.deepcopy(model, memo)
+    for module in twin.modules():
+        module._forward_hooks.clear()
+        module._forward_pre_hooks.clear()
+    return twin
 
 
 def cost(found: Found, **inputs: Tensor) -> int:

@@ -178,9 +178,11 @@ def save_model(model: nn.Module, directory: str | os.PathLike[str]) -> None:
         with writing(directory, PlanError, Exception):
             directory.mkdir(parents=True, exist_ok=True)
             write(part)
-            for file in part.iterdir():  # each file is there whole, the one before or the new one
-                os.replace(file, directory / file.name)
-            (directory / fields.FILE).unlink(missing_ok=True)  # of a model that was folded, once
+            made = [file.name for file in part.iterdir()]
+            for name in made:  # each file is there whole, the one before or the new one
+                os.replace(part / name, directory / name)
+            for name in {fields.FILE, processor.FILE}.difference(made):  # of another model, once
+                (directory / name).unlink(missing_ok=True)
     finally:
         shutil.rmtree(part, ignore_errors=True)
 

@@ -23,7 +23,7 @@ from vitfold.errors import TrainError, one_line
 
 TENSORS, TREE = "tensors.safetensors", "state.json"
 
-FORMAT = 2
+FORMAT = 1
 
 _NAME = re.compile(r"step-(\d{9})")
 

@@ -130,6 +130,14 @@ def load(examples: Examples, order: Order, start: int, stop: int, workers: int) 
     return iter(loader)
 
 
+def finish(batches: Iterator[Any]) -> None:
+    """End the processes that read them. Whoever asks for the next batch may have ended by an error,
+    which keeps them alive, and they are deaf to the signal by which programs end theirs."""
+    shut_down = getattr(batches, "_shutdown_workers", None)
+    if shut_down is not None:
+        shut_down()
+
+
 def _ignore_signals(_worker: int) -> None:
     """A signal to all processes is answered by the one that trains, after its step."""
     for number in (signal.SIGINT, signal.SIGTERM):

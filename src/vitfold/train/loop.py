@@ -23,6 +23,7 @@ from vitfold.train.examples import (
     STEP,
     Examples,
     Order,
+    finish,
     length,
     load,
     mixing,
@@ -187,8 +188,11 @@ class Training:
         self.model.train()
         batches = load(self.examples, self.order, self.start, self.total, self.settings.workers)
         step = self.start
-        while step < self.total and not stop:
-            step = self._epoch(step, batches, stop)
+        try:
+            while step < self.total and not stop:
+                step = self._epoch(step, batches, stop)
+        finally:
+            finish(batches)
         self.log.close()
         stopped = step if step < self.total else None
         reached, before = (None, None) if stopped is not None else self._reach(calibration)
@@ -353,7 +357,7 @@ class Training:
         self.schedule.load_state_dict(state["schedule"])
         if self.accelerator.scaler and state["scaler"]:
             self.accelerator.scaler.load_state_dict(state["scaler"])
-        self.best, self.epoch = state["best"], Sums(**state["epoch"])
+        self.best, self.epoch = state["best"], Sums(**state.get("epoch", {}))
 
     def _open(self, about: dict[str, Any]) -> tuple[int, Any] | None:
         """The checkpoint to go on from, in a directory that is this training's own."""

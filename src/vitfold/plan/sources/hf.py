@@ -7,7 +7,7 @@ from typing import Any
 from torch import nn
 
 from vitfold import processor
-from vitfold.errors import PlanError, missing
+from vitfold.errors import DataError, PlanError, missing
 from vitfold.families.hf import CLASSES as FOLDABLE
 from vitfold.plan import fields
 from vitfold.plan.sources.source import Source
@@ -93,6 +93,8 @@ def check(name: object, given: object) -> None:
     """Refuse classes that are not listed, and numbers that make a model without end."""
     fields.choice("model.name", name, CLASSES)
     wanted = ("config", "attention", "checkpoint", "images")
+    if isinstance(given, dict):
+        given = {"images": None, **given}
     values = fields.record("model.arguments", given, wanted)
     fields.choice("model.arguments.attention", values["attention"], ATTENTION)
     if values["checkpoint"] is not None:
@@ -108,8 +110,8 @@ def _check_images(path: str, said: object) -> None:
         raise fields.refusal(path, said, "an object with the fields of an image processor, or null")
     try:
         processor.translated(said)
-    except (ValueError, AttributeError, OverflowError) as error:
-        raise PlanError(f"{fields.FILE}: {path}: {fields.clip(error)}") from error
+    except DataError as error:
+        raise PlanError(f"{fields.FILE}: {path}: {error}") from error
 
 
 def _check_numbers(path: str, config: object) -> None:
@@ -134,7 +136,7 @@ def build(name: str, given: dict[str, Any], pretrained: bool) -> nn.Module:
         attn_implementation=given["attention"],
         name_or_path=given["checkpoint"] or "",
     )
-    processor.put(config, given["images"])
+    processor.put(config, given.get("images"))
     if not pretrained:
         return cls(config)  # type: ignore[no-any-return]
     if given["checkpoint"] is None:
