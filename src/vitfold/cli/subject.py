@@ -76,7 +76,7 @@ class Data(options.Task):
     @property
     def given(self) -> bool:
         """Whether anybody says where images are."""
-        return bool(self.dataset or self.data_dir)
+        return self._images(self.train_split).source.given
 
     def labels_for(self, model: str) -> Labels | None:
         """What annotations mean, where every pixel has a class. Where nobody says how many there

@@ -26,20 +26,22 @@ def data_config(model: nn.Module) -> dict[str, Any]:
     return config | channels | {"input_size": found.size}
 
 
+Channels = tuple[Sequence[float], Sequence[float]]
+"""Their means and deviations."""
+
+
 class Renormalized(nn.Module):
-    """A model on images that are prepared for another."""
+    """A model on images whose channels are prepared for another."""
 
     scale: Tensor
     shift: Tensor
 
-    def __init__(self, model: nn.Module, other: nn.Module) -> None:
+    def __init__(self, model: nn.Module, wanted: Channels, given: Channels) -> None:
         super().__init__()
         self.model = model
-        ours, theirs = ({n: torch.tensor(data_config(m)[n]) for n in ("mean", "std")}
-                        for m in (model, other))  # fmt: skip
-        self.register_buffer("scale", (theirs["std"] / ours["std"])[:, None, None])
-        shift = (theirs["mean"] - ours["mean"]) / ours["std"]
-        self.register_buffer("shift", shift[:, None, None])
+        (mean, std), (other_mean, other_std) = torch.tensor(wanted), torch.tensor(given)
+        self.register_buffer("scale", (other_std / std)[:, None, None])
+        self.register_buffer("shift", ((other_mean - mean) / std)[:, None, None])
 
     def forward(self, x: Tensor) -> Any:
         """What the model says of the images as it wants them."""
@@ -48,9 +50,15 @@ class Renormalized(nn.Module):
 
 def renormalized(model: nn.Module, other: nn.Module) -> nn.Module:
     """The model for images that are prepared for another; itself where it wants them alike."""
-    ours, theirs = data_config(model), data_config(other)
-    alike = all(tuple(ours[name]) == tuple(theirs[name]) for name in ("mean", "std"))
-    return model if alike else Renormalized(model, other).to(next(model.parameters()).device)
+    wanted, given = _channels(model), _channels(other)
+    if wanted == given:
+        return model
+    return Renormalized(model, wanted, given).to(next(model.parameters()).device)
+
+
+def _channels(model: nn.Module) -> Channels:
+    config = data_config(model)
+    return config["mean"], config["std"]
 
 
 def preprocessing(model: nn.Module) -> Prepare:

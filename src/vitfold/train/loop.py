@@ -227,12 +227,14 @@ class Training:
         with bar(name, end - step) as advance:
             while step < end and not stop:
                 loss = self._step(step, [next(batches) for _ in range(self.recipe.accumulate)])
-                self.epoch.loss, self.epoch.steps = self.epoch.loss + loss, self.epoch.steps + 1
+                self.epoch.loss = self.epoch.loss + loss  # which may lie on another device
+                self.epoch.steps += 1
                 step += 1
                 self._after(step, loss, last=step == end)
                 advance()
                 now = time.perf_counter()
-                self.epoch.seconds, clock = self.epoch.seconds + now - clock, now
+                self.epoch.seconds += now - clock
+                clock = now
         if step == end or stop:
             self._check_weights(step)
             try:
