@@ -29,7 +29,7 @@ def bipartite(
     """
     even, odd = prefix + prefix % 2, prefix + 1 - prefix % 2
     rows = unit(metric)
-    scores = rows[:, even::2] @ rows[:, odd::2].transpose(1, 2)
+    scores = torch.bmm(rows[:, even::2], rows[:, odd::2].transpose(1, 2))
     if size is not None:
         scores = harder_for_large(scores, size[:, even::2], size[:, odd::2])
     if valid is not None:

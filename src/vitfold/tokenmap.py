@@ -130,19 +130,20 @@ class TokenMap:
     def reduce(self, x: Tensor, size: Tensor) -> tuple[Tensor, Tensor]:
         """The tokens that come out of `x[B, N, C]`, and their sizes."""
         kept = take(x, self.keep)
-        stay, move, total = self._sizes(size)
+        _, move, total = self._sizes(size)
         if not self.merges:
             return kept, total
         sizes = total
         if self.weight is not None:
-            stay, move, total = self._sizes(self.weight)
+            _, move, total = self._sizes(self.weight)
         into = self.into.clamp(min=0) if self.fate == "mixed" else self.into
-        moved = take(x, self.gone) * _channelwise(move / total.gather(1, into), x)
+        # The mean, without a pass over slots that nothing joins: a slot goes towards each token
+        # that does, as far as that has a share in it. What is infinite stays where it is.
+        share = (move / total.gather(1, into)).unsqueeze(-1).to(x.dtype)
+        pull = (take(x, self.gone) - take(kept, into).nan_to_num(0.0, 0.0, 0.0)) * share
         if self.fate == "mixed":
-            moved = moved.where((self.into >= 0).unsqueeze(-1), 0)
-        # `kept` is a fresh copy. A slot that nothing merges into is multiplied by exactly one.
-        kept.mul_(_channelwise(stay / total, x))
-        return _add_rows_(kept, into, moved), sizes
+            pull = pull.where((self.into >= 0).unsqueeze(-1), 0)
+        return _add_rows_(kept, into, pull), sizes  # `kept` is a fresh copy
 
     def _sizes(self, size: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Of the tokens that keep a slot, of those that are gone, and of the slots."""
@@ -189,10 +190,6 @@ class TokenMap:
 def _ones(x: Tensor) -> Tensor:
     """`[B, N]`, in at least float32: sums of them are counts."""
     return x.new_ones(x.shape[:2], dtype=torch.promote_types(x.dtype, torch.float32))
-
-
-def _channelwise(weight: Tensor, x: Tensor) -> Tensor:
-    return weight.unsqueeze(-1).to(x.dtype)
 
 
 @dataclass(frozen=True, eq=False)

@@ -135,7 +135,9 @@ class Ledger:
 
     def log_size(self, like: Tensor) -> Tensor | None:
         """`[B, 1, 1, n]`: what proportional attention adds to the logits of every key."""
-        return None if self.size is None else self.size.log().to(like.dtype)[:, None, None]
+        if self.size is None:
+            return None
+        return self.size.log().to(like.dtype).view(-1, 1, 1, self.size.shape[1])
 
     def mask(self, mask: Tensor | None, dtype: torch.dtype) -> Tensor | None:
         """An attention mask or bias `[..., N or 1, N]` over original tokens, for those of now."""
