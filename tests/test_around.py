@@ -226,6 +226,7 @@ def test_tome_takes_its_options_in_order() -> None:
     "model",
     [
         lambda: kind("naflexvit_base_patch16_gap"),
+        lambda: registered("vit_tiny_patch16_224", features_only=True, out_indices=(0, 1)),
         lambda: hf("Dinov2Backbone", out_features=["stage1", "stage2"]),
         lambda: hf("DINOv3ViTBackbone", out_features=["stage1", "stage2"]),
     ],
@@ -240,4 +241,5 @@ def test_all_candidates_run(model: Any, method: vitfold.Method) -> None:
 
 
 def maps(out: Any) -> list[torch.Size]:
-    return [part.shape for part in getattr(out, "feature_maps", [out])]
+    parts = out if isinstance(out, list) else getattr(out, "feature_maps", [out])
+    return [part.shape for part in parts]

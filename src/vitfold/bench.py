@@ -141,8 +141,13 @@ def _shown(sliced: nn.Module, found: Found, gone: Iterable[int]) -> Iterator[tup
     every = list(zip(found.blocks, gone, strict=True))
     if isinstance(sliced, Segmenter):
         yield every[-1]
-    elif hasattr(found.trunk, "out_features"):  # a backbone hands out what leaves any block
+    elif _shows_any(sliced, found):
         yield from every
+
+
+def _shows_any(model: nn.Module, found: Found) -> bool:
+    """Whether a model hands out what leaves any of its blocks: a backbone of either library."""
+    return type(model).__name__ == "FeatureGetterNet" or hasattr(found.trunk, "out_features")
 
 
 def _padded(forward: Callable[..., Tensor], more: int, *args: Any, **kwargs: Any) -> Tensor:
@@ -184,10 +189,12 @@ class _Cut(Ledger):
 def textbook(model: nn.Module, removes: Sequence[int]) -> nn.Module | None:
     """ToMe as the paper tells it: materialized attention, every token weighed in every block.
 
-    None for models other than timm's plain pre-norm blocks.
+    None for models other than timm's plain pre-norm blocks, and for dense outputs.
     """
     plain = clone(model)
     found = find(plain)
+    if isinstance(model, Segmenter) or _shows_any(model, found):
+        return None
     if any(type(block).__name__ != "Block" or not hasattr(block, "ls1") for block in found.blocks):
         return None
     sizes: list[Tensor | None] = [None]
@@ -243,7 +250,7 @@ def candidates(ours: nn.Module, images: Inputs | None = None) -> dict[str, nn.Mo
     removes, back = removed(ours, images), _returns(ours)
     named = {
         DENSE: clone(ours),
-        TEXTBOOK: None if back or isinstance(ours, Segmenter) else textbook(ours, removes),
+        TEXTBOOK: None if back else textbook(ours, removes),
         BOUND: free_slicing(ours, removes, back),
         FOLDED: ours,
     }
