@@ -33,7 +33,7 @@ import vitfold
 from vitfold import digits as digits_
 from vitfold import results
 from vitfold.cli import subject
-from vitfold.data import Renormalized, Source
+from vitfold.data import DigitsSource, Renormalized, Source
 from vitfold.digits import create_digits, load_split
 from vitfold.errors import DataError, MethodError, PlanError, TrainError
 from vitfold.models import create_model, save_model
@@ -1063,8 +1063,12 @@ def test_the_embedded_model_brings_its_own_images(
         assert "was 1e-05" in capsys.readouterr().err
         again = [*given, "--output", tmp_path / f"{name}-more"]
         assert vitfold_(monkeypatch, *again[:1], output / "last", *again[3:]) == 0
+    assert vitfold_(monkeypatch, *given, "--reprob", "0.5", "--output", tmp_path / "erased") == 2
+    assert "re_prob: the model's own digits take only no_aug" in capsys.readouterr().err
     images = digits_.Digits("train")
-    images.transform = digits_.Digit.anew
+    still = DigitsSource("train").augment(small(), {"no_aug": True})
+    assert still(digits_.Digit(Tensor([1]), Tensor([2]))) == 1
+    images.transform = DigitsSource("train").augment(small(), {"hflip": 0.5})
     one, other = images[3][0], images[3][0]
     assert not torch.equal(one, other)
     assert torch.equal(digits_.Digits("train")[3][0], digits_.Digits("train")[3][0])

@@ -38,7 +38,8 @@ def check_ragged(model: nn.Module) -> Base:
     method = folded(model).method
     if not method.ragged:
         raise MethodError(
-            f"{method} removes a fixed number already: freeze takes a model with LTMP or WardCut"
+            f"{type(method).__name__} removes fixed numbers already: freeze takes a model with "
+            "LTMP or WardCut"
         )
     if not has_fixed(method):
         raise MethodError(f"{method} has no form in which all images keep as many tokens")

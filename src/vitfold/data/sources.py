@@ -195,8 +195,13 @@ class DigitsSource:
 
     whole = prepare
 
-    def augment(self, _model: nn.Module, _options: dict[str, Any]) -> Callable[[Digit], Tensor]:
-        """The same at another place, size and angle; no other change leaves digits as they are."""
+    def augment(self, model: nn.Module, options: dict[str, Any]) -> Callable[[Digit], Tensor]:
+        """The same at another place, size and angle; digits are not mirrored and have no colour."""
+        given = {name: value for name, value in options.items() if value}
+        if given.pop("no_aug", False):
+            return self.prepare(model)
+        if others := given.keys() - {"hflip", "color_jitter"}:
+            raise DataError(f"{', '.join(sorted(others))}: the model's own digits take only no_aug")
         return Digit.anew
 
     def open(self) -> Digits:
