@@ -185,7 +185,9 @@ def test_a_model_is_an_option_too(run, capsys, tmp_path: Path) -> None:
     Image.new("RGB", (40, 30)).save(tmp_path / "p.png")
     for given in (["--model", "digits"], ["--model=digits"]):
         assert run("trace", tmp_path / "p.png", *given, "--r", "8", "-o", tmp_path) == 0
-    assert "block" in capsys.readouterr().out
+        assert "block" in capsys.readouterr().out
+        similarity = ["analyze", "similarity", *given, "--limit", "2", "-o", tmp_path / "s.png"]
+        assert run(*similarity) == 0
 
 
 def test_pictures_of_the_same_name_are_all_kept(run, tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from vitfold import demo
+from vitfold import demo, digits
 from vitfold.cli.demo import demo as command
 from vitfold.digits import create_digits, load_split
 from vitfold.methods import ready
@@ -28,9 +28,9 @@ def test_the_embedded_model_is_small_and_reads_digits() -> None:
 
 
 def test_the_splits_share_no_digit() -> None:
-    train, test = load_split("train"), load_split("test")
-    assert len(train[1]) + len(test[1]) == 1797
-    assert torch.equal(load_split("test")[0], test[0])
+    train, test = (digits._digits(split)[2].tolist() for split in ("train", "test"))
+    assert sorted(train + test) == list(range(1797))
+    assert torch.equal(load_split("test")[0], load_split("test")[0])
 
 
 def test_demo_writes_table_plot_and_pictures(

@@ -34,6 +34,16 @@ def test_flops_of_a_fold_include_matching() -> None:
     assert flops(model, images(model, 1)) == dense - saved + matching
 
 
+def test_what_is_counted_is_a_call_in_evaluation() -> None:
+    for method in vitfold.ToMe(r=5), vitfold.LTMP(merge_threshold=0.5, prune_threshold=0.02):
+        model = vitfold.fold(registered("vit_tiny_patch16_224"), method)
+        expected = flops(model, images(model, 1))
+        model.blocks.train()
+        assert flops(model, images(model, 1)) == expected
+        assert model.blocks.training
+        assert not model.norm.training
+
+
 def test_peak_memory_holds_at_least_the_largest_activation() -> None:
     model = registered("vit_tiny_patch16_224")
     hidden = 4 * 2 * 26 * 4 * 192

@@ -167,3 +167,17 @@ def test_a_dense_model_takes_the_place_of_a_plan(tmp_path: Path) -> None:
     again: Any = create_model(tmp_path)
     assert not hasattr(again, "_vitfold")
     assert torch.equal(again.norm.weight, model.norm.weight)
+
+
+@pytest.mark.parametrize(
+    "made",
+    [create_digits, lambda: models.hf("ViTModel"), lambda: create_model("test_vit", img_size=32)],
+    ids=["own", "transformers", "timm"],
+)
+def test_files_may_be_read_by_whoever_may_read_others(made: Any, tmp_path: Path) -> None:
+    (tmp_path / "plain").write_text("")
+    model = made()
+    save_model(model, tmp_path / "saved")
+    save_model(vitfold.fold(model, vitfold.ToMe(r=2)), tmp_path / "saved")
+    modes = {file.stat().st_mode for file in [*tmp_path.glob("saved/*"), tmp_path / "plain"]}
+    assert len(modes) == 1

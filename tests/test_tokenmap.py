@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from vitfold.ledger import Ledger
-from vitfold.tokenmap import DROPPED, Fate, TokenMap
+from vitfold.tokenmap import DROPPED, Fate, TokenMap, take
 
 LAWS = settings(max_examples=60, deadline=None)
 
@@ -196,6 +196,16 @@ def test_permuting_the_batch_permutes_the_result(step: TokenMap, dice: Dice) -> 
     assert torch.equal(swapped.fold(x[swap], size[swap]), step.fold(x, size)[swap])
     y = step.fold(x, size)
     assert torch.equal(swapped.unfold(y[swap]), step.unfold(y)[swap])
+
+
+@LAWS
+@given(maps(), DICE)
+def test_slots_in_another_order_hold_the_same(step: TokenMap, dice: Dice) -> None:
+    weighted = replace(step, weight=dice.sizes(2, step.tokens))
+    ordered, x = weighted.in_order(), dice.rows(2, step.tokens, 3)
+    keep, order = step.keep.sort(dim=1)
+    assert torch.equal(ordered.keep, keep)
+    assert torch.equal(ordered.fold(x), take(weighted.fold(x), order))
 
 
 @LAWS

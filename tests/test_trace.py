@@ -13,7 +13,9 @@ from torch import Tensor, nn
 from torchvision.transforms.v2.functional import pil_to_tensor
 
 import vitfold
+from vitfold import processor
 from vitfold.errors import DataError, FoldError
+from vitfold.families import find
 from vitfold.methods import Method
 from vitfold.trace import Trace, trace
 
@@ -44,6 +46,16 @@ def test_maps_explain_the_dense_features() -> None:
         features = model.forward_features(pixels)[0]
     same = (features[:, None] == features[None]).all(-1)
     assert torch.equal(same, slot[:, None] == slot[None])
+
+
+def test_colours_are_those_that_a_checkpoint_of_transformers_had() -> None:
+    model = vitfold.fold(hf("ViTModel"), vitfold.ToMe(r=2))
+    pixels = torch.rand(1, *find(model).size)
+    said = {"image_mean": [0.9, 0.5, 0.1], "image_std": [0.2, 0.5, 0.7]}
+    mean, std = (torch.tensor(said[name])[:, None, None] for name in ("image_mean", "image_std"))
+    processor.put(model.config, said)
+    seen = trace(model, (pixels - mean) / std)
+    assert seen.draw(0).tobytes() == seen.draw(pixels[0]).tobytes()
 
 
 class Normalized(nn.Module):

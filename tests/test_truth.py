@@ -213,7 +213,7 @@ def test_frozen_models_give_gradients_to_images_alone() -> None:
 
 @each_method
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-def test_autocast_stays_finite_and_near(method: Method, dtype: torch.dtype) -> None:
+def test_autocast_stays_finite(method: Method, dtype: torch.dtype) -> None:
     for build in (vit, deit, dino, eva, dino3):
         model = vitfold.fold(build(), method)
         x = images(model, dtype=torch.float32)

@@ -47,11 +47,11 @@ def row(pictures: list[Image.Image], labels: list[str], across: int | None = Non
     return sheet
 
 
-Look = tuple[Sequence[float], Sequence[float]]
-"""Mean and deviation of channels."""
+Channels = tuple[Sequence[float], Sequence[float]]
+"""Their means and deviations."""
 
 
-def plainer(image: Tensor, look: Look | None) -> Tensor:
+def plainer(image: Tensor, look: Channels | None) -> Tensor:
     """The image as it was before it was normalized so, where that is what happened to it."""
     pixels = image.detach().cpu().float()
     if look is None or _is_plain(pixels) or len(look[0]) < len(pixels):

@@ -32,8 +32,17 @@ def whole(path: Path) -> Iterator[Path]:
     part = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
         yield part
+        readable(part)
         with part.open("rb") as file:
             os.fsync(file.fileno())
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)
+
+
+def readable(path: Path) -> None:
+    """Let those read a file who may read what else is written here: safetensors keeps it from all
+    others."""
+    mask = os.umask(0)
+    os.umask(mask)
+    path.chmod(0o666 & ~mask)

@@ -67,11 +67,12 @@ def batch_of(inputs: Inputs) -> int:
 
 
 def flops(model: nn.Module, images: Inputs) -> int:
-    """The floating point operations (two per multiply-add) of one call, the method's own work
-    included."""
+    """The floating point operations (two per multiply-add) of one call in evaluation, the method's
+    own work included."""
     check_inputs(model, images)
     check_counted(model)
-    return count(lambda: call(model, images))
+    with evaluating(model):
+        return count(lambda: call(model, images))
 
 
 def throughput(
@@ -116,30 +117,41 @@ def timed(model: nn.Module, images: Inputs) -> Callable[[], float]:
     """Runs the model once, in inference, and returns the seconds that it took."""
     check_inputs(model, images)
 
+    device = images_in(images).device
+
     def run() -> float:
         with torch.inference_mode(), evaluating(model):
-            _synchronize(images)
-            start = time.perf_counter()
+            start = now(device)
             call(model, images)
-            _synchronize(images)
-            return time.perf_counter() - start
+            return now(device) - start
 
     return run
+
+
+def now(device: torch.device) -> float:
+    """Seconds on a clock, once the device is through with what it was given."""
+    accelerator = torch.accelerator.current_accelerator()
+    if accelerator is not None and accelerator.type == device.type:
+        torch.accelerator.synchronize(device)
+    return time.perf_counter()
 
 
 def peak_memory(model: nn.Module, images: Inputs) -> int:
     """Bytes that one call needs at most, beyond what is there before it (weights, images)."""
     check_inputs(model, images)
+    device = images_in(images).device
     with torch.inference_mode(), evaluating(model):
-        return _cuda_peak(model, images) if _is_cuda(images) else _cpu_peak(model, images)
+        if device.type == "cuda":
+            return _cuda_peak(model, images, device)
+        return _cpu_peak(model, images)
 
 
-def _cuda_peak(model: nn.Module, images: Inputs) -> int:
-    torch.cuda.reset_peak_memory_stats()
-    before = torch.cuda.memory_allocated()
+def _cuda_peak(model: nn.Module, images: Inputs, device: torch.device) -> int:
+    torch.cuda.reset_peak_memory_stats(device)
+    before = torch.cuda.memory_allocated(device)
     call(model, images)
-    torch.cuda.synchronize()
-    return torch.cuda.max_memory_allocated() - before
+    torch.cuda.synchronize(device)
+    return torch.cuda.max_memory_allocated(device) - before
 
 
 def _cpu_peak(model: nn.Module, images: Inputs) -> int:
@@ -153,12 +165,3 @@ def _cpu_peak(model: nn.Module, images: Inputs) -> int:
         now += change.nbytes()
         peak = max(peak, now)
     return peak
-
-
-def _is_cuda(images: Inputs) -> bool:
-    return bool(images_in(images).is_cuda)
-
-
-def _synchronize(images: Inputs) -> None:
-    if _is_cuda(images):
-        torch.cuda.synchronize()

@@ -17,7 +17,7 @@ from torch import nn
 from vitfold import processor
 from vitfold.calls import folds
 from vitfold.errors import PlanError, UnsupportedModel, VitfoldError
-from vitfold.files import writing
+from vitfold.files import readable, writing
 from vitfold.plan import fields, load, save, sources, store, weights
 from vitfold.plan.fields import clip
 from vitfold.plan.schema import decode
@@ -180,6 +180,7 @@ def save_model(model: nn.Module, directory: str | os.PathLike[str]) -> None:
             write(part)
             made = [file.name for file in part.iterdir()]
             for name in made:  # each file is there whole, the one before or the new one
+                readable(part / name)
                 os.replace(part / name, directory / name)
             for name in {fields.FILE, processor.FILE}.difference(made):  # of another model, once
                 (directory / name).unlink(missing_ok=True)
@@ -230,7 +231,6 @@ def _write_ours(model: nn.Module, origin: sources.Origin, directory: Path) -> No
 
 def _write_timm(model: Any, directory: Path) -> None:
     save_for_hf(model, directory, safe_serialization=True)
-    weights.readable(directory / WEIGHTS)
 
 
 def _saved(directory: Path) -> str:

@@ -5,7 +5,7 @@ the others are *gone*: each goes *into* a slot (merged) or nowhere (dropped, -1)
 is the same for every image of a batch, so shapes are static.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -170,10 +170,11 @@ class TokenMap:
         slots = torch.arange(self.slots, device=keep.device).expand_as(order)
         rank = torch.empty_like(order).scatter(1, order, slots)
         into = rank.gather(1, self.into.clamp(min=0)).where(self.into >= 0, DROPPED)
-        return TokenMap(keep, self.gone, into, self.fate)
+        return replace(self, keep=keep, into=into)
 
     def then(self, second: "TokenMap") -> "TokenMap":
-        """This map followed by `second`, which starts from this one's slots."""
+        """This map followed by `second`, which starts from this one's slots. What becomes of which
+        token; means over the slots are again by size."""
         moved = second.slot.gather(1, self.into.clamp(min=0))
         return TokenMap(
             keep=self.keep.gather(1, second.keep),

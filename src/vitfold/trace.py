@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 from PIL import Image
 from torch import Tensor, nn
 
-from vitfold import draw
+from vitfold import draw, processor
 from vitfold.calls import Inputs, folded, follow, images_in
 from vitfold.errors import DataError
 from vitfold.tokenmap import PackedMap, TokenMap
@@ -33,7 +33,7 @@ class Trace:
     prefix: int
     grid: tuple[int, int] | None
     images: Tensor | None
-    look: draw.Look | None = None
+    look: draw.Channels | None = None
 
     def groups(self, image: int = 0, block: int = -1) -> Tensor:
         """`[height, width]` the token that each patch is part of after a block, -1 for dropped."""
@@ -99,13 +99,14 @@ def trace(model: nn.Module, images: Inputs) -> Trace:
         prefix=books[0].prefix,
         grid=books[0].grid,
         images=pixels if pixels.dim() == 4 else None,
-        look=_look(folded(model).found.trunk),
+        look=_channels(folded(model).found.trunk),
     )
 
 
-def _look(trunk: Any) -> draw.Look | None:
-    """How timm says that the images of a model are normalized."""
-    config = getattr(trunk, "pretrained_cfg", None)
+def _channels(trunk: Any) -> draw.Channels | None:
+    """How the images of a model are normalized, where timm or its checkpoint says so."""
+    said = processor.of(getattr(trunk, "config", None))
+    config = processor.translated(said) if said else getattr(trunk, "pretrained_cfg", None)
     if not isinstance(config, dict) or not {"mean", "std"} <= config.keys():
         return None
     return config["mean"], config["std"]

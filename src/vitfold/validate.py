@@ -1,7 +1,6 @@
 """Accuracy of a folded model on labelled images, beside the dense one."""
 
 import math
-import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -11,7 +10,7 @@ from torch import Tensor, nn
 
 from vitfold.answers import logits
 from vitfold.errors import DataError
-from vitfold.measure import Progress
+from vitfold.measure import Progress, now
 from vitfold.modes import evaluating, mixed
 
 Batch = tuple[Tensor, Tensor]
@@ -95,9 +94,9 @@ class Watch:
         """One batch."""
         images = images.to(self.device)
         with torch.inference_mode(), evaluating(self.model), mixed(self.device, self.amp):
-            start = time.perf_counter()
+            start = now(self.device)
             said = logits(self.model, images)
-            self.seconds += _elapsed(start, self.device)
+            self.seconds += now(self.device) - start
         _check_labels(labels, said)
         self.best.append(said.topk(min(5, said.shape[1]), dim=1).indices.cpu())
         self.labels.append(labels.cpu())
@@ -160,12 +159,6 @@ def limited(batches: Iterable[Batch], limit: int | None) -> Iterator[Batch]:
         keep = int(min(left, len(labels)))
         yield images[:keep], labels[:keep]
         left -= keep
-
-
-def _elapsed(start: float, device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() - start
 
 
 def _check_labels(labels: Tensor, said: Tensor) -> None:

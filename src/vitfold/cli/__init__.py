@@ -93,10 +93,11 @@ def _repeated(arguments: list[str]) -> list[str]:
 
 def _positional(arguments: list[str]) -> list[str]:
     """timm's `--model NAME`, as the first argument of the command."""
+    words = 2 if arguments[:1] == ["analyze"] else 1
     for place, argument in enumerate(arguments):
         name, equals, value = argument.partition("=")
-        if name == "--model" and place and (equals or place + 1 < len(arguments)):
+        if name == "--model" and place >= words and (equals or place + 1 < len(arguments)):
             rest = arguments[place + (1 if equals else 2) :]
             name = value if equals else arguments[place + 1]
-            return [arguments[0], name, *arguments[1:place], *rest]
+            return [*arguments[:words], name, *arguments[words:place], *rest]
     return arguments

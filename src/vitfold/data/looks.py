@@ -9,6 +9,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from vitfold import processor
+from vitfold.draw import Channels
 from vitfold.errors import DataError, one_line
 from vitfold.families import find
 from vitfold.segment.looks import Look
@@ -24,10 +25,6 @@ def data_config(model: nn.Module) -> dict[str, Any]:
     config: dict[str, Any] = timm.data.resolve_data_config(given, model=found.trunk)
     channels = {name: tuple(config[name])[: found.size[0]] for name in ("mean", "std")}
     return config | channels | {"input_size": found.size}
-
-
-Channels = tuple[Sequence[float], Sequence[float]]
-"""Their means and deviations."""
 
 
 class Renormalized(nn.Module):

@@ -1,4 +1,4 @@
-"""The methods. A new one is one file here, and one line below."""
+"""The methods. A new one is one file here, and its name below."""
 
 from vitfold.methods.avit import AViT
 from vitfold.methods.base import (

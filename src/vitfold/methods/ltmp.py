@@ -137,7 +137,8 @@ class Thresholds(Learned):
         return self.method.strength * (self.share(seen) - self.method.flops) ** 2
 
     def share(self, seen: Pass) -> Tensor:
-        """The share of the FLOPs of all blocks that a masked pass would have cost."""
+        """The share of the FLOPs that a masked pass would have cost, in blocks with plain MLPs four
+        times as wide as tokens."""
         n, d = seen.books[0].tokens, seen.width
         books = [book for book in seen.books if isinstance(book, Masked)]
         means = together.mean(torch.stack([book.presence.mean() for book in books]))

@@ -1,7 +1,6 @@
 """Weights beside a plan: safetensors alone, and nothing that does not fit the model."""
 
 import hashlib
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -30,15 +29,6 @@ def write(state: Tensors, path: Path) -> None:
         tensors[name] = plain.clone() if place in owned else plain
         owned.add(place)
     save_file(tensors, path, metadata={"format": "pt"})
-    readable(path)
-
-
-def readable(path: Path) -> None:
-    """Let those read a file who may read what else is written here: safetensors keeps it from all
-    others."""
-    mask = os.umask(0)
-    os.umask(mask)
-    path.chmod(0o666 & ~mask)
 
 
 def read(directory: Path, name: str) -> dict[str, Tensor]:

@@ -1,7 +1,6 @@
 """How right a segmenter is, beside the dense one."""
 
 import math
-import time
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -12,7 +11,7 @@ from torch import Tensor, nn
 
 from vitfold.answers import IGNORED, check_labels
 from vitfold.errors import DataError, UnsupportedModel, missing
-from vitfold.measure import Progress
+from vitfold.measure import Progress, now
 from vitfold.modes import evaluating, mixed
 from vitfold.segment.segmenter import Segmenter
 from vitfold.segment.windows import slide
@@ -102,14 +101,14 @@ def score(
             check_labels(labels, classes)
             image, labels = image.to(device), labels.to(device)
             size = (labels.shape[0], labels.shape[1])
-            start = time.perf_counter()
+            start = now(device)
             said = pixels(folded, image, size, stride)
-            here = int((labels != IGNORED).sum())  # waits for the device
-            seconds += time.perf_counter() - start
+            seconds += now(device) - start
             before = pixels(dense, image, size, stride)
             for meter, answer in ((ours, said), (theirs, before)):
                 meter.update(answer.unsqueeze(0), labels.unsqueeze(0))
-            images, known, total = images + 1, known + here, total + labels.numel()
+            images, total = images + 1, total + labels.numel()
+            known += int((labels != IGNORED).sum())
             right += int((said == labels).sum())
             same += int((said == before).sum())
             progress()

@@ -20,6 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from vitfold.errors import TrainError, one_line
+from vitfold.files import readable
 
 TENSORS, TREE = "tensors.safetensors", "state.json"
 
@@ -59,6 +60,7 @@ def _fill(directory: Path, state: Any) -> None:
     tensors: dict[str, Tensor] = {}
     tree = _pack(state, "", tensors)
     save_file(tensors, directory / TENSORS)
+    readable(directory / TENSORS)
     _to_disk(directory / TENSORS)
     held = {"format": FORMAT, "sha256": _digest(directory / TENSORS), "tree": tree}
     (directory / TREE).write_text(json.dumps(held), encoding="utf-8")
