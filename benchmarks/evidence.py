@@ -25,7 +25,7 @@ from torch import Tensor, nn
 import vitfold
 from vitfold import analysis, draw
 from vitfold.answers import logits
-from vitfold.calls import Inputs, folds
+from vitfold.calls import folds
 from vitfold.cli import options, show
 from vitfold.cli.images import batches_of, shuffled_of
 from vitfold.cues import CUES
@@ -33,6 +33,7 @@ from vitfold.data import Source
 from vitfold.errors import MethodError
 from vitfold.families import find
 from vitfold.fold import clone
+from vitfold.inputs import Inputs
 from vitfold.measure import random_inputs
 from vitfold.methods import Method
 from vitfold.sweep import gigaflops, smaller_inputs

@@ -120,7 +120,7 @@ def test_a_match_is_the_map_of_its_parents(shape: tuple[int, int, int], seed: in
     ranks = [*range(prefix), *(i for i in places if i % 2 == 0), *(i for i in places if i % 2)]
     for step, order in (
         (match.bipartite(cue, r, prefix), torch.tensor(ranks)),
-        (match.lowest(cue, r, prefix), None),
+        (match.lowest(cue.norm(dim=-1), r, prefix), None),
     ):
         parent = step.keep.gather(1, step.slot.clamp(min=0)).where(step.slot >= 0, DROPPED)
         again = TokenMap.from_parent(parent, order)
@@ -143,7 +143,7 @@ def test_lowest_drops_what_loops_drop(shape: tuple[int, int, int], seed: int) ->
     length = torch.randint(0, 6, (2, tokens, 1), generator=generator)
     cue = exact_cue(seed, 2, tokens) * length
     cue[0, -1] = float("inf")
-    step = match.lowest(cue, r, prefix)
+    step = match.lowest(cue.norm(dim=-1), r, prefix)
     for image in range(2):
         expected = drop([r], prefix)(0, fresh(tokens), cue[image])
         assert groups(step, image) == spelled_out(expected)
@@ -174,7 +174,10 @@ def test_padded_images_lose_what_they_lose_alone(
     cue = exact_cue(seed, 3, tokens)
     lengths = [prefix + 1 + int(share * (tokens - prefix - 1)) for share in shares]
     valid = torch.arange(tokens) < torch.tensor(lengths).unsqueeze(1)
-    step = (match.bipartite if merging else match.lowest)(cue, r, prefix, valid)
+    if merging:
+        step = match.bipartite(cue, r, prefix, valid)
+    else:
+        step = match.lowest(cue.norm(dim=-1), r, prefix, valid)
     assert (step.tokens, step.slots) == (tokens, tokens - r)
     for image, length in enumerate(lengths):
         reduce = tome([r], prefix) if merging else drop([r], prefix)
@@ -320,7 +323,7 @@ def test_random_cues_depend_on_seed_and_place_alone() -> None:
 def test_random_cues_drop_every_position_about_as_often() -> None:
     counts = torch.zeros(40)
     for seed in range(400):
-        gone = match.lowest(cues.random(places(40), seed), 10, 0).gone
+        gone = match.lowest(cues.random(places(40), seed).norm(dim=-1), 10, 0).gone
         counts[gone[0]] += 1
     assert counts.sum() == 4000
     # A quarter of 400 draws, give or take five deviations.

@@ -15,11 +15,12 @@ from vitfold.blocks.kinds import BlockKind
 from vitfold.blocks.names import by_name
 from vitfold.blocks.standin import run
 from vitfold.blocks.taps import tap
-from vitfold.calls import Inputs, folded
+from vitfold.calls import folded
 from vitfold.errors import MethodError
 from vitfold.families import Found, find
 from vitfold.flops import dry_count
 from vitfold.fold import clone
+from vitfold.inputs import Inputs
 from vitfold.ledger import Ledger
 from vitfold.match import biggest_first
 from vitfold.measure import (

@@ -8,11 +8,12 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from vitfold.calls import Inputs, batches_in, folded, folds, images_in, trunk_inputs
+from vitfold.calls import folded, folds, trunk_inputs
 from vitfold.errors import DataError, MethodError
 from vitfold.families import find
 from vitfold.flops import CLOSE, NEAR, Tried, count
 from vitfold.fold import clone, fold
+from vitfold.inputs import Inputs, batches_in, images_in
 from vitfold.layout import Layout
 from vitfold.ledger import Packed
 from vitfold.measure import Progress

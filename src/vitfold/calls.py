@@ -3,9 +3,8 @@
 import contextlib
 import contextvars
 import copy
-import inspect
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,16 +14,11 @@ from torch import Tensor, nn
 from vitfold.blocks.kinds import BlockKind
 from vitfold.blocks.names import by_name
 from vitfold.blocks.recompute import checkpointed
-from vitfold.errors import (
-    DataError,
-    FoldError,
-    ShapeError,
-    UnsupportedModel,
-    VitfoldError,
-    one_line,
-)
+from vitfold.errors import FoldError, UnsupportedModel
+from vitfold.explain import explained
 from vitfold.families import Found
 from vitfold.families.trunks import with_prefix
+from vitfold.inputs import Inputs, call, lacks_text
 from vitfold.methods import Base
 from vitfold.methods.base import has_fixed
 from vitfold.methods.steps import Learned
@@ -96,7 +90,7 @@ def enter(trunk: nn.Module, method: str, *args: Any, **kwargs: Any) -> Any:
         return record.found.kind.call(trunk, method, run, args, kwargs)
     record.running.append(None)
     try:
-        with _errors(record, (*args, *kwargs.values())):
+        with explained(record.found, (*args, *kwargs.values())):
             run = start(record, args, kwargs)
             return record.found.kind.call(trunk, method, run, args, kwargs)
     finally:
@@ -176,43 +170,6 @@ def masked(on: bool = True) -> Iterator[None]:
         _masked.reset(token)
 
 
-Inputs = Tensor | Mapping[str, Any]
-"""Images, or what a model takes by name."""
-
-
-IMAGES = ("pixel_values", "x", "patches")
-"""What images are called among the inputs of a model."""
-
-
-def images_in(inputs: Inputs) -> Tensor:
-    """The images among them, or else the first tensor."""
-    if isinstance(inputs, Tensor):
-        return inputs
-    tensors = [name for name, given in inputs.items() if isinstance(given, Tensor)]
-    images: Tensor = inputs[next((name for name in IMAGES if name in tensors), tensors[0])]
-    return images
-
-
-def batches_in(images: Inputs | Iterable[Any]) -> Iterator[Inputs]:
-    """Batches, one or many, without the labels that come beside them; refused where they hold
-    what is no number, of which nothing can be learned."""
-    batches: Iterable[Any] = [images] if isinstance(images, Tensor | Mapping) else images
-    for number, batch in enumerate(batches):
-        inputs: Inputs = batch[0] if isinstance(batch, tuple | list) else batch
-        if not images_in(inputs).isfinite().all():
-            raise DataError(f"batch {number} holds values that are no numbers, or infinite")
-        yield inputs
-
-
-def call(model: nn.Module, inputs: Inputs) -> Any:
-    """The model on images, or on named inputs."""
-    if not isinstance(inputs, Mapping):
-        return model(inputs)
-    if "patches" in inputs:  # NaFlex takes them in one piece
-        return model(inputs)
-    return model(**inputs)
-
-
 def follow(model: nn.Module, inputs: Inputs) -> Run:
     """What becomes of the tokens of a folded model in one call; in one of its trunk alone, where
     the model reads text too and there is none."""
@@ -234,12 +191,6 @@ def trunk_inputs(model: nn.Module, inputs: Inputs) -> dict[str, Any]:
     return {name: given[name] for name in folded(model).found.kind.arguments if name in given}
 
 
-def lacks_text(model: nn.Module, inputs: Inputs) -> bool:
-    """Whether a model reads text too, and gets none."""
-    reads = "input_ids" in inspect.signature(model.forward).parameters
-    return reads and not (isinstance(inputs, Mapping) and "input_ids" in inputs)
-
-
 @contextlib.contextmanager
 def watch() -> Iterator[list[Run]]:
     """Collects the runs of all folded calls in this context, and in this thread."""
@@ -249,80 +200,3 @@ def watch() -> Iterator[list[Run]]:
         yield runs
     finally:
         _watched.reset(token)
-
-
-Given = tuple[Any, ...]
-"""The arguments of a call."""
-
-
-@contextlib.contextmanager
-def _errors(fold: Fold, given: Given) -> Iterator[None]:
-    """What other libraries say of images that a model does not take, or of blocks that were not
-    run, as an error of ours."""
-    try:
-        yield
-    except EXPLAINED as error:
-        told = (explain(error, fold.found, given) for explain in EXPLANATIONS)
-        ours = next((said for said in told if said is not None), None)
-        if ours is None:
-            raise
-        raise ours from error
-
-
-def _not_handed_on(error: Exception, found: Found, _: Given) -> VitfoldError | None:
-    if not isinstance(error, TypeError) or "'vitfold'" not in str(error):
-        return None
-    return FoldError(
-        f"{type(found.trunk).__name__} does not run the blocks that were folded, or does not hand "
-        "keyword arguments down to them: unfold it before its blocks change"
-    )
-
-
-def _in_a_list(error: Exception, _: Found, given: Given) -> VitfoldError | None:
-    images = given[0] if given else None
-    if not isinstance(error, AttributeError) or not isinstance(images, list | tuple):
-        return None
-    return ShapeError(
-        f"images came as a {type(images).__name__}: stack them into one tensor [B, C, H, W]; "
-        "images of different sizes go into calls of their own"
-    )
-
-
-def _without_a_batch(error: Exception, found: Found, given: Given) -> VitfoldError | None:
-    image = next((part for part in given if isinstance(part, Tensor)), None)
-    if isinstance(error, VitfoldError) or not isinstance(error, OF_SHAPES) or image is None:
-        return None
-    if image.dim() != 3 or image.shape[0] != found.size[0] or _takes_patches(found):
-        return None
-    return ShapeError(
-        f"an image of {list(image.shape)} came without a batch: give images[None], [B, C, H, W]"
-    )
-
-
-def _takes_patches(found: Found) -> bool:
-    """Whether images come as rows of patches, which have three axes with their batch."""
-    return images_in(found.example()).dim() == 3
-
-
-def _of_another_size(error: Exception, found: Found, given: Given) -> VitfoldError | None:
-    images = next((part for part in given if isinstance(part, Tensor) and part.dim() == 4), None)
-    if isinstance(error, VitfoldError) or not isinstance(error, OF_SHAPES) or images is None:
-        return None
-    if isinstance(error, RuntimeError) and images.shape[1:2] == found.size[:1]:
-        return None
-    shape, wanted = ("x".join(map(str, size)) for size in (images.shape[1:], found.size))
-    other = tuple(images.shape[1:]) != found.size
-    takes = f"takes {wanted}: resize them, or create" if other else "does not take them: create"
-    return ShapeError(
-        f"images of {shape} do not fit {type(found.trunk).__name__}, which {takes} the model for "
-        f"them ({one_line(error)})"
-    )
-
-
-OF_SHAPES = (AssertionError, ValueError, RuntimeError)
-"""What models say of shapes that they do not take."""
-
-EXPLAINED = (TypeError, AttributeError, *OF_SHAPES)
-
-EXPLANATIONS = (_not_handed_on, _in_a_list, _without_a_batch, _of_another_size)
-"""What may be meant by them, the surest first."""

@@ -6,9 +6,10 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from vitfold.calls import Inputs, batches_in, folded, follow, images_in, masked
+from vitfold.calls import folded, follow, masked
 from vitfold.errors import DataError, MethodError
 from vitfold.fold import fold
+from vitfold.inputs import Inputs, batches_in, images_in
 from vitfold.ledger import Ledger
 from vitfold.methods.base import Base, has_fixed
 from vitfold.methods.schedule import whole

@@ -36,7 +36,7 @@ from vitfold.methods.schedule import check_share, check_whole
 from vitfold.methods.steps import Look, Plan
 from vitfold.modes import evaluating
 from vitfold.plan.weights import fingerprint
-from vitfold.rates import PRUNE, keeping, reaching
+from vitfold.rates import keeping, reaching
 from vitfold.validate import Batch
 
 ITERATIONS = 250
@@ -80,13 +80,13 @@ def search(
             raise MethodError(f"keep={keep!r} and flops={flops!r}: give one of the two")
     depth = find(model).depth
     some = list(range(depth // 4, depth)) if blocks is None else blocks
-    usual = PRUNE if prune is None else prune
+    usual = PruneMerge.prune if prune is None else prune
     every = PruneMerge(0.0, usual, some, scope, grouping, shortcut)  # type: ignore[arg-type]
     check_blocks(every.blocks, depth)
     chosen = tuple(every.blocks or ())
     if not chosen:
         raise MethodError(f"blocks={blocks!r}: expected at least one block")
-    alone = 0.6 if keep is None else keep
+    alone = PruneMerge.keep if keep is None else keep
     check_number("keep", alone, 0, 1)
     asked = every
     if flops is None:  # less goes around where nobody said how much

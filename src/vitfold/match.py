@@ -49,15 +49,15 @@ def bipartite(
     )
 
 
-def lowest(metric: Tensor, r: int, prefix: int, valid: Tensor | None = None) -> TokenMap:
-    """Drop the `r` tokens whose metric has the smallest norm; the others stay in their order."""
-    order = smallest_first(metric[:, prefix:].norm(dim=-1)) + prefix
+def lowest(values: Tensor, r: int, prefix: int, valid: Tensor | None = None) -> TokenMap:
+    """Drop the `r` tokens of the smallest `values[B, N]`; the others stay in their order."""
+    order = smallest_first(values[:, prefix:]) + prefix
     if valid is not None:
         target = torch.full_like(valid, DROPPED, dtype=torch.long)
         padding_last = order.gather(1, smallest_first((~valid).gather(1, order).int()))
         return _with_padding(padding_last, target, r, prefix, valid, stride=1)
     stay = order[:, r:].sort(dim=1).values
-    return TokenMap.dropping(torch.cat([_places(metric)[:, :prefix], stay], dim=1), order[:, :r])
+    return TokenMap.dropping(torch.cat([_places(values)[:, :prefix], stay], dim=1), order[:, :r])
 
 
 def windowed(metric: Tensor, layout: "Windows", prefix: int, order: Tensor) -> TokenMap:

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
-from vitfold.calls import Inputs, call, images_in, lacks_text
 from vitfold.errors import DataError
 from vitfold.families import find
 from vitfold.flops import check_counted, count
+from vitfold.inputs import Inputs, call, images_in, lacks_text
 from vitfold.modes import evaluating
 
 Progress = Callable[[], None]

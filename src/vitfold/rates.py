@@ -13,9 +13,6 @@ from vitfold.flops import CLOSE, NEAR, Tried, cost
 from vitfold.fold import clone, fold
 from vitfold.methods.prunemerge import PruneMerge
 
-PRUNE = 0.1
-"""The share of patches that goes around blocks, where nobody says otherwise."""
-
 TRIES = 14
 
 FAR = 16
@@ -34,7 +31,7 @@ def reaching(
     tried = Tried[PruneMerge](share, costs(model, image))
     _bisect(tried, lambda keep: keeping(method, keep), share)
     if tried.off(tried.best) > NEAR and free:
-        _bisect(tried, lambda keep: replace(method, keep=0.0, prune=1 - keep), 1 - PRUNE)
+        _bisect(tried, lambda keep: replace(method, keep=0.0, prune=1 - keep), 1 - PruneMerge.prune)
     if tried.miss > NEAR and min(tried.costs.values()) < share < max(tried.costs.values()):
         _look(tried, _nearby(tried.best, 1.0 if free else method.prune))
     if tried.miss > NEAR:

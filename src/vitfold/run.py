@@ -289,4 +289,4 @@ def metric(step: Step, x: Tensor, before: Tensor, attend: Attend, ledger: Ledger
         return before
     if step.cue == "random":
         return cues.random(ledger.ranks(x), step.seed).to(x.dtype)
-    return sum(attend.shown[1:], attend.shown[0])
+    return attend.cues

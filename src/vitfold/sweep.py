@@ -11,12 +11,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vitfold.bench import BOUND, DENSE, FOLDED, bound
-from vitfold.calls import Inputs, folded, folds
+from vitfold.calls import folded, folds
 from vitfold.data import Renormalized
 from vitfold.errors import MethodError
 from vitfold.families import find
 from vitfold.flops import cost
 from vitfold.fold import clone, fold
+from vitfold.inputs import Inputs
 from vitfold.measure import Progress, batch_of, compare, flops, random_inputs
 from vitfold.methods import create_method, ready
 from vitfold.modes import mixed

@@ -9,8 +9,9 @@ from PIL import Image
 from torch import Tensor, nn
 
 from vitfold import draw, processor
-from vitfold.calls import Inputs, folded, follow, images_in
+from vitfold.calls import folded, follow
 from vitfold.errors import DataError
+from vitfold.inputs import Inputs, images_in
 from vitfold.tokenmap import PackedMap, TokenMap
 
 T = TypeVar("T")

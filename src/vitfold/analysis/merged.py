@@ -15,8 +15,8 @@ from vitfold.fold import clone, fold, fold_with
 from vitfold.layout import Layout
 from vitfold.ledger import Ledger
 from vitfold.measure import Progress
-from vitfold.methods import METHODS, Base, Method, Step, create_method
-from vitfold.methods.base import learns
+from vitfold.methods import Base, Method, Step, create_method
+from vitfold.methods.base import learns, named
 from vitfold.tokenmap import TokenMap, take
 from vitfold.validate import Batch
 
@@ -63,8 +63,8 @@ def merged_similarity(
 
     None for blocks that merge nothing.
     """
-    kind = METHODS.get(method)
-    if kind is not None and not (issubclass(kind, Method) and not learns(kind)):
+    kind = named(method)
+    if learns(kind) or not issubclass(kind, Method):
         raise MethodError(f"{method} takes no r, or is trained: give a method that merges r tokens")
     images = [pixels for pixels, _ in batches]
     made = {r: create_method(method, {**(options or {}), "r": r}) for r in rs}

@@ -78,5 +78,5 @@ def _seen(
     given = by_name(kind.arguments, args, kwargs)
     attend = Attend(ledger, given, False, "x_attn")
     after = kind.attend(block, x, attend)
-    see(x, sum(attend.shown[1:], attend.shown[0]), after)
+    see(x, attend.cues, after)
     return kind.feed(block, after) if kind.feed else after

@@ -48,6 +48,11 @@ class Attend:
             self.shown.append(out - x)
         return out
 
+    @property
+    def cues(self) -> Tensor:
+        """What was shown, added up over the attention modules of the block."""
+        return sum(self.shown[1:], self.shown[0])
+
     def _tap(self, attention: nn.Module) -> dict[str, Any]:
         shows = self.cue in PROJECTIONS
         return tap(attention, str(self.cue), self.shown.append) if shows else {}

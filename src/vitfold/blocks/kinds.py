@@ -14,7 +14,6 @@ import torch
 from torch import Tensor, nn
 
 from vitfold.blocks.attention import Attend
-from vitfold.blocks.names import full_name as full_name
 from vitfold.errors import UnsupportedModel
 
 Block = Any

@@ -8,12 +8,13 @@ from torch import Tensor, nn
 
 from vitfold import bench as bench_
 from vitfold import results
-from vitfold.calls import Inputs, folded
+from vitfold.calls import folded
 from vitfold.cli import options, show
 from vitfold.cli.groups import grouped
 from vitfold.cli.images import batches_of, has_own
 from vitfold.data import AnySource
 from vitfold.errors import DataError
+from vitfold.inputs import Inputs
 from vitfold.measure import random_inputs
 from vitfold.modes import mixed
 from vitfold.segment import Labels

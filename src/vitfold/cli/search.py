@@ -39,11 +39,14 @@ def search(
     model: options.ModelName,
     output: Annotated[Path, typer.Option("--output", "-o", help="The folded model goes here.")],
     keep: Annotated[
-        float | None, typer.Option(help="Share of patches that stay alone.", show_default="0.6")
+        float | None,
+        typer.Option(help="Share of patches that stay alone.", show_default=str(PruneMerge.keep)),
     ] = None,
     prune: Annotated[
         float | None,
-        typer.Option(help="Share that goes around blocks, at most.", show_default="0.1"),
+        typer.Option(
+            help="Share that goes around blocks, at most.", show_default=str(PruneMerge.prune)
+        ),
     ] = None,
     flops: Annotated[
         float | None, typer.Option(help="Share of the dense FLOPs, in place of --keep.")

@@ -3,6 +3,7 @@ and so the run of a folded call too."""
 
 import functools
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -114,18 +115,18 @@ def _trunk(
     blocks: str, prefix: Callable[[Any], int], arguments: tuple[str, ...] = ("pixel_values",)
 ) -> TrunkKind:
     return TrunkKind(
-        blocks,
-        ("forward",),
-        functools.partial(call, blocks),
-        _width,
-        prefix,
-        functools.partial(_class_token, prefix),
-        functools.partial(_reads_patches, prefix),
-        _size,
-        arguments,
-        _grid,
-        _example,
-        functools.partial(_padding, prefix),
+        blocks=blocks,
+        entries=("forward",),
+        call=functools.partial(call, blocks),
+        width=_width,
+        prefix=prefix,
+        class_token=functools.partial(_class_token, prefix),
+        reads_patches=functools.partial(_reads_patches, prefix),
+        size=_size,
+        arguments=arguments,
+        grid=_grid,
+        example=_example,
+        padding=functools.partial(_padding, prefix),
     )
 
 
@@ -176,90 +177,89 @@ def _registers(trunk: Any) -> int:
     return 1 + int(trunk.config.num_register_tokens)
 
 
-_MODELS = "transformers.models."
 _MASKED = ("pixel_values", "bool_masked_pos", "interpolate_pos_encoding", "attention_mask")
 _DINO_MASKED = ("pixel_values", "bool_masked_pos", "attention_mask")
 _BACKBONE_MASKED = ("pixel_values", "attention_mask")
-_WITH_REGISTERS = f"{_MODELS}dinov2_with_registers.modeling_dinov2_with_registers."
 
-TRUNKS: dict[str, TrunkKind] = {
-    f"{_MODELS}vit.modeling_vit.ViTModel": _trunk("layers", _one, _MASKED),
-    f"{_MODELS}deit.modeling_deit.DeiTModel": _trunk("layers", _two, _MASKED),
-    f"{_MODELS}beit.modeling_beit.BeitModel": _trunk("layers", _one, _MASKED),
-    f"{_MODELS}dinov2.modeling_dinov2.Dinov2Model": _trunk("encoder.layer", _one, _DINO_MASKED),
-    f"{_MODELS}dinov2.modeling_dinov2.Dinov2Backbone": _trunk(
-        "encoder.layer", _one, _BACKBONE_MASKED
+_SIGLIP2 = replace(
+    _trunk("encoder.layers", _none, ("pixel_values", "pixel_attention_mask", "spatial_shapes")),
+    size=_siglip2_size,
+    grid=_siglip2_grid,
+    example=_siglip2_example,
+    padding=_siglip2_padding,
+)
+
+_KNOWN: dict[str, tuple[TrunkKind, tuple[str, ...]]] = {
+    "vit.modeling_vit.ViTModel": (
+        _trunk("layers", _one, _MASKED),
+        ("ViTModel", "ViTForImageClassification", "ViTForMaskedImageModeling"),
     ),
-    _WITH_REGISTERS + "Dinov2WithRegistersModel": _trunk("encoder.layer", _registers, _DINO_MASKED),
-    _WITH_REGISTERS + "Dinov2WithRegistersBackbone": _trunk(
-        "encoder.layer", _registers, _BACKBONE_MASKED
+    "deit.modeling_deit.DeiTModel": (
+        _trunk("layers", _two, _MASKED),
+        (
+            "DeiTModel",
+            "DeiTForImageClassification",
+            "DeiTForImageClassificationWithTeacher",
+            "DeiTForMaskedImageModeling",
+        ),
     ),
-    f"{_MODELS}dinov3_vit.modeling_dinov3_vit.DINOv3ViTModel": _trunk("model.layer", _registers),
-    f"{_MODELS}dinov3_vit.modeling_dinov3_vit.DINOv3ViTBackbone": _trunk("model.layer", _registers),
-    f"{_MODELS}clip.modeling_clip.CLIPVisionModel": _trunk("encoder.layers", _one),
-    f"{_MODELS}siglip.modeling_siglip.SiglipVisionModel": _trunk("encoder.layers", _none),
-    f"{_MODELS}siglip2.modeling_siglip2.Siglip2VisionModel": TrunkKind(
-        "encoder.layers",
-        ("forward",),
-        functools.partial(call, "encoder.layers"),
-        _width,
-        _none,
-        functools.partial(_class_token, _none),
-        functools.partial(_reads_patches, _none),
-        _siglip2_size,
-        ("pixel_values", "pixel_attention_mask", "spatial_shapes"),
-        _siglip2_grid,
-        _siglip2_example,
-        _siglip2_padding,
+    "beit.modeling_beit.BeitModel": (
+        _trunk("layers", _one, _MASKED),
+        (
+            "BeitModel",
+            "BeitForImageClassification",
+            "BeitForMaskedImageModeling",
+            "BeitForSemanticSegmentation",
+            "BeitBackbone",
+        ),
+    ),
+    "dinov2.modeling_dinov2.Dinov2Model": (
+        _trunk("encoder.layer", _one, _DINO_MASKED),
+        ("Dinov2Model", "Dinov2ForImageClassification"),
+    ),
+    "dinov2.modeling_dinov2.Dinov2Backbone": (
+        _trunk("encoder.layer", _one, _BACKBONE_MASKED),
+        ("Dinov2Backbone",),
+    ),
+    "dinov2_with_registers.modeling_dinov2_with_registers.Dinov2WithRegistersModel": (
+        _trunk("encoder.layer", _registers, _DINO_MASKED),
+        ("Dinov2WithRegistersModel", "Dinov2WithRegistersForImageClassification"),
+    ),
+    "dinov2_with_registers.modeling_dinov2_with_registers.Dinov2WithRegistersBackbone": (
+        _trunk("encoder.layer", _registers, _BACKBONE_MASKED),
+        ("Dinov2WithRegistersBackbone",),
+    ),
+    "dinov3_vit.modeling_dinov3_vit.DINOv3ViTModel": (
+        _trunk("model.layer", _registers),
+        ("DINOv3ViTModel",),
+    ),
+    "dinov3_vit.modeling_dinov3_vit.DINOv3ViTBackbone": (
+        _trunk("model.layer", _registers),
+        ("DINOv3ViTBackbone",),
+    ),
+    "clip.modeling_clip.CLIPVisionModel": (
+        _trunk("encoder.layers", _one),
+        (
+            "CLIPVisionModel",
+            "CLIPVisionModelWithProjection",
+            "CLIPModel",
+            "CLIPForImageClassification",
+        ),
+    ),
+    "siglip.modeling_siglip.SiglipVisionModel": (
+        _trunk("encoder.layers", _none),
+        ("SiglipVisionModel", "SiglipModel", "SiglipForImageClassification"),
+    ),
+    "siglip2.modeling_siglip2.Siglip2VisionModel": (
+        _SIGLIP2,
+        ("Siglip2VisionModel", "Siglip2Model", "Siglip2ForImageClassification"),
     ),
 }
+"""Trunks by their place in transformers, and the classes that are one, or a trunk and a head."""
 
-MODELS: dict[str, tuple[str, ...]] = {
-    f"{_MODELS}vit.modeling_vit.ViTModel": (
-        "ViTModel",
-        "ViTForImageClassification",
-        "ViTForMaskedImageModeling",
-    ),
-    f"{_MODELS}deit.modeling_deit.DeiTModel": (
-        "DeiTModel",
-        "DeiTForImageClassification",
-        "DeiTForImageClassificationWithTeacher",
-        "DeiTForMaskedImageModeling",
-    ),
-    f"{_MODELS}beit.modeling_beit.BeitModel": (
-        "BeitModel",
-        "BeitForImageClassification",
-        "BeitForMaskedImageModeling",
-        "BeitForSemanticSegmentation",
-        "BeitBackbone",
-    ),
-    f"{_MODELS}dinov2.modeling_dinov2.Dinov2Model": ("Dinov2Model", "Dinov2ForImageClassification"),
-    f"{_MODELS}dinov2.modeling_dinov2.Dinov2Backbone": ("Dinov2Backbone",),
-    _WITH_REGISTERS + "Dinov2WithRegistersModel": (
-        "Dinov2WithRegistersModel",
-        "Dinov2WithRegistersForImageClassification",
-    ),
-    _WITH_REGISTERS + "Dinov2WithRegistersBackbone": ("Dinov2WithRegistersBackbone",),
-    f"{_MODELS}dinov3_vit.modeling_dinov3_vit.DINOv3ViTModel": ("DINOv3ViTModel",),
-    f"{_MODELS}dinov3_vit.modeling_dinov3_vit.DINOv3ViTBackbone": ("DINOv3ViTBackbone",),
-    f"{_MODELS}clip.modeling_clip.CLIPVisionModel": (
-        "CLIPVisionModel",
-        "CLIPVisionModelWithProjection",
-        "CLIPModel",
-        "CLIPForImageClassification",
-    ),
-    f"{_MODELS}siglip.modeling_siglip.SiglipVisionModel": (
-        "SiglipVisionModel",
-        "SiglipModel",
-        "SiglipForImageClassification",
-    ),
-    f"{_MODELS}siglip2.modeling_siglip2.Siglip2VisionModel": (
-        "Siglip2VisionModel",
-        "Siglip2Model",
-        "Siglip2ForImageClassification",
-    ),
-}
-"""The classes of transformers that are one of the trunks, or a trunk and a head."""
+TRUNKS = {f"transformers.models.{place}": kind for place, (kind, _) in _KNOWN.items()}
+
+MODELS = {f"transformers.models.{place}": classes for place, (_, classes) in _KNOWN.items()}
 
 CLASSES = tuple(name for names in MODELS.values() for name in names)
 

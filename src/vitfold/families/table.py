@@ -86,19 +86,20 @@ def _judge(name: str, module: str, folds: Callable[[type], bool]) -> tuple[str, 
 
 
 def _transformers() -> list[Family]:
-    folded = [_hf(trunk.split(".")[2], names, trunk) for trunk, names in MODELS.items()]
+    folded = [
+        Family("transformers", module, trunk, names)
+        for (_, _, module, _, trunk), names in (
+            (m.split("."), names) for m, names in MODELS.items()
+        )
+    ]
     described = HOSTS.union(*MODELS.values())
     refused = []
     for kind, names in sorted(_listed().items()):
         left = tuple(name for name in names if name not in described)
-        refused += [_hf(kind, left)] if left else []
+        if left:
+            why = _hf_reason(kind) or UNDESCRIBED
+            refused.append(Family("transformers", kind, "", left, why))
     return folded + refused
-
-
-def _hf(module: str, names: tuple[str, ...], trunk: str | None = None) -> Family:
-    if trunk is not None:
-        return Family("transformers", module, trunk.rsplit(".", 1)[1], names)
-    return Family("transformers", module, "", names, _hf_reason(module) or UNDESCRIBED)
 
 
 def _hf_reason(kind: str) -> str | None:

@@ -261,20 +261,19 @@ def _trunk(
     arguments: tuple[str, ...] = ("x",),
     padding: Callable[[Any, Arguments], Tensor | None] = no_padding,
 ) -> TrunkKind:
-    entries = ("forward", "forward_features", "forward_intermediates")
     return TrunkKind(
-        "blocks",
-        entries,
-        call,
-        _width,
-        _prefix,
-        _class_token,
-        _reads_patches,
-        _size,
-        arguments,
-        _grid,
-        _example,
-        padding,
+        blocks="blocks",
+        entries=("forward", "forward_features", "forward_intermediates"),
+        call=call,
+        width=_width,
+        prefix=_prefix,
+        class_token=_class_token,
+        reads_patches=_reads_patches,
+        size=_size,
+        arguments=arguments,
+        grid=_grid,
+        example=_example,
+        padding=padding,
     )
 
 

@@ -16,7 +16,7 @@ Size = tuple[int, int, int]
 Arguments = Mapping[str, Any]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class TrunkKind:
     """One class of trunks, known by the full name of the class.
 

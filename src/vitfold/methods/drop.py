@@ -44,6 +44,6 @@ class Drop(Method):
         """The step that drops `r` tokens."""
 
         def match(metric: Tensor, ledger: Ledger) -> TokenMap:
-            return lowest(metric, r, ledger.prefix, ledger.valid)
+            return lowest(metric.norm(dim=-1), r, ledger.prefix, ledger.valid)
 
         return Step(self.cue, r, match, self.seed + block)

@@ -61,7 +61,7 @@ class MergeDrop(Merging):
                 if act == "merge":
                     step = bipartite(metric, merges, ledger.prefix).in_order()
                 else:
-                    step = lowest(scores.unsqueeze(-1), drops, ledger.prefix)
+                    step = lowest(scores, drops, ledger.prefix)
                 metric, scores = take(metric, step.keep), fold_scores(scores, step)
                 whole = step if whole is None else whole.then(step)
             assert whole is not None

@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from vitfold.errors import PlanError
-from vitfold.plan.fields import clip
+from vitfold.plan.fields import FILE, clip
 
 Tensors = Mapping[str, Tensor]
 
@@ -49,11 +49,11 @@ def _check_place(directory: Path, path: Path) -> None:
         real = path.resolve(strict=True)
         inside = real.is_relative_to(directory.resolve(strict=True))
     except (OSError, RuntimeError):
-        raise PlanError(f"plan.json: weights.file={path.name!r}: no such file") from None
+        raise PlanError(f"{FILE}: weights.file={path.name!r}: no such file") from None
     if not inside:
-        raise PlanError(f"plan.json: weights.file={path.name!r}: a link that leaves the directory")
+        raise PlanError(f"{FILE}: weights.file={path.name!r}: a link that leaves the directory")
     if not real.is_file():
-        raise PlanError(f"plan.json: weights.file={path.name!r}: not a file")
+        raise PlanError(f"{FILE}: weights.file={path.name!r}: not a file")
 
 
 def _check_header(path: Path) -> None:

@@ -51,7 +51,7 @@ def reach(
         low, high, by = 0.0, math.inf, 1.0
         tried = Tried[float](share, lambda by: cost(by) / dense)
         if still:
-            return tried.off(by) + share, None
+            return cost(by) / dense, None
         for _ in range(TRIES):
             above = tried.off(by) > 0
             if tried.miss <= CLOSE:

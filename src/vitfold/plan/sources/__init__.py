@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from vitfold.blocks.kinds import full_name
+from vitfold.blocks.names import full_name
 from vitfold.plan.sources import digits, hf, segmenter, timm
 from vitfold.plan.sources.source import Source
 

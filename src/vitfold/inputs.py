@@ -1,0 +1,51 @@
+"""What a model is called with: images, or what it takes by name."""
+
+import inspect
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from vitfold.errors import DataError
+
+Inputs = Tensor | Mapping[str, Any]
+"""Images, or what a model takes by name."""
+
+
+IMAGES = ("pixel_values", "x", "patches")
+"""What images are called among the inputs of a model."""
+
+
+def images_in(inputs: Inputs) -> Tensor:
+    """The images among them, or else the first tensor."""
+    if isinstance(inputs, Tensor):
+        return inputs
+    tensors = [name for name, given in inputs.items() if isinstance(given, Tensor)]
+    images: Tensor = inputs[next((name for name in IMAGES if name in tensors), tensors[0])]
+    return images
+
+
+def batches_in(images: Inputs | Iterable[Any]) -> Iterator[Inputs]:
+    """Batches, one or many, without the labels that come beside them; refused where they hold
+    what is no number, of which nothing can be learned."""
+    batches: Iterable[Any] = [images] if isinstance(images, Tensor | Mapping) else images
+    for number, batch in enumerate(batches):
+        inputs: Inputs = batch[0] if isinstance(batch, tuple | list) else batch
+        if not images_in(inputs).isfinite().all():
+            raise DataError(f"batch {number} holds values that are no numbers, or infinite")
+        yield inputs
+
+
+def call(model: nn.Module, inputs: Inputs) -> Any:
+    """The model on images, or on named inputs."""
+    if not isinstance(inputs, Mapping):
+        return model(inputs)
+    if "patches" in inputs:  # NaFlex takes them in one piece
+        return model(inputs)
+    return model(**inputs)
+
+
+def lacks_text(model: nn.Module, inputs: Inputs) -> bool:
+    """Whether a model reads text too, and gets none."""
+    reads = "input_ids" in inspect.signature(model.forward).parameters
+    return reads and not (isinstance(inputs, Mapping) and "input_ids" in inputs)
