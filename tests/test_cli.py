@@ -190,6 +190,26 @@ def test_a_model_is_an_option_too(run, capsys, tmp_path: Path) -> None:
         assert run(*similarity) == 0
 
 
+def test_too_many_images_for_the_memory_are_said(run, capsys) -> None:
+    assert run("bench", "digits", "--r", "2", "-b", 10**12) == 2
+    assert capsys.readouterr().err.strip().startswith("error: there is not enough memory")
+
+
+def test_a_picture_that_cannot_be_written_is_said(run, capsys, tmp_path: Path) -> None:
+    Image.new("RGB", (40, 30)).save(tmp_path / "p.png")
+    (tmp_path / "out" / "p-tokens.png").mkdir(parents=True)
+    assert run("trace", tmp_path / "p.png", "--model", "digits", "-o", tmp_path / "out") == 2
+    assert "p-tokens.png cannot be written: Is a directory" in capsys.readouterr().err
+    assert [file.name for file in (tmp_path / "out").iterdir()] == ["p-tokens.png"]
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, '{"rows": [[]]}', "[]", "no"])
+def test_what_holds_no_results_is_said(run, capsys, tmp_path: Path, text: str) -> None:
+    (tmp_path / "rows.json").write_text(text)
+    assert run("report", tmp_path / "rows.json", "-o", tmp_path / "r.html") == 2
+    assert capsys.readouterr().err.startswith(f"error: {tmp_path / 'rows.json'} ")
+
+
 def test_pictures_of_the_same_name_are_all_kept(run, tmp_path: Path) -> None:
     for folder in ("a", "b"):
         (tmp_path / folder).mkdir()
@@ -238,6 +258,15 @@ def test_families_lists_what_folds_and_what_does_not(run, capsys) -> None:
         ),
         (["bench", "digits", "--plan", "nowhere", "--r", "3"], "leave out --method, --r"),
         (["bench", "digits", "--device", "meta"], "--device 'meta' is not to be had"),
+        (["bench", "digits", "--r", "99"], "r=99: of 196 patch tokens at most 98"),
+        (["bench", "digits", "--method", "LGMT"], "did you mean 'lgtm'?"),
+        (
+            ["bench", "digits", "--results-file", f"{Path(__file__).parent}/x/y.json"],
+            "no directory",
+        ),
+        (["trace", "digits", "p.png", "--plan", "x" * 5000], "too long"),
+        (["validate", "digits", "--data-dir", "x" * 5000], "too long"),
+        (["validate", "digits", "--split", "trian"], "the embedded model's own digits are split"),
         (["bench", "test_vit", "--r", "4", "--img-size", "50", "-b", "1"], "images of 3x50x50"),
         (["demo", "-o", __file__], "--output"),
         (["train", MODEL], "no data: give --data-dir"),

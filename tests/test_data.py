@@ -1,5 +1,6 @@
 """Images for a model: as it says that it wants them, and those that were meant."""
 
+import importlib.util
 import json
 import math
 import tarfile
@@ -19,7 +20,7 @@ from torch import nn
 import vitfold
 from vitfold import processor
 from vitfold.data import Source, data_config, labelled, loader, preprocessing, renormalized
-from vitfold.errors import DataError, PlanError
+from vitfold.errors import DataError, MissingExtra, PlanError
 from vitfold.models import create_model, save_model
 
 SAID = {
@@ -235,3 +236,56 @@ def test_parts_that_overlap_have_images_in_common(
 def test_channels_that_make_no_sense_are_refused() -> None:
     with pytest.raises(DataError, match=r"std=\[0\.0, 0\.0, 0\.0\]: expected numbers above 0"):
         preprocessing(normalized(0.5, 0.0))
+
+
+# Of other libraries
+
+
+@pytest.mark.parametrize("kind", ["hfds", "wds"])
+def test_datasets_of_other_libraries_are_read(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, kind: str
+) -> None:
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    model = timm.create_model("vit_tiny_patch16_224", img_size=32, depth=1)
+    if kind == "wds":
+        shards(tmp_path)
+        source = Source("wds/any", tmp_path, "validation")
+    else:
+        pictures(tmp_path / "images" / "validation", classes=2, each=3)
+        source = Source(f"{kind}/./images", tmp_path / "cache", "validation")
+    seen = [(image.shape, int(label)) for image, label in labelled(model, source)]
+    assert sorted(label for _, label in seen) == [0, 0, 0, 1, 1, 1]
+    assert {shape for shape, _ in seen} == {(3, 32, 32)}
+
+
+def shards(folder: Path) -> None:
+    """A data set of WebDataset: a tar of pictures and labels, and what timm wants to know of it."""
+    with tarfile.open(folder / "validation-0000.tar", "w") as tar:
+        for number in range(6):
+            image = folder / f"{number}.jpg"
+            picture().save(image)
+            image.with_suffix(".cls").write_text(str(number % 2))
+            for file in image, image.with_suffix(".cls"):
+                tar.add(file, file.name)
+    part = {"filenames": ["validation-0000.tar"], "shard_lengths": [6], "num_samples": 6}
+    said = {"splits": {"validation": {"name": "validation", **part}}}
+    (folder / "_info.json").write_text(json.dumps(said))
+
+
+def test_what_is_no_kind_of_dataset_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in "wsd/any", "cifar10", "folder/x":
+        with pytest.raises(DataError, match=f"--dataset '{name}'.*expected KIND/NAME"):
+            Source(name, Path()).open()
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
+    with pytest.raises(MissingExtra, match=r'webdataset is not installed: pip install "vitfold\['):
+        Source("wds/any", Path()).open()
+
+
+def test_an_image_that_is_a_bomb_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    pictures(tmp_path / "train", classes=2, each=1)
+    model = timm.create_model("vit_tiny_patch16_224", img_size=32, depth=1)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
+    judged = labelled(model, Source(root=tmp_path, split="train"))
+    with pytest.raises(DataError, match=r"0\.png cannot be read as an image"):
+        judged[0]

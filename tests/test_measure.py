@@ -154,3 +154,18 @@ def with_speedup(rows: list[Row], speedup: float) -> list[Row]:
 def test_a_shape_is_no_input(measured: Callable[[torch.nn.Module, Any], object]) -> None:
     with pytest.raises(DataError, match=r"a tuple is no input: give images \[B, C, H, W\]"):
         measured(folded(), (1, 3, 80, 80))
+
+
+@pytest.mark.parametrize("given", [None, "x", 3, {}, {"x": None}])
+def test_what_is_no_input_is_refused(given: Any) -> None:
+    model = vitfold.fold(registered("vit_tiny_patch16_224"), vitfold.ToMe(r=2))
+    for what in (flops, vitfold.throughput, vitfold.trace):
+        with pytest.raises(DataError, match="give images"):
+            what(model, given)
+
+
+@pytest.mark.parametrize("odd", [{"repeats": 1.5}, {"repeats": True}, {"warmup": None}])
+def test_rounds_are_whole_numbers(odd: dict[str, Any]) -> None:
+    model = registered("vit_tiny_patch16_224")
+    with pytest.raises(DataError, match="expected a whole number"):
+        vitfold.throughput(model, images(model, 1), **odd)

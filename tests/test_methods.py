@@ -336,17 +336,27 @@ def test_nonsense_is_refused_in_one_line(case: str) -> None:
     assert "\n" not in str(got.value)
 
 
-@pytest.mark.parametrize("r", [25, 3000, [1, 30], (20, -1)], ids=str)
+@pytest.mark.parametrize("r", [25, 3000, [1, 30], (25, 0.5)], ids=str)
 @pytest.mark.parametrize("kind", ALL)
-def test_at_most_half_leave_a_block_and_it_is_told(kind: type[Method], r: Any) -> None:
-    with pytest.warns(UserWarning, match="of 49 patch tokens at most 24 can leave a block") as told:
-        model = vitfold.fold(vit(), kind(r=r))
+def test_more_than_half_is_refused(kind: type[Method], r: Any) -> None:
+    with pytest.raises(MethodError, match="of 49 patch tokens at most 24 can leave a block"):
+        vitfold.fold(vit(), kind(r=r))
+
+
+@pytest.mark.parametrize("kind", ALL)
+def test_a_ramp_is_cut_where_more_than_half_would_leave_and_it_is_told(kind: type[Method]) -> None:
+    with pytest.warns(UserWarning, match=r"goes up to 40; of 49 .* at most 24 can leave") as told:
+        model = vitfold.fold(vit(), kind(r=(20, -1), skip=0))
     assert Path(told[0].filename) == Path(__file__)
-    asked = [r] * 4 if isinstance(r, int) else ([1, 30, 0, 0] if isinstance(r, list) else None)
-    schedule = folded(model).schedule
-    assert max(schedule) == 24
-    assert asked is None or schedule[-2:] == tuple(min(r, 24) for r in asked[-2:])
+    assert max(folded(model).schedule) == 24
     assert vitfold.trace(model, images(model, dtype=torch.float32)).counts[-1][0] >= 2
+
+
+@pytest.mark.parametrize("kind", ALL)
+def test_later_blocks_lose_what_they_have(kind: type[Method]) -> None:
+    model = vitfold.fold(vit(), kind(r=24, skip=0))
+    counts = vitfold.trace(model, images(model, dtype=torch.float32)).counts
+    assert counts[-1][0] >= 2
 
 
 def test_numbers_of_other_libraries_are_numbers() -> None:
@@ -405,7 +415,7 @@ def test_a_stage_may_lose_more_than_half(kind: Any, tmp_path: Path) -> None:
     vitfold.save(model, tmp_path / "plan", backbone=True)
     again = vitfold.load(tmp_path / "plan", vit())
     assert torch.equal(again(x), expected)
-    with pytest.warns(UserWarning, match="r=48: of 49 patch tokens at most 47 can leave a block"):
+    with pytest.raises(MethodError, match="r=48: of 49 patch tokens at most 47 can leave a block"):
         vitfold.fold(vit(), kind(r=48))
 
 

@@ -243,14 +243,21 @@ def test_survivors_rank_in_the_order_that_is_declared() -> None:
     assert step.slot.tolist() == [[0, 2, 1, DROPPED, 2, 3], [0, 3, 1, 0, 2, 1]]
 
 
+@pytest.mark.parametrize("place", [0, 1])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
-def test_hundreds_of_tokens_are_counted_in_any_precision(dtype: torch.dtype) -> None:
+def test_hundreds_of_tokens_are_counted_in_any_precision(dtype: torch.dtype, place: int) -> None:
     tokens = 600
     everything = torch.zeros(1, tokens, dtype=torch.long)
     step = replace(TokenMap.from_parent(everything), fate="merged")
     x = torch.zeros(1, tokens, 2, dtype=dtype)
-    x[:, 1] = 600
+    x[:, place] = 600
     assert step.fold(x).flatten().tolist() == pytest.approx([1, 1], rel=0.01)
+
+
+def test_means_of_large_values_are_finite() -> None:
+    step = replace(TokenMap.from_parent(torch.zeros(1, 4, dtype=torch.long)), fate="merged")
+    x = torch.tensor([[[4e4], [-4e4], [2e4], [-4e4]]], dtype=torch.float16)
+    assert step.fold(x).item() == pytest.approx(-5e3, rel=0.01)
 
 
 @pytest.mark.parametrize("fate", get_args(Fate))

@@ -193,3 +193,9 @@ def test_pictures_have_the_colours_that_images_had(level: float) -> None:
         assert ((inside.float() / 255 - level).abs() < 0.01).all()
     drawn = pil_to_tensor(vitfold.trace(model, images(model, 1) * 50).draw(0))
     assert drawn.max() == 255
+
+
+def test_blocks_are_told_by_whole_numbers() -> None:
+    for odd in ("1", 1.5, None):
+        with pytest.raises(DataError, match="expected a whole number"):
+            traced(vitfold.ToMe(r=2)).draw(0, block=odd)  # type: ignore[arg-type]

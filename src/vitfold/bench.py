@@ -198,17 +198,19 @@ def textbook(model: nn.Module, removes: Sequence[int]) -> nn.Module | None:
         return None
     if any(type(block).__name__ != "Block" or not hasattr(block, "ls1") for block in found.blocks):
         return None
-    sizes: list[Tensor | None] = [None]
+    sizes: list[Tensor] = []  # of now, while the blocks run
     for index, (block, r) in enumerate(zip(found.blocks, removes, strict=True)):
-        block.__dict__["forward"] = functools.partial(_textbook, block, sizes, index, r)
+        place = index, index + 1 == len(found.blocks)
+        block.__dict__["forward"] = functools.partial(_textbook, block, sizes, r, place)
     return plain
 
 
 def _textbook(
-    block: Any, sizes: list[Tensor | None], index: int, r: int, x: Tensor, attn_mask: None = None
+    block: Any, sizes: list[Tensor], r: int, place: tuple[int, bool], x: Tensor, **given: Any
 ) -> Tensor:
-    assert attn_mask is None  # images are not padded here
-    size = torch.ones_like(x[..., :1]) if index == 0 or sizes[0] is None else sizes[0]
+    assert given.get("attn_mask") is None  # images are not padded here
+    index, last = place
+    size = sizes[0] if index else torch.ones_like(x[..., :1])
     keys: list[Tensor] = []
     parts = {**tap(block.attn, "k", keys.append), "fused_attn": False}
     bias = size.log()[:, None, None, :, 0]
@@ -216,7 +218,7 @@ def _textbook(
     x = x + block.drop_path1(block.ls1(attended))
     if r:
         x, size = _merge_all(x, size, keys[0], r)
-    sizes[0] = size
+    sizes[:] = [] if last else [size]
     return x + block.drop_path2(block.ls2(block.mlp(block.norm2(x))))  # type: ignore[no-any-return]
 
 

@@ -18,7 +18,7 @@ from vitfold.errors import FoldError, UnsupportedModel
 from vitfold.explain import explained
 from vitfold.families import Found
 from vitfold.families.trunks import with_prefix
-from vitfold.inputs import Inputs, call, lacks_text
+from vitfold.inputs import Inputs, call, check, lacks_text
 from vitfold.methods import Base
 from vitfold.methods.base import has_fixed
 from vitfold.methods.steps import Learned
@@ -174,6 +174,7 @@ def follow(model: nn.Module, inputs: Inputs) -> Run:
     """What becomes of the tokens of a folded model in one call; in one of its trunk alone, where
     the model reads text too and there is none."""
     trunk = folded(model).found.trunk
+    check(inputs)
     with watch() as runs, torch.no_grad():
         call(trunk if lacks_text(model, inputs) else model, inputs)
     if not runs:

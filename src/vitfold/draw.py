@@ -2,12 +2,16 @@
 
 import math
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 from torch.nn import functional as F
 from torchvision.transforms.v2.functional import pil_to_tensor, to_pil_image
+
+from vitfold.errors import DataError
+from vitfold.files import whole, writing
 
 SMALLEST = 224
 """Pictures are enlarged to at least this side."""
@@ -30,6 +34,12 @@ def paint(image: Image.Image | Tensor, groups: Tensor) -> Image.Image:
 def plain(image: Image.Image | Tensor) -> Image.Image:
     """The image as the pictures show it."""
     return to_image(_enlarged(to_pixels(image)))
+
+
+def save(picture: Image.Image, path: Path) -> None:
+    """Write a picture; until it is whole, the one before is there."""
+    with writing(path, DataError), whole(path) as part:
+        picture.save(part)
 
 
 def row(pictures: list[Image.Image], labels: list[str], across: int | None = None) -> Image.Image:

@@ -17,9 +17,11 @@ def writing(path: Path, kind: type[VitfoldError], *others: type[Exception]) -> I
 
     others: what a library raises there, besides what a disk does.
     """
-    known: tuple[type[Exception], ...] = (OSError, SafetensorError, *others)
+    known: tuple[type[Exception], ...] = (OSError, ValueError, SafetensorError, *others)
     try:
         yield
+    except VitfoldError:
+        raise
     except known as error:
         why = getattr(error, "strerror", None) or one_line(error)
         raise kind(f"{path} cannot be written: {why}") from error
@@ -29,7 +31,7 @@ def writing(path: Path, kind: type[VitfoldError], *others: type[Exception]) -> I
 def whole(path: Path) -> Iterator[Path]:
     """Another path to write to: what is there in the end takes the place of `path`, once it is on
     the disk. When something goes wrong, nothing has happened."""
-    part = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    part = path.with_name(f".{path.stem}.{secrets.token_hex(4)}{path.suffix}")
     try:
         yield part
         readable(part)

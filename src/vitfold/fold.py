@@ -165,8 +165,8 @@ def _schedule(record: Fold) -> tuple[int, ...]:
         asked, able = _numbers(method, layout, first)
         if asked != able:
             warnings.warn(
-                f"r={max(asked)}: of {layout.patches} patch tokens at most {max(able)} can leave a "
-                "block, and no more do",
+                f"r={method.r}: the ramp goes up to {max(asked)}; of {layout.patches} patch tokens "
+                f"at most {max(able)} can leave a block, and no more do",
                 stacklevel=4,
             )
         return able
@@ -194,7 +194,20 @@ def _fitting(record: Fold, schedule: tuple[int, ...]) -> tuple[int, ...]:
 def _numbers(method: Method, layout: Layout, first: int) -> tuple[Schedule, Schedule]:
     """The number of a method for every block: as it is asked for, and as many as can leave."""
     assert method.r is not None  # else they follow from a share
-    asked, most = per_block(method.r, layout.depth, first), method.most(layout.patches)
+    most = method.most(layout.patches)
+    said = (
+        [method.r]
+        if isinstance(method.r, int)
+        else method.r[:1]
+        if isinstance(method.r, tuple)
+        else method.r
+    )
+    if said and max(said) > most:
+        raise MethodError(
+            f"r={max(said)}: of {layout.patches} patch tokens at most {most} can leave a block: "
+            "give fewer"
+        )
+    asked = per_block(method.r, layout.depth, first)
     return asked, tuple(min(r, most) for r in asked)
 
 

@@ -16,6 +16,17 @@ IMAGES = ("pixel_values", "x", "patches")
 """What images are called among the inputs of a model."""
 
 
+def check(inputs: object) -> None:
+    """Refuse what is no input of any model."""
+    if not isinstance(inputs, Tensor | Mapping):
+        raise DataError(
+            f"a {type(inputs).__name__} is no input: give images [B, C, H, W], or what the model "
+            "takes by name"
+        )
+    if not isinstance(inputs, Tensor) and not any(isinstance(v, Tensor) for v in inputs.values()):
+        raise DataError("there is no tensor among these inputs: give images by name")
+
+
 def images_in(inputs: Inputs) -> Tensor:
     """The images among them, or else the first tensor."""
     if isinstance(inputs, Tensor):

@@ -24,9 +24,12 @@ def bipartite(
 ) -> TokenMap:
     """Merge the `r` tokens at even positions that most resemble one at an odd position.
 
-    Next come the prefix, the surviving even tokens and the odd ones, each in their order.
+    Where any do, next come the prefix, the surviving even tokens and the odd ones, each in their
+    order.
     size: `[B, N]`; where it is given, large groups have to resemble each other more.
     """
+    if not r:
+        return TokenMap.identity(metric.shape[0], metric.shape[1], metric.device)
     even, odd = prefix + prefix % 2, prefix + 1 - prefix % 2
     rows = unit(metric)
     scores = torch.bmm(rows[:, even::2], rows[:, odd::2].transpose(1, 2))

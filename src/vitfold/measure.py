@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
 from vitfold.errors import DataError
 from vitfold.families import find
 from vitfold.flops import check_counted, count
-from vitfold.inputs import Inputs, call, images_in, lacks_text
+from vitfold.inputs import Inputs, call, check, images_in, lacks_text
 from vitfold.modes import evaluating
 
 Progress = Callable[[], None]
@@ -43,11 +43,7 @@ class Throughput:
 
 def check_inputs(model: nn.Module, inputs: Inputs) -> None:
     """Refuse to measure a model on a part of what it reads, or on what is no input."""
-    if not isinstance(inputs, Tensor | Mapping):
-        raise DataError(
-            f"a {type(inputs).__name__} is no input: give images [B, C, H, W], or what the model "
-            "takes by name"
-        )
+    check(inputs)
     if lacks_text(model, inputs):
         raise DataError(
             f"{type(model).__name__} reads text too: give all of its inputs by name, or measure "
@@ -101,8 +97,9 @@ def interleave(
     timed: Mapping[str, Callable[[], float]], repeats: int, warmup: int, progress: Progress
 ) -> dict[str, list[float]]:
     """The times of every candidate: a round of all of them at a time, after the warm-up."""
-    if repeats < 1 or warmup < 0:
-        raise DataError(f"repeats={repeats}, warmup={warmup}: expected at least 1 and 0")
+    for name, given, least in ("repeats", repeats, 1), ("warmup", warmup, 0):
+        if isinstance(given, bool) or not isinstance(given, int) or given < least:
+            raise DataError(f"{name}={given!r}: expected a whole number of at least {least}")
     seconds: dict[str, list[float]] = {name: [] for name in timed}
     for turn in range(warmup + repeats):
         for name, run in timed.items():

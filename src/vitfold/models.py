@@ -52,6 +52,10 @@ def create_model(
         or of a model as timm and transformers save it, which comes with its weights.
     kwargs: for the model's constructor or configuration.
     """
+    if not isinstance(name, str | os.PathLike):
+        raise UnsupportedModel(
+            f"{name!r} is no name of a model: give timm's, digits, hf:NAME or a directory"
+        )
     name = os.fspath(name)
     known = name == digits.NAME or name.startswith(HUB) or timm.known(name)
     if not known and _holds_plan(name):
@@ -88,7 +92,7 @@ def _build_hf(checkpoint: str, kwargs: dict[str, Any], pretrained: bool) -> nn.M
     config = library.AutoConfig.from_pretrained(checkpoint)
     cls = getattr(library, _class(config))
     if pretrained:
-        model: Any = cls.from_pretrained(checkpoint, **kwargs)
+        model: Any = cls.from_pretrained(checkpoint, use_safetensors=True, **kwargs)
     else:
         model = cls(cls.config_class.from_pretrained(checkpoint, **kwargs))
     said = processor.read(checkpoint)

@@ -5,7 +5,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from vitfold.errors import missing
+from vitfold.errors import DataError, missing
+from vitfold.files import whole, writing
 
 Point = tuple[float, float, float, float]
 """Cost, accuracy, and the ends of its interval."""
@@ -91,7 +92,8 @@ def finish(figure: Any, path: Path | None) -> str:
     plt = pyplot()
     try:
         if path is not None:
-            figure.savefig(path, dpi=150)
+            with writing(path, DataError), whole(path) as part:
+                figure.savefig(part, dpi=150)
             return ""
         out = io.StringIO()
         figure.savefig(out, format="svg")

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import os
 import platform
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 
 import torch
 
-from vitfold.errors import DataError
+from vitfold.errors import DataError, one_line
 from vitfold.files import whole, writing
 
 Rows = Sequence[Mapping[str, Any]]
@@ -22,6 +23,10 @@ def check_results_file(path: Path) -> None:
         raise DataError(f"results file {path.name!r}: expected a name that ends in .json or .csv")
     if not path.parent.is_dir():
         raise DataError(f"results file {path}: there is no directory {path.parent}")
+    if path.is_dir():
+        raise DataError(f"results file {path} is a directory: give a file in it")
+    if not os.access(path.parent, os.W_OK):
+        raise DataError(f"results file {path}: nobody may write to {path.parent} here")
 
 
 def write(path: Path, rows: Rows, about: Mapping[str, Any]) -> None:
@@ -35,12 +40,13 @@ def read(path: Path) -> dict[str, Any]:
         text = path.read_text(encoding="utf-8")
         if path.suffix == ".csv":
             return {"rows": list(csv.DictReader(io.StringIO(text)))}
-        found = json.loads(text)
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path} cannot be read as results: {error}") from error
-    if not isinstance(found, dict) or not isinstance(found.get("rows"), list):
+        found: Any = json.loads(text)
+    except (OSError, ValueError, RecursionError, csv.Error) as error:
+        raise DataError(f"{path} cannot be read as results: {one_line(error)}") from error
+    rows = found.get("rows") if isinstance(found, dict) else None
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         raise DataError(f"{path} holds no results of vitfold: it has no rows")
-    return found
+    return dict(found)
 
 
 def write_text(path: Path, text: str) -> None:

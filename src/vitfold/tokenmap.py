@@ -130,20 +130,25 @@ class TokenMap:
     def reduce(self, x: Tensor, size: Tensor) -> tuple[Tensor, Tensor]:
         """The tokens that come out of `x[B, N, C]`, and their sizes."""
         kept = take(x, self.keep)
-        _, move, total = self._sizes(size)
+        stay, move, total = self._sizes(size)
         if not self.merges:
             return kept, total
         sizes = total
         if self.weight is not None:
-            _, move, total = self._sizes(self.weight)
+            stay, move, total = self._sizes(self.weight)
         into = self.into.clamp(min=0) if self.fate == "mixed" else self.into
-        # The mean, without a pass over slots that nothing joins: a slot goes towards each token
-        # that does, as far as that has a share in it. What is infinite stays where it is.
-        share = (move / total.gather(1, into)).unsqueeze(-1).to(x.dtype)
-        pull = (take(x, self.gone) - take(kept, into).nan_to_num(0.0, 0.0, 0.0)) * share
+        moved = take(x, self.gone)
+        if x.element_size() < 4:
+            # `kept` is a fresh copy. A slot that nothing joins is multiplied by exactly one.
+            kept.mul_(_channelwise(stay / total, x))
+        else:
+            # The same mean without a pass over slots that nothing joins: a slot goes towards each
+            # token that does. What is infinite stays. Too few bits would lose many small ways.
+            moved = moved - take(kept, into).nan_to_num(0.0, 0.0, 0.0)
+        moved = moved * _channelwise(move / total.gather(1, into), x)
         if self.fate == "mixed":
-            pull = pull.where((self.into >= 0).unsqueeze(-1), 0)
-        return _add_rows_(kept, into, pull), sizes  # `kept` is a fresh copy
+            moved = moved.where((self.into >= 0).unsqueeze(-1), 0)
+        return _add_rows_(kept, into, moved), sizes
 
     def _sizes(self, size: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Of the tokens that keep a slot, of those that are gone, and of the slots."""
@@ -191,6 +196,10 @@ class TokenMap:
 def _ones(x: Tensor) -> Tensor:
     """`[B, N]`, in at least float32: sums of them are counts."""
     return x.new_ones(x.shape[:2], dtype=torch.promote_types(x.dtype, torch.float32))
+
+
+def _channelwise(weight: Tensor, x: Tensor) -> Tensor:
+    return weight.unsqueeze(-1).to(x.dtype)
 
 
 @dataclass(frozen=True, eq=False)

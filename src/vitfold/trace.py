@@ -84,6 +84,10 @@ class Trace:
 
     @staticmethod
     def _at(what: str, items: Sequence[T], index: int) -> T:
+        try:
+            index = operator.index(index)
+        except TypeError:
+            raise DataError(f"{what}={index!r}: expected a whole number") from None
         if not -len(items) <= index < len(items):
             raise DataError(f"{what}={index}: there are {len(items)}, numbered from 0")
         return items[index]

@@ -1,11 +1,14 @@
 """The command line: one thin file per command. Errors are one line and exit with 2."""
 
+import contextlib
 import importlib.metadata
+import os
 import re
 import sys
 import warnings
 from typing import Annotated
 
+import torch
 import typer
 from rich.console import Console
 from rich.markup import escape
@@ -25,7 +28,7 @@ from vitfold.cli import (
     train,
     validate,
 )
-from vitfold.errors import VitfoldError
+from vitfold.errors import VitfoldError, one_line
 
 app = typer.Typer(
     name="vitfold",
@@ -69,10 +72,30 @@ def main() -> None:
         warnings.showwarning = lambda message, *_: show.note(str(message))
         try:
             app(_positional(_repeated(sys.argv[1:])))
-        except VitfoldError as error:
+        except Exception as error:
+            said = _in_words(error)
+            if said is None:
+                raise
             console = Console(stderr=True, highlight=False, soft_wrap=True)
-            console.print(f"[red]error:[/] {escape(str(error))}")
+            console.print(f"[red]error:[/] {escape(said)}")
             sys.exit(2)
+
+
+def _in_words(error: Exception) -> str | None:
+    """What is to be said of an error; None of one that nobody expected."""
+    if isinstance(error, VitfoldError):
+        return str(error)
+    if isinstance(error, MemoryError | torch.OutOfMemoryError) or FULL in str(error):
+        return "there is not enough memory: give a smaller --batch-size, or smaller images"
+    if isinstance(error, OSError):
+        with contextlib.suppress(OSError, ValueError):  # it may be what cannot be written to
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return one_line(error)
+    return None
+
+
+FULL = "can't allocate memory"
+"""What torch says of a CPU's memory."""
 
 
 KEYED = re.compile(r"--[a-z]+-kwargs")

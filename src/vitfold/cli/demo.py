@@ -72,5 +72,5 @@ def _pictures(models: dict[str, nn.Module], output: Path) -> None:
         plain = [draw.plain(image) for image in images]
         labels = ["image"] * len(plain) + [f"{name}, {traced.counts[-1][0]} tokens"] * len(pictures)
         path = output / f"tokens-{name}.png"
-        draw.row(plain + pictures, labels).save(path)
+        draw.save(draw.row(plain + pictures, labels), path)
         show.written(path)

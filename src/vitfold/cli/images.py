@@ -6,7 +6,8 @@ from typing import Literal
 from torch import nn
 
 from vitfold.cli import options
-from vitfold.data import AnySource, DigitsSource, labelled, loader, shuffled, streams
+from vitfold.data import AnySource, DigitsSource, Source, labelled, loader, shuffled, streams
+from vitfold.errors import DataError
 from vitfold.fold import clone
 from vitfold.plan.sources import digits
 from vitfold.validate import Batch, limited
@@ -57,4 +58,13 @@ def _there(model: nn.Module, source: AnySource, own: Literal["train", "test"]) -
         return source
     if not has_own(model):
         raise options.no_data()
+    if isinstance(source, Source) and (source.class_map or source.split not in USUAL):
+        raise DataError(
+            "the embedded model's own digits are split already: leave out --split and --class-map, "
+            "or give --data-dir"
+        )
     return DigitsSource(own)
+
+
+USUAL = ("train", "validation")
+"""Splits that commands take where nobody says which."""

@@ -1,6 +1,8 @@
 """Options that commands share, under timm's names, and what they stand for."""
 
 import ast
+import errno
+import os
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -394,6 +396,9 @@ def directory(path: Path) -> Path:
     """A directory for results, made before the work and not after it."""
     try:
         path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise DataError(f"--output {path} is no directory to write to: {error.strerror}") from None
+        why = "" if os.access(path, os.W_OK) else os.strerror(errno.EACCES)
+    except (OSError, ValueError) as error:
+        why = getattr(error, "strerror", None) or str(error)
+    if why:
+        raise DataError(f"--output {path} is no directory to write to: {why}")
     return path

@@ -9,6 +9,7 @@ import typer
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from vitfold import draw
 from vitfold.cli import options, show
 from vitfold.cli.groups import grouped
 from vitfold.data import data_config, preprocessing, scene_look
@@ -59,7 +60,7 @@ def trace(
     _draw(traced, images, output)
     for name, picture, truth in zip(_names(images), pictures, truths, strict=False):
         target = output / f"{name}-classes.png"
-        compare(ours, picture, scene_look(ours), truth, stride).save(target)
+        draw.save(compare(ours, picture, scene_look(ours), truth, stride), target)
         show.written(target)
 
 
@@ -104,5 +105,5 @@ def _draw(traced: Trace, images: list[Path], output: Path) -> None:
             ("blocks", traced.strip(number)),
         ):
             target = output / f"{name}-{kind}.png"
-            picture.save(target)
+            draw.save(picture, target)
             show.written(target)

@@ -10,7 +10,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 from torchvision.transforms.v2.functional import to_pil_image
 
-from vitfold import results
+from vitfold import draw, results
 from vitfold.answers import classes_of_head
 from vitfold.calls import folded
 from vitfold.cli import options, show
@@ -130,7 +130,7 @@ def _draw(
         raw, labels = scenes[place]
         target = output / f"scene-{place + 1}.png"
         look = source.whole(ours)
-        compare(ours, to_pil_image(raw), look, labels, stride).save(target)
+        draw.save(compare(ours, to_pil_image(raw), look, labels, stride), target)
         show.written(target)
 
 

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from PIL import Image
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from vitfold.errors import DataError
@@ -59,8 +60,8 @@ def item(dataset: Any, place: int) -> Any:
     """An image with its label; an error that names the file where timm has given up."""
     try:
         return dataset[place]
-    except RuntimeError as error:
-        if not _unread(error):
+    except (RuntimeError, Image.DecompressionBombError) as error:
+        if isinstance(error, RuntimeError) and not _unread(error):
             raise
         raise DataError(f"{filename(dataset, place)} cannot be read as an image") from error
 

@@ -1,6 +1,7 @@
 """Where labelled images are: in folders, tars and datasets, or drawn."""
 
 import copy
+import importlib.util
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -15,10 +16,21 @@ from torch import Tensor, nn
 from vitfold.data.looks import Prepare, augmentation, preprocessing, scene_look, scene_traits
 from vitfold.data.parts import evenly, filename, numbered, per_cent, strict
 from vitfold.digits import Digit, Digits
-from vitfold.errors import DataError, one_line
+from vitfold.errors import DataError, missing, nearest, one_line
 from vitfold.segment import SPLITS, Labels, also, open_scenes
 from vitfold.segment.looks import SCALE, Augment, Look, Window
 from vitfold.segment.scenes import check_depth
+
+LIBRARIES = {
+    "": "",
+    "torch": "",
+    "hfds": "datasets",
+    "hfids": "datasets",
+    "wds": "webdataset",
+    "tfds": "",
+}
+"""What timm's kinds of datasets are read by, where that is an extra; tfds brings TensorFlow, which
+is left to the user."""
 
 PART = re.compile(r"(?P<name>.+)\[(?:(?P<low>\d{1,3})%)?:(?:(?P<high>\d{1,3})%)?\]")
 """The name of a split with the share of it that is meant."""
@@ -81,6 +93,7 @@ class Source:
         return (self.dataset, self._place(name), name if self.dataset else ""), share
 
     def _read(self, split: str) -> Any:
+        self._check_kind()
         place = self._place(split)
         what = self.dataset or place
         try:
@@ -92,15 +105,27 @@ class Source:
                 class_map=self.class_map,
             )
         except Exception as error:  # readers raise what they like
-            why = one_line(error)
             if self.dataset and self.root is None:
-                what, why = f"{what}, without --data-dir,", f"{why}; give hfds/..., torch/..., ..."
-            raise DataError(f"{what} cannot be read as a dataset: {why}") from error
+                what = f"{what}, without --data-dir,"
+            raise DataError(f"{what} cannot be read as a dataset: {one_line(error)}") from error
         if not self.dataset and set(numbered(dataset) or "_") <= {"", "."}:
             raise DataError(f"{what} has images, and no folders of classes: expected CLASS/*.jpg")
         if not self.dataset:
             _check_first(dataset)
         return dataset
+
+    def _check_kind(self) -> None:
+        """Refuse a dataset of a kind that timm does not know, which it takes for a folder, or whose
+        library is not there."""
+        kind = self.dataset.partition("/")[0].lower() if "/" in self.dataset else self.dataset
+        if kind not in LIBRARIES:
+            raise DataError(
+                f"--dataset {self.dataset!r}{nearest(kind, [k for k in LIBRARIES if k])}: expected "
+                "KIND/NAME, or --data-dir alone"
+            )
+        library = LIBRARIES[kind]
+        if library and importlib.util.find_spec(library) is None:
+            raise missing(library, "data")
 
     def like(self, images: Any) -> "Source":
         """The same with classes numbered as in these images, of which they are some."""

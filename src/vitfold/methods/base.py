@@ -198,7 +198,7 @@ def ready() -> list[str]:
 def named(name: object) -> type[Base]:
     """The method of that name, in letters of any size."""
     if not isinstance(name, str) or name.lower() not in METHODS:
-        raise MethodError(f"unknown method {name!r}{nearest(str(name), METHODS)}")
+        raise MethodError(f"unknown method {name!r}{nearest(str(name).lower(), METHODS)}")
     return METHODS[name.lower()]
 
 

@@ -17,7 +17,8 @@ from vitfold.tokenmap import TokenMap
 @register("drop")
 @dataclass(frozen=True)
 class Drop(Method):
-    """Every block drops the `r` tokens whose cue has the smallest norm.
+    """Every block drops the `r` tokens whose cue has the smallest norm; as in merging, at most half
+    of its patches.
 
     cue: what tokens are judged by.
     skip: how many of the first blocks stay dense.

@@ -31,7 +31,7 @@ def save(model: nn.Module, directory: Directory, *, backbone: bool = False) -> N
     A model that cannot be made by name, such as one with a head of its own, is saved all the same;
     to load it, give it.
     """
-    directory = Path(directory)
+    directory = store.place(directory)
     plan = describe(model, backbone=backbone)
     state = learned.state(model) | (clone(model).state_dict() if backbone else {})
     with writing(directory, PlanError):
@@ -50,7 +50,7 @@ def load(directory: Directory, model: nn.Module | None = None) -> nn.Module:
     model: fold this one instead, in place, and return it. It gets the saved weights where there
         are any, and stays as it is where the plan does not fit.
     """
-    directory = Path(directory)
+    directory = store.place(directory)
     plan = decode(store.read(directory))
     stored, taught = _stored(directory, plan)
     if model is None:
@@ -65,7 +65,7 @@ def load(directory: Directory, model: nn.Module | None = None) -> nn.Module:
 
 def has_backbone(directory: Directory) -> bool:
     """Whether a plan comes with the model's own weights."""
-    held = decode(store.read(Path(directory))).weights
+    held = decode(store.read(store.place(directory))).weights
     return held is not None and held.backbone
 
 

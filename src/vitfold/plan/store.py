@@ -20,12 +20,20 @@ SPARE = "weights-new.safetensors"
 Write = Callable[[Path], object]
 
 
+def place(directory: object) -> Path:
+    """The path of a directory."""
+    try:
+        return Path(directory)  # type: ignore[arg-type]
+    except TypeError:
+        raise PlanError(f"{directory!r} is no path: give the name of a directory") from None
+
+
 def read(directory: Path) -> bytes:
     """What is in plan.json, if that is a file of a decent size."""
     path = directory / FILE
-    if directory.is_file():
-        raise PlanError(f"{str(directory)!r} is a file: give the directory that it lies in")
     try:
+        if directory.is_file():
+            raise PlanError(f"{str(directory)!r} is a file: give the directory that it lies in")
         status = path.stat()
         if not stat.S_ISREG(status.st_mode):
             raise PlanError(f"{str(path)!r} is not a file: expected a plan that vitfold.save wrote")

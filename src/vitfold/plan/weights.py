@@ -57,8 +57,11 @@ def _check_place(directory: Path, path: Path) -> None:
 
 
 def _check_header(path: Path) -> None:
-    with path.open("rb") as file:
-        start = file.read(9)
+    try:
+        with path.open("rb") as file:
+            start = file.read(9)
+    except OSError as error:
+        raise PlanError(f"{path.name}: cannot be read: {error.strerror}") from error
     if start[8:] != b"{":
         raise PlanError(
             f"{path.name}: not a safetensors file (it starts with {start[:4]!r}): no other format, "
