@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from compare import check_twin, near
-from models import CELLS, images, kind
+from models import CELLS, images, kind, registered, stride
 from torch import Tensor
 
 import vitfold
@@ -136,3 +136,26 @@ def test_lgtm_refuses_padded_images() -> None:
     model = vitfold.fold(naflex("avg"), vitfold.LGTM(r=4, skip=0))
     with pytest.raises(MethodError, match="padded"):
         model(batched(*IMAGES))
+
+
+@pytest.mark.parametrize("name", ["vit_small_patch16_224", "eva02_tiny_patch14_224"])
+@pytest.mark.parametrize("additive", [False, True])
+@pytest.mark.parametrize("method", [vitfold.ToMe(r=4), vitfold.Drop(r=4)], ids=str)
+def test_what_a_mask_hides_is_as_if_it_were_not_there(
+    name: str, additive: bool, method: vitfold.Method
+) -> None:
+    model = registered(name, depth=3, num_classes=5, global_pool="token").double()
+    tokens, side = 1 + CELLS**2, CELLS * stride(name)
+    mask = torch.ones(tokens, tokens, dtype=torch.bool)
+    mask[:, 1 + CELLS * (CELLS - 1) :] = False  # nobody sees the lowest row of patches
+    if additive:
+        mask = torch.zeros(mask.shape, dtype=torch.float64).masked_fill(~mask, float("-inf"))
+    x = torch.randn(2, 3, side, side, dtype=torch.float64)
+    y = x.clone()
+    y[..., -stride(name) :, :] = torch.randn(2, 3, stride(name), side, dtype=torch.float64)
+    torch.testing.assert_close(model(x, attn_mask=mask), model(y, attn_mask=mask))
+    vitfold.fold(model, method)
+    torch.testing.assert_close(model(x, attn_mask=mask), model(y, attn_mask=mask))
+    assert (model(x) - model(y)).abs().max() > 1e-3
+    with pytest.raises(MethodError, match="LGTM cannot take padded images"):
+        vitfold.fold(model, "lgtm", r=2)(x, mask)

@@ -4,6 +4,7 @@ import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import torch
 from timm.layers import AttentionPoolLatent
 from torch import Tensor, nn
 
@@ -24,6 +25,7 @@ from vitfold.families.trunks import (
     with_prefix,
 )
 from vitfold.ledger import Ledger
+from vitfold.ledger.rows import four
 from vitfold.run import Run
 
 Link = Callable[..., Tensor]
@@ -83,7 +85,7 @@ def _parts(trunk: Any, run: Run) -> dict[str, Any]:
     parts: dict[str, Any] = {
         "blocks": Chain([functools.partial(b, vitfold=run) for b in trunk.blocks], trunk.blocks)
     }
-    if run.valid is not None:
+    if run.valid is not None and hasattr(trunk, "_forward_embeds"):
         parts["_forward_embeds"] = functools.partial(_embed_padded, trunk, run)
     return parts
 
@@ -253,6 +255,15 @@ def _padding(_: Any, arguments: Arguments) -> Tensor | None:
     return None if valid is None else valid.bool()
 
 
+def _unseen(trunk: Any, arguments: Arguments) -> Tensor | None:
+    """Patches that a mask hides from all tokens are padding, unless they are read out."""
+    mask, images = arguments.get("attn_mask"), _images(arguments)
+    if not isinstance(mask, Tensor) or images is None or _reads_patches(trunk):
+        return None
+    seen = four(mask if mask.dtype == torch.bool else mask > float("-inf")).any(dim=2).any(dim=1)
+    return seen[:, _prefix(trunk) :].expand(images.shape[0], -1)
+
+
 def _example(trunk: Any, batch: int) -> dict[str, Any]:
     return {"x": blank_images(trunk, _size(trunk), batch)}
 
@@ -278,8 +289,8 @@ def _trunk(
 
 
 TRUNKS: dict[str, TrunkKind] = {
-    "timm.models.vision_transformer.VisionTransformer": _trunk(),
-    "timm.models.eva.Eva": _trunk(),
+    "timm.models.vision_transformer.VisionTransformer": _trunk(("x", "attn_mask"), _unseen),
+    "timm.models.eva.Eva": _trunk(("x", "attn_mask"), _unseen),
     "timm.models.beit.Beit": _trunk(),
     "timm.models.vision_transformer_relpos.VisionTransformerRelPos": _trunk(),
     "timm.models.naflexvit.NaFlexVit": _trunk(("x", "patch_coord", "patch_valid"), _padding),
