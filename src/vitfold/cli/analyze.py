@@ -21,7 +21,23 @@ app = typer.Typer(
     no_args_is_help=True,
 )
 
-Output = Annotated[Path | None, typer.Option("--output", "-o", help="A plot: .png, .svg or .pdf.")]
+
+def _plot(output: Path | None) -> Path | None:
+    """Refuse a plot before the work, not after it."""
+    if output is None:
+        return None
+    if output.suffix not in (".png", ".svg", ".pdf"):
+        raise DataError(f"--output {output.name!r}: expected .png, .svg or .pdf")
+    if not output.parent.is_dir():
+        raise DataError(f"--output {output}: there is no directory {output.parent}")
+    plots.pyplot()
+    return output
+
+
+Output = Annotated[
+    Path | None,
+    typer.Option("--output", "-o", help="A plot: .png, .svg or .pdf.", callback=_plot),
+]
 BatchSize = Annotated[int, typer.Option("--batch-size", "-b", min=1)]
 
 
@@ -38,7 +54,6 @@ def similarity(
     results_file: options.ResultsFile = None,
 ) -> None:
     """Mean similarity of tokens before, inside and after the attention of every block."""
-    _check(output, results_file)
     base = made.image_model(model)
     batches: list[Batch] = list(batches_of(base, data.source, limit, batch_size, workers))
     with show.bar("looking", len(batches)) as progress:
@@ -68,7 +83,6 @@ def merged_similarity(
     results_file: options.ResultsFile = None,
 ) -> None:
     """Mean similarity of the tokens that merge with each other, against r."""
-    _check(output, results_file)
     base = made.image_model(model)
     batches: list[Batch] = list(batches_of(base, data.source, limit, batch_size, workers))
     asked = options.whole_numbers("--r", r)
@@ -100,7 +114,6 @@ def sharpness(
     results_file: options.ResultsFile = None,
 ) -> None:
     """The largest eigenvalue of the Hessian of the loss, before and after folding."""
-    _check(None, results_file)
     base = made.image_model(model)
     batches: list[Batch] = list(batches_of(base, data.source, limit, batch_size, workers))
     dense_model = clone(base)
@@ -125,7 +138,6 @@ def positions(
     output: Output = Path("positions.png"),
 ) -> None:
     """Similarity of position embeddings: a map for some patches of the grid."""
-    _check(output, None)
     base = made.image_model(model)
     found = analysis.position_similarity(base)
     height, width = found.shape[:2]
@@ -171,18 +183,6 @@ def _rows(series: Mapping[str, list[Any]]) -> list[dict[str, Any]]:
         {"block": block, **dict(zip(series, values, strict=True))}
         for block, values in enumerate(zip(*series.values(), strict=True))
     ]
-
-
-def _check(output: Path | None, results_file: Path | None) -> None:
-    """Refuse files before the work, not after it."""
-    if results_file:
-        results.check_results_file(results_file)
-    if output is not None:
-        if output.suffix not in (".png", ".svg", ".pdf"):
-            raise DataError(f"--output {output.name!r}: expected .png, .svg or .pdf")
-        if not output.parent.is_dir():
-            raise DataError(f"--output {output}: there is no directory {output.parent}")
-        plots.pyplot()
 
 
 def _finish(

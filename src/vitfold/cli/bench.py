@@ -53,8 +53,6 @@ def bench(
     of tokens for every image takes a trained model, and images by --data-dir. A segmenter is timed
     with its decoder, on one window an image.
     """
-    if results_file:
-        results.check_results_file(results_file)
     sizes = options.batch_sizes(batch_size)
     on, dtype = options.device(device), precision.dtype
     source: AnySource = data.source

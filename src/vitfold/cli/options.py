@@ -23,6 +23,7 @@ from vitfold.methods import METHODS, Base, create_method
 from vitfold.methods.base import learns, named
 from vitfold.models import create_model, create_segmenter, saved_classes
 from vitfold.plan import has_backbone, load
+from vitfold.results import check_results_file
 from vitfold.segment import DECODERS, VOID, Labels, Segmenter
 from vitfold.segment.score import segmenter as pixelwise
 
@@ -56,9 +57,19 @@ PlanDirectory = Annotated[
 Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps, ...")]
 Amp = Annotated[bool, typer.Option("--amp", help="Mixed precision.")]
 AmpDtype = Annotated[str, typer.Option(help="Lower precision of --amp: bfloat16 or float16.")]
+
+
+def _results_file(path: Path | None) -> Path | None:
+    if path is not None:
+        check_results_file(path)
+    return path
+
+
 ResultsFile = Annotated[
-    Path | None, typer.Option("--results-file", help="Rows to this .json or .csv file.")
+    Path | None,
+    typer.Option("--results-file", help="Rows to this .json or .csv file.", callback=_results_file),
 ]
+
 
 Dataset = Annotated[
     str, typer.Option(help="timm's dataset name: hfds/..., wds/..., torch/cifar10, ...")

@@ -66,8 +66,6 @@ def sweep(
 
     Rows go to --results-file as they come; the same command goes on from those that are there.
     """
-    if results_file:
-        results.check_results_file(results_file)
     shares, sizes = options.shares(flops), options.batch_sizes(batch_size)
     names = [options.method_name(name) for name in methods.split(",")]
     on, dtype = made.on, precision.dtype

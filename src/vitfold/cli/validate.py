@@ -50,8 +50,6 @@ def validate(
 
     Without data, the embedded model is validated on its held-out digits.
     """
-    if results_file:
-        results.check_results_file(results_file)
     dtype = precision.dtype
     if pictures and not task.pixels:
         raise DataError(f"--pictures {pictures} are of a segmenter: give --task segment")
