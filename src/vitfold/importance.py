@@ -30,9 +30,8 @@ from vitfold.layout import Layout
 from vitfold.ledger import Ledger
 from vitfold.measure import Progress
 from vitfold.methods.base import Base
-from vitfold.methods.checks import check_blocks, check_number
+from vitfold.methods.checks import check_blocks, check_number, check_share, check_whole
 from vitfold.methods.prunemerge import PruneMerge, rounded
-from vitfold.methods.schedule import check_share, check_whole
 from vitfold.methods.steps import Look, Plan
 from vitfold.modes import evaluating
 from vitfold.plan.weights import fingerprint

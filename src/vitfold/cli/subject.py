@@ -27,7 +27,7 @@ from vitfold.fold import fold
 from vitfold.importance import ITERATIONS
 from vitfold.methods import METHODS
 from vitfold.methods.base import named
-from vitfold.methods.schedule import check_whole
+from vitfold.methods.checks import check_whole
 from vitfold.models import (
     create_model,
     create_segmenter,

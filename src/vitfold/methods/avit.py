@@ -14,8 +14,7 @@ from vitfold.layout import Layout
 from vitfold.ledger import Ledger, Masked, Packed
 from vitfold.methods import together
 from vitfold.methods.base import Base, register
-from vitfold.methods.checks import check_number
-from vitfold.methods.schedule import check_share
+from vitfold.methods.checks import check_number, check_share
 from vitfold.methods.steps import Act, Learned, Pass
 
 NOTHING = 1e-30

@@ -8,14 +8,8 @@ from typing import Any, ClassVar, TypeVar
 
 from vitfold.errors import MethodError, nearest
 from vitfold.layout import Layout
-from vitfold.methods.schedule import (
-    Reduction,
-    along,
-    check_inflection,
-    check_reduction,
-    check_share,
-    plain,
-)
+from vitfold.methods.checks import check_inflection, check_reduction, check_share, plain
+from vitfold.methods.schedule import Reduction, along
 from vitfold.methods.steps import Learned, Plan, Step
 
 

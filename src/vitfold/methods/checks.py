@@ -4,7 +4,6 @@ from collections.abc import Sequence
 
 from vitfold.cues import CUES
 from vitfold.errors import MethodError, nearest
-from vitfold.methods.schedule import check_whole
 
 
 def check_cue(cue: object) -> None:
@@ -52,11 +51,59 @@ def check_blocks(blocks: Sequence[int] | None, depth: int) -> None:
 
 def check_number(name: str, value: object, least: float, most: float) -> None:
     """Refuse what is not a number in a range; a bool is none."""
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not number or not least <= value <= most:  # type: ignore[operator]
+    if not _is_number(value) or not least <= value <= most:  # type: ignore[operator]
         raise MethodError(f"{name}={value!r}: expected a number from {least:g} to {most:g}")
 
 
 def check_skip(skip: object) -> None:
     """Refuse what is not a number of blocks."""
     check_whole("skip", skip, least=0)
+
+
+def check_whole(name: str, value: object, least: int) -> None:
+    """Refuse what is not an int of at least `least`; a bool is none."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise MethodError(f"{name}={value!r}: expected an int, got {type(value).__name__}")
+    if value < least:
+        raise MethodError(f"{name}={value!r}: expected {least} or more")
+
+
+def plain(value: object) -> object:
+    """The same in Python's own numbers and lists, where it comes from numpy or torch; a list is one
+    that nobody else has."""
+    if isinstance(value, list | tuple):
+        return type(value)(map(plain, value))
+    return value.tolist() if hasattr(value, "tolist") else value
+
+
+def check_reduction(r: object) -> None:
+    """Refuse what is no form of `r`."""
+    if isinstance(r, tuple):
+        _check_ramp(r)
+    elif isinstance(r, list):
+        for block, value in enumerate(r):
+            check_whole(f"r[{block}]", value, least=0)
+    else:
+        check_whole("r", r, least=0)
+
+
+def _check_ramp(r: tuple[object, ...]) -> None:
+    if len(r) != 2:
+        raise MethodError(f"r={r!r}: expected (r, inflection); a number per block goes in a list")
+    check_whole("r", r[0], least=0)
+    check_inflection(r[1])
+
+
+def check_inflection(inflection: object) -> None:
+    """Refuse what is no slope of a ramp."""
+    check_number("inflection", inflection, -1, 1)
+
+
+def check_share(flops: object) -> None:
+    """Refuse what is not a share of the dense FLOPs."""
+    if not _is_number(flops) or not 0 < flops <= 1:  # type: ignore[operator]
+        raise MethodError(f"flops={flops!r}: expected a share of the dense FLOPs in (0, 1]")
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)

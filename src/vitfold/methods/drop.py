@@ -8,8 +8,7 @@ from vitfold.layout import Layout
 from vitfold.ledger import Ledger
 from vitfold.match import lowest
 from vitfold.methods.base import Method, everywhere, register
-from vitfold.methods.checks import check_cue, check_skip
-from vitfold.methods.schedule import check_whole
+from vitfold.methods.checks import check_cue, check_skip, check_whole
 from vitfold.methods.steps import Step
 from vitfold.tokenmap import TokenMap
 

@@ -10,9 +10,8 @@ from vitfold.layout import Layout
 from vitfold.ledger import Ledger
 from vitfold.match import Windows, smallest_first, windowed
 from vitfold.methods.base import register
-from vitfold.methods.checks import check_choice
+from vitfold.methods.checks import check_choice, check_whole
 from vitfold.methods.merging import Late
-from vitfold.methods.schedule import check_whole
 from vitfold.methods.steps import Step
 from vitfold.tokenmap import TokenMap
 

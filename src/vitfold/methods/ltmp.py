@@ -16,9 +16,8 @@ from vitfold.layout import Layout
 from vitfold.ledger import Ledger, Mark, Masked, Packed
 from vitfold.methods import together
 from vitfold.methods.base import Base, register
-from vitfold.methods.checks import check_choice, check_cue, check_number, check_switch
+from vitfold.methods.checks import check_choice, check_cue, check_number, check_share, check_switch
 from vitfold.methods.mergedrop import MergeDrop
-from vitfold.methods.schedule import check_share
 from vitfold.methods.steps import Learned, Pass, Step
 from vitfold.tokenmap import TokenMap, take
 

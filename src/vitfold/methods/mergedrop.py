@@ -9,8 +9,9 @@ from vitfold.layout import Layout
 from vitfold.ledger import Ledger
 from vitfold.match import bipartite, lowest
 from vitfold.methods.base import register
+from vitfold.methods.checks import check_reduction
 from vitfold.methods.merging import Merging
-from vitfold.methods.schedule import Reduction, check_reduction, per_block
+from vitfold.methods.schedule import Reduction, per_block
 from vitfold.methods.steps import Step
 from vitfold.threshold import fold_scores
 from vitfold.tokenmap import TokenMap, take

@@ -9,8 +9,7 @@ from vitfold.layout import Layout
 from vitfold.ledger import Ledger
 from vitfold.match import bipartite
 from vitfold.methods.base import Method, everywhere
-from vitfold.methods.checks import check_cue, check_skip, check_switch
-from vitfold.methods.schedule import check_whole
+from vitfold.methods.checks import check_cue, check_skip, check_switch, check_whole
 from vitfold.methods.steps import Step
 from vitfold.tokenmap import TokenMap
 

@@ -10,54 +10,6 @@ Reduction = int | list[int] | tuple[int, float]
 """The same number for every block, a number for each, or `(r, inflection)`: a ramp."""
 
 
-def check_whole(name: str, value: object, least: int) -> None:
-    """Refuse what is not an int of at least `least`; a bool is none."""
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise MethodError(f"{name}={value!r}: expected an int, got {type(value).__name__}")
-    if value < least:
-        raise MethodError(f"{name}={value!r}: expected {least} or more")
-
-
-def plain(value: object) -> object:
-    """The same in Python's own numbers and lists, where it comes from numpy or torch; a list is one
-    that nobody else has."""
-    if isinstance(value, list | tuple):
-        return type(value)(map(plain, value))
-    return value.tolist() if hasattr(value, "tolist") else value
-
-
-def check_reduction(r: object) -> None:
-    """Refuse what is no form of `r`."""
-    if isinstance(r, tuple):
-        _check_ramp(r)
-    elif isinstance(r, list):
-        for block, value in enumerate(r):
-            check_whole(f"r[{block}]", value, least=0)
-    else:
-        check_whole("r", r, least=0)
-
-
-def _check_ramp(r: tuple[object, ...]) -> None:
-    if len(r) != 2:
-        raise MethodError(f"r={r!r}: expected (r, inflection); a number per block goes in a list")
-    check_whole("r", r[0], least=0)
-    check_inflection(r[1])
-
-
-def check_inflection(inflection: object) -> None:
-    """Refuse what is no slope of a ramp."""
-    number = isinstance(inflection, int | float) and not isinstance(inflection, bool)
-    if not number or not -1 <= inflection <= 1:  # type: ignore[operator]
-        raise MethodError(f"inflection={inflection!r}: expected a number from -1 to 1")
-
-
-def check_share(flops: object) -> None:
-    """Refuse what is not a share of the dense FLOPs."""
-    number = isinstance(flops, int | float) and not isinstance(flops, bool)
-    if not number or not 0 < flops <= 1:  # type: ignore[operator]
-        raise MethodError(f"flops={flops!r}: expected a share of the dense FLOPs in (0, 1]")
-
-
 def per_block(r: Reduction, depth: int, first: int) -> tuple[int, ...]:
     """The number for every block; nothing before block `first`."""
     return tuple(0 if block < first else value for block, value in enumerate(_spread(r, depth)))

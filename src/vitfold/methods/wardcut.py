@@ -13,8 +13,7 @@ from vitfold.errors import MethodError
 from vitfold.layout import Layout
 from vitfold.ledger import Ledger, Mark, Masked, Packed
 from vitfold.methods.base import Base, register
-from vitfold.methods.checks import check_cue, check_switch
-from vitfold.methods.schedule import check_inflection, check_share
+from vitfold.methods.checks import check_cue, check_inflection, check_share, check_switch
 from vitfold.methods.steps import Learned, Step
 from vitfold.methods.ward import Ward
 from vitfold.tokenmap import TokenMap
