@@ -24,7 +24,7 @@ import vitfold
 from vitfold import PruneMerge
 from vitfold.answers import logits
 from vitfold.calls import folded
-from vitfold.cli import options, show
+from vitfold.cli import options, show, values
 from vitfold.cli.images import batches_of, shuffled_of
 from vitfold.data import Source
 from vitfold.fold import clone
@@ -62,7 +62,7 @@ def main(
     taught = list(shuffled_of(dense, seen, 64, steps, 1, 0))
     rows = []
     said = predict(dense, batches)
-    for row in candidates(dense, found, batches[0][0][:1], options.shares(shares), taught):
+    for row in candidates(dense, found, batches[0][0][:1], values.shares(shares), taught):
         *names, made = row
         rows.append([*names, *figures(predict(made.eval(), batches), said)])
         show.console.print(" | ".join(rows[-1]), markup=False)

@@ -25,7 +25,7 @@ import vitfold
 from vitfold.answers import IGNORED
 from vitfold.bench import bound
 from vitfold.calls import folds
-from vitfold.cli import options, show
+from vitfold.cli import options, show, values
 from vitfold.data import SceneSource, evenly, labelled, untouched
 from vitfold.fold import clone
 from vitfold.measure import Throughput, interleave, timed
@@ -66,7 +66,7 @@ def main(
 ) -> None:
     """Train what is missing, measure, and write the table and the pictures."""
     source = SceneSource(data_dir, "val", LABELS)
-    every = dict(candidates(output, data_dir, options.shares(shares)))
+    every = dict(candidates(output, data_dir, values.shares(shares)))
     counts = {name: confusions(each.model, source, limit) for name, each in every.items()}
     dense = every["dense"].model
     windows = torch.stack([image for image, _ in evenly(labelled(dense, source), 8)])

@@ -26,7 +26,7 @@ import vitfold
 from vitfold import analysis, draw
 from vitfold.answers import logits
 from vitfold.calls import folds
-from vitfold.cli import options, show
+from vitfold.cli import options, show, values
 from vitfold.cli.images import batches_of, shuffled_of
 from vitfold.cues import CUES
 from vitfold.data import Source
@@ -120,7 +120,7 @@ def main(
     sharpness: Annotated[bool, typer.Option(help="Of the minimum, too.")] = True,
 ) -> None:
     """Run what is missing, and write the tables."""
-    dense = options.model(model, [], True, None, options.device(device))
+    dense = options.model(model, [], True, None, values.device(device))
     source = Source(dataset, data_dir, split)
     name = Path(model).name
     said = Answers(output / f"evidence-{name}.safetensors")
@@ -128,7 +128,7 @@ def main(
     trained = Source(dataset, data_dir, calibration)
     looked_at = shuffled_of(dense, trained, CALIBRATION, 1, 0, 0)
     asked = questions(
-        dense, torch.cat([images for images, _ in looked_at]).to(options.device(device))
+        dense, torch.cat([images for images, _ in looked_at]).to(values.device(device))
     )
     named = {fold.name: fold for group in asked.values() for fold in group}
     named = {"dense": Fold("dense", lambda: dense), **named}

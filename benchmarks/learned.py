@@ -28,7 +28,7 @@ from trainings import is_trained, minutes, trained
 import vitfold
 from vitfold import draw
 from vitfold.calls import folded
-from vitfold.cli import options, show
+from vitfold.cli import options, show, values
 from vitfold.cli.images import batches_of
 from vitfold.data import Source, labelled
 from vitfold.families import find
@@ -126,13 +126,13 @@ def main(
     bench = Bench(dense, batches, said, limit)
     if part in ("all", "thresholds"):
         setting = Setting(Path(model), data_dir, train_split, output, amp, said)
-        thresholds(bench, setting, options.shares(shares))
+        thresholds(bench, setting, values.shares(shares))
     if part in ("all", "others"):
         setting = Setting(Path(model), data_dir, briefly, output, amp, said)
-        others("others", bench, setting, options.shares(other_shares), chosen(OTHERS, without))
+        others("others", bench, setting, values.shares(other_shares), chosen(OTHERS, without))
     if part in ("all", "longer"):
         setting = Setting(Path(model), data_dir, train_split, output, amp, said)
-        others("longer", bench, setting, options.shares(other_shares), chosen(LONG, without))
+        others("longer", bench, setting, values.shares(other_shares), chosen(LONG, without))
 
 
 def chosen(trainings: Trainings, without: Sequence[str]) -> Trainings:

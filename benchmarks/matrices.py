@@ -21,7 +21,7 @@ from torch import nn
 
 import vitfold
 from vitfold import PruneMerge, bench, results
-from vitfold.cli import options, show
+from vitfold.cli import options, show, values
 from vitfold.families import find
 from vitfold.fold import clone
 from vitfold.measure import flops, interleave, peak_memory, random_inputs, timed
@@ -103,7 +103,7 @@ def main(
     """Measure, show and write."""
     batch = batch_size or (32 if device == "cpu" else 256)
     figures = [
-        row(model, share, batch, repeats, device, compile) for share in options.shares(shares)
+        row(model, share, batch, repeats, device, compile) for share in values.shares(shares)
     ]
     lines = [list(cells(each)) for each in figures]
     show.table("Prune and Merge", COLUMNS, lines)

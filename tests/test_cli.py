@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 
 import vitfold
 from vitfold.calls import folded
-from vitfold.cli import main, options
+from vitfold.cli import main, options, values
 from vitfold.cli.groups import Group, grouped, option
 from vitfold.models import create_model, save_model
 
@@ -178,7 +178,7 @@ def test_how_far_to_reduce_may_stand_among_the_methods_options() -> None:
 
 def test_values_may_hold_spaces() -> None:
     given = ["img_size=(64, 64) depth=2", "act_layer=gelu"]
-    assert options.parse(given) == {"img_size": (64, 64), "depth": 2, "act_layer": "gelu"}
+    assert values.parse(given) == {"img_size": (64, 64), "depth": 2, "act_layer": "gelu"}
 
 
 def test_a_model_is_an_option_too(run, capsys, tmp_path: Path) -> None:

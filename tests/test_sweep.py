@@ -22,7 +22,7 @@ from vitfold.analysis import (
     token_similarity,
 )
 from vitfold.analysis.similarity import mean_cosine
-from vitfold.cli import options
+from vitfold.cli import values
 from vitfold.errors import DataError, MethodError, UnsupportedModel
 from vitfold.report import report
 from vitfold.sweep import (
@@ -267,13 +267,13 @@ def test_figures_that_are_missing_are_left_out(tmp_path: Path) -> None:
     ],
 )
 def test_shares_are_a_list_or_a_range(text: str, shares: list[float]) -> None:
-    assert options.shares(text) == pytest.approx(shares)
+    assert values.shares(text) == pytest.approx(shares)
 
 
 @pytest.mark.parametrize("text", ["", "0", "1.2", "a..b", "0.9..0.4:0", "0.9..-1"])
 def test_shares_that_make_no_sense_are_refused(text: str) -> None:
     with pytest.raises(MethodError, match="expected shares"):
-        options.shares(text)
+        values.shares(text)
 
 
 # Looking into models
@@ -306,8 +306,8 @@ def test_similarities_are_those_of_the_dense_blocks(name: str) -> None:
 def test_merged_pairs_grow_less_alike_as_more_merge() -> None:
     model = registered("vit_tiny_patch16_224", depth=3).eval()
     found = merged_similarity(model, labelled(model), [1, 4, 6], "dfe", {"skip": 1})
-    for values in found.values():
-        assert values[0] is None
+    for means in found.values():
+        assert means[0] is None
     firsts = [found[r][1] for r in (1, 4, 6)]
     assert firsts == sorted(firsts, reverse=True)
     assert "_vitfold" not in vars(model)

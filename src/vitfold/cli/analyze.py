@@ -9,7 +9,7 @@ from torch import nn
 
 from vitfold import analysis, plots, results
 from vitfold.calls import folds
-from vitfold.cli import options, show
+from vitfold.cli import options, show, values
 from vitfold.cli.groups import grouped
 from vitfold.cli.images import batches_of
 from vitfold.errors import DataError, MethodError
@@ -85,12 +85,12 @@ def merged_similarity(
     """Mean similarity of the tokens that merge with each other, against r."""
     base = made.image_model(model)
     batches: list[Batch] = list(batches_of(base, data.source, limit, batch_size, workers))
-    asked = options.whole_numbers("--r", r)
+    asked = values.whole_numbers("--r", r)
     if min(asked) < 1:
         raise MethodError(f"--r {r}: expected numbers from 1 up, where something merges")
     with show.bar("merging", len(batches) * len(asked)) as progress:
         found = analysis.merged_similarity(
-            base, batches, asked, method or "tome", options.parse(method_kwargs), progress
+            base, batches, asked, method or "tome", values.parse(method_kwargs), progress
         )
     series = {f"r={r}": values for r, values in found.items()}
     _by_block(f"{model}: mean cosine of merged pairs", series)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from vitfold import bench as bench_
 from vitfold import results
 from vitfold.calls import folded
-from vitfold.cli import options, show
+from vitfold.cli import options, show, values
 from vitfold.cli.groups import grouped
 from vitfold.cli.images import batches_of, has_own
 from vitfold.data import AnySource
@@ -53,8 +53,8 @@ def bench(
     of tokens for every image takes a trained model, and images by --data-dir. A segmenter is timed
     with its decoder, on one window an image.
     """
-    sizes = options.batch_sizes(batch_size)
-    on, dtype = options.device(device), precision.dtype
+    sizes = values.batch_sizes(batch_size)
+    on, dtype = values.device(device), precision.dtype
     source: AnySource = data.source
     real = source.given
     if options.segments(task) and real:

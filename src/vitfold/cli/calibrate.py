@@ -7,7 +7,7 @@ import torch
 import typer
 
 from vitfold import calibrate as calibrate_
-from vitfold.cli import options, show
+from vitfold.cli import options, show, values
 from vitfold.cli.groups import grouped
 from vitfold.cli.images import shuffled_of
 from vitfold.families import find
@@ -38,9 +38,9 @@ def calibrate(
     Every image then keeps its own number of tokens: merging goes on until what is left is too far
     apart.
     """
-    options.directory(output)
+    values.directory(output)
     base = made.image_model(model)
-    method = create_method(WardCut.name, {"flops": share} | options.parse(method_kwargs))
+    method = create_method(WardCut.name, {"flops": share} | values.parse(method_kwargs))
     ours = fold(base, method)
     batches = shuffled_of(ours, data.source, images, 1, seed, workers)
     seen = torch.cat([pixels for pixels, _ in batches])[:images].to(made.on)

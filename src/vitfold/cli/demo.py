@@ -8,7 +8,7 @@ from torch import nn
 
 from vitfold import demo as demo_
 from vitfold import draw, plots, results
-from vitfold.cli import options, show
+from vitfold.cli import show, values
 from vitfold.sweep import Row
 from vitfold.trace import trace
 
@@ -26,7 +26,7 @@ def demo(
     speed here, also as a share of the free-slicing bound; writes a Pareto plot, token pictures and
     the figures.
     """
-    options.directory(output)
+    values.directory(output)
     with show.bar("folding", demo_.steps()) as progress:
         made = list(demo_.rows(progress))
     rows = [row for row, _ in made]

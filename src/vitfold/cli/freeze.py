@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 
 from vitfold import freeze as freeze_
 from vitfold.calls import folded
-from vitfold.cli import options, show
+from vitfold.cli import options, show, values
 from vitfold.cli.groups import grouped
 from vitfold.cli.images import batches_of
 from vitfold.data import SceneSource, evenly, untouched
@@ -48,7 +48,7 @@ def freeze(
     """
     if output.resolve() == Path(model).resolve():
         raise DataError(f"--output {output} is the model, which learned: give another directory")
-    options.directory(output)
+    values.directory(output)
     made = options.Made(device=device)
     ours = task.model(made, model)
     check_ragged(ours)

@@ -1,12 +1,8 @@
 """Options that commands share, under timm's names, and what they stand for."""
 
-import ast
-import errno
-import os
-import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import torch
 import typer
@@ -14,10 +10,10 @@ from torch import nn
 
 from vitfold.answers import ONLY
 from vitfold.calls import folds
-from vitfold.cli import show
+from vitfold.cli import show, values
 from vitfold.cli.groups import Group, option
 from vitfold.data import SceneSource, Source
-from vitfold.errors import DataError, MethodError, one_line
+from vitfold.errors import DataError, MethodError
 from vitfold.fold import fold
 from vitfold.methods import METHODS, Base, create_method
 from vitfold.methods.base import learns, named
@@ -124,12 +120,12 @@ class Choice(Group):
                 f"{kind.name} takes a look at images first: run vitfold {kind.found_by} MODEL "
                 "--data-dir ... --output DIR, then give DIR as the model"
             )
-        options = parse(self.method_kwargs)
+        options = values.parse(self.method_kwargs)
         for name, value in (("r", self.r), ("flops", self.flops)):
             if value is not None and name in options:
                 raise MethodError(f"--{name} {value} and {name}={options[name]!r}: give one")
         if self.r is not None:
-            options["r"] = reduction(self.r)
+            options["r"] = values.reduction(self.r)
         if self.flops is not None:
             options["flops"] = self.flops
         if "r" not in options and "flops" not in options and getattr(kind, "by_share", True):
@@ -151,7 +147,7 @@ class Made(Group):
     @property
     def on(self) -> torch.device:
         """The device, which is there."""
-        return device(self.device)
+        return values.device(self.device)
 
     def model(self, name: str) -> nn.Module:
         """The model, in eval mode."""
@@ -248,107 +244,12 @@ class Precision(Group):
         return DTYPES[self.amp_dtype] if self.amp else None
 
 
-def given(**values: Any) -> dict[str, Any]:
-    """Those that are not None."""
-    return {name: value for name, value in values.items() if value is not None}
-
-
-def parse(pairs: list[str]) -> dict[str, Any]:
-    """`KEY=VALUE` pairs; values are Python literals where they can be."""
-    return dict(_pair(text) for item in pairs for text in re.split(r"\s+(?=\w+=)", item.strip()))
-
-
-def arguments(kwargs: list[str], img_size: int | None) -> dict[str, Any]:
-    """What a model takes when it is made."""
-    made = parse(kwargs)
-    if img_size is not None and "img_size" in made:
-        raise DataError(f"--img-size {img_size} and img_size={made['img_size']!r}: give one")
-    return made | given(img_size=img_size)
-
-
-def _pair(text: str) -> tuple[str, Any]:
-    key, equals, value = text.partition("=")
-    if not equals or not key:
-        raise DataError(f"{text!r}: expected KEY=VALUE")
-    try:
-        return key, ast.literal_eval(value)
-    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
-        return key, value
-
-
-def reduction(text: str) -> int | list[int] | tuple[int, float]:
-    """`13`, `16,16,8` or `13:-1`."""
-    try:
-        if ":" in text:
-            r, inflection = text.split(":")
-            return int(r), float(inflection)
-        return [int(part) for part in text.split(",")] if "," in text else int(text)
-    except ValueError:
-        raise MethodError(f"--r {text!r}: expected 13, or 16,16,8, or 13:-1") from None
-
-
-def shares(text: str) -> list[float]:
-    """`0.9,0.6`, or `0.9..0.4` in steps of 0.1, or `0.9..0.4:0.05`."""
-    try:
-        ends, _, step = text.partition(":")
-        if ".." not in ends:
-            found = [float(part) for part in text.split(",")]
-        else:
-            first, last = (float(end) for end in ends.split(".."))
-            by = abs(float(step or 0.1))
-            count = round(abs(first - last) / by) + 1
-            sign = 1 if last > first else -1
-            found = [round(first + sign * by * number, 6) for number in range(count)]
-    except (ValueError, ZeroDivisionError):
-        found = []
-    if not found or not all(0 < share <= 1 for share in found):
-        raise MethodError(f"--flops {text!r}: expected shares in (0, 1], as 0.9,0.6 or 0.9..0.4")
-    return found
-
-
-def batch_sizes(text: str) -> list[int]:
-    """`32`, or `1,8,32`."""
-    try:
-        sizes = [int(part) for part in text.split(",")]
-    except ValueError:
-        sizes = []
-    if not sizes or min(sizes) < 1:
-        raise DataError(f"--batch-size {text!r}: expected numbers from 1 up, as 32 or 1,8,32")
-    return sizes
-
-
-def whole_numbers(option: str, text: str) -> list[int]:
-    """`16`, or `4,8,16`."""
-    try:
-        return [int(part) for part in text.split(",")]
-    except ValueError:
-        raise MethodError(f"{option} {text!r}: expected numbers, as 16 or 4,8,16") from None
-
-
-def method_name(text: str) -> str:
-    """A registered name."""
-    return named(text.strip()).name
-
-
-def device(name: str) -> torch.device:
-    """A device that is there, and computes."""
-    try:
-        found = torch.device(name)
-        if found.type == "meta":
-            raise RuntimeError("it computes nothing")
-        torch.empty(0, device=found)
-    except (RuntimeError, AssertionError) as error:
-        why = one_line(error).partition(". ")[0]
-        raise DataError(f"--device {name!r} is not to be had here: {why}") from None
-    return found
-
-
 def model(
     name: str, kwargs: list[str], pretrained: bool, img_size: int | None, on: torch.device
 ) -> nn.Module:
     """The model by name, in eval mode, where it is to run; random weights are always the same."""
     torch.manual_seed(0)
-    made = arguments(kwargs, img_size)
+    made = values.arguments(kwargs, img_size)
     return create_model(name, pretrained=pretrained, **made).to(on).eval()
 
 
@@ -378,7 +279,7 @@ def segmenter(
         raise DataError(f"{name} has {saved} classes: leave out --num-classes")
     if saved is not None:
         return model(name, kwargs, True, img_size, on)
-    made = arguments(kwargs, img_size)
+    made = values.arguments(kwargs, img_size)
     return create_segmenter(name, classes or CLASSES, decoder, **made).to(on).eval()
 
 
@@ -401,15 +302,3 @@ def folded_by(model: nn.Module, plan: Path | None, choice: Choice) -> nn.Module:
             f"--method {method.name} ...`, and give what that writes"
         )
     return fold(model, method)
-
-
-def directory(path: Path) -> Path:
-    """A directory for results, made before the work and not after it."""
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        why = "" if os.access(path, os.W_OK) else os.strerror(errno.EACCES)
-    except (OSError, ValueError) as error:
-        why = getattr(error, "strerror", None) or str(error)
-    if why:
-        raise DataError(f"--output {path} is no directory to write to: {why}")
-    return path

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 from torch import nn
 
 from vitfold.calls import folds
-from vitfold.cli import options
+from vitfold.cli import values
 from vitfold.cli.groups import Group, option
 from vitfold.errors import TrainError
 from vitfold.methods import METHODS
@@ -76,7 +76,7 @@ class Looks(Group):
     @property
     def augment(self) -> dict[str, Any]:
         """For timm's `create_transform`."""
-        return options.given(
+        return values.given(
             no_aug=self.no_aug or None,
             scale=numbers("scale", self.scale),
             ratio=numbers("ratio", self.ratio),
@@ -84,7 +84,7 @@ class Looks(Group):
             color_jitter=self.color_jitter,
             auto_augment=self.aa,
             re_prob=self.reprob,
-        ) | options.parse(self.aug_kwargs)
+        ) | values.parse(self.aug_kwargs)
 
     @property
     def mix(self) -> dict[str, Any]:
@@ -163,9 +163,9 @@ class Learning(Group):
 
     def _recipe(self, usual: Mapping[str, Any], learns: Collection[str], looks: Looks) -> Recipe:
         """The same, from what is usual and from the rates that the method has."""
-        said = options.given(**asdict(self))
+        said = values.given(**asdict(self))
         chosen = {**usual, **said}
-        rates = options.given(
+        rates = values.given(
             lr=chosen["lr"], weight_decay=chosen["weight_decay"], layer_decay=self.layer_decay
         )
         warmup = {name: chosen[name] for name in ("warmup_epochs", "warmup_lr", "min_lr")}
@@ -177,8 +177,8 @@ class Learning(Group):
             sam=self.sam,
             seed=self.seed,
             smoothing=chosen["smoothing"],
-            optimizer={"opt": chosen["opt"]} | rates | options.parse(self.opt_kwargs),
-            schedule={"sched": self.sched} | warmup | options.parse(self.sched_kwargs),
+            optimizer={"opt": chosen["opt"]} | rates | values.parse(self.opt_kwargs),
+            schedule={"sched": self.sched} | warmup | values.parse(self.sched_kwargs),
             augment=looks.augment,
             mix=looks.mix,
             distill=self._distillation(chosen["distill_temperature"]),
@@ -195,7 +195,7 @@ class Learning(Group):
         """What stays as it is: the model, where nobody says so and it has no rate."""
         if self.freeze in ("model", "method") and not learns:
             raise TrainError(f"--freeze {self.freeze}: give a --method that learns, such as ltmp")
-        said = options.given(**asdict(self))
+        said = values.given(**asdict(self))
         if self.freeze == "method" and (rates := _rates(said, said)):
             rate = next(iter(rates))
             raise TrainError(f"--freeze method: it stays as it is; leave out --lr-{rate}")

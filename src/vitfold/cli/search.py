@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 from torch import nn
 
-from vitfold.cli import options, show
+from vitfold.cli import options, show, values
 from vitfold.cli.groups import grouped
 from vitfold.cli.images import shuffled_of
 from vitfold.errors import MethodError, nearest
@@ -83,7 +83,7 @@ def search(
             "keep": keep,
             "prune": prune,
             "flops": flops,
-            "blocks": None if blocks is None else options.whole_numbers("--blocks", blocks),
+            "blocks": None if blocks is None else values.whole_numbers("--blocks", blocks),
             "scope": scope,
             "grouping": grouping,
             "shortcut": not no_shortcut,
@@ -111,7 +111,7 @@ def found_in(
         if name not in known:
             raise MethodError(f"PruneMerge has no option {name!r}{nearest(name, known)}")
     if file is not None:
-        options.directory(file.parent)
+        values.directory(file.parent)
         if not resume:
             file.unlink(missing_ok=True)
     with show.bar("scoring patches", asked.get("iterations", ITERATIONS)) as progress:

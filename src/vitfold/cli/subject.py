@@ -9,7 +9,7 @@ from torch import nn
 
 from vitfold.answers import ONLY, classes_of_head
 from vitfold.calls import folds
-from vitfold.cli import options, show
+from vitfold.cli import options, show, values
 from vitfold.cli.groups import Group, option
 from vitfold.cli.images import shuffled_of
 from vitfold.cli.recipe import numbers
@@ -141,12 +141,12 @@ class Start(Group):
     @property
     def arguments(self) -> Options:
         """What the model takes when it is made."""
-        return options.arguments(self.model_kwargs, self.img_size)
+        return values.arguments(self.model_kwargs, self.img_size)
 
     @property
     def overlay(self) -> Options:
         """What is another way in how it wants its images."""
-        return options.given(
+        return values.given(
             mean=numbers("mean", self.mean),
             std=numbers("std", self.std),
             crop_pct=self.crop_pct,
@@ -155,14 +155,14 @@ class Start(Group):
     @property
     def about(self) -> Options:
         """What tells two beginnings apart."""
-        said = self.arguments | self.overlay | options.given(drop_path=self.drop_path or None)
+        said = self.arguments | self.overlay | values.given(drop_path=self.drop_path or None)
         begun = self.initial_checkpoint and str(self.initial_checkpoint)
         return {"arguments": said, "pretrained": self.pretrained, "initial_checkpoint": begun}
 
     @property
     def changes(self) -> Options:
         """What is to be another way than in a model that is known by name."""
-        return options.given(
+        return values.given(
             drop_path_rate=self.drop_path or None, pretrained_cfg_overlay=self.overlay or None
         )
 
@@ -170,7 +170,7 @@ class Start(Group):
         """The model, with a head for as many classes as are asked for, or as the data has."""
         made = dict(self.arguments)
         if is_named(name):
-            made |= options.given(num_classes=asked or classes) | self.changes
+            made |= values.given(num_classes=asked or classes) | self.changes
         elif self.changes or asked:
             raise TrainError(
                 f"{name} has its own head and preprocessing: leave out what changes them"
@@ -315,10 +315,10 @@ def searched(
     """The model, folded by what a search in the images of training finds."""
     if choice.r is not None:
         raise TrainError(f"--r {choice.r}: {choice.method} takes --flops, or keep and prune")
-    asked = options.parse(choice.method_kwargs)
+    asked = values.parse(choice.method_kwargs)
     if choice.flops is not None and "flops" in asked:
         raise TrainError(f"--flops {choice.flops} and flops={asked['flops']!r}: give one")
-    asked |= options.given(flops=choice.flops)
+    asked |= values.given(flops=choice.flops)
     iterations = asked.get("iterations", ITERATIONS)
     check_whole("iterations", iterations, least=1)
     batches = shuffled_of(model, source, SCORED, iterations, seed, workers)

@@ -14,7 +14,7 @@ from torch import nn
 
 from vitfold import draw, results
 from vitfold.calls import folds
-from vitfold.cli import options, show
+from vitfold.cli import options, show, values
 from vitfold.cli.groups import grouped
 from vitfold.cli.images import batches_of
 from vitfold.data import renormalized
@@ -66,12 +66,12 @@ def sweep(
 
     Rows go to --results-file as they come; the same command goes on from those that are there.
     """
-    shares, sizes = options.shares(flops), options.batch_sizes(batch_size)
-    names = [options.method_name(name) for name in methods.split(",")]
+    shares, sizes = values.shares(flops), values.batch_sizes(batch_size)
+    names = [values.method_name(name) for name in methods.split(",")]
     on, dtype = made.on, precision.dtype
     base = made.image_model(model)
     batches = functools.partial(batches_of, base, data.source, limit, val_batch_size, workers)
-    asked = candidates(base, names, shares, options.parse(method_kwargs))
+    asked = candidates(base, names, shares, values.parse(method_kwargs))
     asked += smaller_inputs(base, shares) if smaller_input else []
     asked += trained_({name: renormalized(_folded(name, on), base) for name in trained})
     others = {name: functools.partial(_of_others, name, base, on) for name in smaller_model}
@@ -79,12 +79,12 @@ def sweep(
     about: dict[str, Any] = {
         "command": "sweep",
         "model": model,
-        "arguments": options.arguments(made.model_kwargs, made.img_size),
+        "arguments": values.arguments(made.model_kwargs, made.img_size),
         "weights": fingerprint(base.state_dict()),
         "data": [data.dataset, str(data.data_dir), data.split, data.class_map, limit],
         "batch_sizes": sizes,
         "device": str(on),
-        "options": options.parse(method_kwargs),
+        "options": values.parse(method_kwargs),
         "amp": str(dtype),
     }
     book = Book(results_file, about, overwrite)

@@ -10,7 +10,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from vitfold import draw
-from vitfold.cli import options, show
+from vitfold.cli import options, show, values
 from vitfold.cli.groups import grouped
 from vitfold.data import data_config, preprocessing, scene_look
 from vitfold.errors import DataError
@@ -41,7 +41,7 @@ def trace(
     Of a segmenter also what it says of every pixel, dense and folded (NAME-classes.png), beside
     the truth where the image lies in images/ and its labels in annotations/.
     """
-    options.directory(output)
+    values.directory(output)
     ours = options.folded_by(made.model(model), plan, choice)
     if task.pixels:
         segmenter(ours)

@@ -9,7 +9,7 @@ import typer
 
 from vitfold import plots
 from vitfold.calls import folds
-from vitfold.cli import options, show, subject
+from vitfold.cli import options, show, subject, values
 from vitfold.cli.groups import Group, grouped, option
 from vitfold.cli.recipe import Learning, Looks, by, usual
 from vitfold.cli.search import SCORES
@@ -56,7 +56,7 @@ class Running(Group):
         """What accelerate calls the device."""
         if self.device not in ("auto", "cpu", "cuda"):
             raise TrainError(f"--device {self.device!r}: expected auto, cpu or cuda")
-        return self.device if self.device == "auto" else options.device(self.device).type
+        return self.device if self.device == "auto" else values.device(self.device).type
 
     def settings(self, log_interval: int) -> Settings:
         """For the loop.
@@ -98,7 +98,7 @@ def train(
     if data.pixels and looks.mix:
         raise TrainError("--mixup, --cutmix: only images of one class are mixed")
     mixed = PRECISIONS[precision.dtype]
-    begun(options.directory(running.output), running.resume)
+    begun(values.directory(running.output), running.resume)
     accelerator = create_accelerator(running.on, mixed)
     chosen = subject.choose(model, data, start, learning.seed)
     base, source = chosen.model, chosen.source

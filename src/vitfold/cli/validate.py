@@ -13,7 +13,7 @@ from torchvision.transforms.v2.functional import to_pil_image
 from vitfold import draw, results
 from vitfold.answers import classes_of_head
 from vitfold.calls import folded
-from vitfold.cli import options, show
+from vitfold.cli import options, show, values
 from vitfold.cli.groups import grouped
 from vitfold.cli.images import batches_of
 from vitfold.data import SceneSource, Source, classes_of, evenly, untouched
@@ -122,7 +122,7 @@ def _draw(
     """Pictures of some scenes."""
     if not number:
         return
-    options.directory(output)
+    values.directory(output)
     scenes = evenly(source.open(), number)
     for place in range(len(scenes)):
         raw, labels = scenes[place]
