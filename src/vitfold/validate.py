@@ -1,7 +1,7 @@
 """Accuracy of a folded model on labelled images, beside the dense one."""
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -148,17 +148,6 @@ def _predict_all(
             watch.see(images, labels)
         progress()
     return [watch.predictions() for watch in watches]
-
-
-def limited(batches: Iterable[Batch], limit: int | None) -> Iterator[Batch]:
-    """The first `limit` images."""
-    left = math.inf if limit is None else limit
-    for images, labels in batches:
-        if left <= 0:
-            return
-        keep = int(min(left, len(labels)))
-        yield images[:keep], labels[:keep]
-        left -= keep
 
 
 def _check_labels(labels: Tensor, said: Tensor) -> None:

@@ -7,7 +7,6 @@ import typer
 from torch import Tensor, nn
 
 from vitfold import bench as bench_
-from vitfold import results
 from vitfold.calls import folded
 from vitfold.cli import options, show, values
 from vitfold.cli.groups import grouped
@@ -68,11 +67,7 @@ def bench(
     named = bench_.candidates(ours, images)
     rows = _measure(named, sizes, repeats, warmup, compile, dtype, images)
     _show(model, ours, rows, images)
-    if results_file:
-        about = {"command": "bench", "model": model, "method": folded(ours).method.to_json()}
-        tags = {"model": model, "method": str(folded(ours).method)}
-        results.write(results_file, [tags | row.to_json() for row in rows], about)
-        show.written(results_file)
+    show.results(results_file, "bench", model, ours, [row.to_json() for row in rows])
 
 
 def _looks(ours: nn.Module) -> bool:

@@ -6,11 +6,20 @@ from typing import Literal
 from torch import nn
 
 from vitfold.cli import options
-from vitfold.data import AnySource, DigitsSource, Source, labelled, loader, shuffled, streams
+from vitfold.data import (
+    AnySource,
+    DigitsSource,
+    Source,
+    labelled,
+    limited,
+    loader,
+    shuffled,
+    streams,
+)
 from vitfold.errors import DataError
 from vitfold.fold import clone
 from vitfold.plan.sources import digits
-from vitfold.validate import Batch, limited
+from vitfold.validate import Batch
 
 
 def has_own(model: nn.Module) -> bool:

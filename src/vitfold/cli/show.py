@@ -1,4 +1,4 @@
-"""Tables and progress bars."""
+"""Tables, progress bars and files of results."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -8,6 +8,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from torch import nn
+
+from vitfold.calls import folded
+from vitfold.results import Rows, write
 
 console = Console(highlight=False)
 errors = Console(stderr=True, highlight=False)
@@ -50,3 +54,14 @@ def note(text: str) -> None:
 def written(path: Path) -> None:
     """Say what was written."""
     console.print(f"wrote {path}", markup=False, soft_wrap=True)
+
+
+def results(path: Path | None, command: str, name: str, model: nn.Module, rows: Rows) -> None:
+    """Rows on a folded model go to a file, where one is asked for."""
+    if path is None:
+        return
+    method = folded(model).method
+    tags = {"model": name, "method": str(method)}
+    about = {"command": command, "model": name, "method": method.to_json()}
+    write(path, [tags | dict(row) for row in rows], about)
+    written(path)

@@ -10,7 +10,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 from torchvision.transforms.v2.functional import to_pil_image
 
-from vitfold import draw, results
+from vitfold import draw
 from vitfold.answers import classes_of_head
 from vitfold.calls import folded
 from vitfold.cli import options, show, values
@@ -60,11 +60,7 @@ def validate(
         _draw(ours, source, pictures, stride, output)
     else:
         report = _of_images(model, ours, source, limit, batch_size, workers, dtype)
-    if results_file:
-        about = {"command": "validate", "model": model, "method": folded(ours).method.to_json()}
-        tags = {"model": model, "method": str(folded(ours).method)}
-        results.write(results_file, [tags | report], about)
-        show.written(results_file)
+    show.results(results_file, "validate", model, ours, [report])
 
 
 def _of_images(

@@ -7,7 +7,7 @@ from vitfold.data.looks import (
     renormalized,
     scene_look,
 )
-from vitfold.data.parts import classes_of, evenly, item, loader, shuffled, streams
+from vitfold.data.parts import classes_of, evenly, item, limited, loader, shuffled, streams
 from vitfold.data.sources import (
     AnySource,
     DigitsSource,
@@ -28,6 +28,7 @@ __all__ = [
     "evenly",
     "item",
     "labelled",
+    "limited",
     "loader",
     "preprocessing",
     "renormalized",

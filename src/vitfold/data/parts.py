@@ -1,10 +1,12 @@
 """Some images of a dataset: parts of a split, an even choice, batches; and what a dataset says."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
 from PIL import Image
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from vitfold.errors import DataError
@@ -153,6 +155,19 @@ def streams(dataset: Any) -> bool:
     """Whether images come in an order of their own, as WebDataset reads them."""
     whole = hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")
     return isinstance(dataset, IterableDataset) or not whole
+
+
+def limited(
+    batches: Iterable[tuple[Tensor, Tensor]], limit: int | None
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """The first `limit` images."""
+    left = math.inf if limit is None else limit
+    for images, labels in batches:
+        if left <= 0:
+            return
+        keep = int(min(left, len(labels)))
+        yield images[:keep], labels[:keep]
+        left -= keep
 
 
 def loader(dataset: Any, batch_size: int, workers: int) -> Any:
