@@ -1,6 +1,5 @@
 """The command line: one thin file per command. Errors are one line and exit with 2."""
 
-import contextlib
 import importlib.metadata
 import os
 import re
@@ -88,7 +87,9 @@ def _in_words(error: Exception) -> str | None:
     if isinstance(error, MemoryError | torch.OutOfMemoryError) or FULL in str(error):
         return "there is not enough memory: give a smaller --batch-size, or smaller images"
     if isinstance(error, OSError):
-        with contextlib.suppress(OSError, ValueError):  # it may be what cannot be written to
+        try:
+            sys.stdout.flush()
+        except OSError:  # it is what cannot be written to, and Python would try again in the end
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return one_line(error)
     return None

@@ -71,15 +71,15 @@ def item(dataset: Any, place: int) -> Any:
 def strict(dataset: Any) -> Any:
     """A dataset for what has to be true of all of its images, not of most."""
     files = getattr(dataset, "whole", dataset)
-    if not hasattr(files, TRIES):
+    if not hasattr(files, RETRIES):
         return dataset
     if isinstance(dataset, Part):
         dataset.tries = 1
-    setattr(files, TRIES, 1)
+    setattr(files, RETRIES, 1)
     return Strict(dataset)
 
 
-TRIES = "_max_retries"
+RETRIES = "_max_retries"
 """What timm calls how many images it tries, from one on that cannot be read."""
 
 
@@ -105,9 +105,9 @@ def per_cent(whole: Any, low: str | None, high: str | None) -> Part:
         raise DataError(f"a split from {start}% to {stop}%: expected 0 up to 100")
     parts = (c[len(c) * start // 100 : len(c) * stop // 100] for c in classes.values())
     places = sorted(place for part in parts for place in part)
-    tries = getattr(whole, TRIES, 1)
+    tries = getattr(whole, RETRIES, 1)
     if tries > 1:
-        setattr(whole, TRIES, 1)  # the next may be of another part
+        setattr(whole, RETRIES, 1)  # the next may be of another part
     return Part(whole, places, tries)
 
 
