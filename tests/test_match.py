@@ -13,6 +13,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from reference import Reduce, Token, drop, lgtm, merge_globally, tome, unit
 from torch import Tensor
+from torch._subclasses import FakeTensorMode
 
 from vitfold import DFE, LGTM, Drop, Method, ToMe, cues, match
 from vitfold.layout import Layout
@@ -329,3 +330,19 @@ def test_random_cues_drop_every_position_about_as_often() -> None:
     # A quarter of 400 draws, give or take five deviations.
     assert counts.min() > 56
     assert counts.max() < 144
+
+
+def test_places_of_windows_are_made_once_and_fit_training_and_counting() -> None:
+    layout, order = match.Windows.cut(30, 5, 6, 3, 4), torch.arange(30).expand(2, -1)
+    cue = exact_cue(0, 2, 31)
+    with torch.inference_mode():
+        first = match.windowed(cue, layout, 1, order)
+    assert layout.tensors(cue)[0] is layout.tensors(cue)[0]
+    again = match.windowed(cue, match.Windows.cut(30, 5, 6, 3, 4), 1, order)
+    assert torch.equal(first.slot, again.slot)
+    x = torch.randn(2, 31, 3, dtype=torch.float64, requires_grad=True)
+    again.fold(x).sum().backward()  # what inference made cannot be kept for a gradient
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        fake = match.windowed(mode.from_tensor(cue), layout, 1, mode.from_tensor(order))
+    assert fake.keep.shape == first.keep.shape
+    assert type(layout.tensors(cue)[0]) is torch.Tensor

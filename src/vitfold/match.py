@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from vitfold.modes import compiling
 from vitfold.tokenmap import DROPPED, TokenMap, take
 
 NOWHERE = float("-inf")
@@ -69,7 +70,7 @@ def windowed(metric: Tensor, layout: "Windows", prefix: int, order: Tensor) -> T
     `order[B, n]` lists the patch tokens as they lie on the grid, row by row. Next come the prefix
     and the surviving patches in that order.
     """
-    evens, odds, window, place = layout.tensors(metric.device)
+    evens, odds, window, place = layout.tensors(metric)
     patches, half = layout.patches, evens.shape[1]
     rows, tokens = unit(metric), torch.nn.functional.pad(order, (0, 1)) + prefix
     a, b = (take(rows, tokens[:, c.flatten()]).unflatten(1, c.shape) for c in (evens, odds))
@@ -88,6 +89,9 @@ def windowed(metric: Tensor, layout: "Windows", prefix: int, order: Tensor) -> T
         gone=order.gather(1, merged) + prefix,
         into=slots.gather(1, target) + prefix,
     )
+
+
+Places = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
 @dataclass(frozen=True)
@@ -119,14 +123,31 @@ class Windows:
         """Whether any cell is padding."""
         return any(max(cells) >= self.patches for cells in self.cells)
 
-    def tensors(self, device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def tensors(self, like: Tensor) -> Places:
         """Cells at even and odd places `[windows, half a window]`, and for every merge its window
-        and its rank there."""
+        and its rank there. Made once for a device, but in graphs and for tensors without values."""
+        if compiling() or type(like) is not Tensor:
+            return self._tensors(like.device)
+        known = self, like.device
+        if known not in _PLACES:
+            if len(_PLACES) >= MOST_PLACES:
+                _PLACES.clear()
+            with torch.inference_mode(False):  # they may be used in training later
+                _PLACES[known] = self._tensors(like.device)
+        return _PLACES[known]
+
+    def _tensors(self, device: torch.device) -> Places:
         window = [w for w, merges in enumerate(self.merges) for _ in range(merges)]
         rank = [i for merges in self.merges for i in range(merges)]
         cells = torch.tensor(self.cells, device=device)
         places = torch.tensor([window, rank], device=device)
         return cells[:, 0::2], cells[:, 1::2], places[0], places[1]
+
+
+_PLACES: dict[tuple[Windows, torch.device], Places] = {}
+
+MOST_PLACES = 256
+"""Of how many windows tensors are kept."""
 
 
 def _cells(y: int, x: int, side: int, rows: int, columns: int, patches: int) -> tuple[int, ...]:

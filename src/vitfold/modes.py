@@ -25,6 +25,11 @@ def mixed(device: torch.device, dtype: torch.dtype | None) -> torch.autocast:
     return torch.autocast(device.type, dtype=dtype, enabled=dtype is not None)
 
 
+def compiling() -> bool:
+    """Whether a call is made into a graph of any kind."""
+    return torch.compiler.is_compiling() or recording()
+
+
 def recording() -> bool:
     """Whether a call is made into a graph, which is to hold for other batches too."""
     return torch.compiler.is_exporting() or bool(torch._C._get_tracing_state())

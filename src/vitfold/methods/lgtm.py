@@ -1,5 +1,6 @@
 """LGTM: merge inside growing windows first, over the whole image later."""
 
+import functools
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -13,6 +14,7 @@ from vitfold.methods.base import register
 from vitfold.methods.checks import check_choice, check_whole
 from vitfold.methods.merging import Late
 from vitfold.methods.steps import Step
+from vitfold.modes import compiling
 from vitfold.tokenmap import TokenMap
 
 LOCATIONS = ("1d", "2d")
@@ -100,7 +102,12 @@ def _windows(patches: int, grid: tuple[int, int], side: int, r: int) -> Windows:
     """`r` merges spread over the windows of a grid for `patches` tokens, shaped like `grid`."""
     height, width = grid
     rows, columns = _ceil_root(patches * height, width), _ceil_root(patches * width, height)
-    return Windows.cut(patches, rows, columns, side, r)
+    cut = Windows.cut if compiling() else _cut
+    return cut(patches, rows, columns, side, r)
+
+
+_cut = functools.lru_cache(maxsize=256)(Windows.cut)
+"""The same, once for windows of the same numbers."""
 
 
 def _ceil_root(over: int, under: int) -> int:
