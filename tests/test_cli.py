@@ -190,6 +190,21 @@ def test_a_model_is_an_option_too(run, capsys, tmp_path: Path) -> None:
         assert run(*similarity) == 0
 
 
+def test_a_sweep_is_not_written_over(run, capsys, tmp_path: Path) -> None:
+    rows = tmp_path / "rows.json"
+    rows.write_text('{"command": "sweep", "rows": []}')
+    assert run("bench", "digits", "--results-file", rows) == 2
+    assert "rows.json holds a sweep: give another name" in capsys.readouterr().err
+
+
+def test_weights_that_are_no_numbers_are_said(run, capsys, tmp_path: Path) -> None:
+    model = create_model("digits", pretrained=True)
+    torch.nn.init.constant_(model.norm.weight, float("nan"))
+    save_model(model, tmp_path)
+    assert run("validate", tmp_path, "--limit", "2") == 2
+    assert "are its weights numbers?" in capsys.readouterr().err
+
+
 def test_too_many_images_for_the_memory_are_said(run, capsys) -> None:
     assert run("bench", "digits", "--r", "2", "-b", 10**12) == 2
     assert capsys.readouterr().err.strip().startswith("error: there is not enough memory")
@@ -258,6 +273,7 @@ def test_families_lists_what_folds_and_what_does_not(run, capsys) -> None:
         ),
         (["bench", "digits", "--plan", "nowhere", "--r", "3"], "leave out --method, --r"),
         (["bench", "digits", "--device", "meta"], "--device 'meta' is not to be had"),
+        (["calibrate", "tests", "-o", "tests"], "--output tests is the model"),
         (["bench", "digits", "--r", "99"], "r=99: of 196 patch tokens at most 98"),
         (["bench", "digits", "--method", "LGMT"], "did you mean 'lgtm'?"),
         (
@@ -267,7 +283,10 @@ def test_families_lists_what_folds_and_what_does_not(run, capsys) -> None:
         (["trace", "digits", "p.png", "--plan", "x" * 5000], "too long"),
         (["validate", "digits", "--data-dir", "x" * 5000], "too long"),
         (["validate", "digits", "--split", "trian"], "the embedded model's own digits are split"),
-        (["bench", "test_vit", "--r", "4", "--img-size", "50", "-b", "1"], "images of 3x50x50"),
+        (
+            ["bench", "test_vit", "--r", "4", "--img-size", "50", "-b", "1"],
+            "images of 50x50",
+        ),
         (["demo", "-o", __file__], "--output"),
         (["train", MODEL], "no data: give --data-dir"),
         (["train", MODEL, "--no-val"], "no data: give --data-dir"),

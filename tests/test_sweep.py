@@ -125,6 +125,16 @@ def test_what_a_search_found_is_no_name() -> None:
     assert len(candidate.method) < 100
 
 
+@pytest.mark.parametrize(
+    "method",
+    [vitfold.ToMe(r=3), vitfold.ToMe(r=(3, -0.5)), vitfold.MergeDrop(r=2, drop=1)],
+    ids=str,
+)
+def test_models_folded_by_numbers_are_candidates(method: vitfold.Method) -> None:
+    [candidate] = trained({"run": vitfold.fold(registered("vit_tiny_patch16_224"), method)})
+    assert candidate.method.startswith(f"{method.name} r=")
+
+
 def test_predictions_are_counted_by_hand() -> None:
     labels = torch.tensor([0, 1, 2, 3])
     ours = Predictions(labels, torch.tensor([[0, 1], [0, 1], [2, 0], [0, 1]]))
@@ -333,6 +343,8 @@ def test_sharpness_is_the_largest_eigenvalue() -> None:
         flat = torch.cat([w.flatten() for w in weights.values()])
         hessian = torch.autograd.functional.hessian(loss, flat)
     expected = float(torch.linalg.eigvalsh(hessian)[-1])
+    with pytest.raises(DataError, match="tolerance=nan"):
+        sharpness(model, [(pixels, labels)], float("nan"))
     assert sharpness(model.eval(), [(pixels, labels)], 1e-4) == pytest.approx(expected, rel=1e-2)
     vitfold.fold(model, "tome", r=1)
     assert sharpness(model, [(pixels, labels)], 1e-2) != pytest.approx(expected, rel=1e-6)

@@ -1061,6 +1061,9 @@ def test_the_embedded_model_brings_its_own_images(
         assert vitfold_(monkeypatch, "validate", output / "last") == 0
         assert vitfold_(monkeypatch, *given, *method, "--output", output, "--resume") == 2
         assert "was 1e-05" in capsys.readouterr().err
+        same = [*given, "--lr", "1e-5", *method, "--output", output, "--resume"]
+        assert vitfold_(monkeypatch, *same, "--no-val") == 2
+        assert "val_split was 'validation', now None" in capsys.readouterr().err
         again = [*given, "--output", tmp_path / f"{name}-more"]
         assert vitfold_(monkeypatch, *again[:1], output / "last", *again[3:]) == 0
     assert vitfold_(monkeypatch, *given, "--reprob", "0.5", "--output", tmp_path / "erased") == 2
@@ -1123,6 +1126,14 @@ def test_images_of_which_none_can_be_read_end_a_training_in_a_line(
         (["--aug-kwargs", "wings=2"], "augmentation"),
         (["--aug-kwargs", "separate=True"], "one transform of all"),
         (["--std", "0,0,0"], "std=[0.0, 0.0, 0.0]"),
+        (["--std", "0.5,0.5"], "std=[0.5, 0.5]: expected three numbers"),
+        (["--crop-pct", "nan"], "crop_pct=nan"),
+        (["--scale", "0.8,0.5"], "scale=[0.8, 0.5]: expected two numbers, the smaller first"),
+        (["--ratio", "0,0"], "ratio=[0.0, 0.0]: expected two numbers"),
+        (["--lr", "1e40"], "lr=1e+40"),
+        (["--min-lr", "nan"], "min_lr=nan"),
+        (["--warmup-lr", "-1"], "warmup_lr=-1.0"),
+        (["--layer-decay", "0"], "layer_decay=0.0"),
         (["--amp", "--amp-dtype", "float16"], "float16 is for GPUs"),
         (["--data-dir", "nowhere"], "nowhere"),
     ],
@@ -1221,6 +1232,13 @@ def test_an_evaluation_that_fails_loses_nothing(tmp_path: Path) -> None:
         train(small(), RECIPE, Blobs(), Unreadable(), **asked)
     steps = Order(24, RECIPE.batch_size, RECIPE.accumulate, RECIPE.seed).steps
     assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == [f"step-{steps:09d}"]
+    asked["settings"] = Settings(tmp_path, resume=True)
+    late = train(small(), RECIPE, Blobs(), Blobs(), **asked)
+    asked["settings"] = Settings(tmp_path / "undisturbed")
+    once = train(small(), RECIPE, Blobs(), Blobs(), **asked)
+    told = [[(e["epoch"], e["loss"], e["top1"]) for e in o.epochs] for o in (late, once)]
+    assert told[0] == told[1]
+    assert len(told[0]) == RECIPE.epochs
 
 
 SHARPNESS_AWARE = ["--sam", 0.05, "--opt", "sgd", "--lr", 0.05, "--clip-grad", 1]

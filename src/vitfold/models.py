@@ -5,7 +5,7 @@ import json
 import os
 import shutil
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from torch import nn
 
 from vitfold import processor
 from vitfold.calls import folds
-from vitfold.errors import PlanError, UnsupportedModel, VitfoldError
+from vitfold.errors import PlanError, ShapeError, UnsupportedModel, VitfoldError
 from vitfold.files import readable, writing
 from vitfold.plan import fields, load, save, sources, store, weights
 from vitfold.plan.fields import clip
@@ -65,13 +65,28 @@ def create_model(
     if not known:
         raise UnsupportedModel(f"unknown model {clip(repr(name), 100)}{timm.hint(name)}")
     try:
-        return _build(name, kwargs, pretrained)
+        model = _build(name, kwargs, pretrained)
+        _check_size(model, kwargs)
+        return model
     except VitfoldError:
         raise
     # Constructors and downloads of other libraries raise whatever they like.
     except Exception as error:
         reason = clip(error) or type(error).__name__
         raise UnsupportedModel(f"{name} cannot be made: {reason}") from error
+
+
+def _check_size(model: Any, kwargs: Mapping[str, Any]) -> None:
+    """Refuse images that patches do not fill, which a model says only when it gets some."""
+    embed = getattr(model, "patch_embed", None)
+    size, patch = (getattr(embed, name, None) for name in ("img_size", "patch_size"))
+    if "img_size" not in kwargs or not (size and patch) or getattr(embed, "dynamic_img_pad", False):
+        return
+    if any(side % part for side, part in zip(size, patch, strict=True)):
+        raise ShapeError(
+            f"images of {size[0]}x{size[1]} do not fit {type(model).__name__}, whose patches are "
+            f"{patch[0]}x{patch[1]}: give another img_size"
+        )
 
 
 def _build(name: str, kwargs: dict[str, Any], pretrained: bool) -> nn.Module:

@@ -17,7 +17,11 @@ from vitfold.files import whole, writing
 Rows = Sequence[Mapping[str, Any]]
 
 
-def check_results_file(path: Path) -> None:
+LONG = "sweep"
+"""The command whose results took hours."""
+
+
+def check_results_file(path: Path, command: str = "") -> None:
     """Refuse a results file before the work, not after it."""
     if path.suffix not in (".json", ".csv"):
         raise DataError(f"results file {path.name!r}: expected a name that ends in .json or .csv")
@@ -25,8 +29,17 @@ def check_results_file(path: Path) -> None:
         raise DataError(f"results file {path}: there is no directory {path.parent}")
     if path.is_dir():
         raise DataError(f"results file {path} is a directory: give a file in it")
+    if command != LONG and path.suffix == ".json" and path.is_file() and _holds_sweep(path):
+        raise DataError(f"results file {path} holds a sweep: give another name")
     if not os.access(path.parent, os.W_OK):
         raise DataError(f"results file {path}: nobody may write to {path.parent} here")
+
+
+def _holds_sweep(path: Path) -> bool:
+    try:
+        return read(path).get("command") == LONG
+    except DataError:
+        return False
 
 
 def write(path: Path, rows: Rows, about: Mapping[str, Any]) -> None:

@@ -159,7 +159,9 @@ def _trained(name: str, model: nn.Module) -> Candidate:
     method = folded(model).method
     share = getattr(method, "flops", None)
     options = method.to_json()
-    plain = create_method(method.name, {} if share is None else {"flops": share}).to_json()
+    asked = {name: getattr(method, name, None) for name in ("r", "flops")}
+    known = {name: value for name, value in asked.items() if value is not None}
+    plain = create_method(method.name, known).to_json() | {"r": None}
     found = {field.name for field in fields(method) if not field.repr}
     chosen = [
         f"{option}={value}"

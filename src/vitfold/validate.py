@@ -97,6 +97,8 @@ class Watch:
             start = now(self.device)
             said = logits(self.model, images)
             self.seconds += now(self.device) - start
+        if said.isnan().any():
+            raise DataError("the model says nothing but NaN of an image: are its weights numbers?")
         _check_labels(labels, said)
         self.best.append(said.topk(min(5, said.shape[1]), dim=1).indices.cpu())
         self.labels.append(labels.cpu())

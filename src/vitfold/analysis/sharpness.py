@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from vitfold.answers import logits
-from vitfold.errors import missing
+from vitfold.errors import DataError, missing, one_line
 from vitfold.measure import Progress
 from vitfold.modes import evaluating
 from vitfold.validate import Batch
@@ -26,9 +26,11 @@ def sharpness(
     tolerance: relative, of the eigenvalue.
     progress: called for every product with the Hessian.
     """
+    if not 0 < tolerance < 1:
+        raise DataError(f"tolerance={tolerance!r}: expected a number between 0 and 1")
     try:
         from curvlinops import HessianLinearOperator
-        from scipy.sparse.linalg import LinearOperator, eigsh
+        from scipy.sparse.linalg import ArpackError, LinearOperator, eigsh
     except ImportError:
         raise missing("curvlinops-for-pytorch", "train") from None
     device = next(model.parameters()).device
@@ -47,7 +49,12 @@ def sharpness(
 
         counted = LinearOperator(plain.shape, matvec=product, dtype=plain.dtype)
         start = torch.randn(plain.shape[0], generator=torch.Generator().manual_seed(0)).numpy()
-        values, _ = eigsh(counted, k=1, which="LA", tol=tolerance, v0=start)
+        try:
+            values, _ = eigsh(counted, k=1, which="LA", tol=tolerance, v0=start)
+        except ArpackError as error:
+            raise DataError(
+                f"the loss has no curvature on these images, or is no number: {one_line(error)}"
+            ) from error
     return float(values[0])
 
 

@@ -55,9 +55,9 @@ Amp = Annotated[bool, typer.Option("--amp", help="Mixed precision.")]
 AmpDtype = Annotated[str, typer.Option(help="Lower precision of --amp: bfloat16 or float16.")]
 
 
-def _results_file(path: Path | None) -> Path | None:
+def _results_file(context: typer.Context, path: Path | None) -> Path | None:
     if path is not None:
-        check_results_file(path)
+        check_results_file(path, str(context.info_name))
     return path
 
 

@@ -13,7 +13,7 @@ from vitfold.errors import TrainError
 from vitfold.methods import METHODS
 from vitfold.train import Distillation, Recipe
 from vitfold.train.optimizing import learned_parameters
-from vitfold.train.recipe import FREEZES
+from vitfold.train.recipe import FREEZES, MOST
 
 USUAL = {
     "epochs": 10,
@@ -53,6 +53,14 @@ def numbers(name: str, text: str | None) -> list[float] | None:
         raise TrainError(f"--{name} {text!r}: expected numbers with commas between") from None
 
 
+def _range(name: str, text: str | None) -> list[float] | None:
+    """The same, of two numbers."""
+    found = numbers(name, text)
+    if found is not None and not (len(found) == 2 and 0 < found[0] <= found[1] < MOST):
+        raise TrainError(f"{name}={found}: expected two numbers, the smaller first")
+    return found
+
+
 @dataclass(frozen=True)
 class Looks(Group):
     """How images look in training."""
@@ -78,8 +86,8 @@ class Looks(Group):
         """For timm's `create_transform`."""
         return values.given(
             no_aug=self.no_aug or None,
-            scale=numbers("scale", self.scale),
-            ratio=numbers("ratio", self.ratio),
+            scale=_range("scale", self.scale),
+            ratio=_range("ratio", self.ratio),
             hflip=self.hflip,
             color_jitter=self.color_jitter,
             auto_augment=self.aa,

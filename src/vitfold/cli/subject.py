@@ -1,5 +1,6 @@
 """What a training is about: a classifier or a segmenter, dense or folded."""
 
+import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -61,7 +62,7 @@ class Data(options.Task):
     )
     no_val: Annotated[bool, option("Do not evaluate.", "--no-val")] = False
     class_map: Annotated[str, option("File that maps class names to labels.")] = ""
-    num_classes: Annotated[int | None, option("Default: what the dataset has.")] = None
+    num_classes: Annotated[int | None, option("Default: what the dataset has.", min=1)] = None
 
     @property
     def held_out(self) -> str:
@@ -146,11 +147,15 @@ class Start(Group):
     @property
     def overlay(self) -> Options:
         """What is another way in how it wants its images."""
-        return values.given(
-            mean=numbers("mean", self.mean),
-            std=numbers("std", self.std),
-            crop_pct=self.crop_pct,
-        )
+        mean, std = numbers("mean", self.mean), numbers("std", self.std)
+        for name, channels in ("mean", mean), ("std", std):
+            if channels is not None and not (
+                len(channels) in (1, 3) and all(map(math.isfinite, channels))
+            ):
+                raise TrainError(f"{name}={channels}: expected three numbers")
+        if self.crop_pct is not None and not 0 < self.crop_pct <= 1:
+            raise TrainError(f"crop_pct={self.crop_pct}: expected a number up to 1, above 0")
+        return values.given(mean=mean, std=std, crop_pct=self.crop_pct)
 
     @property
     def about(self) -> Options:

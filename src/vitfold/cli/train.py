@@ -117,6 +117,7 @@ def train(
         "model": model,
         "method": [record.method.to_json() for record in folds(ours)],
         "data": [data.dataset, str(data.data_dir), data.train_split, data.class_map],
+        "val_split": None if data.no_val else data.held_out,
         **chosen.about,
         "teacher": learning.teacher,
         "precision": mixed,

@@ -79,7 +79,7 @@ class Log:
         path = self.directory / EVENTS
         if not path.exists():
             return []
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
         return [event for line in lines for event in _event(line)]
 
 

@@ -189,6 +189,8 @@ class Training:
         batches = load(self.examples, self.order, self.start, self.total, self.settings.workers)
         step = self.start
         try:
+            if self.epoch.steps and step % self.order.steps == 0:  # its evaluation failed
+                self._close_epoch(step)
             while step < self.total and not stop:
                 step = self._epoch(step, batches, stop)
         finally:
@@ -237,13 +239,20 @@ class Training:
                 clock = now
         if step == end or stop:
             self._check_weights(step)
-            try:
-                if step == end:
-                    sums, self.epoch = self.epoch, Sums()
-                    self._end_epoch(epoch + 1, step, sums)
-            finally:  # an evaluation that fails, of an image that cannot be read, loses nothing
+            if step == end:
+                self._close_epoch(step)
+            else:
                 self._checkpoint(step)
         return step
+
+    def _close_epoch(self, step: int) -> None:
+        """Evaluate, log, and begin new sums. An evaluation that fails, of an image that cannot be
+        read, loses nothing, and is made up for when the training goes on."""
+        try:
+            self._end_epoch(step // self.order.steps, step, self.epoch)
+            self.epoch = Sums()
+        finally:
+            self._checkpoint(step)
 
     def _step(self, step: int, batches: list[Any]) -> Tensor:
         loss: Tensor = self.update(lambda: self._backward(step, batches), self._clip)

@@ -1,7 +1,6 @@
 """What a training is asked to do: plain values, which go to JSON as they are."""
 
 import dataclasses
-import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -31,6 +30,9 @@ class Distillation:
         _above("distill_alpha", self.alpha, 0)
         _above("distill_temperature", self.temperature, 0)
 
+
+MOST = 1e30
+"""What no option reaches, and single precision holds."""
 
 FREEZES = ("none", "model", "method")
 
@@ -74,10 +76,13 @@ class Recipe:
                 _above(name, getattr(self, name), 0)
         for name, rate in self.rates.items():
             _above(f"lr_{name}", rate, 0)
-        for name in ("lr", "weight_decay"):
-            value = self.optimizer.get(name)
-            if value is not None and not (math.isfinite(value) and value >= 0):
+        for name in ("lr", "weight_decay", "warmup_lr", "min_lr"):
+            value = (self.schedule | self.optimizer).get(name)
+            if value is not None and not 0 <= value < MOST:
                 raise TrainError(f"{name}={value!r}: expected a number from 0 up")
+        decay = self.optimizer.get("layer_decay")
+        if decay is not None and not 0 < decay <= 1:
+            raise TrainError(f"layer_decay={decay!r}: expected a number up to 1, above 0")
         if not 0 <= self.smoothing < 1:
             raise TrainError(f"smoothing={self.smoothing!r}: expected 0 up to 1")
         if self.freeze not in FREEZES:
@@ -97,5 +102,5 @@ def _whole(name: str, value: object, least: int) -> None:
 
 def _above(name: str, value: object, least: float) -> None:
     number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not number or not least < value < math.inf:  # type: ignore[operator]
+    if not number or not least < value < MOST:  # type: ignore[operator]
         raise TrainError(f"{name}={value!r}: expected a number above {least}")
