@@ -31,8 +31,8 @@ class Distillation:
         _above("distill_temperature", self.temperature, 0)
 
 
-MOST = 1e30
-"""What no option reaches, and single precision holds."""
+MOST = 3.4e38
+"""What no option reaches: the largest number of single precision."""
 
 FREEZES = ("none", "model", "method")
 
