@@ -546,7 +546,7 @@ def test_a_segmenter_from_training_to_pictures(run, capsys, tmp_path: Path) -> N
         (["train", "vit_tiny_patch16_224", *TINY, "--dataset", "hfds/x"], "--dataset"),
         (["train", "vit_tiny_patch16_224", *TINY, "--flops", "0.7", "-b", "2"], "--method"),
         (["train", "vit_tiny_patch16_224", *TINY, "--scale", "2,0.5", "-b", "2"], "scale=[2.0"),
-        (["train", "vit_tiny_patch16_224", *TINY, "--crop-pct", "0.9", "-b", "2"], "encoder"),
+        (["train", "vit_tiny_patch16_224", *TINY, "--crop-pct", "1.2", "-b", "2"], "crop_pct=1.2"),
         (["train", "vit_tiny_patch16_224", *TINY, "--train-split", "validation", "-b", "2"],
          "those of training"),
         (["train", "vit_tiny_patch16_224", *TINY, "--teacher", "digits", "-b", "2"], "--teacher"),
