@@ -21,8 +21,8 @@ LONG = "sweep"
 """The command whose results took hours."""
 
 
-def check_results_file(path: Path, command: str = "") -> None:
-    """Refuse a results file before the work, not after it."""
+def check_results_file(path: Path, command: str) -> None:
+    """Refuse a results file before the work of a command, not after it."""
     if path.suffix not in (".json", ".csv"):
         raise DataError(f"results file {path.name!r}: expected a name that ends in .json or .csv")
     if not path.parent.is_dir():

@@ -157,11 +157,10 @@ def trained(models: Mapping[str, nn.Module]) -> list[Candidate]:
 
 def _trained(name: str, model: nn.Module) -> Candidate:
     method = folded(model).method
-    share = getattr(method, "flops", None)
     options = method.to_json()
     asked = {name: getattr(method, name, None) for name in ("r", "flops")}
     known = {name: value for name, value in asked.items() if value is not None}
-    plain = create_method(method.name, known).to_json() | {"r": None}
+    plain = create_method(method.name, known).to_json() | {"r": None}  # the number is told
     found = {field.name for field in fields(method) if not field.repr}
     chosen = [
         f"{option}={value}"
@@ -169,7 +168,8 @@ def _trained(name: str, model: nn.Module) -> Candidate:
         if option not in found and plain.get(option) != value
     ]
     source = f"{name} {weights.fingerprint(model.state_dict())[:12]}"
-    return Candidate(" ".join([method.name, *chosen]), share or 0.0, lambda: model, source)
+    called = " ".join([method.name, *chosen])
+    return Candidate(called, known.get("flops", 0.0), lambda: model, source)
 
 
 class Smaller(nn.Module):

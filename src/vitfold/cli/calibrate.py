@@ -10,7 +10,6 @@ from vitfold import calibrate as calibrate_
 from vitfold.cli import options, show, values
 from vitfold.cli.groups import grouped
 from vitfold.cli.images import shuffled_of
-from vitfold.errors import DataError
 from vitfold.families import find
 from vitfold.fold import clone, fold
 from vitfold.measure import flops
@@ -39,9 +38,7 @@ def calibrate(
     Every image then keeps its own number of tokens: merging goes on until what is left is too far
     apart.
     """
-    if output.resolve() == Path(model).resolve():
-        raise DataError(f"--output {output} is the model: give another directory")
-    values.directory(output)
+    values.directory_beside(output, model)
     base = made.image_model(model)
     method = create_method(WardCut.name, {"flops": share, **values.parse(method_kwargs)})
     ours = fold(base, method)

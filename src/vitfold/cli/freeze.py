@@ -17,7 +17,6 @@ from vitfold.cli import options, show, values
 from vitfold.cli.groups import grouped
 from vitfold.cli.images import batches_of
 from vitfold.data import SceneSource, evenly, untouched
-from vitfold.errors import DataError
 from vitfold.fold import clone
 from vitfold.freeze import check_ragged
 from vitfold.models import save_model
@@ -46,9 +45,7 @@ def freeze(
     The frozen model compiles, exports and runs in batches like any other; the accuracy of both is
     shown.
     """
-    if output.resolve() == Path(model).resolve():
-        raise DataError(f"--output {output} is the model, which learned: give another directory")
-    values.directory(output)
+    values.directory_beside(output, model)
     made = options.Made(device=device)
     ours = task.model(made, model)
     check_ragged(ours)

@@ -16,7 +16,6 @@ from vitfold.data import (
     shuffled,
     streams,
 )
-from vitfold.errors import DataError
 from vitfold.fold import clone
 from vitfold.plan.sources import digits
 from vitfold.validate import Batch
@@ -68,10 +67,7 @@ def _there(model: nn.Module, source: AnySource, own: Literal["train", "test"]) -
     if not has_own(model):
         raise options.no_data()
     if isinstance(source, Source) and (source.class_map or source.split not in USUAL):
-        raise DataError(
-            "the embedded model's own digits are split already: leave out --split and --class-map, "
-            "or give --data-dir"
-        )
+        raise options.split_already("--split", "--class-map")
     return DigitsSource(own)
 
 

@@ -260,6 +260,14 @@ def segments(task: str) -> bool:
     return task == "segment"
 
 
+def split_already(*asked: str) -> DataError:
+    """What is said where somebody asks for other parts of the embedded model's own digits."""
+    return DataError(
+        "the embedded model's own digits are split already: leave out "
+        f"{', '.join(asked[:-1])} and {asked[-1]}, or give --data-dir"
+    )
+
+
 def no_data() -> DataError:
     """What is said where labelled images are needed and nobody says where they are."""
     return DataError("no data: give --data-dir FOLDER (or tar) or --dataset NAME")

@@ -101,10 +101,7 @@ class Data(options.Task):
         """Of what is trained on, and of what is held out."""
         if not (labels or self.given):
             if self.train_split != "train" or self.val_split or self.class_map:
-                raise TrainError(
-                    "the embedded model's own digits are split already: leave out --train-split, "
-                    "--val-split and --class-map, or give --data-dir"
-                )
+                raise options.split_already("--train-split", "--val-split", "--class-map")
             return DigitsSource("train"), DigitsSource("test")
         images = [self._images(split) for split in (self.train_split, self.held_out)]
         source, held_out = (i.scenes(labels) if labels else i.source for i in images)

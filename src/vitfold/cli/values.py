@@ -118,3 +118,10 @@ def directory(path: Path) -> Path:
     if why:
         raise DataError(f"--output {path} is no directory to write to: {why}")
     return path
+
+
+def directory_beside(path: Path, model: str) -> Path:
+    """The same, of what is made from a model in a directory, which stays."""
+    if path.resolve() == Path(model).resolve():
+        raise DataError(f"--output {path} is the model, which stays: give another directory")
+    return directory(path)
