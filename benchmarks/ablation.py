@@ -22,18 +22,18 @@ from torch import Tensor, nn
 
 import vitfold
 from vitfold import PruneMerge
-from vitfold.answers import logits
-from vitfold.calls import folded
 from vitfold.cli import options, show, values
 from vitfold.cli.images import batches_of, shuffled_of
 from vitfold.data import Source
-from vitfold.fold import clone
-from vitfold.models import create_model
-from vitfold.rates import reaching
-from vitfold.structure import GROUPINGS, SCOPES
+from vitfold.folding.calls import folded
+from vitfold.folding.fold import clone
+from vitfold.methods.prune_merge.structure import GROUPINGS, SCOPES
+from vitfold.saving.models import create_model
+from vitfold.tools.answers import logits
+from vitfold.tools.rates import reaching
+from vitfold.tools.validate import Batch, Predictions, interval, predict
 from vitfold.train.objective import distillation
 from vitfold.train.recipe import Distillation
-from vitfold.validate import Batch, Predictions, interval, predict
 
 COLUMNS = (
     "FLOPs", "scope", "grouping", "shortcut", "trained", "top-1", "95 %", "agrees with dense",

@@ -22,17 +22,17 @@ from torchvision.transforms.v2.functional import to_pil_image
 from trainings import minutes, trained
 
 import vitfold
-from vitfold.answers import IGNORED
-from vitfold.bench import bound
-from vitfold.calls import folds
 from vitfold.cli import options, show, values
 from vitfold.data import SceneSource, evenly, labelled, untouched
-from vitfold.fold import clone
-from vitfold.measure import Throughput, interleave, timed
-from vitfold.models import create_model
+from vitfold.folding.calls import folds
+from vitfold.folding.fold import clone
+from vitfold.saving.models import create_model
 from vitfold.segment import Labels
 from vitfold.segment.pictures import compare
 from vitfold.segment.score import pixels
+from vitfold.tools.answers import IGNORED
+from vitfold.tools.bench import bound
+from vitfold.tools.measure import Throughput, interleave, timed
 
 ENCODER = "models/vit_cifar10_cpu_adamw"
 CLASSES = (

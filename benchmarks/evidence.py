@@ -23,21 +23,22 @@ from tables import markdown
 from torch import Tensor, nn
 
 import vitfold
-from vitfold import analysis, draw
-from vitfold.answers import logits
-from vitfold.calls import folds
 from vitfold.cli import options, show, values
 from vitfold.cli.images import batches_of, shuffled_of
-from vitfold.cues import CUES
 from vitfold.data import Source
 from vitfold.errors import MethodError
-from vitfold.families import find
-from vitfold.fold import clone
-from vitfold.inputs import Inputs
-from vitfold.measure import random_inputs
+from vitfold.folding.calls import folds
+from vitfold.folding.families import find
+from vitfold.folding.fold import clone
+from vitfold.folding.inputs import Inputs
+from vitfold.lab import analysis
+from vitfold.lab.sweep import gigaflops, smaller_inputs
 from vitfold.methods import Method
-from vitfold.sweep import gigaflops, smaller_inputs
-from vitfold.validate import CONFIDENT, Batch, interval, predict
+from vitfold.tokens.cues import CUES
+from vitfold.tools import draw
+from vitfold.tools.answers import logits
+from vitfold.tools.measure import random_inputs
+from vitfold.tools.validate import CONFIDENT, Batch, interval, predict
 
 SHARES = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4)
 SHARE = 0.6

@@ -26,16 +26,16 @@ from torch import Tensor, nn
 from trainings import is_trained, minutes, trained
 
 import vitfold
-from vitfold import draw
-from vitfold.calls import folded
 from vitfold.cli import options, show, values
 from vitfold.cli.images import batches_of
 from vitfold.data import Source, labelled
-from vitfold.families import find
-from vitfold.fold import clone
-from vitfold.measure import flops
-from vitfold.models import create_model
-from vitfold.validate import Batch, interval, predict
+from vitfold.folding.calls import folded
+from vitfold.folding.families import find
+from vitfold.folding.fold import clone
+from vitfold.saving.models import create_model
+from vitfold.tools import draw
+from vitfold.tools.measure import flops
+from vitfold.tools.validate import Batch, interval, predict
 
 Rows = list[list[str]]
 Trainings = dict[str, list[str]]

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import vitfold
 from vitfold.cli import show
-from vitfold.digits import create_digits, load_split
-from vitfold.fold import clone
+from vitfold.data.digits import create_digits, load_split
+from vitfold.folding.fold import clone
 from vitfold.methods.lgtm import LOCATIONS
-from vitfold.validate import Report, validate
+from vitfold.tools.validate import Report, validate
 
 BATCH = 64
 SHARES = (0.75, 0.6, 0.5, 0.4)

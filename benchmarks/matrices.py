@@ -20,12 +20,13 @@ from tables import markdown
 from torch import nn
 
 import vitfold
-from vitfold import PruneMerge, bench, results
+from vitfold import PruneMerge
 from vitfold.cli import options, show, values
-from vitfold.families import find
-from vitfold.fold import clone
-from vitfold.measure import flops, interleave, peak_memory, random_inputs, timed
-from vitfold.rates import reaching
+from vitfold.folding.families import find
+from vitfold.folding.fold import clone
+from vitfold.tools import bench, results
+from vitfold.tools.measure import flops, interleave, peak_memory, random_inputs, timed
+from vitfold.tools.rates import reaching
 
 COLUMNS = (
     "model",

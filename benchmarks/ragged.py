@@ -21,13 +21,13 @@ from tables import markdown, spread
 from torch import Tensor, nn
 
 import vitfold
-from vitfold import bench, results
-from vitfold.blocks.packed import PackedAttend
-from vitfold.blocks.within import WAYS
-from vitfold.calls import folded
 from vitfold.cli import show
-from vitfold.fold import clone
-from vitfold.measure import interleave, peak_memory, timed
+from vitfold.folding.blocks.packed import PackedAttend
+from vitfold.folding.blocks.within import WAYS
+from vitfold.folding.calls import folded
+from vitfold.folding.fold import clone
+from vitfold.tools import bench, results
+from vitfold.tools.measure import interleave, peak_memory, timed
 
 LTMP, MERGED, TOME = "LTMP", "MergeDrop", "ToMe"
 

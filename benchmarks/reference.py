@@ -21,9 +21,9 @@ import typer
 
 from vitfold.cli import show
 from vitfold.data import Source, labelled, loader
-from vitfold.models import create_model, save_model
-from vitfold.results import machine
-from vitfold.validate import Report, predict, score
+from vitfold.saving.models import create_model, save_model
+from vitfold.tools.results import machine
+from vitfold.tools.validate import Report, predict, score
 
 MODELS = Path(__file__).parent.parent / "models"
 

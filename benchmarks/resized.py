@@ -15,10 +15,10 @@ from torch import Tensor, nn
 import vitfold
 from vitfold import PruneMerge
 from vitfold.cli import show
-from vitfold.digits import ARCHITECTURE, create_digits, load_split
-from vitfold.fold import clone
-from vitfold.rates import reaching
-from vitfold.validate import interval
+from vitfold.data.digits import ARCHITECTURE, create_digits, load_split
+from vitfold.folding.fold import clone
+from vitfold.tools.rates import reaching
+from vitfold.tools.validate import interval
 
 SIDES = (40, 48, 64, 72)
 SHARE, ITERATIONS, BATCH = 0.7, 20, 32

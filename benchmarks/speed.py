@@ -21,10 +21,10 @@ from tables import markdown, spread
 from torch import nn
 
 import vitfold
-from vitfold import bench, results
 from vitfold.cli import show
-from vitfold.fold import clone
-from vitfold.measure import interleave, peak_memory, random_inputs, timed
+from vitfold.folding.fold import clone
+from vitfold.tools import bench, results
+from vitfold.tools.measure import interleave, peak_memory, random_inputs, timed
 
 
 @dataclass(frozen=True)

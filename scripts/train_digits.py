@@ -18,7 +18,7 @@ from timm.optim import create_optimizer_v2
 from timm.scheduler import CosineLRScheduler
 from torch import Tensor, nn
 
-from vitfold.digits import ARCHITECTURE, create_digits, load_split
+from vitfold.data.digits import ARCHITECTURE, create_digits, load_split
 
 ASSETS = Path(__file__).parent.parent / "src" / "vitfold" / "assets"
 

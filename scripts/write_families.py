@@ -3,8 +3,8 @@
 from importlib.metadata import version
 from pathlib import Path
 
-from vitfold.families import families
-from vitfold.families.table import Family
+from vitfold.folding.families import families
+from vitfold.folding.families.table import Family
 
 PAGE = Path(__file__).parents[1] / "docs" / "families.md"
 

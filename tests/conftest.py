@@ -6,7 +6,7 @@ import torch
 # Models here are tiny: threads would spend their time waiting for each other.
 torch.set_num_threads(1)
 
-pytest.register_assert_rewrite("compare")
+pytest.register_assert_rewrite("support.cli", "support.compare")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import timm
 import torch
-from models import images, registered
+from support.models import images, registered
 
 import vitfold
 

@@ -1,7 +1,5 @@
 """vitfold: vision transformers with fewer tokens."""
 
-from vitfold.calibrate import calibrate
-from vitfold.calls import masked
 from vitfold.errors import (
     DataError,
     FoldError,
@@ -13,11 +11,9 @@ from vitfold.errors import (
     UnsupportedModel,
     VitfoldError,
 )
-from vitfold.families import families
-from vitfold.fold import fold, unfold
-from vitfold.freeze import freeze
-from vitfold.importance import search as _search  # noqa: F401 (binds PruneMerge.search)
-from vitfold.measure import flops, peak_memory, throughput
+from vitfold.folding.calls import masked
+from vitfold.folding.families import families
+from vitfold.folding.fold import fold, unfold
 from vitfold.methods import (
     DFE,
     LGTM,
@@ -37,10 +33,14 @@ from vitfold.methods import (
     everywhere,
     register,
 )
-from vitfold.models import create_model
-from vitfold.plan import load, save
-from vitfold.tokenmap import PackedMap, TokenMap
-from vitfold.trace import Trace, trace
+from vitfold.saving import load, save
+from vitfold.saving.models import create_model
+from vitfold.tokens.tokenmap import PackedMap, TokenMap
+from vitfold.tools.calibrate import calibrate
+from vitfold.tools.freeze import freeze
+from vitfold.tools.importance import search as _search  # noqa: F401 (binds PruneMerge.search)
+from vitfold.tools.measure import flops, peak_memory, throughput
+from vitfold.tools.trace import Trace, trace
 
 __version__ = "0.1.0"
 

@@ -7,14 +7,15 @@ from typing import Annotated, Any
 import typer
 from torch import nn
 
-from vitfold import analysis, plots, results
-from vitfold.calls import folds
 from vitfold.cli import options, show, values
 from vitfold.cli.groups import grouped
 from vitfold.cli.images import batches_of
 from vitfold.errors import DataError, MethodError
-from vitfold.fold import clone
-from vitfold.validate import Batch
+from vitfold.folding.calls import folds
+from vitfold.folding.fold import clone
+from vitfold.lab import analysis, plots
+from vitfold.tools import results
+from vitfold.tools.validate import Batch
 
 app = typer.Typer(
     help="Look into a model: how alike its tokens are, how sharp its minimum is.",

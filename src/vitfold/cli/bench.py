@@ -6,18 +6,18 @@ import torch
 import typer
 from torch import Tensor, nn
 
-from vitfold import bench as bench_
-from vitfold.calls import folded
 from vitfold.cli import options, show, values
 from vitfold.cli.groups import grouped
 from vitfold.cli.images import batches_of, has_own
 from vitfold.data import AnySource
 from vitfold.errors import DataError
-from vitfold.inputs import Inputs
-from vitfold.measure import random_inputs
-from vitfold.modes import mixed
+from vitfold.folding.calls import folded
+from vitfold.folding.inputs import Inputs
 from vitfold.segment import Labels
 from vitfold.segment.segmenter import MOST_CLASSES
+from vitfold.tokens.modes import mixed
+from vitfold.tools import bench as bench_
+from vitfold.tools.measure import random_inputs
 
 COLUMNS = ("", "images/s", "quartiles", "GFLOPs", "peak MB", "x dense", "share of bound")
 

@@ -10,13 +10,13 @@ from vitfold import calibrate as calibrate_
 from vitfold.cli import options, show, values
 from vitfold.cli.groups import grouped
 from vitfold.cli.images import shuffled_of
-from vitfold.families import find
-from vitfold.fold import clone, fold
-from vitfold.measure import flops
+from vitfold.folding.families import find
+from vitfold.folding.fold import clone, fold
 from vitfold.methods import WardCut, create_method
-from vitfold.models import save_model
-from vitfold.modes import evaluating
-from vitfold.trace import trace
+from vitfold.saving.models import save_model
+from vitfold.tokens.modes import evaluating
+from vitfold.tools.measure import flops
+from vitfold.tools.trace import trace
 
 
 @grouped

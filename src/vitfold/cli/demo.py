@@ -6,11 +6,12 @@ from typing import Annotated
 import typer
 from torch import nn
 
-from vitfold import demo as demo_
-from vitfold import draw, plots, results
 from vitfold.cli import show, values
-from vitfold.sweep import Row
-from vitfold.trace import trace
+from vitfold.lab import demo as demo_
+from vitfold.lab import plots
+from vitfold.lab.sweep import Row
+from vitfold.tools import draw, results
+from vitfold.tools.trace import trace
 
 COLUMNS = ("method", "accuracy", "95 %", "agrees", "GFLOPs", "img/s", "x dense", "bound")
 

@@ -1,7 +1,7 @@
 """`vitfold families`: what can be folded."""
 
 from vitfold.cli import show
-from vitfold.families import families as families_
+from vitfold.folding.families import families as families_
 
 
 def families() -> None:

@@ -12,16 +12,16 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from vitfold import freeze as freeze_
-from vitfold.calls import folded
 from vitfold.cli import options, show, values
 from vitfold.cli.groups import grouped
 from vitfold.cli.images import batches_of
 from vitfold.data import SceneSource, evenly, untouched
-from vitfold.fold import clone
-from vitfold.freeze import check_ragged
-from vitfold.models import save_model
+from vitfold.folding.calls import folded
+from vitfold.folding.fold import clone
+from vitfold.saving.models import save_model
 from vitfold.segment import score as score_pixels
-from vitfold.validate import Batch, predict, score
+from vitfold.tools.freeze import check_ragged
+from vitfold.tools.validate import Batch, predict, score
 
 
 @grouped

@@ -16,9 +16,9 @@ from vitfold.data import (
     shuffled,
     streams,
 )
-from vitfold.fold import clone
-from vitfold.plan.sources import digits
-from vitfold.validate import Batch
+from vitfold.folding.fold import clone
+from vitfold.saving.sources import digits
+from vitfold.tools.validate import Batch
 
 
 def has_own(model: nn.Module) -> bool:

@@ -8,20 +8,20 @@ import torch
 import typer
 from torch import nn
 
-from vitfold.answers import ONLY
-from vitfold.calls import folds
 from vitfold.cli import show, values
 from vitfold.cli.groups import Group, option
 from vitfold.data import SceneSource, Source
 from vitfold.errors import DataError, MethodError
-from vitfold.fold import fold
+from vitfold.folding.calls import folds
+from vitfold.folding.fold import fold
 from vitfold.methods import METHODS, Base, create_method
 from vitfold.methods.base import learns, named
-from vitfold.models import create_model, create_segmenter, saved_classes
-from vitfold.plan import has_backbone, load
-from vitfold.results import check_results_file
+from vitfold.saving import has_backbone, load
+from vitfold.saving.models import create_model, create_segmenter, saved_classes
 from vitfold.segment import DECODERS, VOID, Labels, Segmenter
 from vitfold.segment.score import segmenter as pixelwise
+from vitfold.tools.answers import ONLY
+from vitfold.tools.results import check_results_file
 
 MODEL_HELP = (
     "A timm name, digits (the embedded model), hf:NAME, or the directory of a saved plan or model."

@@ -6,10 +6,10 @@ from typing import Annotated, Any
 
 from torch import nn
 
-from vitfold.calls import folds
 from vitfold.cli import values
 from vitfold.cli.groups import Group, option
 from vitfold.errors import TrainError
+from vitfold.folding.calls import folds
 from vitfold.methods import METHODS
 from vitfold.train import Distillation, Recipe
 from vitfold.train.optimizing import learned_parameters

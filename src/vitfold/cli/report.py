@@ -7,8 +7,8 @@ import typer
 
 from vitfold.cli import show
 from vitfold.errors import DataError
-from vitfold.report import report as report_
-from vitfold.results import write_text
+from vitfold.lab.report import report as report_
+from vitfold.tools.results import write_text
 
 
 def report(

@@ -12,14 +12,14 @@ from vitfold.cli import options, show, values
 from vitfold.cli.groups import grouped
 from vitfold.cli.images import shuffled_of
 from vitfold.errors import MethodError, nearest
-from vitfold.families import find
-from vitfold.flops import cost
-from vitfold.fold import clone, fold
-from vitfold.importance import ITERATIONS
-from vitfold.importance import search as search_
+from vitfold.folding.families import find
+from vitfold.folding.flops import cost
+from vitfold.folding.fold import clone, fold
 from vitfold.methods import PruneMerge
-from vitfold.models import save_model
-from vitfold.structure import AROUND, GROUPINGS, SCOPES
+from vitfold.methods.prune_merge.structure import AROUND, GROUPINGS, SCOPES
+from vitfold.saving.models import save_model
+from vitfold.tools.importance import ITERATIONS
+from vitfold.tools.importance import search as search_
 
 SCORES = "scores.safetensors"
 """Beside the model: the scores so far, from which a search that was stopped goes on."""

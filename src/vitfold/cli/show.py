@@ -10,8 +10,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from torch import nn
 
-from vitfold.calls import folded
-from vitfold.results import Rows, write
+from vitfold.folding.calls import folded
+from vitfold.tools.results import Rows, write
 
 console = Console(highlight=False)
 errors = Console(stderr=True, highlight=False)

@@ -8,28 +8,19 @@ from typing import Annotated, Any
 
 from torch import nn
 
-from vitfold.answers import ONLY, classes_of_head
-from vitfold.calls import folds
 from vitfold.cli import options, show, values
 from vitfold.cli.groups import Group, option
 from vitfold.cli.images import shuffled_of
 from vitfold.cli.recipe import numbers
 from vitfold.cli.search import SCORED, found_in
-from vitfold.data import (
-    AnySource,
-    DigitsSource,
-    Source,
-    classes_of,
-    data_config,
-    renormalized,
-)
+from vitfold.data import AnySource, DigitsSource, Source, classes_of, data_config, renormalized
 from vitfold.errors import TrainError
-from vitfold.fold import fold
-from vitfold.importance import ITERATIONS
+from vitfold.folding.calls import folds
+from vitfold.folding.fold import fold
 from vitfold.methods import METHODS
 from vitfold.methods.base import named
 from vitfold.methods.checks import check_whole
-from vitfold.models import (
+from vitfold.saving.models import (
     create_model,
     create_segmenter,
     is_embedded,
@@ -38,6 +29,8 @@ from vitfold.models import (
 )
 from vitfold.segment import DECODERS, Labels, Segmenter, classes_in
 from vitfold.segment.segmenter import MOST_CLASSES
+from vitfold.tools.answers import ONLY, classes_of_head
+from vitfold.tools.importance import ITERATIONS
 from vitfold.train import checkpoint
 from vitfold.train.examples import own_randomness, seed_all
 from vitfold.train.judge import Judge, MeanIoU, Top1

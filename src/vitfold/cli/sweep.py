@@ -12,20 +12,20 @@ import torch
 import typer
 from torch import nn
 
-from vitfold import draw, results
-from vitfold.calls import folds
 from vitfold.cli import options, show, values
 from vitfold.cli.groups import grouped
 from vitfold.cli.images import batches_of
 from vitfold.data import renormalized
 from vitfold.errors import DataError, MethodError
+from vitfold.folding.calls import folds
+from vitfold.lab.sweep import Key, Row, candidates, smaller_inputs, smaller_models
+from vitfold.lab.sweep import sweep as sweep_
+from vitfold.lab.sweep import trained as trained_
 from vitfold.methods import ready
-from vitfold.models import create_model
-from vitfold.plan.weights import fingerprint
-from vitfold.sweep import Key, Row, candidates, smaller_inputs, smaller_models
-from vitfold.sweep import sweep as sweep_
-from vitfold.sweep import trained as trained_
-from vitfold.trace import trace
+from vitfold.saving.models import create_model
+from vitfold.saving.weights import fingerprint
+from vitfold.tools import draw, results
+from vitfold.tools.trace import trace
 
 PICTURES = 4
 """How many images are drawn for every method."""

@@ -9,7 +9,6 @@ import typer
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from vitfold import draw
 from vitfold.cli import options, show, values
 from vitfold.cli.groups import grouped
 from vitfold.data import data_config, preprocessing, scene_look
@@ -18,8 +17,9 @@ from vitfold.segment import Labels, Segmenter
 from vitfold.segment.pictures import compare
 from vitfold.segment.scenes import annotation_of, check_depth, check_size
 from vitfold.segment.score import segmenter
-from vitfold.trace import Trace
-from vitfold.trace import trace as trace_
+from vitfold.tools import draw
+from vitfold.tools.trace import Trace
+from vitfold.tools.trace import trace as trace_
 
 
 @grouped

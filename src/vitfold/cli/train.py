@@ -7,14 +7,14 @@ from typing import Annotated, Any
 import torch
 import typer
 
-from vitfold import plots
-from vitfold.calls import folds
 from vitfold.cli import options, show, subject, values
 from vitfold.cli.groups import Group, grouped, option
 from vitfold.cli.recipe import Learning, Looks, by, usual
 from vitfold.cli.search import SCORES
 from vitfold.data import labelled, untouched
 from vitfold.errors import MissingExtra, TrainError
+from vitfold.folding.calls import folds
+from vitfold.lab import plots
 from vitfold.train import Outcome
 from vitfold.train import train as train_
 from vitfold.train.judge import Judge

@@ -10,20 +10,20 @@ from torch import nn
 from torch.utils.data import DataLoader
 from torchvision.transforms.v2.functional import to_pil_image
 
-from vitfold import draw
-from vitfold.answers import classes_of_head
-from vitfold.calls import folded
 from vitfold.cli import options, show, values
 from vitfold.cli.groups import grouped
 from vitfold.cli.images import batches_of
 from vitfold.data import SceneSource, Source, classes_of, evenly, untouched
 from vitfold.errors import DataError
-from vitfold.fold import clone
+from vitfold.folding.calls import folded
+from vitfold.folding.fold import clone
 from vitfold.segment import Report as SceneReport
 from vitfold.segment import score
 from vitfold.segment.pictures import compare
-from vitfold.validate import Report
-from vitfold.validate import validate as validate_
+from vitfold.tools import draw
+from vitfold.tools.answers import classes_of_head
+from vitfold.tools.validate import Report
+from vitfold.tools.validate import validate as validate_
 
 
 @grouped

@@ -8,11 +8,10 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from vitfold import processor
-from vitfold.draw import Channels
 from vitfold.errors import DataError, one_line
-from vitfold.families import find
+from vitfold.folding.families import find, processor
 from vitfold.segment.looks import Look
+from vitfold.tools.draw import Channels
 
 Prepare = Callable[[Image.Image], Tensor]
 

@@ -13,9 +13,9 @@ import timm.data
 from PIL import Image
 from torch import Tensor, nn
 
+from vitfold.data.digits import Digit, Digits
 from vitfold.data.looks import Prepare, augmentation, preprocessing, scene_look, scene_traits
 from vitfold.data.parts import evenly, filename, numbered, per_cent, strict
-from vitfold.digits import Digit, Digits
 from vitfold.errors import DataError, missing, nearest, one_line
 from vitfold.segment import SPLITS, Labels, also, open_scenes
 from vitfold.segment.looks import SCALE, Augment, Look, Window

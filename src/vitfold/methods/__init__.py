@@ -1,15 +1,7 @@
 """The methods. A new one is one file here, and its name below."""
 
 from vitfold.methods.avit import AViT
-from vitfold.methods.base import (
-    METHODS,
-    Base,
-    Method,
-    create_method,
-    everywhere,
-    ready,
-    register,
-)
+from vitfold.methods.base import METHODS, Base, Method, create_method, everywhere, ready, register
 from vitfold.methods.dfe import DFE
 from vitfold.methods.drop import Drop
 from vitfold.methods.dynamicvit import DynamicViT
@@ -17,7 +9,7 @@ from vitfold.methods.evit import EViT
 from vitfold.methods.lgtm import LGTM
 from vitfold.methods.ltmp import LTMP
 from vitfold.methods.mergedrop import MergeDrop
-from vitfold.methods.prunemerge import PruneMerge
+from vitfold.methods.prune_merge.method import PruneMerge
 from vitfold.methods.steps import Step
 from vitfold.methods.tome import ToMe
 from vitfold.methods.ward import Ward

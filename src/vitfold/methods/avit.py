@@ -8,14 +8,16 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from vitfold import threshold
 from vitfold.errors import MethodError
-from vitfold.layout import Layout
-from vitfold.ledger import Ledger, Masked, Packed
-from vitfold.methods import together
+from vitfold.methods import distributed
 from vitfold.methods.base import Base, register
 from vitfold.methods.checks import check_number, check_share
 from vitfold.methods.steps import Act, Learned, Pass
+from vitfold.tokens import threshold
+from vitfold.tokens.layout import Layout
+from vitfold.tokens.masked import Masked
+from vitfold.tokens.packed import Packed
+from vitfold.tokens.state import Ledger
 
 NOTHING = 1e-30
 """Room for less than this is none."""
@@ -165,7 +167,7 @@ class Halting(Learned):
 
     def loss(self, seen: Pass) -> Tensor:
         notes = _last(seen)
-        scores = together.mean(torch.stack(notes.scores))
+        scores = distributed.mean(torch.stack(notes.scores))
         share = (scores / scores.sum().clamp(min=1e-6)).clamp(0.01, 0.99)
         at = self.method.depth or (self.method.flops or 1.0) * self.depth
         blocks = torch.arange(1, self.depth + 1, device=scores.device, dtype=scores.dtype)

@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, TypeVar
 
 from vitfold.errors import MethodError, nearest
-from vitfold.layout import Layout
 from vitfold.methods.checks import check_inflection, check_reduction, check_share, plain
 from vitfold.methods.schedule import Reduction, along
 from vitfold.methods.steps import Learned, Plan, Step
+from vitfold.tokens.layout import Layout
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 
-from vitfold.cues import CUES
 from vitfold.errors import MethodError, nearest
+from vitfold.tokens.cues import CUES
 
 
 def check_cue(cue: object) -> None:

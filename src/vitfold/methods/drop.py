@@ -4,13 +4,13 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from vitfold.layout import Layout
-from vitfold.ledger import Ledger
-from vitfold.match import lowest
 from vitfold.methods.base import Method, everywhere, register
 from vitfold.methods.checks import check_cue, check_skip, check_whole
 from vitfold.methods.steps import Step
-from vitfold.tokenmap import TokenMap
+from vitfold.tokens.layout import Layout
+from vitfold.tokens.match import lowest
+from vitfold.tokens.state import Ledger
+from vitfold.tokens.tokenmap import TokenMap
 
 
 @register("drop")

@@ -9,15 +9,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vitfold.layout import Layout
-from vitfold.ledger import Ledger, Mark, Masked
-from vitfold.match import NOWHERE, biggest_first
 from vitfold.methods.base import register
 from vitfold.methods.checks import check_number
 from vitfold.methods.evit import keep_first
 from vitfold.methods.staged import Staged
 from vitfold.methods.steps import Learned, Pass, Step
-from vitfold.tokenmap import DROPPED, TokenMap
+from vitfold.tokens.layout import Layout
+from vitfold.tokens.masked import Mark, Masked
+from vitfold.tokens.match import NOWHERE, biggest_first
+from vitfold.tokens.state import Ledger
+from vitfold.tokens.tokenmap import DROPPED, TokenMap
 
 
 @register("dynamicvit")

@@ -7,14 +7,14 @@ import torch
 from torch import Tensor
 
 from vitfold.errors import MethodError
-from vitfold.layout import Layout
-from vitfold.ledger import Ledger
-from vitfold.match import biggest_first
 from vitfold.methods.base import register
 from vitfold.methods.checks import check_switch
 from vitfold.methods.staged import Staged
 from vitfold.methods.steps import Step
-from vitfold.tokenmap import TokenMap
+from vitfold.tokens.layout import Layout
+from vitfold.tokens.match import biggest_first
+from vitfold.tokens.state import Ledger
+from vitfold.tokens.tokenmap import TokenMap
 
 
 @register("evit")

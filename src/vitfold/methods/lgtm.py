@@ -7,15 +7,15 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from vitfold.layout import Layout
-from vitfold.ledger import Ledger
-from vitfold.match import Windows, smallest_first, windowed
 from vitfold.methods.base import register
 from vitfold.methods.checks import check_choice, check_whole
 from vitfold.methods.merging import Late
 from vitfold.methods.steps import Step
-from vitfold.modes import compiling
-from vitfold.tokenmap import TokenMap
+from vitfold.tokens.layout import Layout
+from vitfold.tokens.match import Windows, smallest_first, windowed
+from vitfold.tokens.modes import compiling
+from vitfold.tokens.state import Ledger
+from vitfold.tokens.tokenmap import TokenMap
 
 LOCATIONS = ("1d", "2d")
 

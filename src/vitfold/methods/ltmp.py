@@ -10,16 +10,18 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from vitfold import ragged, threshold
 from vitfold.errors import MethodError
-from vitfold.layout import Layout
-from vitfold.ledger import Ledger, Mark, Masked, Packed
-from vitfold.methods import together
+from vitfold.methods import distributed
 from vitfold.methods.base import Base, register
 from vitfold.methods.checks import check_choice, check_cue, check_number, check_share, check_switch
 from vitfold.methods.mergedrop import MergeDrop
 from vitfold.methods.steps import Learned, Pass, Step
-from vitfold.tokenmap import TokenMap, take
+from vitfold.tokens import ragged, threshold
+from vitfold.tokens.layout import Layout
+from vitfold.tokens.masked import Mark, Masked
+from vitfold.tokens.packed import Packed
+from vitfold.tokens.state import Ledger
+from vitfold.tokens.tokenmap import TokenMap, take
 
 ORDERS = ("merge_first", "prune_first")
 
@@ -140,7 +142,7 @@ class Thresholds(Learned):
         times as wide as tokens."""
         n, d = seen.books[0].tokens, seen.width
         books = [book for book in seen.books if isinstance(book, Masked)]
-        means = together.mean(torch.stack([book.presence.mean() for book in books]))
+        means = distributed.mean(torch.stack([book.presence.mean() for book in books]))
         cost = [
             2 * before * n * d**2 + (before * n) ** 2 * d + 4 * after * n * d**2
             for before, after in itertools.pairwise(means.unbind())

@@ -5,16 +5,16 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from vitfold.layout import Layout
-from vitfold.ledger import Ledger
-from vitfold.match import bipartite, lowest
 from vitfold.methods.base import register
 from vitfold.methods.checks import check_reduction
 from vitfold.methods.merging import Merging
 from vitfold.methods.schedule import Reduction, per_block
 from vitfold.methods.steps import Step
-from vitfold.threshold import fold_scores
-from vitfold.tokenmap import TokenMap, take
+from vitfold.tokens.layout import Layout
+from vitfold.tokens.match import bipartite, lowest
+from vitfold.tokens.state import Ledger
+from vitfold.tokens.threshold import fold_scores
+from vitfold.tokens.tokenmap import TokenMap, take
 
 
 @register("mergedrop")

@@ -5,13 +5,13 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from vitfold.layout import Layout
-from vitfold.ledger import Ledger
-from vitfold.match import bipartite
 from vitfold.methods.base import Method, everywhere
 from vitfold.methods.checks import check_cue, check_skip, check_switch, check_whole
 from vitfold.methods.steps import Step
-from vitfold.tokenmap import TokenMap
+from vitfold.tokens.layout import Layout
+from vitfold.tokens.match import bipartite
+from vitfold.tokens.state import Ledger
+from vitfold.tokens.tokenmap import TokenMap
 
 
 @dataclass(frozen=True)

@@ -2,10 +2,10 @@
 
 from dataclasses import dataclass
 
-from vitfold.layout import Layout
 from vitfold.methods.base import Method
 from vitfold.methods.checks import check_blocks, rising
 from vitfold.methods.steps import Step
+from vitfold.tokens.layout import Layout
 
 KEPT = 2
 """How many patches stay at least."""

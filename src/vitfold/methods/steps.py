@@ -7,9 +7,10 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from vitfold.layout import Layout
-from vitfold.ledger import Ledger, Mark
-from vitfold.tokenmap import TokenMap
+from vitfold.tokens.layout import Layout
+from vitfold.tokens.masked import Mark
+from vitfold.tokens.state import Ledger
+from vitfold.tokens.tokenmap import TokenMap
 
 
 @dataclass(frozen=True)

@@ -8,15 +8,17 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from vitfold import threshold
 from vitfold.errors import MethodError
-from vitfold.layout import Layout
-from vitfold.ledger import Ledger, Mark, Masked, Packed
 from vitfold.methods.base import Base, register
 from vitfold.methods.checks import check_cue, check_inflection, check_share, check_switch
 from vitfold.methods.steps import Learned, Step
 from vitfold.methods.ward import Ward
-from vitfold.tokenmap import TokenMap
+from vitfold.tokens import threshold
+from vitfold.tokens.layout import Layout
+from vitfold.tokens.masked import Mark, Masked
+from vitfold.tokens.packed import Packed
+from vitfold.tokens.state import Ledger
+from vitfold.tokens.tokenmap import TokenMap
 
 HIGHEST = 4.0
 """More than any two tokens are apart: twice the root of one half is the most."""

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from torchvision import tv_tensors
 from torchvision.transforms import InterpolationMode, v2
 
-from vitfold.answers import IGNORED
 from vitfold.errors import DataError
 from vitfold.segment.scenes import Example
+from vitfold.tools.answers import IGNORED
 
 SCALE = (0.5, 2.0)
 """Of the size, in augmentation."""

@@ -6,12 +6,12 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from vitfold import draw
-from vitfold.fold import clone
-from vitfold.modes import evaluating
+from vitfold.folding.fold import clone
 from vitfold.segment.looks import Look
 from vitfold.segment.scenes import check_size
 from vitfold.segment.score import pixels, segmenter
+from vitfold.tokens.modes import evaluating
+from vitfold.tools import draw
 
 GOLDEN = 0.618034
 """Steps of hue by this share of the circle keep colours apart, however many there are."""

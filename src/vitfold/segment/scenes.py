@@ -15,9 +15,9 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision.transforms.v2.functional import pil_to_tensor
 
-from vitfold.answers import IGNORED
 from vitfold.errors import DataError, one_line
-from vitfold.measure import Progress
+from vitfold.tools.answers import IGNORED
+from vitfold.tools.measure import Progress
 
 IMAGES, ANNOTATIONS = "images", "annotations"
 

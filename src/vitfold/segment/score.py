@@ -9,12 +9,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vitfold.answers import IGNORED, check_labels
 from vitfold.errors import DataError, UnsupportedModel, missing
-from vitfold.measure import Progress, now
-from vitfold.modes import evaluating, mixed
 from vitfold.segment.segmenter import Segmenter
 from vitfold.segment.windows import slide
+from vitfold.tokens.modes import evaluating, mixed
+from vitfold.tools.answers import IGNORED, check_labels
+from vitfold.tools.measure import Progress, now
 
 
 @dataclass(frozen=True)

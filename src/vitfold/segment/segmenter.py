@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vitfold.errors import MethodError, ShapeError, UnsupportedModel, nearest
-from vitfold.families import find
+from vitfold.folding.families import find
 from vitfold.segment.decoders import DECODERS
 
 MOST_CLASSES = 2**16

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Subset
 
-from vitfold.answers import logits
 from vitfold.errors import DataError
 from vitfold.segment.score import intersection_over_union, mean_iou, pixels
+from vitfold.tools.answers import logits
 
 
 class Judge:

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from vitfold import results
 from vitfold.errors import MissingExtra, VitfoldError
+from vitfold.tools import results
 
 EPOCHS, EVENTS = "log.csv", "log.jsonl"
 

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from vitfold.calls import folds
 from vitfold.errors import TrainError
-from vitfold.fold import unfold
-from vitfold.models import check_saves, save_model
-from vitfold.results import write_text
+from vitfold.folding.calls import folds
+from vitfold.folding.fold import unfold
+from vitfold.saving.models import check_saves, save_model
+from vitfold.tools.results import write_text
 from vitfold.train import checkpoint
 from vitfold.train.examples import (
     STEP,
@@ -33,13 +33,7 @@ from vitfold.train.examples import (
 from vitfold.train.judge import Judge, Top1
 from vitfold.train.log import Log, lenient
 from vitfold.train.objective import Objective
-from vitfold.train.optimizing import (
-    PlainStep,
-    SharpnessAwareStep,
-    freezing,
-    optimizer,
-    scheduler,
-)
+from vitfold.train.optimizing import PlainStep, SharpnessAwareStep, freezing, optimizer, scheduler
 from vitfold.train.outline import (
     BEST,
     CHECKPOINTS,

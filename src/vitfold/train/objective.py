@@ -6,9 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vitfold.answers import answers, cross_entropy
-from vitfold.calls import watch
-from vitfold.run import Run
+from vitfold.folding.calls import watch
+from vitfold.folding.run import Run
+from vitfold.tools.answers import answers, cross_entropy
 from vitfold.train.recipe import Distillation
 
 

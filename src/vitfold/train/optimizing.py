@@ -8,8 +8,8 @@ import timm.optim
 import timm.scheduler
 from torch import nn
 
-from vitfold.calls import folds
 from vitfold.errors import TrainError, missing, one_line
+from vitfold.folding.calls import folds
 from vitfold.train.recipe import Options
 
 

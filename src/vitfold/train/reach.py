@@ -10,9 +10,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from vitfold.calls import folded, trunk_inputs
-from vitfold.flops import CLOSE, Tried, count
-from vitfold.modes import evaluating
+from vitfold.folding.calls import folded, trunk_inputs
+from vitfold.folding.flops import CLOSE, Tried, count
+from vitfold.tokens.modes import evaluating
 
 NEAR = 0.02
 """How far from the share is still what was asked for."""

@@ -1,0 +1,1 @@
+"""A method on a model: put on, run, taken off without a trace."""

@@ -1,0 +1,120 @@
+"""Attention over a reduced sequence: the module's own code, sizes as a bias, cues tapped."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vitfold.errors import UnsupportedModel
+from vitfold.folding.blocks.capture import tap
+from vitfold.folding.blocks.proxy import call, run
+from vitfold.tokens.cues import PROJECTIONS
+from vitfold.tokens.state import Ledger
+
+
+class Attend:
+    """How one block attends, once: what it was called with, and what it showed.
+
+    ledger: the tokens that it attends over.
+    given: the arguments that the block was called with, besides its tokens.
+    proportional: whether a token of size s counts s times.
+    cue: what its attention modules are to show; those of `k`, `q`, `v` and `x_attn` end up in
+        `shown`, one for each attention module of the block.
+    """
+
+    def __init__(
+        self, ledger: Ledger, given: Mapping[str, Any], proportional: bool, cue: str | None
+    ) -> None:
+        self.ledger = ledger
+        self.given = given
+        self.proportional = proportional
+        self.cue = cue
+        self.shown: list[Tensor] = []
+
+    def __call__(self, attention: nn.Module, x: Tensor, **arguments: Any) -> Tensor:
+        """Run an attention module on its normalized tokens."""
+        parts = self._parts(attention, x) | self._tap(attention)
+        out = call(attention, parts, x, **arguments)
+        out = out[0] if isinstance(out, tuple) else out
+        if self.cue == "x_attn":
+            self.shown.append(out)
+        return out
+
+    def whole(self, block: nn.Module, x: Tensor, **arguments: Any) -> Tensor:
+        """Run the forward of a block that attends and feeds forward in one."""
+        out = run(block, "forward", self._tap(block), x, **arguments)
+        if self.cue == "x_attn":  # the two share an output: what the block adds
+            self.shown.append(out - x)
+        return out
+
+    @property
+    def cues(self) -> Tensor:
+        """What was shown, added up over the attention modules of the block."""
+        return sum(self.shown[1:], self.shown[0])
+
+    def _tap(self, attention: nn.Module) -> dict[str, Any]:
+        shows = self.cue in PROJECTIONS
+        return tap(attention, str(self.cue), self.shown.append) if shows else {}
+
+    def bias(self, x: Tensor, given: str = "attn_mask") -> Tensor | None:
+        """What is added to the logits: the mask or bias that the block was given, and log sizes."""
+        if self.given.get("is_causal"):
+            raise UnsupportedModel("causal attention cannot be folded: call without is_causal")
+        return self.join(self.given.get(given), x)
+
+    def biased(self, given: str = "attn_mask") -> bool:
+        """Whether tokens of now need a bias that the model itself would not have given them."""
+        if self.ledger.origin is None:
+            return False
+        sized = self.proportional and self.ledger.size is not None
+        return sized or self.given.get(given) is not None
+
+    def join(self, bias: Tensor | None, x: Tensor) -> Tensor | None:
+        """A bias over the original tokens, for the tokens of now, with their log sizes."""
+        bias = self.ledger.mask(bias, x.dtype)
+        size = self.sizes(x) if self.proportional else None
+        if bias is None or size is None:
+            return size if bias is None else bias
+        return bias + size
+
+    def sizes(self, x: Tensor) -> Tensor | None:
+        """`[B, 1, 1, n]`: log sizes, once they differ."""
+        return self.ledger.log_size(x)
+
+    def rope(self) -> Tensor | None:
+        """The rotary table that the block was given, sines beside cosines."""
+        table = self.given.get("rope")
+        if table is None:
+            return None
+        half = torch.arange(table.shape[-1], device=table.device) >= table.shape[-1] // 2
+        return self.positions(table, half)
+
+    def positions(self, table: Tensor, still: Tensor) -> Tensor:
+        """A table over original patches, for the tokens of now. `still` is the row that would turn
+        nothing."""
+        return self.ledger.positions(table)
+
+    def _parts(self, attention: Any, x: Tensor) -> dict[str, Any]:
+        """Parts in place of a bias that the module itself makes for the original tokens."""
+        if self.ledger.origin is None:
+            return {}
+        if getattr(attention, "relative_position_bias_table", None) is not None:
+            bias = self.ledger.mask(attention._get_rel_pos_bias(), x.dtype)
+            return {"_get_rel_pos_bias": lambda: bias}
+        if getattr(attention, "rel_pos", None) is not None:
+            return {"rel_pos": _Bias(self.join(attention.rel_pos.get_bias(), x))}
+        return {}
+
+
+class _Bias:
+    """A relative position bias that is already made, in the shape of timm's module for it."""
+
+    def __init__(self, bias: Tensor | None) -> None:
+        self.bias = bias
+
+    def get_bias(self) -> Tensor | None:
+        return self.bias
+
+    def __call__(self, logits: Tensor, **_: Tensor | None) -> Tensor:
+        return logits if self.bias is None else logits + self.bias

@@ -1,0 +1,46 @@
+"""Attention of training passes: over all tokens, by a mask through which thresholds learn."""
+
+import torch
+from torch import Tensor
+
+from vitfold.folding.blocks.own import OwnAttend, logits, received
+from vitfold.tokens.masked import Masked
+
+EPS = 1e-5
+"""What a row of attention gets on top while training, spread over it."""
+
+FAR = 60.0
+"""How far above what counts a logit may be: the term of what is gone stays finite, and becomes
+zero."""
+
+
+class MaskedAttend(OwnAttend):
+    """`softmax`, whose terms are multiplied by the mask."""
+
+    @property
+    def books(self) -> Masked:
+        """The ledger, which has the mask."""
+        assert isinstance(self.ledger, Masked)
+        return self.ledger
+
+    def sizes(self, x: Tensor) -> Tensor | None:
+        return self.books.log_weight(x)
+
+    def attend(
+        self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float | None
+    ) -> tuple[Tensor, Tensor | None]:
+        scores = logits(q, k, bias, scale)
+        scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
+        terms = (scores - self._most(scores)).clamp(max=FAR).exp()
+        terms = terms * self.books.presence.to(terms.dtype)[:, None, None]
+        eps = EPS if self.books.soft else 0.0
+        weights = (terms + eps / terms.shape[-1]) / (terms.sum(dim=-1, keepdim=True) + eps)
+        shown = received(weights, self.books.here) if self.wanted else None
+        return weights.to(v.dtype) @ v, shown
+
+    def _most(self, scores: Tensor) -> Tensor:
+        """The highest of every row: in training of all, as the paper has it; else of what still
+        counts, since what is gone may be so far above that nothing would be left beside it."""
+        if not self.books.soft:
+            scores = scores.masked_fill(~self.books.here[:, None, None], float("-inf"))
+        return scores.amax(dim=-1, keepdim=True).detach()

@@ -1,0 +1,203 @@
+"""One call of a folded model: what its trunk's methods, and its blocks, do instead."""
+
+import contextlib
+import contextvars
+import copy
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vitfold.errors import FoldError, UnsupportedModel
+from vitfold.folding.blocks.kinds import BlockKind
+from vitfold.folding.blocks.names import by_name
+from vitfold.folding.blocks.recompute import checkpointed
+from vitfold.folding.explain import explained
+from vitfold.folding.families import Found
+from vitfold.folding.families.trunks import with_prefix
+from vitfold.folding.inputs import Inputs, call, check, lacks_text
+from vitfold.folding.run import Form, Run
+from vitfold.methods import Base
+from vitfold.methods.base import has_fixed
+from vitfold.methods.steps import Learned
+from vitfold.tokens.modes import recording
+
+MARK = "_vitfold"
+"""The attribute of a trunk that holds its fold."""
+
+_watched: contextvars.ContextVar[list[Run] | None] = contextvars.ContextVar("runs", default=None)
+
+_masked: contextvars.ContextVar[bool] = contextvars.ContextVar("masked", default=False)
+
+
+@dataclass(eq=False)
+class Fold:
+    """What lies on a trunk while it is folded.
+
+    schedule: how many tokens each block is asked to remove.
+    learned: what the method learns, where it does; a module of the trunk.
+    running: one entry for every call under way.
+    """
+
+    found: Found
+    method: Base
+    schedule: tuple[int, ...]
+    learned: Learned | None = None
+    running: list[None] = field(default_factory=list)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Fold":
+        learned = copy.deepcopy(self.learned, memo)
+        return Fold(copy.deepcopy(self.found, memo), self.method, self.schedule, learned)
+
+    @property
+    def form(self) -> Form:
+        """How tokens travel in the next call."""
+        if not (self.method.ragged or self.method.masks):
+            return "alike"
+        if self.found.trunk.training or _masked.get():
+            return "masked"
+        return "packed" if self.method.ragged else "alike"
+
+
+def folds(model: nn.Module) -> list[Fold]:
+    """What lies on the trunks of `model`."""
+    if not isinstance(model, nn.Module):
+        raise UnsupportedModel(f"{type(model).__name__} is not a torch.nn.Module: give a model")
+    return [module.__dict__[MARK] for module in model.modules() if MARK in module.__dict__]
+
+
+def folded(model: nn.Module) -> Fold:
+    """What lies on the trunk of `model`, or an error that says that nothing does."""
+    records = folds(model)
+    if not records:
+        raise FoldError(f"{type(model).__name__} is not folded: call vitfold.fold on it first")
+    return records[0]
+
+
+def enter(trunk: nn.Module, method: str, *args: Any, **kwargs: Any) -> Any:
+    """A method of a folded trunk: a new run of its folded blocks."""
+    record: Fold | None = trunk.__dict__.get(MARK)
+    if record is None:
+        raise FoldError(
+            f"a shallow copy of a {type(trunk).__name__} that is not folded any more: make copies "
+            "by copy.deepcopy"
+        )
+    if torch.compiler.is_compiling():
+        run = start(record, args, kwargs)
+        return record.found.kind.call(trunk, method, run, args, kwargs)
+    record.running.append(None)
+    try:
+        with explained(record.found, (*args, *kwargs.values())):
+            run = start(record, args, kwargs)
+            return record.found.kind.call(trunk, method, run, args, kwargs)
+    finally:
+        record.running.pop()
+
+
+def pass_block(
+    block: nn.Module, index: int, kind: BlockKind, x: Tensor, *args: Any, **kwargs: Any
+) -> Any:
+    """The forward of a block of a folded trunk: folded in a run of the trunk, its own elsewhere."""
+    run: Run | None = kwargs.pop("vitfold", None)
+    if run is None:
+        if not torch.compiler.is_compiling():
+            warnings.warn(_outside(block), stacklevel=2)
+        return type(block).forward(block, x, *args, **kwargs)
+    given = by_name(kind.arguments, args, kwargs)
+    return checkpointed(block, lambda tokens: run.block(index, block, kind, tokens, given), x)
+
+
+def _outside(block: nn.Module) -> str:
+    name = type(block).__name__
+    return f"a {name} of a folded model is called outside of its forward: it runs dense, not folded"
+
+
+def start(fold: Fold, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Run:
+    """A new run for a call with these arguments."""
+    _check_graph(fold)
+    found = fold.found
+    given = by_name(found.kind.arguments, args, kwargs)
+    run = Run(
+        fold.method,
+        fold.schedule,
+        found.layout_of(found.kind.grid(found.trunk, given)),
+        found.blocks,
+        fold.learned,
+        fold.form,
+        soft=found.trunk.training,
+    )
+    run.valid = _valid(found.kind.padding(found.trunk, given), found.prefix)
+    if not torch.compiler.is_compiling() and (runs := _watched.get()) is not None:
+        run.arguments = given
+        runs.append(run)
+    return run
+
+
+def _check_graph(fold: Fold) -> None:
+    """Refuse to be recorded into a graph that cannot hold what happens."""
+    if torch.onnx.is_in_onnx_export() and torch._C._get_tracing_state():
+        raise FoldError(
+            "the older ONNX exporter loses what becomes of tokens: torch.onnx.export(dynamo=True)"
+        )
+    if fold.form == "packed" and recording():
+        remedy = "fold with EViT or another method of fixed numbers, then export it"
+        if has_fixed(fold.method):
+            remedy = "give the model to vitfold.freeze(model, images), then export it"
+        raise FoldError(
+            f"{type(fold.method).__name__} keeps another number of tokens for every image, and a "
+            f"graph has one shape: {remedy}"
+        )
+
+
+def _valid(padding: Tensor | None, prefix: int) -> Tensor | None:
+    """`[B, tokens]`: what is not padding; None where nothing is, as far as one may look."""
+    if padding is None or (not torch.compiler.is_compiling() and bool(padding.all())):
+        return None
+    return with_prefix(padding, prefix)
+
+
+@contextlib.contextmanager
+def masked(on: bool = True) -> Iterator[None]:
+    """Within it, and in this thread, methods that keep another number of tokens for every image
+    only mask those that would leave, as they do in training; or really remove them."""
+    token = _masked.set(on)
+    try:
+        yield
+    finally:
+        _masked.reset(token)
+
+
+def follow(model: nn.Module, inputs: Inputs) -> Run:
+    """What becomes of the tokens of a folded model in one call; in one of its trunk alone, where
+    the model reads text too and there is none."""
+    trunk = folded(model).found.trunk
+    check(inputs)
+    with watch() as runs, torch.no_grad():
+        call(trunk if lacks_text(model, inputs) else model, inputs)
+    if not runs:
+        raise FoldError(
+            f"{type(model).__name__} did not run its {type(trunk).__name__} as it is: give it "
+            "images, and look at it before torch.compile"
+        )
+    return runs[-1]
+
+
+def trunk_inputs(model: nn.Module, inputs: Inputs) -> dict[str, Any]:
+    """What of these inputs reaches the trunk of a folded model, by name: what is around it may
+    prepare images first."""
+    given = follow(model, inputs).arguments
+    return {name: given[name] for name in folded(model).found.kind.arguments if name in given}
+
+
+@contextlib.contextmanager
+def watch() -> Iterator[list[Run]]:
+    """Collects the runs of all folded calls in this context, and in this thread."""
+    runs: list[Run] = []
+    token = _watched.set(runs)
+    try:
+        yield runs
+    finally:
+        _watched.reset(token)

@@ -1,0 +1,1 @@
+"""What compares methods: sweeps, reports, analyses, the demo."""

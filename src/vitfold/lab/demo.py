@@ -1,0 +1,37 @@
+"""Every method on the embedded model, on held-out digits: what `vitfold demo` shows."""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from vitfold.data.digits import create_digits, load_split
+from vitfold.lab.sweep import Row, candidates, sweep
+from vitfold.methods import ready
+from vitfold.tools.measure import Progress
+
+SHARES = (0.75, 0.6, 0.5)
+BATCH = 32
+TIMED = 16
+ROUNDS = 3
+
+
+def steps() -> int:
+    """How often `rows` calls its progress."""
+    candidates = 1 + len(ready()) * len(SHARES)
+    return candidates * -(-len(load_split("test")[1]) // BATCH)
+
+
+def rows(progress: Progress = lambda: None) -> Iterator[tuple[Row, nn.Module]]:
+    """The dense model first, then every method at every share, each with its model."""
+    dense = create_digits().eval()
+    batches = list(zip(*(part.split(BATCH) for part in load_split("test")), strict=True))
+    asked = candidates(dense, ready(), SHARES)
+    return sweep(dense, asked, lambda: batches, sizes=(TIMED,), repeats=ROUNDS, progress=progress)
+
+
+def picture_batch() -> Tensor:
+    """A few held-out digits to draw."""
+    images, labels = load_split("test")
+    first = [int((labels == digit).nonzero()[0]) for digit in range(10)]
+    return torch.stack([images[index] for index in first[2:6]])

@@ -1,0 +1,1 @@
+"""Prune and Merge: matrices that mix patches, alike for all images."""

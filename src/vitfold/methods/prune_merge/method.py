@@ -1,0 +1,236 @@
+"""PruneMerge: matrices merge patches before a block and restore them after it, alike for all
+images."""
+
+import math
+import types
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vitfold.errors import MethodError
+from vitfold.methods.base import Base, register
+from vitfold.methods.checks import (
+    check_blocks,
+    check_choice,
+    check_number,
+    check_switch,
+    whole_numbers,
+)
+from vitfold.methods.prune_merge.structure import AROUND, GROUPINGS, SCOPES, Groups, groups
+from vitfold.methods.steps import Learned, Weave
+from vitfold.tokens.layout import Layout
+
+FOUND = "{}: find the scores by PruneMerge.search(model, loader), which gives the whole method"
+
+
+DIGITS = 4
+"""How many of a score are kept: a plan stays small, and no rank depends on more."""
+
+
+@register("prune-merge")
+@dataclass(frozen=True)
+class PruneMerge(Base):
+    """Blocks see mixtures of patches, and what they do to those is spread over the patches again;
+    the least important patches go around them. `PruneMerge.search` makes one for a model.
+
+    keep: the share of patches that stay alone.
+    prune: the share that goes around.
+    blocks: which blocks of the model, by number from 0.
+    scope: whether those are shares of all patches in all these blocks (`global`), or of each
+        block's (`block`).
+    grouping: what merges: all between two that stay (`runs`), or each with the nearer of the two
+        along its row of the grid (`centers`).
+    shortcut: whether what goes around a block comes back after it; it is lost otherwise.
+    grid: height and width of the patch grid.
+    scores: how important each patch is in each of those blocks.
+    """
+
+    pads: ClassVar[bool] = False
+    found_by: ClassVar[str] = "search"
+    sought: ClassVar[tuple[str, ...]] = ("flops", "iterations")
+    training: ClassVar[Mapping[str, Any]] = types.MappingProxyType(
+        {"epochs": 30, "opt": "adamw", "lr": 1e-4, "distill_temperature": 20.0}
+    )
+
+    search: ClassVar[Callable[..., "PruneMerge"]]
+    """Bound in vitfold.importance, as it takes a model."""
+
+    keep: float = 0.6
+    prune: float = 0.1
+    blocks: tuple[int, ...] | None = None
+    scope: str = "global"
+    grouping: str = "runs"
+    shortcut: bool = True
+    grid: tuple[int, int] | None = field(default=None, repr=False)
+    scores: tuple[tuple[float, ...], ...] | None = field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_number("keep", self.keep, 0, 1)
+        check_number("prune", self.prune, 0, 1)
+        if self.keep + self.prune > 1:
+            raise MethodError(
+                f"keep={self.keep!r}, prune={self.prune!r}: expected at most 1 together"
+            )
+        check_choice("scope", self.scope, SCOPES)
+        check_choice("grouping", self.grouping, GROUPINGS)
+        check_switch("shortcut", self.shortcut)
+        _settle(self, "blocks", whole_numbers("blocks", self.blocks))
+        _settle(self, "grid", _grid(self.grid))
+        _settle(self, "scores", _scores(self.scores))
+        if self.blocks is not None and sorted(set(self.blocks)) != list(self.blocks):
+            raise MethodError(f"blocks={list(self.blocks)}: expected rising numbers")
+        if self.scores is not None:
+            self._check_scores(self.scores)
+
+    def _check_scores(self, scores: tuple[tuple[float, ...], ...]) -> None:
+        if self.blocks is None or self.grid is None:
+            raise MethodError(FOUND.format("scores without blocks and grid"))
+        if len(scores) != len(self.blocks):
+            raise MethodError(f"{len(scores)} rows of scores for {len(self.blocks)} blocks")
+        patches = math.prod(self.grid)
+        for block, row in zip(self.blocks, scores, strict=True):
+            if len(row) != patches:
+                raise MethodError(f"{len(row)} scores for the {patches} patches of block {block}")
+
+    @property
+    def structure(self) -> dict[int, Groups]:
+        """The groups of every block that is compressed; where all patches stay alone, it is not."""
+        if self.scores is None or self.blocks is None or self.grid is None:
+            raise MethodError(FOUND.format("PruneMerge without scores"))
+        found = groups(
+            self.scores,
+            self.blocks,
+            self.keep,
+            self.prune,
+            self.scope,
+            self.grouping,
+            self.grid[1],
+        )
+        named = zip(self.blocks, found, strict=True)
+        return {block: group for block, group in named if max(group) + 1 < len(group)}
+
+    def resize(self, grid: Sequence[int]) -> "PruneMerge":
+        """The same for images of another size: the scores of its patches lie between those that
+        were found, and what merges follows from them. Matrices start from there, not from what was
+        learned. `flops` that a search reached may be missed by a little: shares stay those of
+        patches.
+
+        grid: height and width, in patches.
+        """
+        sides = _grid(grid)
+        if sides is None or self.scores is None or self.grid is None:
+            raise MethodError(FOUND.format("PruneMerge without scores"))
+        found = torch.tensor(self.scores, dtype=torch.float64).view(-1, 1, *self.grid)
+        moved = F.interpolate(found, sides, mode="bilinear", antialias=True)
+        rows = rounded(moved.clamp(min=0).flatten(1))
+        return replace(self, grid=sides, scores=rows)
+
+    def learn(self, depth: int, width: int) -> "Matrices":
+        check_blocks(self.blocks, depth)
+        return Matrices(self, self.structure)
+
+
+class Matrices(Learned):
+    """What PruneMerge learns: two matrices for every block that is compressed.
+
+    merge: by block, `[K, N]`: the patches that it sees, out of all.
+    restore: by block, `[N, K]`: all, out of those.
+    """
+
+    def __init__(self, method: PruneMerge, structure: Mapping[int, Groups]) -> None:
+        super().__init__()
+        self.method = method
+        self.structure = dict(structure)
+        self.merge, self.restore = nn.ParameterDict(), nn.ParameterDict()
+        scores = dict(zip(method.blocks or (), method.scores or (), strict=True))
+        for block, group in structure.items():
+            merge = _weights(group, scores[block])
+            self.merge[str(block)] = nn.Parameter(merge)
+            # Rows of disjoint supports: the pseudo-inverse, without a decomposition.
+            self.restore[str(block)] = nn.Parameter(merge.T / merge.square().sum(dim=1))
+            self.register_buffer(f"aside_{block}", _aside(group, method.shortcut), persistent=False)
+            self.register_buffer(f"seat_{block}", merge.argmax(dim=1), persistent=False)
+            self.register_buffer(f"group_{block}", torch.tensor(group), persistent=False)
+
+    def plan(self, layout: Layout, schedule: tuple[int, ...]) -> tuple[Weave | None, ...]:
+        if layout.grid != self.method.grid:
+            made, given = self.method.grid, layout.grid or (layout.patches, 1)
+            raise MethodError(
+                f"the matrices are for {_by(made or (0, 0))} patches, these images have "
+                f"{_by(given)}: give images of that size, fold with method.resize(grid), or search "
+                "again"
+            )
+        return tuple(self._weave(block) for block in range(layout.depth))
+
+    def _weave(self, block: int) -> Weave | None:
+        if block not in self.structure:
+            return None
+        return Weave(
+            self.merge[str(block)],
+            self.restore[str(block)],
+            self.get_buffer(f"aside_{block}"),
+            self.get_buffer(f"seat_{block}"),
+            self.get_buffer(f"group_{block}"),
+        )
+
+
+def _weights(group: Groups, scores: Sequence[float]) -> Tensor:
+    """`[K, N]`: every slot a mean of its patches, weighted by their scores."""
+    slots = max(group) + 1
+    slot = torch.tensor(group)
+    member = slot == torch.arange(slots).unsqueeze(1)
+    weight = torch.tensor(scores, dtype=torch.float64).expand(slots, -1) * member
+    total = weight.sum(dim=1, keepdim=True)
+    even = member / member.sum(dim=1, keepdim=True)
+    return torch.where(total > 0, weight / total, even).float()
+
+
+def rounded(scores: Tensor) -> tuple[tuple[float, ...], ...]:
+    """`[blocks, patches]` with as many digits as matter."""
+    return tuple(tuple(float(f"{score:.{DIGITS}g}") for score in row) for row in scores.tolist())
+
+
+def _aside(group: Groups, shortcut: bool) -> Tensor:
+    """The patches that go around a block, and come back."""
+    around = [patch for patch, slot in enumerate(group) if slot == AROUND]
+    return torch.tensor(around if shortcut else [], dtype=torch.long)
+
+
+def _settle(method: PruneMerge, name: str, value: object) -> None:
+    """What a caller may change later, and JSON has as a list, as a tuple."""
+    object.__setattr__(method, name, value)
+
+
+def _grid(value: object) -> tuple[int, int] | None:
+    sides = whole_numbers("grid", value)
+    if sides is None:
+        return None
+    if len(sides) != 2 or min(sides) < 1:
+        raise MethodError(f"grid={list(sides)}: expected height and width")
+    return sides[0], sides[1]
+
+
+def _scores(rows: object) -> tuple[tuple[float, ...], ...] | None:
+    if rows is None:
+        return None
+    if not isinstance(rows, list | tuple):
+        raise MethodError(f"scores={rows!r}: expected rows of numbers")
+    for block, row in enumerate(rows):
+        if not isinstance(row, list | tuple):
+            raise MethodError(f"scores[{block}]={row!r}: expected a row of numbers")
+        for patch, score in enumerate(row):
+            check_number(f"scores[{block}][{patch}]", score, 0, MOST)
+    return tuple(tuple(float(score) for score in row) for row in rows)
+
+
+MOST = 1e30
+"""More than any score."""
+
+
+def _by(grid: tuple[int, int]) -> str:
+    return f"{grid[0]} x {grid[1]}"

@@ -1,0 +1,56 @@
+"""What a method has learned, beside a plan: under a prefix of its own, and within its bounds."""
+
+import torch
+from torch import Tensor, nn
+
+from vitfold.errors import PlanError
+from vitfold.folding.calls import folded
+from vitfold.folding.fold import LEARNED
+from vitfold.saving import weights
+from vitfold.saving.schema import Plan
+from vitfold.saving.weights import Tensors
+
+PREFIX = f"{LEARNED}."
+
+
+def state(model: nn.Module) -> dict[str, Tensor]:
+    """What the method of a folded model has learned, by name."""
+    module = folded(model).learned
+    return {} if module is None else module.state_dict(prefix=PREFIX)
+
+
+def split(tensors: Tensors) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """What is the model's own, and what was learned."""
+    taught = {name: tensor for name, tensor in tensors.items() if name.startswith(PREFIX)}
+    return {name: tensor for name, tensor in tensors.items() if name not in taught}, taught
+
+
+def check(tensors: Tensors, plan: Plan) -> None:
+    """Refuse what the method of a plan cannot have learned."""
+    with torch.device("meta"):  # what a plan claims may be larger than any memory
+        module = plan.method.learn(plan.model.depth, plan.model.width)
+    file = plan.weights.file if plan.weights else "weights"
+    wanted = {} if module is None else module.state_dict(prefix=PREFIX)
+    precise = any(tensor.dtype == torch.float64 for tensor in tensors.values())
+    dtype = torch.float64 if precise else torch.float32
+    weights.check(tensors, {name: t.to(dtype) for name, t in wanted.items()}, file)
+    module = plan.method.learn(plan.model.depth, plan.model.width)
+    if module is None:
+        return
+    module.to(dtype)
+    _fill(module, tensors)
+    module.constrain()
+    for name, bounded in module.state_dict(prefix=PREFIX).items():
+        if not torch.equal(bounded, tensors[name]):
+            raise PlanError(f"{file}: {name} has values out of bounds: it is not what was saved")
+
+
+def copy(tensors: Tensors, model: nn.Module) -> None:
+    """Give the method of a folded model what `check` accepts."""
+    module = folded(model).learned
+    if module is not None:
+        _fill(module, tensors)
+
+
+def _fill(module: nn.Module, tensors: Tensors) -> None:
+    module.load_state_dict({name.removeprefix(PREFIX): t for name, t in tensors.items()})

@@ -1,0 +1,84 @@
+"""Where models come from: how each source knows a model, and makes it again by name."""
+
+import itertools
+import json
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from vitfold.folding.blocks.names import full_name
+from vitfold.saving.sources import digits, hf, segmenter, timm
+from vitfold.saving.sources.source import Source
+
+SOURCES: dict[str, Source] = {
+    "timm": timm.SOURCE,
+    "transformers": hf.SOURCE,
+    "digits": digits.SOURCE,
+    segmenter.NAME: segmenter.SOURCE,
+}
+
+OTHER = "other"
+"""The source of a model that cannot be made by name."""
+
+LIMIT = 2**19
+"""The most characters of JSON that the arguments of a model may have."""
+
+
+class Origin(NamedTuple):
+    """What a model is made from."""
+
+    source: str
+    name: str
+    arguments: dict[str, Any]
+
+
+def identify(model: nn.Module) -> tuple[str, str]:
+    """Source and name of a model, as far as they are known."""
+    for source, maker in SOURCES.items():
+        if (name := maker.identify(model)) is not None:
+            return source, name
+    return OTHER, full_name(type(model))
+
+
+def describe(model: nn.Module) -> Origin:
+    """What makes the same model again; of the source `other` where nothing does."""
+    source, name = identify(model)
+    if source != OTHER:
+        arguments = _plain(SOURCES[source].arguments(model))
+        if arguments is not None and _makes(source, name, arguments, model):
+            return Origin(source, name, arguments)
+    return Origin(OTHER, full_name(type(model)), {})
+
+
+def sketch(source: str, name: str, arguments: dict[str, Any]) -> nn.Module:
+    """The model without memory for its tensors."""
+    with torch.device("meta"):
+        return SOURCES[source].build(name, arguments, False)
+
+
+def _plain(arguments: dict[str, Any] | None) -> dict[str, Any] | None:
+    """The arguments as JSON gives them back; None where it cannot hold them."""
+    try:
+        text = json.dumps(arguments, allow_nan=False)
+    except (TypeError, ValueError):
+        return None
+    plain: dict[str, Any] | None = json.loads(text)
+    return plain if len(text) <= LIMIT else None
+
+
+def _makes(source: str, name: str, arguments: dict[str, Any], model: nn.Module) -> bool:
+    """Whether these arguments are accepted, and make a model that is built like this one."""
+    try:
+        SOURCES[source].check(name, arguments)
+        blank = sketch(source, name, arguments)
+    # Whatever a constructor raises, the answer is the same.
+    except Exception:
+        return False
+    again = _plain(SOURCES[source].arguments(blank))
+    return again == arguments and repr(blank) == repr(model) and _shapes(blank) == _shapes(model)
+
+
+def _shapes(model: nn.Module) -> dict[str, torch.Size]:
+    named = itertools.chain(model.named_parameters(), model.named_buffers())
+    return {name: tensor.shape for name, tensor in named}

@@ -1,0 +1,161 @@
+"""transformers' models: a class from a list, and a configuration that its own class knows."""
+
+import importlib
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from vitfold.errors import DataError, PlanError, missing
+from vitfold.folding.families import processor
+from vitfold.folding.families.hf import CLASSES as FOLDABLE
+from vitfold.saving import fields
+from vitfold.saving.sources.source import Source
+
+UNSAVED = ("BeitForSemanticSegmentation", "BeitBackbone")
+"""Those that a configuration and weights alone do not make again as they were."""
+
+CLASSES = tuple(name for name in FOLDABLE if name not in UNSAVED)
+
+TWO_TOWERS = ("CLIPModel", "SiglipModel", "Siglip2Model")
+"""Those that read text too."""
+
+ATTENTION = ("eager", "sdpa", "flex_attention")
+"""Implementations that come with torch: any other name could fetch a kernel and run it."""
+
+CHECKPOINT = r"[A-Za-z0-9_][\w.-]{0,100}(/[A-Za-z0-9_][\w.-]{0,100})?"
+
+LEFT_OUT = ("transformers_version", "dtype", "_name_or_path", "model_type", "architectures")
+"""What a configuration says of where it comes from."""
+
+LABELS = ("id2label", "label2id")
+
+COUNTS = {
+    "num_hidden_layers": 512,
+    "num_attention_heads": 512,
+    "auxiliary_num_convs": 512,
+    "num_labels": 2**20,
+}
+"""What is made one by one, and the most of it."""
+
+
+def library() -> Any:
+    """transformers, which is an extra."""
+    try:
+        return importlib.import_module("transformers")
+    except ImportError:
+        raise missing("transformers", "hf") from None
+
+
+def identify(model: nn.Module) -> str | None:
+    """The name of its class."""
+    name = type(model).__name__
+    if name not in CLASSES or not type(model).__module__.startswith("transformers."):
+        return None
+    return name if getattr(library(), name, None) is type(model) else None
+
+
+def arguments(model: Any) -> dict[str, Any]:
+    """Its configuration, how it attends, and the checkpoint that it was loaded from."""
+    config = model.config
+    known = type(config)().to_dict()
+    given: dict[str, Any] = {
+        "config": _known(config.to_dict(), known),
+        "attention": config._attn_implementation,
+        "checkpoint": None,
+        "images": processor.of(config),
+    }
+    checkpoint = str(config.name_or_path)
+    if fields.matches(checkpoint, CHECKPOINT) and not Path(checkpoint).exists():
+        given["checkpoint"] = checkpoint
+    return given
+
+
+def _known(config: dict[str, Any], known: dict[str, Any]) -> dict[str, Any]:
+    """What the class of the configuration knows; hub configurations carry more."""
+    kept = {key: value for key, value in config.items() if key in known and key not in LEFT_OUT}
+    for key, value in kept.items():
+        if _nested(key, known[key]):
+            kept[key] = _known(value, known[key])
+    labels = kept.get("id2label") or {}
+    if all(label == f"LABEL_{index}" for index, label in labels.items()):
+        # The names that say nothing: for 21,841 classes they would outgrow the plan.
+        kept = {key: value for key, value in kept.items() if key not in LABELS}
+        kept["num_labels"] = len(labels)
+    return kept
+
+
+def _nested(key: str, default: object) -> bool:
+    return isinstance(default, dict) and key not in LABELS
+
+
+def check(name: object, given: object) -> None:
+    """Refuse classes that are not listed, and numbers that make a model without end."""
+    fields.choice("model.name", name, CLASSES)
+    wanted = ("config", "attention", "checkpoint", "images")
+    if isinstance(given, dict):
+        given = {"images": None, **given}
+    values = fields.record("model.arguments", given, wanted)
+    fields.choice("model.arguments.attention", values["attention"], ATTENTION)
+    if values["checkpoint"] is not None:
+        expected = "the name of a checkpoint on the hub, or null"
+        fields.text("model.arguments.checkpoint", values["checkpoint"], CHECKPOINT, expected)
+    _check_numbers("model.arguments.config", values["config"])
+    if values["images"] is not None:
+        _check_images("model.arguments.images", values["images"])
+
+
+def _check_images(path: str, said: object) -> None:
+    if not isinstance(said, dict) or not said.keys() <= set(processor.KEPT):
+        raise fields.refusal(path, said, "an object with the fields of an image processor, or null")
+    try:
+        processor.translated(said)
+    except DataError as error:
+        raise PlanError(f"{fields.FILE}: {path}: {error}") from error
+
+
+def _check_numbers(path: str, config: object) -> None:
+    if not isinstance(config, dict):
+        raise fields.refusal(path, config, "an object with the configuration's fields")
+    for key, value in config.items():
+        inner = fields.join(path, key)
+        if isinstance(value, dict) and key not in LABELS:
+            _check_numbers(inner, value)
+        elif key in COUNTS:
+            fields.integer(inner, value, 0, COUNTS[key])
+        elif isinstance(value, int | float) and not isinstance(value, bool):
+            fields.number(inner, value, -(2**24), 2**24)
+
+
+def build(name: str, given: dict[str, Any], pretrained: bool) -> nn.Module:
+    """The model, from its configuration alone or with the weights of its checkpoint."""
+    cls = getattr(library(), name)
+    _check_keys("model.arguments.config", given["config"], cls.config_class().to_dict())
+    config = cls.config_class.from_dict(
+        dict(given["config"]),
+        attn_implementation=given["attention"],
+        name_or_path=given["checkpoint"] or "",
+    )
+    processor.put(config, given.get("images"))
+    if not pretrained:
+        return cls(config)  # type: ignore[no-any-return]
+    if given["checkpoint"] is None:
+        raise LookupError("it was not loaded from a checkpoint on the hub")
+    # Only safetensors: the other format is a pickle.
+    return cls.from_pretrained(  # type: ignore[no-any-return]
+        given["checkpoint"], config=config, use_safetensors=True, trust_remote_code=False
+    )
+
+
+def _check_keys(path: str, config: dict[str, Any], known: dict[str, Any]) -> None:
+    for key, value in config.items():
+        inner = fields.join(path, key)
+        if key not in (*known, "num_labels") or key in LEFT_OUT:
+            raise PlanError(f"{fields.FILE}: {inner} is unknown to the class of the configuration")
+        if _nested(key, known.get(key)):
+            if not isinstance(value, dict):
+                raise fields.refusal(inner, value, "an object")
+            _check_keys(inner, value, known[key])
+
+
+SOURCE = Source(identify, arguments, check, build)

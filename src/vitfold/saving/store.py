@@ -1,0 +1,112 @@
+"""The directory of a plan: read within limits, written so that a plan is there at every moment."""
+
+import contextlib
+import dataclasses
+import os
+import stat
+from collections.abc import Callable
+from pathlib import Path
+
+from vitfold.errors import PlanError
+from vitfold.files import whole
+from vitfold.saving.fields import FILE, clip
+from vitfold.saving.schema import LIMIT, Plan, Weights, decode, encode
+
+WEIGHTS = "weights.safetensors"
+
+SPARE = "weights-new.safetensors"
+"""Where weights lie while a plan that is replaced still has the other name."""
+
+Write = Callable[[Path], object]
+
+
+def place(directory: object) -> Path:
+    """The path of a directory."""
+    try:
+        return Path(directory)  # type: ignore[arg-type]
+    except TypeError:
+        raise PlanError(f"{directory!r} is no path: give the name of a directory") from None
+
+
+def read(directory: Path) -> bytes:
+    """What is in plan.json, if that is a file of a decent size."""
+    path = directory / FILE
+    try:
+        if directory.is_file():
+            raise PlanError(f"{str(directory)!r} is a file: give the directory that it lies in")
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):
+            raise PlanError(f"{str(path)!r} is not a file: expected a plan that vitfold.save wrote")
+        if status.st_size > LIMIT:
+            raise PlanError(f"{FILE}: {status.st_size} bytes: expected at most {LIMIT}")
+        with path.open("rb") as file:
+            return file.read(LIMIT + 1)
+    except FileNotFoundError:
+        raise PlanError(_absent(directory)) from None
+    except (OSError, ValueError) as error:
+        if isinstance(error, PlanError):
+            raise
+        raise PlanError(f"{str(path)!r} cannot be read: {clip(error)}") from error
+
+
+def _absent(directory: Path) -> str:
+    what = f"has no {FILE}" if directory.is_dir() else "is no directory"
+    return f"{str(directory)!r} {what}: give a directory that vitfold.save wrote"
+
+
+def write(directory: Path, plan: Plan, write_weights: Write | None) -> None:
+    """Replace the plan in the directory, and its weights, at one moment: when plan.json is renamed.
+
+    Until then everything of the plan before is there, under its own name.
+    """
+    before = _weights(directory)
+    if write_weights is None:
+        _put(directory, FILE, _writes(encode(plan)))
+        now = None
+    else:
+        free = before == SPARE or not (directory / WEIGHTS).exists()
+        now = _commit(directory, plan, write_weights, WEIGHTS if free else SPARE)
+    with contextlib.suppress(OSError):
+        for name in (WEIGHTS, SPARE):
+            if name in (before, SPARE) and name != now:
+                (directory / name).unlink(missing_ok=True)
+
+
+def _weights(directory: Path) -> str | None:
+    """The file of weights that the plan in the directory names, if there is such a plan."""
+    try:
+        weights = decode(read(directory)).weights
+    except PlanError:
+        return None
+    return weights.file if weights else None
+
+
+def _commit(directory: Path, plan: Plan, write_weights: Write, name: str) -> str:
+    """Write weights under a name, then the plan that names them; the name that they end up with."""
+    encoded = encode(_named(plan, name))
+    _put(directory, name, write_weights)
+    _put(directory, FILE, _writes(encoded))
+    if name == WEIGHTS:
+        return name
+    try:
+        # A link: both names are there while plan.json changes from one to the other.
+        _put(directory, WEIGHTS, lambda path: os.link(directory / name, path))
+        _put(directory, FILE, _writes(encode(_named(plan, WEIGHTS))))
+    # The new plan is complete as it is, for instance on a file system without links.
+    except OSError:
+        return name
+    return WEIGHTS
+
+
+def _named(plan: Plan, name: str) -> Plan:
+    assert plan.weights is not None  # there are weights to write
+    return dataclasses.replace(plan, weights=Weights(name, plan.weights.backbone))
+
+
+def _writes(data: bytes) -> Write:
+    return lambda path: path.write_bytes(data)
+
+
+def _put(directory: Path, name: str, write: Write) -> None:
+    with whole(directory / name) as path:
+        write(path)

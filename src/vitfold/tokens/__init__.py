@@ -1,0 +1,1 @@
+"""What became of every token of a forward pass. Knows no model."""

@@ -1,0 +1,264 @@
+"""Where every token goes: the one noun of vitfold. Knows no model.
+
+A `TokenMap` turns `N` tokens into `slots` tokens. Some tokens *keep* a slot, in a declared order;
+the others are *gone*: each goes *into* a slot (merged) or nowhere (dropped, -1). How many are gone
+is the same for every image of a batch, so shapes are static.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from vitfold.tokens import ragged
+from vitfold.tokens.modes import recording
+
+DROPPED = -1
+
+Fate = Literal["merged", "dropped", "mixed"]
+
+
+def take(x: Tensor, index: Tensor) -> Tensor:
+    """The rows of `x[B, N]` or `x[B, N, C]` at `index[B, n]`, image by image."""
+    if x.dim() == 2:
+        return x.gather(1, index)
+    # One image at a time: what it costs is the number of calls. In a graph there may be others.
+    if not recording() and x.shape[0] == 1:
+        return x.index_select(1, index[0])
+    # An embedding lookup copies whole rows, where `gather` copies element by element.
+    return F.embedding(index + _first_rows(x), x.reshape(-1, x.shape[-1]))
+
+
+def _first_rows(x: Tensor) -> Tensor:
+    """`[B, 1]`: where each image starts once batch and tokens are one axis."""
+    batch, tokens = x.shape[:2]
+    return torch.arange(0, batch * tokens, tokens, device=x.device).unsqueeze(1)
+
+
+def _add_rows_(x: Tensor, index: Tensor, rows: Tensor) -> Tensor:
+    """Add `rows[B, r, C]` to `x[B, n, C]` in place at `index[B, r]`; repeated indices add up."""
+    if not recording() and x.shape[0] == 1:
+        return x.index_add_(1, index[0], rows)
+    channels = x.shape[-1]
+    # For a few rows a plain loop beats `scatter_add`, which sorts the indices in parallel first.
+    flat = (index + _first_rows(x)).flatten()
+    x.view(-1, channels).index_add_(0, flat, rows.reshape(-1, channels))
+    return x
+
+
+@dataclass(frozen=True, eq=False)
+class TokenMap:
+    """A hard assignment of `N` tokens to `slots` slots.
+
+    keep: `[B, slots]` the token that gives each slot its place.
+    gone: `[B, N - slots]` the tokens that lose theirs.
+    into: `[B, N - slots]` the slot that each of those goes into, or -1.
+    fate: what may happen to the gone, known without looking at the data.
+    weight: `[B, N]` what counts in the mean of a slot, above zero; None: sizes.
+    """
+
+    keep: Tensor
+    gone: Tensor
+    into: Tensor
+    fate: Fate = "merged"
+    weight: Tensor | None = None
+
+    @classmethod
+    def identity(cls, batch: int, tokens: int, device: torch.device | None = None) -> "TokenMap":
+        """Every token keeps its place."""
+        keep = torch.arange(tokens, device=device).expand(batch, -1)
+        return cls(keep, keep[:, :0], keep[:, :0])
+
+    @classmethod
+    def dropping(cls, keep: Tensor, gone: Tensor) -> "TokenMap":
+        """The tokens `keep[B, n]` stay, the tokens `gone[B, r]` go nowhere."""
+        return cls(keep, gone, torch.full_like(gone, DROPPED), "dropped")
+
+    @classmethod
+    def from_parent(cls, parent: Tensor, order: Tensor | None = None) -> "TokenMap":
+        """From `parent[B, N]`: itself, the surviving token that it becomes, or -1 for dropped.
+
+        `order[N]` lists the positions in the order in which survivors rank (default: as they
+        stand). Every image must lose the same number of tokens.
+        """
+        tokens = parent.shape[1]
+        places = torch.arange(tokens, device=parent.device).expand_as(parent)
+        order = places[0] if order is None else order
+        survives = parent == places
+        ranked = order[(~survives)[:, order].int().argsort(dim=1, stable=True)]
+        slots = int(survives.sum()) // max(len(parent), 1)
+        keep, gone = ranked[:, :slots], ranked[:, slots:].sort(dim=1).values
+        rank = torch.empty_like(parent).scatter(1, ranked, places)
+        target = parent.gather(1, gone)
+        into = rank.gather(1, target.clamp(min=0)).where(target >= 0, DROPPED)
+        return cls(keep, gone, into, "mixed")
+
+    @property
+    def tokens(self) -> int:
+        """N: how many tokens go in."""
+        return self.keep.shape[1] + self.gone.shape[1]
+
+    @property
+    def slots(self) -> int:
+        """How many tokens come out."""
+        return self.keep.shape[1]
+
+    @property
+    def slot(self) -> Tensor:
+        """`[B, N]`: the slot of every token, -1 for dropped."""
+        slots = torch.arange(self.slots, device=self.keep.device).expand_as(self.keep)
+        blank = self.keep.new_empty(self.keep.shape[0], self.tokens)
+        return blank.scatter(1, self.keep, slots).scatter(1, self.gone, self.into)
+
+    @property
+    def merges(self) -> bool:
+        """Whether any slot may hold more than the token that keeps it."""
+        return self.fate != "dropped" and self.gone.shape[1] > 0
+
+    def fold(self, x: Tensor, size: Tensor | None = None) -> Tensor:
+        """The mean of `x[B, N, C]` in every slot, weighted by `size[B, N]` (default: one each)."""
+        if not self.merges:
+            return take(x, self.keep)
+        return self.reduce(x, _ones(x) if size is None else size)[0]
+
+    def fold_sizes(self, size: Tensor) -> Tensor:
+        """`[B, slots]`: the summed size of every slot; what is dropped counts nowhere."""
+        return self._sizes(size)[2]
+
+    def reduce(self, x: Tensor, size: Tensor) -> tuple[Tensor, Tensor]:
+        """The tokens that come out of `x[B, N, C]`, and their sizes."""
+        kept = take(x, self.keep)
+        stay, move, total = self._sizes(size)
+        if not self.merges:
+            return kept, total
+        sizes = total
+        if self.weight is not None:
+            stay, move, total = self._sizes(self.weight)
+        into = self.into.clamp(min=0) if self.fate == "mixed" else self.into
+        moved = take(x, self.gone)
+        if x.element_size() < 4:
+            # `kept` is a fresh copy. A slot that nothing joins is multiplied by exactly one.
+            kept.mul_(_channelwise(stay / total, x))
+        else:
+            # The same mean without a pass over slots that nothing joins: a slot goes towards each
+            # token that does. What is infinite stays. Too few bits would lose many small ways.
+            moved = moved - take(kept, into).nan_to_num(0.0, 0.0, 0.0)
+        moved = moved * _channelwise(move / total.gather(1, into), x)
+        if self.fate == "mixed":
+            moved = moved.where((self.into >= 0).unsqueeze(-1), 0)
+        return _add_rows_(kept, into, moved), sizes
+
+    def _sizes(self, size: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Of the tokens that keep a slot, of those that are gone, and of the slots."""
+        stay, move = size.gather(1, self.keep), size.gather(1, self.gone)
+        if not self.merges:
+            return stay, move, stay
+        if self.fate == "merged":
+            return stay, move, stay.scatter_add(1, self.into, move)
+        landed = move.where(self.into >= 0, 0)
+        return stay, move, stay.scatter_add(1, self.into.clamp(min=0), landed)
+
+    def unfold(self, y: Tensor, fill: Tensor | None = None) -> Tensor:
+        """`[B, N, C]`: every token shows its slot's row of `y[B, slots, C]`; the dropped show
+        `fill`, which broadcasts to that shape (default: zeros)."""
+        slot = self.slot
+        if self.fate == "merged":
+            return take(y, slot)
+        blank = y.new_zeros(()) if fill is None else fill
+        return take(y, slot.clamp(min=0)).where((slot >= 0).unsqueeze(-1), blank)
+
+    def in_order(self) -> "TokenMap":
+        """The same, with survivors in the order in which they stood."""
+        keep, order = self.keep.sort(dim=1)
+        slots = torch.arange(self.slots, device=keep.device).expand_as(order)
+        rank = torch.empty_like(order).scatter(1, order, slots)
+        into = rank.gather(1, self.into.clamp(min=0)).where(self.into >= 0, DROPPED)
+        return replace(self, keep=keep, into=into)
+
+    def then(self, second: "TokenMap") -> "TokenMap":
+        """This map followed by `second`, which starts from this one's slots. What becomes of which
+        token; means over the slots are again by size."""
+        moved = second.slot.gather(1, self.into.clamp(min=0))
+        return TokenMap(
+            keep=self.keep.gather(1, second.keep),
+            gone=torch.cat([self.gone, self.keep.gather(1, second.gone)], dim=1),
+            into=torch.cat([moved.where(self.into >= 0, DROPPED), second.into], dim=1),
+            fate=self._joint_fate(second),
+        )
+
+    def _joint_fate(self, second: "TokenMap") -> Fate:
+        fates = {m.fate for m in (self, second) if m.gone.shape[1]}
+        return fates.pop() if len(fates) == 1 else "mixed" if fates else "merged"
+
+
+def _ones(x: Tensor) -> Tensor:
+    """`[B, N]`, in at least float32: sums of them are counts."""
+    return x.new_ones(x.shape[:2], dtype=torch.promote_types(x.dtype, torch.float32))
+
+
+def _channelwise(weight: Tensor, x: Tensor) -> Tensor:
+    return weight.unsqueeze(-1).to(x.dtype)
+
+
+@dataclass(frozen=True, eq=False)
+class PackedMap:
+    """What a `TokenMap` is, where every image has slots of its own number.
+
+    flat: from the original tokens of all images to the slots of all images.
+    lengths: how many slots each image has.
+    """
+
+    flat: TokenMap
+    lengths: tuple[int, ...]
+
+    @property
+    def tokens(self) -> int:
+        """N: how many tokens of each image go in."""
+        return self.flat.tokens // max(len(self.lengths), 1)
+
+    @property
+    def slots(self) -> int:
+        """How many tokens come out where most do."""
+        return max(self.lengths, default=0)
+
+    @property
+    def fate(self) -> Fate:
+        """What may happen to those that are gone."""
+        return self.flat.fate
+
+    @property
+    def slot(self) -> Tensor:
+        """`[B, N]`: the slot of every token in its own image, -1 for dropped."""
+        slot = apart(self.flat.slot, len(self.lengths))
+        first = ragged.starts(torch.tensor(self.lengths, device=slot.device)).unsqueeze(1)
+        return torch.where(slot >= 0, slot - first, DROPPED)
+
+    def fold(self, x: Tensor, size: Tensor | None = None) -> Tensor:
+        """`[B, slots, C]`: the mean of `x[B, N, C]` in every slot, zeros where there is none."""
+        flat = None if size is None else one_image(size)
+        return ragged.pad(self.flat.fold(one_image(x), flat), self._here(x))
+
+    def fold_sizes(self, size: Tensor) -> Tensor:
+        """`[B, slots]`: the summed size of every slot."""
+        return ragged.pad(self.flat.fold_sizes(one_image(size)), self._here(size))
+
+    def unfold(self, y: Tensor) -> Tensor:
+        """`[B, N, C]`: every token shows its slot's row of `y[B, slots, C]`, the dropped zeros."""
+        rows = y[self._here(y)].unsqueeze(0)
+        return apart(self.flat.unfold(rows), len(self.lengths))
+
+    def _here(self, like: Tensor) -> Tensor:
+        """`[B, slots]`: which slots an image has."""
+        return ragged.table(torch.tensor(self.lengths, device=like.device))[1]
+
+
+def one_image(x: Tensor) -> Tensor:
+    """All tokens of `x[B, N, C]` as those of one image."""
+    return x.flatten(0, 1).unsqueeze(0)
+
+
+def apart(x: Tensor, batch: int) -> Tensor:
+    """The images again, each with all of its tokens."""
+    return x[0].view(batch, x.shape[1] // max(batch, 1), *x.shape[2:])

@@ -1,0 +1,106 @@
+"""How much stays alone and how much goes around, for a share of the FLOPs: what a search for a
+PruneMerge ends with."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from vitfold.errors import MethodError
+from vitfold.folding.families import find
+from vitfold.folding.flops import CLOSE, NEAR, Tried, cost
+from vitfold.folding.fold import clone, fold
+from vitfold.methods.prune_merge.method import PruneMerge
+
+TRIES = 14
+
+FAR = 16
+"""How many patches more or less stay alone, or go around, where the search has to look closer."""
+
+LOOKS = 30
+"""How often it then does."""
+
+
+def reaching(
+    model: nn.Module, method: PruneMerge, share: float, image: Tensor, free: bool = False
+) -> PruneMerge:
+    """The same with rates that cost that share of the dense FLOPs: as much stays alone as does.
+    Where that is none, more goes around than the method says, if it is `free`; and where one patch
+    more or less is too much, rates a few patches away are tried."""
+    tried = Tried[PruneMerge](share, costs(model, image))
+    _bisect(tried, lambda keep: keeping(method, keep), share)
+    if tried.off(tried.best) > NEAR and free:
+        _bisect(tried, lambda keep: replace(method, keep=0.0, prune=1 - keep), 1 - PruneMerge.prune)
+    if tried.miss > NEAR and min(tried.costs.values()) < share < max(tried.costs.values()):
+        _look(tried, _nearby(tried.best, 1.0 if free else method.prune))
+    if tried.miss > NEAR:
+        raise MethodError(
+            f"flops={share} cannot be reached by merging in blocks {list(method.blocks or ())}: "
+            f"the nearest share that can is {tried.reached:.3f}; give other blocks"
+        )
+    return tried.best
+
+
+def keeping(method: PruneMerge, keep: float) -> PruneMerge:
+    """The same where so much stays alone, and less goes around where nothing else is left."""
+    return replace(method, keep=keep, prune=min(method.prune, 1 - keep))
+
+
+def costs(model: nn.Module, image: Tensor) -> Callable[[PruneMerge], float]:
+    """The share of the dense FLOPs that rates cost, of images like this one."""
+    ours = clone(model).eval()
+    found = find(ours)
+    weight = next(found.trunk.parameters())
+    blank = torch.zeros_like(image, device=weight.device, dtype=weight.dtype)
+    given = {found.kind.arguments[0]: blank}
+    whole = cost(found, **given)
+
+    def share(rated: PruneMerge) -> float:
+        fold(ours, rated)
+        return cost(found, **given) / whole
+
+    return share
+
+
+def _bisect(tried: Tried[PruneMerge], rated: Callable[[float], PruneMerge], start: float) -> None:
+    """Try rates that cost the more the larger their number in [0, 1] is."""
+    low, high, at = 0.0, 1.0, start
+    for _ in range(TRIES):
+        off = tried.off(rated(at))
+        if abs(off) <= CLOSE:
+            break
+        low, high = (low, at) if off > 0 else (at, high)
+        at = (low + high) / 2
+
+
+def _look(tried: Tried[PruneMerge], candidates: Iterable[PruneMerge]) -> None:
+    """Try those that ought to come near, by how many patches blocks see."""
+    seen = torch.tensor([[_seen(rated), 1.0] for rated in tried.costs], dtype=torch.float64)
+    offs = torch.tensor([[tried.off(rated)] for rated in tried.costs], dtype=torch.float64)
+    slope, start = torch.linalg.lstsq(seen, offs).solution.flatten().tolist()
+    order = sorted(candidates, key=lambda rated: abs(slope * _seen(rated) + start))
+    for rated in order[:LOOKS]:
+        if abs(tried.off(rated)) <= NEAR / 2:
+            break
+
+
+def _seen(method: PruneMerge) -> int:
+    """How many patches all blocks see, mixed and alone, but for those that see all."""
+    gone = sum(len(group) - max(group) - 1 for group in method.structure.values())
+    return sum(map(len, method.scores or ())) - gone
+
+
+def _nearby(method: PruneMerge, most: float) -> list[PruneMerge]:
+    """Rates some patches away, the nearest first, of which at most so many go around."""
+    rows = method.scores or ((),)
+    patches = sum(map(len, rows)) if method.scope == "global" else len(rows[0])
+    alone, around = round(method.keep * patches), round(method.prune * patches)
+    rates = [
+        (stay, leave)
+        for stay in range(max(alone - FAR, 0), min(alone + FAR, patches) + 1)
+        for leave in range(max(around - FAR, 0), min(around + FAR, patches - stay) + 1)
+        if leave <= round(most * patches)
+    ]
+    rates.sort(key=lambda rate: abs(rate[0] - alone) + abs(rate[1] - around))
+    return [replace(method, keep=a / patches, prune=b / patches) for a, b in rates]

@@ -1,0 +1,118 @@
+"""What happened to every token: counts, maps and pictures."""
+
+import operator
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from PIL import Image
+from torch import Tensor, nn
+
+from vitfold.errors import DataError
+from vitfold.folding.calls import folded, follow
+from vitfold.folding.families import processor
+from vitfold.folding.inputs import Inputs, images_in
+from vitfold.tokens.tokenmap import PackedMap, TokenMap
+from vitfold.tools import draw
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, eq=False)
+class Trace:
+    """The way of the tokens of some images through the blocks of a folded model.
+
+    counts: `[block][image]` how many tokens leave each block, prefix included.
+    maps: `[block]` from the original tokens to those that leave it.
+    prefix: how many of them are not patches.
+    grid: height and width of the patch grid, where there is one.
+    images: `[B, C, H, W]` what was traced, where it was images.
+    look: mean and deviation of the channels, where they were normalized by known ones.
+    """
+
+    counts: list[list[int]]
+    maps: list[TokenMap | PackedMap]
+    prefix: int
+    grid: tuple[int, int] | None
+    images: Tensor | None
+    look: draw.Channels | None = None
+
+    def groups(self, image: int = 0, block: int = -1) -> Tensor:
+        """`[height, width]` the token that each patch is part of after a block, -1 for dropped."""
+        if self.grid is None:
+            raise DataError("these images have no common patch grid: trace images of one size")
+        slot = self._at("block", self.maps, block).slot
+        return self._at("image", slot.unbind(), image)[self.prefix :].view(self.grid)
+
+    def draw(
+        self, image: int | Image.Image | Tensor = 0, *, index: int = 0, block: int = -1
+    ) -> Image.Image:
+        """A picture of the tokens after a block: every group in its mean colour, with outlines;
+        dropped patches dark.
+
+        `image` is the number of a traced image, or what to paint instead of image `index`.
+        """
+        picture, number = self._picture(image, index)
+        return draw.paint(picture, self.groups(number, block))
+
+    def strip(self, image: int | Image.Image | Tensor = 0, *, index: int = 0) -> Image.Image:
+        """The image and its tokens after every block that changed them, side by side."""
+        counts = [[self.maps[0].tokens] * len(self.counts[0]), *self.counts]
+        blocks = [b for b in range(len(self.maps)) if counts[b] != counts[b + 1]]
+        pictures = [self.draw(image, index=index, block=block) for block in blocks]
+        picture, number = self._picture(image, index)
+        labels = [f"block {b}: {self.counts[b][number]}" for b in blocks]
+        return draw.row([draw.plain(picture), *pictures], ["image", *labels])
+
+    def _picture(
+        self, image: int | Image.Image | Tensor, index: int
+    ) -> tuple[Image.Image | Tensor, int]:
+        """What to paint on, and the number of the image whose tokens are painted."""
+        if isinstance(image, Image.Image):
+            return image, index
+        if isinstance(image, Tensor):
+            if image.dim() != 3:
+                raise DataError(f"a picture of shape {list(image.shape)}: expected [C, H, W]")
+            return image, index
+        try:
+            number = operator.index(image)
+        except TypeError:
+            kind = type(image).__name__
+            raise DataError(f"{kind}: expected a number, a PIL picture or a tensor") from None
+        if self.images is None:
+            raise DataError("what was traced is not images: give the picture to paint on")
+        return draw.plainer(self._at("image", self.images.unbind(), number), self.look), number
+
+    @staticmethod
+    def _at(what: str, items: Sequence[T], index: int) -> T:
+        try:
+            index = operator.index(index)
+        except TypeError:
+            raise DataError(f"{what}={index!r}: expected a whole number") from None
+        if not -len(items) <= index < len(items):
+            raise DataError(f"{what}={index}: there are {len(items)}, numbered from 0")
+        return items[index]
+
+
+def trace(model: nn.Module, images: Inputs) -> Trace:
+    """Run a folded model on images (or on the inputs of a Hugging Face vision model, by name) and
+    keep what became of every token."""
+    books = follow(model, images).books
+    pixels = images_in(images)
+    return Trace(
+        counts=[ledger.counts(len(pixels)) for ledger in books[1:]],
+        maps=[ledger.whole(pixels) for ledger in books[1:]],
+        prefix=books[0].prefix,
+        grid=books[0].grid,
+        images=pixels if pixels.dim() == 4 else None,
+        look=_channels(folded(model).found.trunk),
+    )
+
+
+def _channels(trunk: Any) -> draw.Channels | None:
+    """How the images of a model are normalized, where timm or its checkpoint says so."""
+    said = processor.of(getattr(trunk, "config", None))
+    config = processor.translated(said) if said else getattr(trunk, "pretrained_cfg", None)
+    if not isinstance(config, dict) or not {"mean", "std"} <= config.keys():
+        return None
+    return config["mean"], config["std"]
