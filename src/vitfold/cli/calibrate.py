@@ -6,7 +6,6 @@ from typing import Annotated
 import torch
 import typer
 
-from vitfold import calibrate as calibrate_
 from vitfold.cli import options, show, values
 from vitfold.cli.groups import grouped
 from vitfold.cli.images import shuffled_of
@@ -15,6 +14,7 @@ from vitfold.folding.fold import clone, fold
 from vitfold.methods import WardCut, create_method
 from vitfold.saving.models import save_model
 from vitfold.tokens.modes import evaluating
+from vitfold.tools.calibrate import calibrate as calibrate_
 from vitfold.tools.measure import flops
 from vitfold.tools.trace import trace
 

@@ -11,7 +11,6 @@ import typer
 from torch import nn
 from torch.utils.data import DataLoader
 
-from vitfold import freeze as freeze_
 from vitfold.cli import options, show, values
 from vitfold.cli.groups import grouped
 from vitfold.cli.images import batches_of
@@ -21,6 +20,7 @@ from vitfold.folding.fold import clone
 from vitfold.saving.models import save_model
 from vitfold.segment import score as score_pixels
 from vitfold.tools.freeze import check_ragged
+from vitfold.tools.freeze import freeze as freeze_
 from vitfold.tools.validate import Batch, predict, score
 
 
