@@ -5,12 +5,12 @@ import errno
 import os
 import re
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from vitfold.errors import DataError, MethodError, one_line
-from vitfold.methods.base import named
+
+if TYPE_CHECKING:
+    import torch
 
 
 def given(**values: Any) -> dict[str, Any]:
@@ -92,11 +92,15 @@ def whole_numbers(option: str, text: str) -> list[int]:
 
 def method_name(text: str) -> str:
     """A registered name."""
+    from vitfold.methods.base import named
+
     return named(text.strip()).name
 
 
-def device(name: str) -> torch.device:
+def device(name: str) -> "torch.device":
     """A device that is there, and computes."""
+    import torch
+
     try:
         found = torch.device(name)
         if found.type == "meta":

@@ -8,7 +8,6 @@ import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 from torch.nn import functional as F
-from torchvision.transforms.v2.functional import pil_to_tensor, to_pil_image
 
 from vitfold.errors import DataError
 from vitfold.files import whole, writing
@@ -78,6 +77,8 @@ def _is_plain(pixels: Tensor, slack: float = 0.0) -> bool:
 def to_pixels(image: Image.Image | Tensor) -> Tensor:
     """`[3, H, W]` in 0 to 1; a tensor that is not in that range is stretched to it."""
     if isinstance(image, Image.Image):
+        from torchvision.transforms.v2.functional import pil_to_tensor
+
         return pil_to_tensor(image.convert("RGB")).float() / 255  # type: ignore[no-any-return]
     pixels = image.detach().cpu().float()
     pixels = pixels[:1].expand(3, -1, -1) if pixels.shape[0] < 3 else pixels[:3]
@@ -109,4 +110,6 @@ def _outlines(cells: Tensor) -> Tensor:
 
 def to_image(pixels: Tensor) -> Image.Image:
     """A picture of `[3, H, W]` in 0 to 1."""
+    from torchvision.transforms.v2.functional import to_pil_image
+
     return to_pil_image((pixels.clamp(0, 1) * 255).round().byte())  # type: ignore[no-any-return]

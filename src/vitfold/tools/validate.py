@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from vitfold.errors import DataError
+from vitfold.folding.fold import clone
 from vitfold.tokens.modes import evaluating, mixed
 from vitfold.tools.answers import logits
 from vitfold.tools.measure import Progress, now
@@ -123,16 +124,23 @@ def predict(
 
 
 def validate(
-    folded: nn.Module,
-    dense: nn.Module,
+    model: nn.Module,
     batches: Iterable[Batch],
     *,
+    dense: nn.Module | None = None,
     device: torch.device | None = None,
     amp: torch.dtype | None = None,
     progress: Progress = lambda: None,
 ) -> Report:
-    """Run both models over labelled batches."""
-    return score(*_predict_all((folded, dense), batches, device, amp, progress))
+    """Accuracy of a folded classifier on labelled images, and how often it agrees with the dense
+    model; both see every batch.
+
+    batches: pairs of images `[B, C, H, W]`, prepared for the model, and labels `[B]`, as a
+        DataLoader yields them.
+    dense: what it is compared with; by default the same model without its fold.
+    """
+    dense = clone(model) if dense is None else dense
+    return score(*_predict_all((model, dense), batches, device, amp, progress))
 
 
 def _predict_all(
