@@ -89,4 +89,6 @@ def load(name: str) -> Any:
         return typer.main.get_command(app)
     for info in module.app.registered_commands:
         info.callback = prepared(info.callback, entry.imports)
-    return typer.main.get_command(module.app)
+    group = typer.main.get_command(module.app)
+    group.name = name
+    return group

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
+from vitfold.cli.values import tidying
 from vitfold.errors import DataError, MethodError, one_line
 
 Command = Callable[..., None]
@@ -35,7 +36,8 @@ def prepared(command: Command, imports: bool | None = None) -> Command:
         options.pop(IMPORT.name, None)
         for name, value in options.items():
             _check_number(name, value)
-        command(**options)
+        with tidying():
+            command(**options)
 
     parameters = list(signature.parameters.values())
     by_name = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in parameters]

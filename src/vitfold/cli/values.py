@@ -1,9 +1,12 @@
 """What the text of an option means; refused where it means nothing."""
 
 import ast
+import contextlib
 import errno
 import os
 import re
+from collections.abc import Iterator
+from contextvars import ContextVar
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -71,13 +74,17 @@ def shares(text: str) -> list[float]:
     return found
 
 
+LARGEST_BATCH = 10**12
+"""Torch counts bytes in 63 bits; below this it says itself that memory is not enough."""
+
+
 def batch_sizes(text: str) -> list[int]:
     """`32`, or `1,8,32`."""
     try:
         sizes = [int(part) for part in text.split(",")]
     except ValueError:
         sizes = []
-    if not sizes or min(sizes) < 1:
+    if not sizes or min(sizes) < 1 or max(sizes) > LARGEST_BATCH:
         raise DataError(f"--batch-size {text!r}: expected numbers from 1 up, as 32 or 1,8,32")
     return sizes
 
@@ -113,9 +120,12 @@ def device(name: str) -> "torch.device":
 
 
 def directory(path: Path) -> Path:
-    """A directory for results, made before the work and not after it."""
+    """A directory for results, made before the work and not after it; it goes again when the
+    command ends and has put nothing into it."""
     try:
+        missing = [part for part in (path, *path.parents) if not part.exists()]
         path.mkdir(parents=True, exist_ok=True)
+        CREATED.get().extend(missing)
         why = "" if os.access(path, os.W_OK) else os.strerror(errno.EACCES)
     except (OSError, ValueError) as error:
         why = getattr(error, "strerror", None) or str(error)
@@ -124,8 +134,30 @@ def directory(path: Path) -> Path:
     return path
 
 
+CREATED: ContextVar[list[Path]] = ContextVar("created", default=[])  # noqa: B039
+"""Directories that the command that runs has made, the innermost first."""
+
+
+@contextlib.contextmanager
+def tidying() -> Iterator[None]:
+    """Around a command: of the directories that it makes, those that stay empty go again, also
+    where it fails or is stopped."""
+    token = CREATED.set([])
+    try:
+        yield
+    finally:
+        for path in CREATED.get():
+            with contextlib.suppress(OSError):
+                path.rmdir()
+        CREATED.reset(token)
+
+
 def directory_beside(path: Path, model: str) -> Path:
     """The same, of what is made from a model in a directory, which stays."""
-    if path.resolve() == Path(model).resolve():
+    try:
+        same = path.resolve() == Path(model).resolve()
+    except (OSError, RuntimeError, ValueError):  # a loop of links, or no name of a file
+        same = False
+    if same:
         raise DataError(f"--output {path} is the model, which stays: give another directory")
     return directory(path)
