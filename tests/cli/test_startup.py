@@ -65,6 +65,7 @@ def test_folding_imports_the_core_alone() -> None:
         ("calibrate", "--help"),
         ("freeze", "--help"),
         ("families", "--help"),
+        ("report", "--help"),
         ("analyze", "--help"),
         ("analyze", "sharpness", "--help"),
     ],
