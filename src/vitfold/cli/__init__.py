@@ -25,8 +25,8 @@ app = typer.Typer(
 )
 
 
-def _version(asked: bool) -> None:
-    if asked:
+def _version(wanted: bool) -> None:
+    if wanted:
         typer.echo(f"vitfold {importlib.metadata.version('vitfold')}")
         raise typer.Exit
 
@@ -47,16 +47,16 @@ def main() -> None:
         try:
             app(_positional(_repeated(sys.argv[1:])))
         except Exception as error:
-            said = _in_words(error)
-            if said is None:
+            text = _in_words(error)
+            if text is None:
                 raise
             console = Console(stderr=True, highlight=False, soft_wrap=True)
-            console.print(f"[red]error:[/] {escape(said)}")
+            console.print(f"[red]error:[/] {escape(text)}")
             sys.exit(2)
 
 
 def _in_words(error: Exception) -> str | None:
-    """What is to be said of an error; None of one that nobody expected."""
+    """The line for an error; None of one that nobody expected."""
     if isinstance(error, VitfoldError):
         return str(error)
     if isinstance(error, MemoryError) or type(error).__name__ == FULL_GPU or FULL in str(error):
@@ -82,15 +82,15 @@ KEYED = re.compile(r"--[a-z]+-kwargs")
 
 def _repeated(arguments: list[str]) -> list[str]:
     """timm's `--model-kwargs a=1 b=2`, as `--model-kwargs a=1 --model-kwargs b=2`."""
-    made: list[str] = []
+    words: list[str] = []
     option = ""
     for argument in arguments:
         if argument.startswith("-") or "=" not in argument:
             option = argument if KEYED.fullmatch(argument) else ""
-        elif option and made[-1] != option:
-            made.append(option)
-        made.append(argument)
-    return made
+        elif option and words[-1] != option:
+            words.append(option)
+        words.append(argument)
+    return words
 
 
 def _positional(arguments: list[str]) -> list[str]:

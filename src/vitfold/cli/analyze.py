@@ -43,7 +43,7 @@ BatchSize = Annotated[int, typer.Option("--batch-size", "-b", min=1)]
 @grouped
 def similarity(
     data: options.Images,
-    made: options.Made,
+    model_options: options.ModelOptions,
     model: options.ModelName = "digits",
     limit: options.Limit = 256,
     batch_size: BatchSize = 32,
@@ -54,10 +54,10 @@ def similarity(
     """Mean similarity of tokens before, inside and after the attention of every block."""
     from vitfold.cli.work import analyze as work
 
-    base = made.image_model(model)
+    base = model_options.image_model(model)
     batches = work.batches(base, data.source, limit, batch_size, workers)
     with show.bar("looking", len(batches)) as progress:
-        means = work.analysis.token_similarity(base, batches, progress)
+        means = work.token_similarity(base, batches, progress)
     series = {name: getattr(means, name) for name in ("before", "inside", "after")}
     work.by_block(f"{model}: mean cosine of two tokens", series)
     if output is not None:
@@ -69,7 +69,7 @@ def similarity(
 @grouped
 def merged_similarity(
     data: options.Images,
-    made: options.Made,
+    model_options: options.ModelOptions,
     model: options.ModelName = "digits",
     method: options.MethodName = None,
     r: Annotated[
@@ -85,13 +85,13 @@ def merged_similarity(
     """Mean similarity of the tokens that merge with each other, against r."""
     from vitfold.cli.work import analyze as work
 
-    base = made.image_model(model)
+    base = model_options.image_model(model)
     batches = work.batches(base, data.source, limit, batch_size, workers)
     numbers = values.whole_numbers("--r", r)
     if min(numbers) < 1:
         raise MethodError(f"--r {r}: expected numbers from 1 up, where something merges")
     with show.bar("merging", len(batches) * len(numbers)) as progress:
-        means = work.analysis.merged_similarity(
+        means = work.merged_similarity(
             base, batches, numbers, method or "tome", values.parse(method_kwargs), progress
         )
     series = {f"r={r}": values for r, values in means.items()}
@@ -107,7 +107,7 @@ def merged_similarity(
 def sharpness(
     choice: options.Choice,
     data: options.Images,
-    made: options.Made,
+    model_options: options.ModelOptions,
     model: options.ModelName = "digits",
     limit: options.Limit = 128,
     batch_size: BatchSize = 32,
@@ -118,7 +118,7 @@ def sharpness(
     """The largest eigenvalue of the Hessian of the loss, before and after folding."""
     from vitfold.cli.work import analyze as work
 
-    base = made.image_model(model)
+    base = model_options.image_model(model)
     batches = work.batches(base, data.source, limit, batch_size, workers)
     figures = work.sharpnesses(base, choice, batches, tolerance)
     dense = figures["dense"]
@@ -131,13 +131,13 @@ def sharpness(
 @app.command()
 @grouped
 def positions(
-    made: options.Made,
+    model_options: options.ModelOptions,
     model: options.ModelName = "digits",
     output: Output = Path("positions.png"),
 ) -> None:
     """Similarity of position embeddings: a map for some patches of the grid."""
     from vitfold.cli.work import analyze as work
 
-    work.show_positions(model, made.image_model(model), output)
+    work.show_positions(model, model_options.image_model(model), output)
     if output is not None:
         show.written(output)

@@ -12,7 +12,7 @@ from vitfold.cli.groups import grouped
 @grouped
 def calibrate(
     data: options.TrainingImages,
-    made: options.Made,
+    model_options: options.ModelOptions,
     model: options.ModelName,
     output: Annotated[Path, typer.Option("--output", "-o", help="The folded model goes here.")],
     share: Annotated[
@@ -35,6 +35,6 @@ def calibrate(
 
     values.directory_beside(output, model)
     method = create_method(WardCut.name, {"flops": share, **values.parse(method_kwargs)})
-    ours = fold(made.image_model(model), method)
+    ours = fold(model_options.image_model(model), method)
     batches = shuffled_of(ours, data.source, images, 1, seed, workers)
-    calibrate_on(ours, batches, images, made.on, output)
+    calibrate_on(ours, batches, images, model_options.on, output)

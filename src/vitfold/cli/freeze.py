@@ -35,8 +35,8 @@ def freeze(
     from vitfold.cli.work import freeze as work
 
     values.directory_beside(output, model)
-    made = options.Made(device=device)
-    learned = task.model(made, model)
+    model_options = options.ModelOptions(device=device)
+    learned = task.model(model_options, model)
     work.check_ragged(learned)
     held_out = task.source(replace(data, split=val_split), learned)
     if isinstance(held_out, work.SceneSource):
@@ -45,7 +45,7 @@ def freeze(
         compare = work.images(learned, batches_of(learned, held_out, limit, batch_size, workers))
     source = task.source(data, learned)
     batches = batches_of(learned, source, images, batch_size, workers, own="train")
-    frozen = work.frozen_on(learned, batches, made.on)
+    frozen = work.frozen_on(learned, batches, model_options.on)
     compare(frozen)
     work.save_model(frozen, output)
     show.written(output)

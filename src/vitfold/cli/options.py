@@ -141,7 +141,7 @@ class Choice(Group):
 
 
 @dataclass(frozen=True)
-class Made(Group):
+class ModelOptions(Group):
     """How a model that has a name is made, and where it runs."""
 
     panel = "Model"
@@ -165,10 +165,10 @@ class Made(Group):
         from vitfold.segment import Segmenter
         from vitfold.tools.answers import ONLY
 
-        made = self.model(name)
-        if isinstance(made, Segmenter):
-            raise DataError(ONLY.format(type(made).__name__))
-        return made
+        model = self.model(name)
+        if isinstance(model, Segmenter):
+            raise DataError(ONLY.format(type(model).__name__))
+        return model
 
 
 @dataclass(frozen=True)
@@ -232,11 +232,11 @@ class Task(Group):
 
         return Labels(classes, self.ignore_label, self.reduce_zero_label)
 
-    def model(self, made: Made, name: str) -> nn.Module:
+    def model(self, options: ModelOptions, name: str) -> nn.Module:
         """A model that answers."""
         from vitfold.segment.score import segmenter as pixelwise
 
-        return pixelwise(made.model(name)) if self.pixels else made.image_model(name)
+        return pixelwise(options.model(name)) if self.pixels else options.image_model(name)
 
     def source(self, images: Images, model: nn.Module) -> Source | SceneSource:
         """Images whose labels are the model's."""
@@ -278,9 +278,9 @@ def model(
     from vitfold.saving.models import create_model
 
     torch.manual_seed(0)
-    made = values.arguments(kwargs, img_size)
+    arguments = values.arguments(kwargs, img_size)
     with fetching(name, pretrained, WITHOUT):
-        return create_model(name, pretrained=pretrained, **made).to(on).eval()
+        return create_model(name, pretrained=pretrained, **arguments).to(on).eval()
 
 
 WITHOUT = "give --no-pretrained for random weights, or a directory that holds weights"
@@ -294,16 +294,16 @@ def segments(task: str) -> bool:
     return task == "segment"
 
 
-def split_already(*asked: str) -> DataError:
-    """What is said where somebody asks for other parts of the embedded model's own digits."""
+def split_already(*options: str) -> DataError:
+    """The error where somebody asks for other parts of the embedded model's own digits."""
     return DataError(
         "the embedded model's own digits are split already: leave out "
-        f"{', '.join(asked[:-1])} and {asked[-1]}, or give --data-dir"
+        f"{', '.join(options[:-1])} and {options[-1]}, or give --data-dir"
     )
 
 
 def no_data() -> DataError:
-    """What is said where labelled images are needed and nobody says where they are."""
+    """The error where labelled images are needed and nobody says where they are."""
     return DataError("no data: give --data-dir FOLDER (or tar) or --dataset NAME")
 
 
@@ -323,8 +323,8 @@ def segmenter(
         raise DataError(f"{name} has {saved} classes: leave out --num-classes")
     if saved is not None:
         return model(name, kwargs, True, img_size, on)
-    made = values.arguments(kwargs, img_size)
-    return create_segmenter(name, classes or CLASSES, decoder, **made).to(on).eval()
+    arguments = values.arguments(kwargs, img_size)
+    return create_segmenter(name, classes or CLASSES, decoder, **arguments).to(on).eval()
 
 
 def folded_by(model: nn.Module, plan: Path | None, choice: Choice) -> nn.Module:

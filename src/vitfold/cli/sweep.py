@@ -33,7 +33,7 @@ PICTURES = 4
 
 @grouped
 def sweep(
-    made: options.Made,
+    made: options.ModelOptions,
     data: options.Images,
     precision: options.Precision,
     model: options.ModelName = "digits",

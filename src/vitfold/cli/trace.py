@@ -12,7 +12,7 @@ from vitfold.cli.groups import grouped
 @grouped
 def trace(
     choice: options.Choice,
-    made: options.Made,
+    model_options: options.ModelOptions,
     task: options.Task,
     model: options.ModelName,
     images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Image files.")],
@@ -31,7 +31,7 @@ def trace(
     from vitfold.cli.work import trace as work
 
     values.directory(output)
-    ours = options.folded_by(made.model(model), plan, choice)
+    ours = options.folded_by(model_options.model(model), plan, choice)
     if task.pixels:
         work.check_pixels(ours)
-    work.trace_images(ours, images, made.on, task, stride, output)
+    work.trace_images(ours, images, model_options.on, task, stride, output)

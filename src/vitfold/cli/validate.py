@@ -13,7 +13,7 @@ from vitfold.errors import DataError
 @grouped
 def validate(
     choice: options.Choice,
-    made: options.Made,
+    model_options: options.ModelOptions,
     data: options.Images,
     task: options.Task,
     precision: options.Precision,
@@ -39,7 +39,7 @@ def validate(
     dtype = precision.dtype
     if pictures and not task.pixels:
         raise DataError(f"--pictures {pictures} are of a segmenter: give --task segment")
-    ours = options.folded_by(task.model(made, model), plan, choice)
+    ours = options.folded_by(task.model(model_options, model), plan, choice)
     source = task.source(data, ours)
     if isinstance(source, work.SceneSource):
         report = work.of_pixels(model, ours, source, limit, stride, workers, dtype)

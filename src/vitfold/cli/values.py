@@ -28,10 +28,10 @@ def parse(pairs: list[str]) -> dict[str, Any]:
 
 def arguments(kwargs: list[str], img_size: int | None) -> dict[str, Any]:
     """What a model takes when it is made."""
-    made = parse(kwargs)
-    if img_size is not None and "img_size" in made:
-        raise DataError(f"--img-size {img_size} and img_size={made['img_size']!r}: give one")
-    return made | given(img_size=img_size)
+    arguments = parse(kwargs)
+    if img_size is not None and "img_size" in arguments:
+        raise DataError(f"--img-size {img_size} and img_size={arguments['img_size']!r}: give one")
+    return arguments | given(img_size=img_size)
 
 
 def _pair(text: str) -> tuple[str, Any]:
@@ -60,18 +60,18 @@ def shares(text: str) -> list[float]:
     try:
         ends, _, step = text.partition(":")
         if ".." not in ends:
-            found = [float(part) for part in text.split(",")]
+            numbers = [float(part) for part in text.split(",")]
         else:
             first, last = (float(end) for end in ends.split(".."))
             by = abs(float(step or 0.1))
             count = round(abs(first - last) / by) + 1
             sign = 1 if last > first else -1
-            found = [round(first + sign * by * number, 6) for number in range(count)]
+            numbers = [round(first + sign * by * number, 6) for number in range(count)]
     except (ValueError, ZeroDivisionError):
-        found = []
-    if not found or not all(0 < share <= 1 for share in found):
+        numbers = []
+    if not numbers or not all(0 < share <= 1 for share in numbers):
         raise MethodError(f"--flops {text!r}: expected shares in (0, 1], as 0.9,0.6 or 0.9..0.4")
-    return found
+    return numbers
 
 
 LARGEST_BATCH = 10**12
@@ -109,14 +109,14 @@ def device(name: str) -> "torch.device":
     import torch
 
     try:
-        found = torch.device(name)
-        if found.type == "meta":
+        device = torch.device(name)
+        if device.type == "meta":
             raise RuntimeError("it computes nothing")
-        torch.empty(0, device=found)
+        torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         why = one_line(error).partition(". ")[0]
         raise DataError(f"--device {name!r} is not to be had here: {why}") from None
-    return found
+    return device
 
 
 def directory(path: Path) -> Path:

@@ -11,11 +11,26 @@ from vitfold.cli.images import batches_of
 from vitfold.data import Source
 from vitfold.folding.calls import folds
 from vitfold.folding.fold import clone
-from vitfold.lab import analysis, plots
+from vitfold.lab import plots
+from vitfold.lab.analysis.merged import merged_similarity
+from vitfold.lab.analysis.positions import position_similarity
+from vitfold.lab.analysis.sharpness import sharpness
+from vitfold.lab.analysis.similarity import token_similarity
 from vitfold.tools import results
 from vitfold.tools.validate import Batch
 
-__all__ = ["analysis", "batches", "by_block", "finish", "gap", "plots", "rows", "sharpnesses"]
+__all__ = [
+    "batches",
+    "by_block",
+    "finish",
+    "gap",
+    "merged_similarity",
+    "plots",
+    "rows",
+    "sharpnesses",
+    "show_positions",
+    "token_similarity",
+]
 
 
 def batches(
@@ -34,13 +49,13 @@ def sharpnesses(
     figures: dict[str, float] = {}
     for name, model in {"dense": dense, str(folds(ours)[0].method): ours}.items():
         with show.bar(f"products with the Hessian, {name}", None) as progress:
-            figures[name] = analysis.sharpness(model, batches, tolerance, progress)
+            figures[name] = sharpness(model, batches, tolerance, progress)
     return figures
 
 
 def show_positions(name: str, model: nn.Module, output: Path | None) -> None:
     """Means of the similarity of position embeddings, and a plot of it."""
-    similar = analysis.position_similarity(model)
+    similar = position_similarity(model)
     height, width = similar.shape[:2]
     places = [(y, x) for y in _spread(height) for x in _spread(width)]
     maps = {f"row {y + 1}, column {x + 1}": similar[y, x].numpy() for y, x in places}
