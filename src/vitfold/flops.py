@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 from torch.utils.module_tracker import ModuleTracker
 
+from vitfold import kernels
 from vitfold.errors import MethodError
 from vitfold.families import Found
 from vitfold.layout import Layout
@@ -36,7 +37,7 @@ Spread = Callable[[float, int, int], Schedule]
 
 def count(call: Callable[[], Any]) -> int:
     """The floating point operations (two per multiply-add) of a call."""
-    counter = FlopCounterMode(display=False)
+    counter = FlopCounterMode(display=False, custom_mapping=kernels.flop_formulas())
     counter.mod_tracker = _NoModules()
     with torch.no_grad(), counter:
         call()
