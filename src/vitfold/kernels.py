@@ -2,8 +2,12 @@
 
 `Kernels` names four: `order`, `nearest`, `take` and `add_rows`. Matching and folding call them
 through `active`, which picks an implementation by the device of a tensor, or the one for programs
-that are exported. `EAGER` is plain torch. `PORTABLE` gives the same results, ties included, from
-operations whose answers do not depend on how a runtime breaks ties: it is what is exported.
+that are exported. `EAGER` is for torch; `PORTABLE`, what is exported, gives the same results from
+operations that any runtime has.
+
+Results are the same everywhere, ties included. No answer depends on how a runtime breaks ties, and
+tokens that are alike tie although each runtime, and each place in a batch, rounds differently: what
+differs by no more than rounding makes it (`rounding`) is equal, and the earlier one comes first.
 
 To put another implementation in their place, replace some of the functions and register that:
 
@@ -32,6 +36,10 @@ NOWHERE = float("-inf")
 PIECE = 2**20
 """How many scores of one image are there at a time. A number for each image: how one is computed
 must not depend on those beside it."""
+
+ROUNDING = types.MappingProxyType({torch.float32: 2.0**-19, torch.float64: 2.0**-36})
+"""By how much similarities differ that are equal but for rounding: some sixteen units in the last
+place of one, in float32. In half precision there is nothing to spare between those."""
 
 EXPORT = "export"
 """In place of a device: programs that are exported or traced, for whatever runs them."""
@@ -78,7 +86,8 @@ class Kernels:
     add_rows: `x[B, n, C]` plus `rows[B, r, C]` at `index[B, r]`, in place or not; repeated indices
         add up.
     order: indices along the last axis of `values` by falling (`descending`) or rising value; the
-        earlier one first among equals.
+        earlier one first among equals. What lies no further apart than `margin` is equal, and so
+        are its neighbours.
     nearest: what each token of a side resembles most on the other.
     flops: what custom operators cost, for `torch.utils.flop_counter`: from the shapes of their
         arguments, two per multiply-add.
@@ -86,7 +95,7 @@ class Kernels:
 
     take: Callable[[Tensor, Tensor], Tensor]
     add_rows: Callable[[Tensor, Tensor, Tensor], Tensor]
-    order: Callable[[Tensor, bool], Tensor]
+    order: Callable[[Tensor, bool, float], Tensor]
     nearest: Callable[[Side, Side], Nearest]
     flops: Mapping[Any, Callable[..., int]] = field(
         default_factory=lambda: types.MappingProxyType({})
@@ -106,6 +115,11 @@ def register(kernels: Kernels | None, where: str) -> Kernels | None:
     if kernels is not None:
         _REGISTERED[where] = kernels
     return before
+
+
+def rounding(values: Tensor) -> float:
+    """By how much these differ where they are equal but for rounding."""
+    return ROUNDING.get(values.dtype, 0.0)
 
 
 def flop_formulas() -> dict[Any, Callable[..., int]]:
@@ -147,10 +161,6 @@ def _add_flat(x: Tensor, index: Tensor, rows: Tensor) -> Tensor:
     return x
 
 
-def _stable_order(values: Tensor, descending: bool) -> Tensor:
-    return values.argsort(dim=-1, descending=descending, stable=True)
-
-
 def similarity(a: Side, b: Side) -> Tensor:
     """`[B, ..., n, m]`: how much all tokens of both sides resemble each other: their cosine; with
     sizes, minus Ward's distance."""
@@ -176,59 +186,61 @@ def _nearest(a: Side, b: Side) -> Nearest:
     # A graph is for any number of tokens, and in one piece.
     if not compiling() and a.rows.shape[-2] * others > PIECE:
         return _nearest_in_pieces(a, b, max(PIECE // others, 1))
-    scores = similarity(a, b)
-    return Nearest(scores.amax(dim=-1), functools.partial(_first_highest, scores))
+    return _nearest_whole(a, b)
 
 
 def _nearest_in_pieces(a: Side, b: Side, rows: int) -> Nearest:
     """The same of a few rows at a time: the scores of all are never there at once."""
-    starts = range(0, a.rows.shape[-2], rows)
-    pieces = [similarity(a.part(start, start + rows), b).max(dim=-1) for start in starts]
-    partner = torch.cat([piece.indices for piece in pieces], dim=-1)
+    best, partners = [], []
+    for start in range(0, a.rows.shape[-2], rows):
+        scores = similarity(a.part(start, start + rows), b)
+        best.append(scores.amax(dim=-1))
+        partners.append(first_highest(scores))
+    partner = torch.cat(partners, dim=-1)
 
     def of(chosen: Tensor | None) -> Tensor:
         return partner if chosen is None else partner.flatten(1).gather(1, chosen)
 
-    return Nearest(torch.cat([piece.values for piece in pieces], dim=-1), of)
+    return Nearest(torch.cat(best, dim=-1), of)
 
 
-def _first_highest(scores: Tensor, chosen: Tensor | None) -> Tensor:
-    """Where the chosen rows of `scores[B, ..., n, m]` are highest."""
-    return _chosen(scores, chosen).argmax(dim=-1)
+def _partner(scores: Tensor, chosen: Tensor | None) -> Tensor:
+    if chosen is not None:
+        scores = active(scores).take(scores.flatten(1, -2), chosen)
+    return first_highest(scores)
 
 
-def _chosen(scores: Tensor, chosen: Tensor | None) -> Tensor:
-    return scores if chosen is None else active(scores).take(scores.flatten(1, -2), chosen)
+# For any runtime: ties are broken by whole numbers that all differ.
 
 
-# The same for any runtime: ties are broken by numbers that are all different, or by no sort at all.
-
-
-def _portable_order(values: Tensor, descending: bool) -> Tensor:
+def order(values: Tensor, descending: bool, margin: float) -> Tensor:
     """Sorted twice. How the first sort breaks ties does not matter: equals get one level. Level and
-    place make whole numbers that all differ, and so have one order."""
-    ranked, order = values.sort(dim=-1, descending=descending)
-    above = (ranked[..., 1:] != ranked[..., :-1]).long().cumsum(dim=-1)
-    level = torch.zeros_like(order).scatter(-1, order, F.pad(above, (1, 0)))
+    place make whole numbers that all differ, and so have one order. They fit 32 bits, in which some
+    runtimes compute, up to 46,340 values."""
+    ranked, first = values.sort(dim=-1, descending=descending)
+    higher, lower = ranked[..., :-1], ranked[..., 1:]
+    # The difference of two infinities is no number, and not above anything: they are equal.
+    apart = (higher - lower).abs() > margin if margin else higher != lower
+    level = torch.zeros_like(first).scatter(-1, first, F.pad(apart.cumsum(dim=-1), (1, 0)))
     places = torch.arange(values.shape[-1], device=values.device)
     return (level * values.shape[-1] + places).argsort(dim=-1)
 
 
-def _portable_nearest(a: Side, b: Side) -> Nearest:
+def first_highest(scores: Tensor) -> Tensor:
+    """`[...]`: the first place in every row of `scores[..., m]` that is as high as it gets, but for
+    rounding."""
+    high = scores >= scores.amax(dim=-1, keepdim=True) - rounding(scores)
+    places = torch.arange(scores.shape[-1], device=scores.device)
+    return places.where(high, scores.shape[-1] - 1).amin(dim=-1)
+
+
+def _nearest_whole(a: Side, b: Side) -> Nearest:
     scores = similarity(a, b)
-    return Nearest(scores.amax(dim=-1), functools.partial(_least_highest, scores))
+    return Nearest(scores.amax(dim=-1), functools.partial(_partner, scores))
 
 
-def _least_highest(scores: Tensor, chosen: Tensor | None) -> Tensor:
-    """The least index at which a row is as high as it gets."""
-    rows = _chosen(scores, chosen)
-    last = rows.shape[-1] - 1
-    places = torch.arange(rows.shape[-1], device=rows.device)
-    return places.where(rows == rows.amax(dim=-1, keepdim=True), last).amin(dim=-1)
+EAGER = Kernels(_take, _add_rows, order, _nearest)
 
-
-EAGER = Kernels(_take, _add_rows, _stable_order, _nearest)
-
-PORTABLE = Kernels(_look_up, _add_flat, _portable_order, _portable_nearest)
+PORTABLE = Kernels(_look_up, _add_flat, order, _nearest_whole)
 
 _REGISTERED: dict[str, Kernels] = {EXPORT: PORTABLE}

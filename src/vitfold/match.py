@@ -21,6 +21,7 @@ __all__ = [
     "Windows",
     "biggest_first",
     "bipartite",
+    "by_ratio",
     "lowest",
     "smallest_first",
     "unit",
@@ -47,7 +48,7 @@ def bipartite(
     rows = unit(metric)
     a, b = (_every_other(first, rows, size, valid) for first in (even, odd))
     nearest = kernels.active(metric).nearest(a, b)
-    order = biggest_first(nearest.best)
+    order = biggest_first(nearest.best, kernels.rounding(nearest.best))
     if valid is not None:
         target = torch.full_like(valid, DROPPED, dtype=torch.long)
         target[:, even::2] = nearest.partner(None) * 2 + odd
@@ -69,8 +70,9 @@ def _every_other(first: int, rows: Tensor, size: Tensor | None, valid: Tensor | 
 
 
 def lowest(values: Tensor, r: int, prefix: int, valid: Tensor | None = None) -> TokenMap:
-    """Drop the `r` tokens of the smallest `values[B, N]`; the others stay in their order."""
-    order = smallest_first(values[:, prefix:]) + prefix
+    """Drop the `r` tokens of the smallest `values[B, N]`, none below zero; the others stay in their
+    order."""
+    order = smallest_first(*by_ratio(values[:, prefix:])) + prefix
     if valid is not None:
         target = torch.full_like(valid, DROPPED, dtype=torch.long)
         padding_last = order.gather(1, smallest_first((~valid).gather(1, order).int()))
@@ -90,7 +92,10 @@ def windowed(metric: Tensor, layout: "Windows", prefix: int, order: Tensor) -> T
     rows, tokens = unit(metric), F.pad(order, (0, 1)) + prefix
     a, b = (_in_windows(cells, rows, tokens, layout) for cells in (evens, odds))
     nearest = kernels.active(metric).nearest(a, b)
-    chosen = window * half + biggest_first(nearest.best)[:, window, place]
+    chosen = (
+        window * half
+        + biggest_first(nearest.best, kernels.rounding(nearest.best))[:, window, place]
+    )
     target = odds[window, nearest.partner(chosen)]
     merged = evens.flatten()[chosen]
     leaves_last = _places(order).scatter(1, merged, patches)
@@ -188,14 +193,22 @@ def unit(metric: Tensor) -> Tensor:
     return metric.div(length.clamp(min=torch.finfo(metric.dtype).tiny)).nan_to_num_(0.0, 0.0, 0.0)
 
 
-def biggest_first(values: Tensor) -> Tensor:
-    """Indices along the last axis by falling value; the earlier one first among equals."""
-    return kernels.active(values).order(values, True)
+def biggest_first(values: Tensor, margin: float = 0.0) -> Tensor:
+    """Indices along the last axis by falling value; the earlier one first among equals, which are
+    no further apart than the margin."""
+    return kernels.active(values).order(values, True, margin)
 
 
-def smallest_first(values: Tensor) -> Tensor:
+def smallest_first(values: Tensor, margin: float = 0.0) -> Tensor:
     """Indices along the last axis by rising value; the earlier one first among equals."""
-    return kernels.active(values).order(values, False)
+    return kernels.active(values).order(values, False, margin)
+
+
+def by_ratio(values: Tensor) -> tuple[Tensor, float]:
+    """Values above zero in a form in which those that are equal but for rounding lie close, by how
+    much; of any size."""
+    margin = kernels.rounding(values)
+    return (values.log(), margin) if margin else (values, 0.0)
 
 
 def _places(like: Tensor) -> Tensor:

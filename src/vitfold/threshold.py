@@ -109,7 +109,7 @@ def merge_masked(
     even, odd = free & (rank % 2 == 0), free & (rank % 2 == 1)
     rows = unit(metric)
     scores = kernels.similarity(Side(rows, size, even), Side(rows, size, odd))
-    best, partner = scores.max(dim=-1)
+    best, partner = scores.max(dim=-1).values, kernels.first_highest(scores)
     matches = best > NOWHERE
     value = _bounded(best, size).where(matches, -1.0)
     goes = _straight(value, threshold, temperature).where(matches, 0)
