@@ -210,28 +210,42 @@ def _partner(scores: Tensor, chosen: Tensor | None) -> Tensor:
     return first_highest(scores)
 
 
-# For any runtime: ties are broken by whole numbers that all differ.
-
-
 def order(values: Tensor, descending: bool, margin: float) -> Tensor:
-    """Sorted twice. How the first sort breaks ties does not matter: equals get one level. Level and
-    place make whole numbers that all differ, and so have one order. They fit 32 bits, in which some
-    runtimes compute, up to 46,340 values."""
+    """Sorted, and sorted again by whole numbers that all differ: how the first sort breaks ties does
+    not matter. Where nothing ties, which can be told at once on a CPU, once is enough."""
     ranked, first = values.sort(dim=-1, descending=descending)
-    higher, lower = ranked[..., :-1], ranked[..., 1:]
+    if values.shape[-1] < 2:
+        return first
+    low, high = (ranked[..., 1:], ranked[..., :-1])[:: 1 if descending else -1]
     # The difference of two infinities is no number, and not above anything: they are equal.
-    apart = (higher - lower).abs() > margin if margin else higher != lower
+    steps = high - low
+    if (
+        type(values) is Tensor
+        and values.is_cpu
+        and not compiling()
+        and steps.amin().item() > margin
+    ):
+        return first
+    return _untied(first, steps > margin)
+
+
+def _untied(first: Tensor, apart: Tensor) -> Tensor:
+    """The order in which equals come as they stand. What is not apart has one level; level and place
+    make whole numbers, that fit 32 bits, in which some runtimes compute, up to 46,340 values."""
     level = torch.zeros_like(first).scatter(-1, first, F.pad(apart.cumsum(dim=-1), (1, 0)))
-    places = torch.arange(values.shape[-1], device=values.device)
-    return (level * values.shape[-1] + places).argsort(dim=-1)
+    places = torch.arange(first.shape[-1], device=first.device)
+    return (level * first.shape[-1] + places).argsort(dim=-1)
 
 
 def first_highest(scores: Tensor) -> Tensor:
     """`[...]`: the first place in every row of `scores[..., m]` that is as high as it gets, but for
     rounding."""
-    high = scores >= scores.amax(dim=-1, keepdim=True) - rounding(scores)
+    high = scores.amax(dim=-1, keepdim=True) - rounding(scores)
+    if not compiling():
+        return scores.clamp(max=high).argmax(dim=-1)  # torch takes the first of equals
+    # A graph may go to a runtime that takes any.
     places = torch.arange(scores.shape[-1], device=scores.device)
-    return places.where(high, scores.shape[-1] - 1).amin(dim=-1)
+    return places.where(scores >= high, scores.shape[-1] - 1).amin(dim=-1)
 
 
 def _nearest_whole(a: Side, b: Side) -> Nearest:

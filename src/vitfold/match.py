@@ -65,7 +65,8 @@ def bipartite(
 
 def _every_other(first: int, rows: Tensor, size: Tensor | None, valid: Tensor | None) -> Side:
     """The tokens at every other position from the first one on."""
-    size, valid = (None if x is None else x[:, first::2] for x in (size, valid))
+    size = None if size is None else size[:, first::2]
+    valid = None if valid is None else valid[:, first::2]
     return Side(rows[:, first::2], size, valid)
 
 
