@@ -16,6 +16,7 @@ SOURCE = Path(vitfold.__file__).parent
 FLOORS = [
     ["errors"],
     ["files", "modes", "processor", "ragged"],
+    ["kernels"],
     ["inputs", "layout", "tokenmap", "cues"],
     ["ledger", "match", "structure"],
     ["threshold"],

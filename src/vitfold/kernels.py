@@ -211,8 +211,8 @@ def _partner(scores: Tensor, chosen: Tensor | None) -> Tensor:
 
 
 def order(values: Tensor, descending: bool, margin: float) -> Tensor:
-    """Sorted, and sorted again by whole numbers that all differ: how the first sort breaks ties does
-    not matter. Where nothing ties, which can be told at once on a CPU, once is enough."""
+    """Sorted, and sorted again by whole numbers that all differ: how the first sort breaks ties
+    does not matter. Where nothing ties, which can be told at once on a CPU, once is enough."""
     ranked, first = values.sort(dim=-1, descending=descending)
     if values.shape[-1] < 2:
         return first
@@ -230,8 +230,8 @@ def order(values: Tensor, descending: bool, margin: float) -> Tensor:
 
 
 def _untied(first: Tensor, apart: Tensor) -> Tensor:
-    """The order in which equals come as they stand. What is not apart has one level; level and place
-    make whole numbers, that fit 32 bits, in which some runtimes compute, up to 46,340 values."""
+    """The order in which equals come as they stand. What is not apart has one level; level and
+    place make whole numbers, that fit 32 bits, in which some runtimes compute, up to 46,340 values."""
     level = torch.zeros_like(first).scatter(-1, first, F.pad(apart.cumsum(dim=-1), (1, 0)))
     places = torch.arange(first.shape[-1], device=first.device)
     return (level * first.shape[-1] + places).argsort(dim=-1)
