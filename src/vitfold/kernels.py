@@ -231,7 +231,7 @@ def order(values: Tensor, descending: bool, margin: float) -> Tensor:
 
 def _untied(first: Tensor, apart: Tensor) -> Tensor:
     """The order in which equals come as they stand. What is not apart has one level; level and
-    place make whole numbers, that fit 32 bits, in which some runtimes compute, up to 46,340 values."""
+    place make whole numbers. Up to 46,340 values they fit the 32 bits some runtimes compute in."""
     level = torch.zeros_like(first).scatter(-1, first, F.pad(apart.cumsum(dim=-1), (1, 0)))
     places = torch.arange(first.shape[-1], device=first.device)
     return (level * first.shape[-1] + places).argsort(dim=-1)
