@@ -31,7 +31,7 @@ from vitfold.segment import Labels
 from vitfold.segment.pictures import compare
 from vitfold.segment.score import pixels
 from vitfold.tools.answers import IGNORED
-from vitfold.tools.bench import bound
+from vitfold.tools.baselines import bound
 from vitfold.tools.measure import Throughput, interleave, timed
 
 ENCODER = "models/vit_cifar10_cpu_adamw"

@@ -13,7 +13,11 @@ from vitfold.cli.images import batches_of
 from vitfold.errors import DataError, MethodError
 from vitfold.folding.calls import folds
 from vitfold.folding.fold import clone
-from vitfold.lab import analysis, plots
+from vitfold.lab import plots
+from vitfold.lab.analysis import merged as merged_
+from vitfold.lab.analysis import positions as positions_
+from vitfold.lab.analysis import sharpness as sharpness_
+from vitfold.lab.analysis import similarity as similarity_
 from vitfold.tools import results
 from vitfold.tools.validate import Batch
 
@@ -58,7 +62,7 @@ def similarity(
     base = made.image_model(model)
     batches: list[Batch] = list(batches_of(base, data.source, limit, batch_size, workers))
     with show.bar("looking", len(batches)) as progress:
-        found = analysis.token_similarity(base, batches, progress)
+        found = similarity_.token_similarity(base, batches, progress)
     series = {name: getattr(found, name) for name in ("before", "inside", "after")}
     _by_block(f"{model}: mean cosine of two tokens", series)
     if output is not None:
@@ -90,7 +94,7 @@ def merged_similarity(
     if min(asked) < 1:
         raise MethodError(f"--r {r}: expected numbers from 1 up, where something merges")
     with show.bar("merging", len(batches) * len(asked)) as progress:
-        found = analysis.merged_similarity(
+        found = merged_.merged_similarity(
             base, batches, asked, method or "tome", values.parse(method_kwargs), progress
         )
     series = {f"r={r}": values for r, values in found.items()}
@@ -123,7 +127,7 @@ def sharpness(
     values: dict[str, float] = {}
     for name, each in both.items():
         with show.bar(f"products with the Hessian, {name}", None) as progress:
-            values[name] = analysis.sharpness(each, batches, tolerance, progress)
+            values[name] = sharpness_.sharpness(each, batches, tolerance, progress)
     dense = values["dense"]
     rows = [{"model": name, "largest_eigenvalue": value} for name, value in values.items()]
     cells = [[name, f"{value:.1f}", f"{value / dense:.2f}"] for name, value in values.items()]
@@ -140,7 +144,7 @@ def positions(
 ) -> None:
     """Similarity of position embeddings: a map for some patches of the grid."""
     base = made.image_model(model)
-    found = analysis.position_similarity(base)
+    found = positions_.position_similarity(base)
     height, width = found.shape[:2]
     places = [(y, x) for y in _spread(height) for x in _spread(width)]
     maps = {f"row {y + 1}, column {x + 1}": found[y, x].numpy() for y, x in places}

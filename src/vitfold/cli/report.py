@@ -7,7 +7,7 @@ import typer
 
 from vitfold.cli import show
 from vitfold.errors import DataError
-from vitfold.lab.report import report as report_
+from vitfold.lab.report.page import report as report_
 from vitfold.tools.results import write_text
 
 
