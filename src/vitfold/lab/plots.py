@@ -56,6 +56,7 @@ def _curve(axes: Any, name: str, points: Sequence[Point], layer: int) -> None:
         color=look.colour,
         marker=look.marker,
         ls=look.line,
+        linewidth=1.3,
         markersize=7,
         markerfacecolor="none",
         markeredgewidth=1.5,
@@ -88,17 +89,32 @@ def _label_ends(axes: Any, series: Mapping[str, Sequence[Point]], dense: Point |
             va="center",
             arrowprops={"arrowstyle": "-", "color": style(name).colour, "alpha": 0.4, "lw": 0.6},
         )
-    axes.margins(x=0.14)
+    axes.margins(x=0.14, y=0.1)
 
 
 def apart(values: Mapping[str, float], gap: float) -> dict[str, float]:
-    """The values in their order, moved so that no two are nearer than `gap`; their mean stays."""
-    names = sorted(values, key=lambda name: values[name])
-    placed: list[float] = []
-    for name in names:
-        placed.append(max(values[name], placed[-1] + gap) if placed else values[name])
-    shift = sum(placed[n] - values[name] for n, name in enumerate(names)) / max(len(names), 1)
-    return {name: placed[n] - shift for n, name in enumerate(names)}
+    """The values in their order, those that are nearer than `gap` moved apart around their mean."""
+    clusters: list[list[str]] = []
+    for name in sorted(values, key=lambda name: values[name]):
+        clusters.append([name])
+        while len(clusters) > 1 and _overlap(values, clusters[-2], clusters[-1], gap):
+            clusters[-2] += clusters.pop()
+    return {
+        name: _middle(values, cluster) + (number - (len(cluster) - 1) / 2) * gap
+        for cluster in clusters
+        for number, name in enumerate(cluster)
+    }
+
+
+def _middle(values: Mapping[str, float], names: Sequence[str]) -> float:
+    return sum(values[name] for name in names) / len(names)
+
+
+def _overlap(
+    values: Mapping[str, float], lower: Sequence[str], upper: Sequence[str], gap: float
+) -> bool:
+    distance = _middle(values, upper) - _middle(values, lower)
+    return distance < gap * (len(lower) + len(upper)) / 2
 
 
 def lines(

@@ -12,7 +12,7 @@ COLOURS = (
     "#C0844B", "#5B6ABF", "#9C2C77", "#6E6E3A",
 )  # fmt: skip
 MARKERS = "os^DvPX<>phd*8"
-LINES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)))
+LINES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (8, 2)), (0, (3, 1, 1, 1)))
 
 Dashes = str | tuple[int, tuple[int, ...]]
 
