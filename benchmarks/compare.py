@@ -1,4 +1,4 @@
-"""Two checkouts of vitfold on the same cases, in turn: `python benchmarks/compare.py --against SRC`.
+"""Two checkouts of vitfold on the same cases, in turn: `python benchmarks/compare.py`.
 
 Every checkout runs in a process of its own, on the same random weights and images. The two take
 turns within every round, and who begins changes from round to round. Told are the ratios of times
@@ -47,6 +47,7 @@ class Worker:
     """A process that times one checkout's candidates when it is asked to."""
 
     def __init__(self, source: Path, case: tuple[str, int, int, int], threads: int) -> None:
+        self.source = source
         environment = {**os.environ, "PYTHONPATH": str(source), "OMP_NUM_THREADS": str(threads)}
         command = [sys.executable, __file__, "--worker", json.dumps(case)]
         self.process = subprocess.Popen(
@@ -73,7 +74,7 @@ class Worker:
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
         if not line:
-            raise SystemExit(f"the process of {self.process.args} has ended")
+            raise SystemExit(f"the process that measures {self.source} has ended")
         return line.strip()
 
 

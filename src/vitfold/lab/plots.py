@@ -98,7 +98,8 @@ def apart(values: Mapping[str, float], gap: float) -> dict[str, float]:
     for name in sorted(values, key=lambda name: values[name]):
         clusters.append([name])
         while len(clusters) > 1 and _overlap(values, clusters[-2], clusters[-1], gap):
-            clusters[-2] += clusters.pop()
+            upper = clusters.pop()
+            clusters[-1] += upper
     return {
         name: _middle(values, cluster) + (number - (len(cluster) - 1) / 2) * gap
         for cluster in clusters
