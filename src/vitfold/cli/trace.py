@@ -55,7 +55,7 @@ def trace(
     prepare = preprocessing(ours)
     batch = torch.stack([prepare(picture) for picture in pictures]).to(made.on)
     config = data_config(ours)
-    traced = replace(trace_(ours, batch), look=(config["mean"], config["std"]))
+    traced = replace(trace_(ours, batch), channels=(config["mean"], config["std"]))
     _show(traced, images)
     _draw(traced, images, output)
     for name, picture, truth in zip(_names(images), pictures, truths, strict=False):

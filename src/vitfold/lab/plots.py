@@ -153,6 +153,7 @@ def tokens(series: Mapping[str, Mapping[str, Sequence[float]]], path: Path | Non
             shade = {"color": look.colour, "alpha": strength}
             place.plot(range(len(counts)), counts, ".-", label=share, **shade)
         place.set_title(name, fontsize="small")
+        place.xaxis.get_major_locator().set_params(integer=True)
         place.grid(alpha=0.3)
         place.legend(fontsize="xx-small", title="FLOPs", title_fontsize="xx-small")
     figure.supxlabel("block", fontsize="small")

@@ -37,6 +37,8 @@ def style(name: str) -> Style:
 
     name: of a method, or of a candidate that begins with it, as `ltmp r=3`.
     """
+    if name == "dense":
+        return Style(DENSE_COLOUR, "*", "-")
     number = _number(name)
     marker = MARKERS[number % len(MARKERS)]
     return Style(COLOURS[number % len(COLOURS)], marker, LINES[number % len(LINES)])
