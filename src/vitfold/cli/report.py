@@ -17,7 +17,7 @@ def report(
     title: Annotated[str, typer.Option(help="Of the page.")] = "vitfold",
 ) -> None:
     """One self-contained page: plots, token pictures, tables, versions and hardware."""
-    from vitfold.lab.report import report as report_
+    from vitfold.lab.report.page import report as report_
     from vitfold.tools.results import write_text
 
     if not output.parent.is_dir():

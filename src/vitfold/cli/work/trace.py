@@ -43,7 +43,7 @@ def trace_images(
     prepare = preprocessing(model)
     batch = torch.stack([prepare(picture) for picture in pictures]).to(on)
     config = data_config(model)
-    traced = replace(trace_(model, batch), look=(config["mean"], config["std"]))
+    traced = replace(trace_(model, batch), channels=(config["mean"], config["std"]))
     _show(traced, images)
     _draw(traced, images, output)
     for name, picture, truth in zip(_names(images), pictures, truths, strict=False):
