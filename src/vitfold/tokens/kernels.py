@@ -216,17 +216,18 @@ def order(values: Tensor, descending: bool, margin: float) -> Tensor:
     ranked, first = values.sort(dim=-1, descending=descending)
     if values.shape[-1] < 2:
         return first
-    low, high = (ranked[..., 1:], ranked[..., :-1])[:: 1 if descending else -1]
     # The difference of two infinities is no number, and not above anything: they are equal.
-    steps = high - low
-    if (
-        type(values) is Tensor
-        and values.is_cpu
-        and not compiling()
-        and steps.amin().item() > margin
-    ):
-        return first
-    return _untied(first, steps > margin)
+    steps = ranked.diff()
+    if _looks(values):
+        nearest = -steps.amax().item() if descending else steps.amin().item()
+        if nearest > margin:
+            return first
+    return _untied(first, steps < -margin if descending else steps > margin)
+
+
+def _looks(values: Tensor) -> bool:
+    """Whether values are there to be looked at, at no cost."""
+    return type(values) is Tensor and values.is_cpu and not compiling()
 
 
 def _untied(first: Tensor, apart: Tensor) -> Tensor:
@@ -242,7 +243,7 @@ def first_highest(scores: Tensor) -> Tensor:
     rounding."""
     high = scores.amax(dim=-1, keepdim=True) - rounding(scores)
     if not compiling():
-        return scores.clamp(max=high).argmax(dim=-1)  # torch takes the first of equals
+        return torch.minimum(scores, high).argmax(dim=-1)  # torch takes the first of equals
     # A graph may go to a runtime that takes any.
     places = torch.arange(scores.shape[-1], device=scores.device)
     return places.where(scores >= high, scores.shape[-1] - 1).amin(dim=-1)
