@@ -14,10 +14,11 @@ from torch.utils.data import DataLoader
 from vitfold.cli import options, show, values
 from vitfold.cli.groups import grouped
 from vitfold.cli.images import batches_of
-from vitfold.data import SceneSource, evenly, untouched
+from vitfold.data import evenly, untouched
 from vitfold.folding.calls import folded
 from vitfold.folding.fold import clone
 from vitfold.saving.models import save_model
+from vitfold.segment import SceneSource
 from vitfold.segment import score as score_pixels
 from vitfold.tools.freeze import check_ragged
 from vitfold.tools.freeze import freeze as freeze_
@@ -56,7 +57,7 @@ def freeze(
     else:
         judged = partial(_of_images, ours, batches_of(ours, held_out, limit, batch_size, workers))
     source = task.source(data, ours)
-    seen = batches_of(ours, source, images, batch_size, workers, own="train")
+    seen = batches_of(ours, source, images, batch_size, workers)
     frozen = freeze_(copy.deepcopy(ours), (some.to(made.on) for some, _ in seen))
     judged(frozen)
     save_model(frozen, output)

@@ -10,7 +10,7 @@ from torch import nn
 
 from vitfold.cli import show, values
 from vitfold.cli.groups import Group, option
-from vitfold.data import SceneSource, Source
+from vitfold.data import Source
 from vitfold.errors import DataError, MethodError
 from vitfold.folding.calls import folds
 from vitfold.folding.fold import fold
@@ -18,8 +18,8 @@ from vitfold.methods import METHODS, Base, create_method
 from vitfold.methods.base import learns, named
 from vitfold.saving import has_backbone, load
 from vitfold.saving.models import create_model, create_segmenter, saved_classes
-from vitfold.segment import DECODERS, VOID, Labels, Segmenter
-from vitfold.segment.score import segmenter as pixelwise
+from vitfold.segment import DECODERS, VOID, Labels, SceneSource, Segmenter
+from vitfold.segment.metrics import as_segmenter
 from vitfold.tools.answers import ONLY
 from vitfold.tools.results import check_results_file
 
@@ -218,13 +218,13 @@ class Task(Group):
 
     def model(self, made: Made, name: str) -> nn.Module:
         """A model that answers."""
-        return pixelwise(made.model(name)) if self.pixels else made.image_model(name)
+        return as_segmenter(made.model(name)) if self.pixels else made.image_model(name)
 
     def source(self, images: Images, model: nn.Module) -> Source | SceneSource:
         """Images whose labels are the model's."""
         if not self.pixels:
             return images.source
-        return images.scenes(self.labels(pixelwise(model).classes))
+        return images.scenes(self.labels(as_segmenter(model).classes))
 
 
 @dataclass(frozen=True)
@@ -258,14 +258,6 @@ def segments(task: str) -> bool:
     if task not in TASKS:
         raise DataError(f"--task {task!r}: expected {' or '.join(TASKS)}")
     return task == "segment"
-
-
-def split_already(*asked: str) -> DataError:
-    """What is said where somebody asks for other parts of the embedded model's own digits."""
-    return DataError(
-        "the embedded model's own digits are split already: leave out "
-        f"{', '.join(asked[:-1])} and {asked[-1]}, or give --data-dir"
-    )
 
 
 def no_data() -> DataError:

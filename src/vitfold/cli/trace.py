@@ -6,17 +6,17 @@ from typing import Annotated
 
 import torch
 import typer
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 
 from vitfold.cli import options, show, values
 from vitfold.cli.groups import grouped
-from vitfold.data import data_config, preprocessing, scene_look
-from vitfold.errors import DataError
-from vitfold.segment import Labels, Segmenter
+from vitfold.data import data_config, preprocessing
+from vitfold.data.pictures import read_photograph
+from vitfold.segment import Labels, Segmenter, scene_transform
+from vitfold.segment.metrics import as_segmenter
 from vitfold.segment.pictures import compare
-from vitfold.segment.scenes import annotation_of, check_depth, check_size
-from vitfold.segment.score import segmenter
+from vitfold.segment.scenes import annotation_of, check_size
 from vitfold.tools import draw
 from vitfold.tools.trace import Trace
 from vitfold.tools.trace import trace as trace_
@@ -44,8 +44,8 @@ def trace(
     values.directory(output)
     ours = options.folded_by(made.model(model), plan, choice)
     if task.pixels:
-        segmenter(ours)
-    pictures = [_open(path) for path in images]
+        as_segmenter(ours)
+    pictures = [read_photograph(path) for path in images]
     truths: list[Tensor | None] = []
     if isinstance(ours, Segmenter):
         labels = task.labels(ours.classes)
@@ -60,17 +60,8 @@ def trace(
     _draw(traced, images, output)
     for name, picture, truth in zip(_names(images), pictures, truths, strict=False):
         target = output / f"{name}-classes.png"
-        draw.save(compare(ours, picture, scene_look(ours), truth, stride), target)
+        draw.save(compare(ours, picture, scene_transform(ours), truth, stride), target)
         show.written(target)
-
-
-def _open(path: Path) -> Image.Image:
-    try:
-        picture = Image.open(path)
-        check_depth(picture, str(path))
-        return ImageOps.exif_transpose(picture).convert("RGB")
-    except (OSError, ValueError, Image.DecompressionBombError) as error:
-        raise DataError(f"{path} is not an image that can be read: {error}") from None
 
 
 def _truth(path: Path, picture: Image.Image, labels: Labels) -> Tensor | None:
