@@ -53,9 +53,12 @@ def read_photograph(path: Path) -> Image.Image:
     return ImageOps.exif_transpose(picture).convert("RGB")
 
 
-def folder_exists(path: Path) -> bool:
-    """Whether there is something of that name; a name that no file can have is none of any."""
+def check_data_dir(path: Path) -> None:
+    """Refuse a path where nothing is: a loop of links, a name that no file can have, ..."""
     try:
-        return path.resolve(strict=True).exists()
-    except (OSError, RuntimeError, ValueError):  # a loop of links, a NUL, too long a name
-        return False
+        path.stat()
+    except FileNotFoundError:
+        raise DataError(f"--data-dir {path}: there is no such folder or file") from None
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        raise DataError(f"--data-dir {str(path)!r}: {reason}") from None

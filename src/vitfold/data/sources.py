@@ -11,7 +11,7 @@ from PIL import Image
 from torch import nn
 
 from vitfold.data import digits
-from vitfold.data.pictures import check_depth, folder_exists
+from vitfold.data.pictures import check_data_dir, check_depth
 from vitfold.data.preprocessing import augmentation, preprocessing
 from vitfold.data.splits import SPLITS, also, share_of
 from vitfold.data.subsets import evenly, filename, numbered, per_cent, strict
@@ -184,10 +184,11 @@ class Source:
         """The folder or the tar of a split. A split that is not there is refused; but a folder
         without any splits is one itself."""
         root = self.root
-        if root is None or self.dataset or (folder_exists(root) and root.is_file()):
+        if root is None or self.dataset:
             return root
-        if not (folder_exists(root) and root.is_dir()):
-            raise DataError(f"--data-dir {root}: there is no such folder or file")
+        check_data_dir(root)
+        if not root.is_dir():
+            return root
         for name in also(split):
             for place in (root / f"{name}.tar", root / name):
                 if place.exists():

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision.transforms.v2.functional import pil_to_tensor
 
-from vitfold.data.pictures import check_depth, folder_exists, read_picture
+from vitfold.data.pictures import check_data_dir, check_depth, read_picture
 from vitfold.data.splits import SPLITS, also
 from vitfold.errors import DataError, one_line
 from vitfold.tools.answers import IGNORED
@@ -195,8 +195,7 @@ def _raw(picture: Image.Image) -> Tensor:
 def open_scenes(root: Path, split: str, labels: Labels) -> Scenes:
     """The scenes of a split: `images` and `annotations` in a folder or a tar of its name, or in
     `root` itself; or folders of its name in those two, as ADE20K has them."""
-    if not folder_exists(root):
-        raise DataError(f"--data-dir {root}: there is no such folder or file")
+    check_data_dir(root)
     place = _place(root, split)
     names = [PurePosixPath(name) for name in sorted(place.names())]
     deep = isinstance(place, Archive)
