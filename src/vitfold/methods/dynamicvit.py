@@ -14,6 +14,7 @@ from vitfold.methods.checks import check_number
 from vitfold.methods.evit import keep_first
 from vitfold.methods.staged import Staged
 from vitfold.methods.steps import Learned, Pass, Step
+from vitfold.tokens.kernels import rounding
 from vitfold.tokens.layout import Layout
 from vitfold.tokens.masked import Mark, Masked
 from vitfold.tokens.match import NOWHERE, biggest_first
@@ -100,7 +101,7 @@ class Predictors(Learned):
             said = self.predict[block](patches, books.presence[:, prefix:])
             return self._mark(said, left, books)
         said = self.predict[block](patches, patches.new_ones(patches.shape[:2]))
-        return keep_first(F.pad(said[..., 0], (prefix, 0)), removes, prefix, fuse=False)
+        return keep_first(F.pad(said[..., 0], (prefix, 0)), removes, prefix)
 
     def _mark(self, said: Tensor, left: int, books: Masked) -> Mark:
         """What stays: sampled in training, the best `left` otherwise."""
@@ -111,7 +112,7 @@ class Predictors(Learned):
             best = torch.zeros_like(keep).scatter(1, score.argmax(dim=1, keepdim=True), 1.0)
             keep = torch.where(none & (best > 0), best, keep)  # one stays, whatever was drawn
         else:
-            first = biggest_first(score)[:, :left]
+            first = biggest_first(score, rounding(score))[:, :left]
             keep = torch.zeros_like(score).scatter(1, first, 1.0)
         keep = F.pad(keep, (books.prefix, 0), value=1.0)
         places = torch.arange(keep.shape[1], device=keep.device).expand_as(keep)

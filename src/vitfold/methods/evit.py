@@ -11,8 +11,9 @@ from vitfold.methods.base import register
 from vitfold.methods.checks import check_switch
 from vitfold.methods.staged import Staged
 from vitfold.methods.steps import Step
+from vitfold.tokens.kernels import rounding
 from vitfold.tokens.layout import Layout
-from vitfold.tokens.match import biggest_first
+from vitfold.tokens.match import biggest_first, by_ratio
 from vitfold.tokens.state import Ledger
 from vitfold.tokens.tokenmap import TokenMap
 
@@ -41,21 +42,22 @@ class EViT(Staged):
 
     def step(self, removes: int) -> Step:
         def match(_: Tensor, ledger: Ledger, attention: Tensor) -> TokenMap:
-            return keep_first(attention, removes, ledger.prefix, self.fuse)
+            ranks, fused = by_ratio(attention)[0], attention if self.fuse else None
+            return keep_first(ranks, removes, ledger.prefix, fused)
 
         return Step("x_pre", removes, match, received=True, by_first=True)
 
 
-def keep_first(score: Tensor, r: int, prefix: int, fuse: bool) -> TokenMap:
+def keep_first(score: Tensor, r: int, prefix: int, fused: Tensor | None = None) -> TokenMap:
     """The map to the prefix, the patches of highest `score[B, N]` in their order and, if the others
-    fuse, one token of them, so that `r` fewer are left."""
-    order = biggest_first(score[:, prefix:]) + prefix
-    kept = order.shape[1] - r - int(fuse)
+    fuse, one token of them, weighted by `fused[B, N]`, so that `r` fewer are left."""
+    order = biggest_first(score[:, prefix:], rounding(score)) + prefix
+    kept = order.shape[1] - r - int(fused is not None)
     first = torch.arange(prefix, device=score.device).expand(score.shape[0], -1)
     stay = torch.cat([first, order[:, :kept].sort(dim=1).values], dim=1)
-    if not fuse:
+    if fused is None:
         return TokenMap.dropping(stay, order[:, kept:])
     keep = torch.cat([stay, order[:, kept : kept + 1]], dim=1)
     gone = order[:, kept + 1 :]
-    weight = score.clamp(min=torch.finfo(score.dtype).tiny)
+    weight = fused.clamp(min=torch.finfo(fused.dtype).tiny)
     return TokenMap(keep, gone, torch.full_like(gone, prefix + kept), weight=weight)

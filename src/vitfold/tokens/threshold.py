@@ -9,9 +9,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vitfold.tokens import ragged
+from vitfold.tokens import kernels, ragged
+from vitfold.tokens.kernels import NOWHERE, Side
 from vitfold.tokens.masked import Mark
-from vitfold.tokens.match import NOWHERE, best_allowed, harder_for_large, unit
+from vitfold.tokens.match import unit
 from vitfold.tokens.tokenmap import DROPPED, TokenMap
 
 
@@ -39,16 +40,17 @@ def pairs(metric: Tensor, lengths: Tensor, prefix: int, size: Tensor | None = No
     rows, here = ragged.table(lengths)
     even, odd = prefix + prefix % 2, prefix + 1 - prefix % 2
     unitary = unit(metric[0])[rows]
-    scores = unitary[:, even::2] @ unitary[:, odd::2].transpose(1, 2)
-    if not scores.numel():
+    if not unitary[:, even::2].numel() or not unitary[:, odd::2].numel():
         none = rows.new_empty(0)
-        return Pairs(scores.new_empty(0), none, none)
-    if size is not None:
-        sizes = size[0][rows]
-        scores = harder_for_large(scores, sizes[:, even::2], sizes[:, odd::2])
-    allowed = here[:, even::2, None] & here[:, None, odd::2]
-    best, partner = best_allowed(scores, allowed)
-    return Pairs(_bounded(best, size), rows[:, even::2], rows.gather(1, partner * 2 + odd))
+        return Pairs(unitary.new_empty(0), none, none)
+    sizes = None if size is None else size[0][rows]
+    a, b = (
+        Side(unitary[:, first::2], None if sizes is None else sizes[:, first::2], here[:, first::2])
+        for first in (even, odd)
+    )
+    nearest = kernels.active(metric).nearest(a, b)
+    target = rows.gather(1, nearest.partner(None) * 2 + odd)
+    return Pairs(_bounded(nearest.best, size), rows[:, even::2], target)
 
 
 def merge(
@@ -106,14 +108,11 @@ def merge_masked(
     free = here & (places >= prefix)
     even, odd = free & (rank % 2 == 0), free & (rank % 2 == 1)
     rows = unit(metric)
-    allowed = even.unsqueeze(2) & odd.unsqueeze(1)
-    scores = rows @ rows.transpose(1, 2)
-    if size is not None:
-        scores = harder_for_large(scores, size, size)
-    best, partner = best_allowed(scores, allowed)
-    known = best > NOWHERE
-    value = _bounded(best, size).where(known, -1.0)
-    goes = _straight(value, threshold, temperature).where(known, 0)
+    scores = kernels.similarity(Side(rows, size, even), Side(rows, size, odd))
+    best, partner = scores.max(dim=-1).values, kernels.first_highest(scores)
+    matches = best > NOWHERE
+    value = _bounded(best, size).where(matches, -1.0)
+    goes = _straight(value, threshold, temperature).where(matches, 0)
     into = partner.where(goes.detach() > 0.5, places)
     return Mark(1 - goes, into, into)
 

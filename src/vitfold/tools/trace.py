@@ -27,7 +27,7 @@ class Trace:
     prefix: how many of them are not patches.
     grid: height and width of the patch grid, where there is one.
     images: `[B, C, H, W]` what was traced, where it was images.
-    look: mean and deviation of the channels, where they were normalized by known ones.
+    channels: mean and deviation of the channels, where they were normalized by known ones.
     """
 
     counts: list[list[int]]
@@ -35,7 +35,7 @@ class Trace:
     prefix: int
     grid: tuple[int, int] | None
     images: Tensor | None
-    look: draw.Channels | None = None
+    channels: draw.Channels | None = None
 
     def groups(self, image: int = 0, block: int = -1) -> Tensor:
         """`[height, width]` the token that each patch is part of after a block, -1 for dropped."""
@@ -81,7 +81,9 @@ class Trace:
             raise DataError(f"{kind}: expected a number, a PIL picture or a tensor") from None
         if self.images is None:
             raise DataError("what was traced is not images: give the picture to paint on")
-        return draw.plainer(self._at("image", self.images.unbind(), number), self.look), number
+        return draw.denormalized(
+            self._at("image", self.images.unbind(), number), self.channels
+        ), number
 
     @staticmethod
     def _at(what: str, items: Sequence[T], index: int) -> T:
@@ -105,14 +107,14 @@ def trace(model: nn.Module, images: Inputs) -> Trace:
         prefix=books[0].prefix,
         grid=books[0].grid,
         images=pixels if pixels.dim() == 4 else None,
-        look=_channels(folded(model).found.trunk),
+        channels=_channels(folded(model).found.trunk),
     )
 
 
 def _channels(trunk: Any) -> draw.Channels | None:
     """How the images of a model are normalized, where timm or its checkpoint says so."""
-    said = processor.of(getattr(trunk, "config", None))
-    config = processor.translated(said) if said else getattr(trunk, "pretrained_cfg", None)
+    theirs = processor.of(getattr(trunk, "config", None))
+    config = processor.translated(theirs) if theirs else getattr(trunk, "pretrained_cfg", None)
     if not isinstance(config, dict) or not {"mean", "std"} <= config.keys():
         return None
     return config["mean"], config["std"]

@@ -20,7 +20,8 @@ from vitfold.tokens.tokenmap import TokenMap, take
 from vitfold.tools.measure import Progress
 from vitfold.tools.validate import Batch
 
-Seen = dict[int, list[float]]
+Cosines = dict[int, list[float]]
+"""By block: one for every pair that merged."""
 
 
 @dataclass(frozen=True)
@@ -46,9 +47,9 @@ class Watched(Base):
     def _match(
         self, step: Step, block: int, metric: Tensor, ledger: Ledger, *received: Tensor
     ) -> Any:
-        found: Any = step.match(metric, ledger, *received)
-        self.see(block, metric, found)
-        return found
+        match: Any = step.match(metric, ledger, *received)
+        self.see(block, metric, match)
+        return match
 
 
 def merged_similarity(
@@ -67,8 +68,8 @@ def merged_similarity(
     if learns(kind) or not issubclass(kind, Method):
         raise MethodError(f"{method} takes no r, or is trained: give a method that merges r tokens")
     images = [pixels for pixels, _ in batches]
-    made = {r: create_method(method, {**(options or {}), "r": r}) for r in rs}
-    return {r: _one(model, images, each, progress) for r, each in made.items()}
+    methods = {r: create_method(method, {**(options or {}), "r": r}) for r in rs}
+    return {r: _one(model, images, each, progress) for r, each in methods.items()}
 
 
 def _one(
@@ -76,19 +77,23 @@ def _one(
 ) -> list[float | None]:
     ours = fold(clone(model).eval(), method)
     record = folded(ours)
-    seen: Seen = {}
-    fold_with(ours, Watched(inner=method, see=functools.partial(_note, seen)), record.schedule)
+    cosines: Cosines = {}
+    fold_with(ours, Watched(inner=method, see=functools.partial(_note, cosines)), record.schedule)
     device = next(ours.parameters()).device
     with torch.inference_mode():
         for pixels in images:
             ours(pixels.to(device))
             progress()
     depth = len(record.schedule)
-    return [sum(seen[b]) / len(seen[b]) if seen.get(b) else None for b in range(depth)]
+    return [_mean(cosines.get(block, [])) for block in range(depth)]
 
 
-def _note(seen: Seen, block: int, metric: Tensor, found: TokenMap) -> None:
+def _mean(values: Sequence[float]) -> float | None:
+    return sum(values) / len(values) if values else None
+
+
+def _note(cosines: Cosines, block: int, metric: Tensor, match: TokenMap) -> None:
     """The cosines of this batch's pairs."""
-    place = found.keep.gather(1, found.into.clamp(min=0))
-    cosines = F.cosine_similarity(take(metric, found.gone), take(metric, place), dim=-1)
-    seen.setdefault(block, []).extend(cosines[found.into >= 0].double().flatten().tolist())
+    place = match.keep.gather(1, match.into.clamp(min=0))
+    pairs = F.cosine_similarity(take(metric, match.gone), take(metric, place), dim=-1)
+    cosines.setdefault(block, []).extend(pairs[match.into >= 0].double().flatten().tolist())

@@ -3,18 +3,14 @@
 import functools
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vitfold.folding.blocks.attention import Attend
-from vitfold.folding.blocks.kinds import BlockKind
-from vitfold.folding.blocks.names import by_name
 from vitfold.folding.families import find
 from vitfold.folding.fold import clone
-from vitfold.tokens.state import Ledger
+from vitfold.tools.halves import Middle, dense_state, halved
 from vitfold.tools.measure import Progress
 from vitfold.tools.validate import Batch
 
@@ -35,18 +31,18 @@ def token_similarity(
     model: nn.Module, batches: Iterable[Batch], progress: Progress = lambda: None
 ) -> Similarity:
     """The similarities in the dense model, in the mean over images."""
-    seen = clone(model).eval()
-    found = find(seen)
-    totals = torch.zeros(len(PLACES), found.depth, dtype=torch.float64)
-    ledger = Ledger(found.layout().tokens, found.prefix)
-    for index, (block, kind) in enumerate(zip(found.blocks, found.kinds, strict=True)):
-        see = functools.partial(_add, totals[:, index])
-        block.__dict__["forward"] = functools.partial(_seen, block, kind, ledger, see)
+    watched = clone(model).eval()
+    trunk = find(watched)
+    totals = torch.zeros(len(PLACES), trunk.depth, dtype=torch.float64)
+    state = dense_state(trunk)
+    for index, (block, kind) in enumerate(zip(trunk.blocks, trunk.kinds, strict=True)):
+        watch = functools.partial(_watch, totals[:, index])
+        block.__dict__["forward"] = halved(block, kind, state, watch, "x_attn")
     images = 0
-    device = next(seen.parameters()).device
+    device = next(watched.parameters()).device
     with torch.inference_mode():
         for pixels, _ in batches:
-            seen(pixels.to(device))
+            watched(pixels.to(device))
             images += len(pixels)
             progress()
     before, inside, after = (totals / max(images, 1)).tolist()
@@ -61,22 +57,8 @@ def mean_cosine(x: Tensor) -> Tensor:
     return (together - unit.square().sum(dim=(1, 2))) / (n * (n - 1))
 
 
-def _add(totals: Tensor, *tokens: Tensor) -> None:
-    totals += torch.stack([mean_cosine(x).sum() for x in tokens]).cpu()
-
-
-def _seen(
-    block: nn.Module,
-    kind: BlockKind,
-    ledger: Ledger,
-    see: Any,
-    x: Tensor,
-    *args: Any,
-    **kwargs: Any,
-) -> Tensor:
-    """A block that shows its tokens on the way."""
-    given = by_name(kind.arguments, args, kwargs)
-    attend = Attend(ledger, given, False, "x_attn")
-    after = kind.attend(block, x, attend)
-    see(x, attend.cues, after)
-    return kind.feed(block, after) if kind.feed else after
+def _watch(totals: Tensor, middle: Middle) -> Tensor:
+    """Add the similarities of a batch, and hand the tokens on as they are."""
+    places = (middle.before, middle.cue, middle.after)
+    totals += torch.stack([mean_cosine(x).sum() for x in places if x is not None]).cpu()
+    return middle.after
