@@ -95,7 +95,7 @@ class Digits(Dataset[Any]):
     class_to_idx: ClassVar = {str(number): number for number in range(10)}
 
     def __init__(self, split: str) -> None:
-        self.ink, self.labels, indices = _digits(known(split))
+        self.ink, self.labels, indices = _digits(split_name(split))
         self.placed = _placed(self.ink, indices)
         self.transform: Callable[[Digit], Tensor] = attrgetter("placed")
 
@@ -112,7 +112,7 @@ class Digits(Dataset[Any]):
         return self.transform(digit), int(self.labels[place])
 
 
-def known(split: str) -> Literal["train", "test"]:
+def split_name(split: str) -> Literal["train", "test"]:
     """The split of that name."""
     names = also(split)
     if "train" in names:

@@ -118,7 +118,7 @@ class Source:
         """Where they are, and from which per cent to which."""
         name, share = self._share
         if self.dataset == digits.NAME:
-            name = digits.known(name)
+            name = digits.split_name(name)
         return (self.dataset, self._place(name), name if self.dataset else ""), share or (0, 100)
 
     def _read(self, split: str) -> Any:
@@ -170,15 +170,15 @@ class Source:
 
     def like(self, images: Any) -> "Source":
         """The same with classes numbered as in these images, of which they are some."""
-        known, ours = numbered(images), numbered(self.open())
-        if self.class_map or not known or not ours or known == ours:
+        theirs, ours = numbered(images), numbered(self.open())
+        if self.class_map or not theirs or not ours or theirs == ours:
             return self
-        if other := sorted(set(ours) - set(known)):
+        if other := sorted(set(ours) - set(theirs)):
             raise DataError(
                 f"{self._place(self.split)}: the images of training have no classes "
                 f"{', '.join(other[:5])}: give --class-map, or --no-val"
             )
-        return replace(self, class_map=known)
+        return replace(self, class_map=theirs)
 
     def _place(self, split: str) -> Path | None:
         """The folder or the tar of a split. A split that is not there is refused; but a folder
@@ -195,8 +195,8 @@ class Source:
                     return place
         there = sorted({place.stem for place in root.iterdir()} & SPLITS)
         if there or split not in SPLITS:
-            known = f": it has {', '.join(there)}" if there else ""
-            raise DataError(f"--data-dir {root}: there is no split {split!r} in it{known}")
+            hint = f": it has {', '.join(there)}" if there else ""
+            raise DataError(f"--data-dir {root}: there is no split {split!r} in it{hint}")
         return root
 
 

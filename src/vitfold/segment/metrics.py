@@ -94,7 +94,7 @@ def score(
     classes = as_segmenter(folded).classes
     device = next(folded.parameters()).device
     ours, theirs = (intersection_over_union(classes).to(device) for _ in range(2))
-    images = same = right = known = total = 0
+    images = same = right = labelled = total = 0
     seconds = 0.0
     with torch.inference_mode(), evaluating(folded), evaluating(dense), mixed(device, amp):
         for image, labels in scenes:
@@ -108,7 +108,7 @@ def score(
             for meter, answer in ((ours, predicted), (theirs, dense_predicted)):
                 meter.update(answer.unsqueeze(0), labels.unsqueeze(0))
             images, total = images + 1, total + labels.numel()
-            known += int((labels != IGNORED).sum())
+            labelled += int((labels != IGNORED).sum())
             right += int((predicted == labels).sum())
             same += int((predicted == dense_predicted).sum())
             progress()
@@ -118,7 +118,7 @@ def score(
     return Report(
         images=images,
         miou=mean_iou(each),
-        accuracy=right / known,
+        accuracy=right / labelled,
         ious=[None if math.isnan(iou) else iou for iou in each.tolist()],
         dense_miou=mean_iou(theirs.compute()),
         agreement=same / total,

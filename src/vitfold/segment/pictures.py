@@ -33,9 +33,9 @@ def palette(classes: int) -> Tensor:
 
 def paint(picture: Image.Image, labels: Tensor, classes: int) -> Image.Image:
     """`labels[H, W]` over the picture; what has no class stays dark."""
-    grey, known = _grey(picture), (labels >= 0).unsqueeze(-1)
+    grey, labelled = _grey(picture), (labels >= 0).unsqueeze(-1)
     mixed = MIX * palette(classes)[labels.clamp(min=0)] + (1 - MIX) * grey
-    return draw.to_image(mixed.where(known, grey * 0.3).permute(2, 0, 1))
+    return draw.to_image(mixed.where(labelled, grey * 0.3).permute(2, 0, 1))
 
 
 def differences(picture: Image.Image, one: Tensor, other: Tensor) -> Image.Image:
@@ -72,11 +72,11 @@ def compare(
             name: pixels(model, image, size, stride).cpu() for name, model in models.items()
         }
     classes = as_segmenter(folded).classes
-    known = predicted if truth is None else {"truth": truth, **predicted}
+    maps = predicted if truth is None else {"truth": truth, **predicted}
     share = (predicted["dense"] != predicted["folded"]).float().mean()
-    shown = {name: paint(picture, labels, classes) for name, labels in known.items()}
-    shown[f"they differ: {share:.1%}"] = differences(
+    overlays = {name: paint(picture, labels, classes) for name, labels in maps.items()}
+    overlays[f"they differ: {share:.1%}"] = differences(
         picture, predicted["dense"], predicted["folded"]
     )
-    pictures = [draw.plain(each) for each in (picture, *shown.values())]
-    return draw.row(pictures, ["image", *shown])
+    pictures = [draw.plain(each) for each in (picture, *overlays.values())]
+    return draw.row(pictures, ["image", *overlays])

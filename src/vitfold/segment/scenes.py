@@ -162,7 +162,7 @@ def annotation_of(image: Path, labels: Labels) -> Tensor | None:
         return None
     parts[len(parts) - 1 - parts[::-1].index(IMAGES)] = ANNOTATIONS
     folder = Path(*parts[:-1])
-    names = [image.stem + ending for known in PICTURES for ending in (known, known.upper())]
+    names = [image.stem + ending for suffix in PICTURES for ending in (suffix, suffix.upper())]
     name = next((name for name in names if (folder / name).is_file()), None)
     if name is None:
         return None
@@ -203,11 +203,11 @@ def open_scenes(root: Path, split: str, labels: Labels) -> Scenes:
     pairs = next(filter(None, (_pairs(names, folder, deep) for folder in [*below, ()])), None)
     if not pairs:
         there = sorted({path.stem for path in root.iterdir()} & SPLITS) if root.is_dir() else []
-        known = f"; it has {', '.join(there)}" if there else ""
+        hint = f"; it has {', '.join(there)}" if there else ""
         raise DataError(
             f"{place.root} has no {IMAGES}/*.jpg with {ANNOTATIONS}/*.png of the same names, nor "
             f"such in {IMAGES}/{split} and {ANNOTATIONS}/{split}: give --data-dir, and the split"
-            f"{known}"
+            f"{hint}"
         )
     return Scenes(place, pairs, labels)
 
