@@ -23,13 +23,13 @@ from trainings import minutes, trained
 
 import vitfold
 from vitfold.cli import options, show, values
-from vitfold.data import SceneSource, evenly, labelled, untouched
+from vitfold.data import evenly, labelled, untouched
 from vitfold.folding.calls import folds
 from vitfold.folding.fold import clone
 from vitfold.saving.models import create_model
-from vitfold.segment import Labels
+from vitfold.segment import Labels, SceneSource
+from vitfold.segment.metrics import pixels
 from vitfold.segment.pictures import compare
-from vitfold.segment.score import pixels
 from vitfold.tools.answers import IGNORED
 from vitfold.tools.baselines import bound
 from vitfold.tools.measure import Throughput, interleave, timed

@@ -4,6 +4,7 @@ import importlib.util
 import json
 import math
 import tarfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,18 @@ from support.compare import near
 from torch import nn
 
 import vitfold
-from vitfold.data import Source, data_config, labelled, loader, preprocessing, renormalized
+from vitfold.data import (
+    Source,
+    classes_of,
+    data_config,
+    labelled,
+    loader,
+    preprocessing,
+    renormalized,
+    shuffled,
+)  # fmt: skip
+from vitfold.data.digits import create_digits
+from vitfold.data.pictures import read_photograph
 from vitfold.errors import DataError, MissingExtra, PlanError
 from vitfold.folding.families import processor
 from vitfold.saving.models import create_model, save_model
@@ -289,3 +301,90 @@ def test_an_image_that_is_a_bomb_is_named(monkeypatch: pytest.MonkeyPatch, tmp_p
     judged = labelled(model, Source(root=tmp_path, split="train"))
     with pytest.raises(DataError, match=r"0\.png cannot be read as an image"):
         judged[0]
+
+
+def test_a_bomb_is_one_line_for_who_passes_over_broken_images(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    pictures(tmp_path / "train", classes=2, each=1)
+    model = timm.create_model("vit_tiny_patch16_224", img_size=32, depth=1)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
+    images = labelled(model, Source(root=tmp_path, split="train"), skip=True)
+    with pytest.raises(DataError, match=r"0\.png cannot be read as an image"):
+        shuffled(images, 0, 2)[0]
+
+
+@pytest.mark.parametrize("name", ["a\0b", "x" * 300, "loop", "nothing"])
+def test_a_folder_that_cannot_be_is_refused(tmp_path: Path, name: str) -> None:
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    with pytest.raises(DataError, match="--data-dir"):
+        Source(root=tmp_path / name).open()
+
+
+# Pictures
+
+
+def test_pictures_that_cannot_be_read_are_named(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    picture().save(tmp_path / "whole.png")
+    whole = (tmp_path / "whole.png").read_bytes()
+    for name, content in ("text", b"no picture"), ("cut", whole[: len(whole) // 2]), ("empty", b""):
+        (tmp_path / f"{name}.png").write_bytes(content)
+        with pytest.raises(DataError, match=rf"{name}\.png cannot be read"):
+            read_photograph(tmp_path / f"{name}.png")
+    for odd in tmp_path, tmp_path / "no.png", Path("a\0b"):
+        with pytest.raises(DataError, match="cannot be read"):
+            read_photograph(odd)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 600)  # of 900: a warning of Pillow's
+    assert read_photograph(tmp_path / "whole.png").size == (30, 30)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
+    with pytest.raises(DataError, match=r"whole\.png cannot be read: it has more than 20 pixels"):
+        read_photograph(tmp_path / "whole.png")
+
+
+def test_a_picture_is_rgb_upright_and_the_first_of_many(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turned by a quarter
+    picture(40, 20).save(tmp_path / "turned.jpg", exif=exif)
+    assert read_photograph(tmp_path / "turned.jpg").size == (20, 40)
+    picture().convert("CMYK").save(tmp_path / "print.jpg")
+    assert read_photograph(tmp_path / "print.jpg").mode == "RGB"
+    first, then = Image.new("L", (8, 8), 10), Image.new("L", (8, 8), 200)
+    first.save(tmp_path / "many.gif", save_all=True, append_images=[then])
+    assert read_photograph(tmp_path / "many.gif").getpixel((0, 0)) == (10, 10, 10)
+    Image.fromarray(numpy.full((8, 8), 15000, dtype=numpy.uint16)).save(tmp_path / "deep.png")
+    with pytest.raises(DataError, match="more than 8 bits"):
+        read_photograph(tmp_path / "deep.png")
+
+
+# Digits
+
+
+def test_digits_are_a_dataset_like_any_other() -> None:
+    model = create_digits()
+    train, test = (Source("digits", split=split) for split in ("train", "validation"))
+    assert not train.shares(test)
+    assert test.shares(Source("digits", split="test[50%:]"))
+    images = labelled(model, test, limit=64)
+    assert len(images) == 64
+    assert images[0][0].shape == (1, 56, 56)
+    half = labelled(model, replace(test, split="val[:50%]"))
+    assert abs(len(half) / len(test.open()) - 0.5) < 0.02
+    assert classes_of(test.open()) == 10
+    x, labels = next(iter(loader(images, 64, 0)))
+    assert float((model(x).argmax(1) == labels).float().mean()) > 0.9
+    ours = timm.create_model("vit_tiny_patch16_224", img_size=56, patch_size=8, in_chans=1, depth=1)
+    assert torch.equal(labelled(ours, test)[3][0], labelled(model, test)[3][0])
+
+
+def test_what_the_digits_cannot_be_is_refused() -> None:
+    model = timm.create_model("vit_tiny_patch16_224", img_size=32, depth=1)
+    with pytest.raises(DataError, match="takes images of 3x32x32, the digits are of 1x56x56"):
+        labelled(model, Source("digits"))
+    with pytest.raises(DataError, match="split 'dev': the digits are split already"):
+        Source("digits", split="dev").open()
+    with pytest.raises(DataError, match="leave out --data-dir"):
+        Source("digits", Path()).open()
+    with pytest.raises(DataError, match="leave out --class-map"):
+        Source("digits", class_map={"zero": 0}).open()

@@ -32,7 +32,7 @@ from torch import Tensor, nn
 
 import vitfold
 from vitfold.cli import subject
-from vitfold.data import DigitsSource, Renormalized, Source
+from vitfold.data import Renormalized, Source
 from vitfold.data import digits as digits_
 from vitfold.data.digits import create_digits, load_split
 from vitfold.errors import DataError, MethodError, PlanError, TrainError
@@ -1054,11 +1054,11 @@ def test_the_embedded_model_brings_its_own_images(
         again = [*given, "--output", tmp_path / f"{name}-more"]
         assert vitfold_(monkeypatch, *again[:1], output / "last", *again[3:]) == 0
     assert vitfold_(monkeypatch, *given, "--reprob", "0.5", "--output", tmp_path / "erased") == 2
-    assert "re_prob: the model's own digits take only no_aug" in capsys.readouterr().err
+    assert "re_prob: the digits take only no_aug" in capsys.readouterr().err
     images = digits_.Digits("train")
-    still = DigitsSource("train").augment(small(), {"no_aug": True})
+    still = Source("digits", split="train").augment(create_digits(), {"no_aug": True})
     assert still(digits_.Digit(Tensor([1]), Tensor([2]))) == 1
-    images.transform = DigitsSource("train").augment(small(), {"hflip": 0.5})
+    images.transform = Source("digits", split="train").augment(create_digits(), {"hflip": 0.5})
     one, other = images[3][0], images[3][0]
     assert not torch.equal(one, other)
     assert torch.equal(digits_.Digits("train")[3][0], digits_.Digits("train")[3][0])

@@ -44,7 +44,7 @@ def freeze(
     else:
         compare = work.images(learned, batches_of(learned, held_out, limit, batch_size, workers))
     source = task.source(data, learned)
-    batches = batches_of(learned, source, images, batch_size, workers, own="train")
+    batches = batches_of(learned, source, images, batch_size, workers)
     frozen = work.frozen_on(learned, batches, model_options.on)
     compare(frozen)
     work.save_model(frozen, output)

@@ -1,44 +1,39 @@
-"""Labelled images for commands: those of a source, or the embedded model's own digits."""
+"""Labelled images for commands: those of a source, or of the dataset that a model was made for."""
 
 from collections.abc import Iterable
-from typing import Literal
+from dataclasses import replace
+from typing import Any
 
 from torch import nn
 
 from vitfold.cli import options
-from vitfold.data import (
-    AnySource,
-    DigitsSource,
-    Source,
-    labelled,
-    limited,
-    loader,
-    shuffled,
-    streams,
-)
+from vitfold.data import AnySource, Source, labelled, limited, loader, shuffled, streams
 from vitfold.folding.fold import clone
+from vitfold.saving.models import is_embedded
 from vitfold.saving.sources import digits
 from vitfold.tools.validate import Batch
 
 
+def own_dataset(model: nn.Module) -> str:
+    """The dataset that a model was made for, however it is folded; empty where it names none."""
+    return digits.identify(clone(model)) or ""
+
+
+def dataset_of(name: str) -> str:
+    """The same of a model that is known by name, or saved in a directory."""
+    return digits.NAME if is_embedded(name) else ""
+
+
 def has_own(model: nn.Module) -> bool:
-    """Whether there are images for a model without asking: for the embedded one, however folded."""
-    return digits.identify(clone(model)) is not None
+    """Whether there are images for a model where nobody gives any."""
+    return bool(own_dataset(model))
 
 
 def batches_of(
-    model: nn.Module,
-    source: AnySource,
-    limit: int | None,
-    batch_size: int,
-    workers: int,
-    own: Literal["train", "test"] = "test",
+    model: nn.Module, source: AnySource, limit: int | None, batch_size: int, workers: int
 ) -> Iterable[Batch]:
-    """Batches of at most `limit` images, evenly spaced.
-
-    own: the split of the embedded model's own images.
-    """
-    dataset = labelled(model, _there(model, source, own), limit)
+    """Batches of at most `limit` images, evenly spaced."""
+    dataset = labelled(model, source_for(model, source), limit)
     batches: Iterable[Batch] = loader(dataset, batch_size, workers)
     return limited(batches, limit) if streams(dataset) else batches
 
@@ -53,23 +48,18 @@ def shuffled_of(
 ) -> Iterable[Batch]:
     """So many batches in an order that the seed decides; what cannot be read is left out, as in
     training."""
-    images = labelled(model, _there(model, source, "train"), skip=True)
+    images: Any = labelled(model, source_for(model, source), skip=True)
     if not streams(images):
         images = shuffled(images, seed, batch_size * iterations)
     batches: Iterable[Batch] = loader(images, batch_size, workers)
     return batches
 
 
-def _there(model: nn.Module, source: AnySource, own: Literal["train", "test"]) -> AnySource:
-    """The source, or where nobody gives one the model's own."""
-    if source.given:
+def source_for(model: nn.Module, source: AnySource) -> AnySource:
+    """The source, or where it names no images that split of the model's own dataset."""
+    if source.given or not isinstance(source, Source):
         return source
-    if not has_own(model):
+    name = own_dataset(model)
+    if not name:
         raise options.no_data()
-    if isinstance(source, Source) and (source.class_map or source.split not in USUAL):
-        raise options.split_already("--split", "--class-map")
-    return DigitsSource(own)
-
-
-USUAL = ("train", "validation")
-"""Splits that commands take where nobody says which."""
+    return replace(source, dataset=name)

@@ -21,9 +21,9 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from vitfold.data import SceneSource, Source
+    from vitfold.data import Source
     from vitfold.methods import Base
-    from vitfold.segment import Labels
+    from vitfold.segment import Labels, SceneSource
 
 MODEL_HELP = (
     "A timm name, digits (the embedded model), hf:NAME, or the directory of a saved plan or model."
@@ -197,7 +197,7 @@ class Images(Group):
             )
         if self.dataset or self.class_map:
             raise DataError("--task segment reads --data-dir: leave out --dataset and --class-map")
-        from vitfold.data import SceneSource
+        from vitfold.segment import SceneSource
 
         return SceneSource(self.data_dir, self.split, labels)
 
@@ -234,17 +234,17 @@ class Task(Group):
 
     def model(self, options: ModelOptions, name: str) -> nn.Module:
         """A model that answers."""
-        from vitfold.segment.score import segmenter as pixelwise
+        from vitfold.segment.metrics import as_segmenter
 
-        return pixelwise(options.model(name)) if self.pixels else options.image_model(name)
+        return as_segmenter(options.model(name)) if self.pixels else options.image_model(name)
 
     def source(self, images: Images, model: nn.Module) -> Source | SceneSource:
         """Images whose labels are the model's."""
         if not self.pixels:
             return images.source
-        from vitfold.segment.score import segmenter as pixelwise
+        from vitfold.segment.metrics import as_segmenter
 
-        return images.scenes(self.labels(pixelwise(model).classes))
+        return images.scenes(self.labels(as_segmenter(model).classes))
 
 
 @dataclass(frozen=True)
@@ -292,14 +292,6 @@ def segments(task: str) -> bool:
     if task not in TASKS:
         raise DataError(f"--task {task!r}: expected {' or '.join(TASKS)}")
     return task == "segment"
-
-
-def split_already(*options: str) -> DataError:
-    """The error where somebody asks for other parts of the embedded model's own digits."""
-    return DataError(
-        "the embedded model's own digits are split already: leave out "
-        f"{', '.join(options[:-1])} and {options[-1]}, or give --data-dir"
-    )
 
 
 def no_data() -> DataError:

@@ -10,11 +10,11 @@ from torch import nn
 
 from vitfold.cli import options, show, values
 from vitfold.cli.groups import Group, option
-from vitfold.cli.images import shuffled_of
+from vitfold.cli.images import dataset_of, shuffled_of
 from vitfold.cli.offline import fetching
 from vitfold.cli.recipe import numbers
 from vitfold.cli.search import SCORED, found_in
-from vitfold.data import AnySource, DigitsSource, Source, classes_of, data_config, renormalized
+from vitfold.data import AnySource, Source, classes_of, data_config, renormalized
 from vitfold.errors import TrainError
 from vitfold.folding.calls import folds
 from vitfold.folding.fold import fold
@@ -24,7 +24,6 @@ from vitfold.methods.checks import check_whole
 from vitfold.saving.models import (
     create_model,
     create_segmenter,
-    is_embedded,
     is_named,
     saved_classes,
 )
@@ -64,8 +63,8 @@ class Data(options.Task):
         return self.val_split or "validation"
 
     def check(self, model: str) -> None:
-        """Refuse to begin without images; the embedded model has its own."""
-        if not (self.given or self.pixels or is_embedded(model)):
+        """Refuse to begin without images: a model may name a dataset that it was made for."""
+        if not (self.given or self.pixels or dataset_of(model)):
             raise options.no_data()
 
     @property
@@ -91,13 +90,11 @@ class Data(options.Task):
         with show.bar("counting classes", sum(map(len, scenes))) as progress:
             return replace(labels, classes=max(classes_in(some, progress) for some in scenes))
 
-    def sources(self, labels: Labels | None) -> tuple[AnySource, AnySource]:
-        """Of what is trained on, and of what is held out."""
-        if not (labels or self.given):
-            if self.train_split != "train" or self.val_split or self.class_map:
-                raise options.split_already("--train-split", "--val-split", "--class-map")
-            return DigitsSource("train"), DigitsSource("test")
-        images = [self._images(split) for split in (self.train_split, self.held_out)]
+    def sources(self, model: str, labels: Labels | None) -> tuple[AnySource, AnySource]:
+        """Of what is trained on, and of what is held out; the model's own where none are given."""
+        own = "" if labels or self.given else dataset_of(model)
+        chosen = replace(self, dataset=own) if own else self
+        images = [chosen._images(split) for split in (self.train_split, self.held_out)]
         source, held_out = (i.scenes(labels) if labels else i.source for i in images)
         if not self.no_val and self.val_split is None and source.shares(held_out):
             raise TrainError(
@@ -223,7 +220,7 @@ class Subject:
 def choose(name: str, data: Data, start: Start, seed: int) -> Subject:
     """The model to begin with and the images for it, as far as they are asked for."""
     labels = data.labels_for(name)
-    source, held_out = data.sources(labels)
+    source, held_out = data.sources(name, labels)
     images = source.open()
     with own_randomness():
         seed_all(seed)

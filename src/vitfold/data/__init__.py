@@ -1,14 +1,12 @@
-"""Images for a model: as it wants them, and where labelled ones come from."""
+"""Images for a model: its preprocessing, and where labelled images come from."""
 
-from vitfold.data.looks import Renormalized, data_config, preprocessing, renormalized, scene_look
-from vitfold.data.parts import classes_of, evenly, item, limited, loader, shuffled, streams
-from vitfold.data.sources import AnySource, DigitsSource, SceneSource, Source, labelled, untouched
+from vitfold.data.preprocessing import Renormalized, data_config, preprocessing, renormalized
+from vitfold.data.sources import AnySource, Source, labelled, untouched
+from vitfold.data.subsets import classes_of, evenly, item, limited, loader, shuffled, streams
 
 __all__ = [
     "AnySource",
-    "DigitsSource",
     "Renormalized",
-    "SceneSource",
     "Source",
     "classes_of",
     "data_config",
@@ -19,7 +17,6 @@ __all__ = [
     "loader",
     "preprocessing",
     "renormalized",
-    "scene_look",
     "shuffled",
     "streams",
     "untouched",

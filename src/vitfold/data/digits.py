@@ -1,4 +1,4 @@
-"""The embedded default model: a small vision transformer and the digits it reads.
+"""The dataset of digits, and the small vision transformer that reads them.
 
 The pictures are the 8x8 handwritten digits bundled with scikit-learn, enlarged and put on
 a canvas of 14 x 14 patches, so that many tokens show background or the same stroke.
@@ -15,10 +15,15 @@ import safetensors.torch
 import torch
 import torch.nn.functional as F
 from timm.models import VisionTransformer
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from vitfold.errors import missing
+from vitfold.data.splits import also
+from vitfold.errors import DataError, missing
+from vitfold.folding.families import find
+
+NAME: Final = "digits"
+"""What the dataset is called."""
 
 ARCHITECTURE: Final[Mapping[str, Any]] = MappingProxyType(
     {
@@ -70,7 +75,7 @@ def load_split(split: Literal["train", "test"]) -> tuple[Tensor, Tensor]:
 
 
 class Digit(NamedTuple):
-    """One of them: on its canvas, at the place that is always its own, and the ink alone."""
+    """A digit: on its canvas, at the place that is always its own, and the ink alone."""
 
     placed: Tensor
     ink: Tensor
@@ -83,15 +88,21 @@ class Digit(NamedTuple):
 class Digits(Dataset[Any]):
     """The digits of a split with their labels.
 
+    split: train or test, or another name of these; validation is test.
     transform: makes an image of a `Digit`.
     """
 
     class_to_idx: ClassVar = {str(number): number for number in range(10)}
 
-    def __init__(self, split: Literal["train", "test"]) -> None:
-        self.ink, self.labels, indices = _digits(split)
+    def __init__(self, split: str) -> None:
+        self.ink, self.labels, indices = _digits(split_name(split))
         self.placed = _placed(self.ink, indices)
         self.transform: Callable[[Digit], Tensor] = attrgetter("placed")
+
+    @property
+    def targets(self) -> list[int]:
+        """The labels."""
+        return [int(label) for label in self.labels]
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -99,6 +110,43 @@ class Digits(Dataset[Any]):
     def __getitem__(self, place: int) -> tuple[Tensor, int]:
         digit = Digit(self.placed[place], self.ink[place])
         return self.transform(digit), int(self.labels[place])
+
+
+def split_name(split: str) -> Literal["train", "test"]:
+    """The split of that name."""
+    names = also(split)
+    if "train" in names:
+        return "train"
+    if "validation" in names or "test" in names:
+        return "test"
+    raise DataError(
+        f"split {split!r}: the digits are split already, in train and test: give one of them, or "
+        "other images by --data-dir"
+    )
+
+
+def prepare(model: nn.Module) -> Callable[[Digit], Tensor]:
+    """The transform of evaluation: every digit at its own place, `[1, 56, 56]`."""
+    if (size := tuple(find(model).size)) != (1, _CANVAS, _CANVAS):
+        raise DataError(
+            f"the model takes images of {'x'.join(map(str, size))}, the digits are of "
+            f"1x{_CANVAS}x{_CANVAS}: give --model-kwargs in_chans=1 and --img-size {_CANVAS}, or "
+            "other images by --data-dir"
+        )
+    return attrgetter("placed")
+
+
+def augment(model: nn.Module, options: dict[str, Any]) -> Callable[[Digit], Tensor]:
+    """The transform of training: at another place, size and angle each time. Digits have no colour
+    and are not mirrored, so that timm's options for these, which are on unless one turns them off,
+    change nothing; others are refused."""
+    placed = prepare(model)
+    active = {name: value for name, value in options.items() if value}
+    if active.pop("no_aug", False):
+        return placed
+    if others := active.keys() - {"hflip", "color_jitter"}:
+        raise DataError(f"{', '.join(sorted(others))}: the digits take only no_aug")
+    return Digit.anew
 
 
 def _stored_weights() -> dict[str, Tensor]:

@@ -1,25 +1,21 @@
-"""Where labelled images are: in folders, tars and datasets, or drawn."""
+"""Where labelled images are: folders, tars, datasets by their names in timm, the digits."""
 
 import copy
 import importlib.util
-import re
-from collections.abc import Callable
 from dataclasses import dataclass, replace
-from operator import attrgetter
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, Protocol
 
 import timm.data
 from PIL import Image
-from torch import Tensor, nn
+from torch import nn
 
-from vitfold.data.digits import Digit, Digits
-from vitfold.data.looks import Prepare, augmentation, preprocessing, scene_look, scene_traits
-from vitfold.data.parts import evenly, filename, numbered, per_cent, strict
+from vitfold.data import digits
+from vitfold.data.pictures import check_data_dir, check_depth
+from vitfold.data.preprocessing import augmentation, preprocessing
+from vitfold.data.splits import SPLITS, also, share_of
+from vitfold.data.subsets import evenly, filename, numbered, per_cent, strict
 from vitfold.errors import DataError, missing, nearest, one_line
-from vitfold.segment import SPLITS, Labels, also, open_scenes
-from vitfold.segment.looks import SCALE, Augment, Look, Window
-from vitfold.segment.scenes import check_depth
 
 LIBRARIES = {
     "": "",
@@ -28,19 +24,49 @@ LIBRARIES = {
     "hfids": "datasets",
     "wds": "webdataset",
     "tfds": "",
+    digits.NAME: "",
 }
 """What timm's kinds of datasets are read by, where that is an extra; tfds brings TensorFlow, which
 is left to the user."""
 
-PART = re.compile(r"(?P<name>.+)\[(?:(?P<low>\d{1,3})%)?:(?:(?P<high>\d{1,3})%)?\]")
-"""The name of a split with the share of it that is meant."""
+
+class AnySource(Protocol):
+    """Images and their transforms for a model: `Source`, or that of another task."""
+
+    @property
+    def root(self) -> Path | None:
+        """The folder or the tar, where they lie in one."""
+
+    @property
+    def split(self) -> str:
+        """Which of them."""
+
+    @property
+    def given(self) -> bool:
+        """Whether it says where images are."""
+
+    def prepare(self, model: nn.Module) -> Any:
+        """The transform that training evaluates with: all images become of one shape."""
+
+    def whole(self, model: nn.Module) -> Any:
+        """The transform of an evaluation."""
+
+    def augment(self, model: nn.Module, options: dict[str, Any]) -> Any:
+        """The transform of training, by timm's options."""
+
+    def open(self) -> Any:
+        """The dataset, to whose `transform` one of those is assigned."""
+
+    def shares(self, other: Any) -> bool:
+        """Whether both read some image, under whatever names."""
 
 
 @dataclass(frozen=True)
 class Source:
     """Where labelled images are, in timm's terms.
 
-    dataset: type or name, as `hfds/...`, `wds/...`, `torch/cifar10`; empty for a folder or a tar.
+    dataset: type or name, as `hfds/...`, `wds/...`, `torch/cifar10`; `digits`, which come with
+        scikit-learn; empty for a folder or a tar.
     root: the folder or the tar. In a folder, a split is a folder or a tar of its name; where there
         is none of any split, the folder is the split itself.
     split: validation, test, ...; `train[:90%]` is the first nine tenths of every class (but Hugging
@@ -58,41 +84,47 @@ class Source:
         """Whether it says where images are."""
         return bool(self.dataset or self.root)
 
-    def prepare(self, model: nn.Module) -> Prepare:
-        """What makes an image of a picture."""
-        return preprocessing(model)
+    def prepare(self, model: nn.Module) -> Any:
+        """The transform of evaluation, from a stored image to `[C, H, W]` as the model takes it."""
+        return digits.prepare(model) if self.dataset == digits.NAME else preprocessing(model)
 
     whole = prepare
 
-    def augment(self, model: nn.Module, options: dict[str, Any]) -> Prepare:
-        """The same in one of many ways, by timm's options."""
+    def augment(self, model: nn.Module, options: dict[str, Any]) -> Any:
+        """The transform of training, by timm's options."""
+        if self.dataset == digits.NAME:
+            return digits.augment(model, options)
         return augmentation(model, options)
 
     def open(self) -> Any:
         """The dataset; images come as they are stored."""
-        part = self._part
-        whole = self._read(part["name"] if part else self.split)
-        return per_cent(whole, part["low"], part["high"]) if part else whole
+        name, share = self._share
+        whole = self._read(name)
+        return per_cent(whole, *share) if share else whole
 
-    def shares(self, other: "AnySource") -> bool:
+    def shares(self, other: Any) -> bool:
         """Whether both read some image, under whatever names."""
         if not isinstance(other, Source):
             return False
-        (place, ours), (theirs, part) = self._images(), other._images()
-        return place == theirs and ours[0] < part[1] and part[0] < ours[1]
+        (ours, (low, high)), (theirs, (start, stop)) = self._images(), other._images()
+        return ours == theirs and low < stop and start < high
 
     @property
-    def _part(self) -> re.Match[str] | None:
-        return None if self.dataset.startswith("hf") else PART.fullmatch(self.split)
+    def _share(self) -> tuple[str, tuple[int, int] | None]:
+        """The split, and which share of it; Hugging Face's datasets read such names themselves."""
+        return (self.split, None) if self.dataset.startswith("hf") else share_of(self.split)
 
     def _images(self) -> tuple[tuple[Any, ...], tuple[int, int]]:
         """Where they are, and from which per cent to which."""
-        part = self._part
-        name = part["name"] if part else self.split
-        share = (int(part["low"] or 0), int(part["high"] or 100)) if part else (0, 100)
-        return (self.dataset, self._place(name), name if self.dataset else ""), share
+        name, share = self._share
+        if self.dataset == digits.NAME:
+            name = digits.split_name(name)
+        return (self.dataset, self._place(name), name if self.dataset else ""), share or (0, 100)
 
     def _read(self, split: str) -> Any:
+        if self.dataset == digits.NAME:
+            self._check_digits()
+            return digits.Digits(split)
         self._check_kind()
         place = self._place(split)
         what = self.dataset or place
@@ -127,118 +159,45 @@ class Source:
         if library and importlib.util.find_spec(library) is None:
             raise missing(library, "data")
 
+    def _check_digits(self) -> None:
+        """Refuse what says of the digits where they are, or which number one has."""
+        for option, value in (("--data-dir", self.root), ("--class-map", self.class_map)):
+            if value:
+                raise DataError(
+                    f"--dataset {digits.NAME} comes with its images and its labels: leave out "
+                    f"{option}"
+                )
+
     def like(self, images: Any) -> "Source":
         """The same with classes numbered as in these images, of which they are some."""
-        known, ours = numbered(images), numbered(self.open())
-        if self.class_map or not known or not ours or known == ours:
+        theirs, ours = numbered(images), numbered(self.open())
+        if self.class_map or not theirs or not ours or theirs == ours:
             return self
-        if other := sorted(set(ours) - set(known)):
+        if other := sorted(set(ours) - set(theirs)):
             raise DataError(
                 f"{self._place(self.split)}: the images of training have no classes "
                 f"{', '.join(other[:5])}: give --class-map, or --no-val"
             )
-        return replace(self, class_map=known)
+        return replace(self, class_map=theirs)
 
     def _place(self, split: str) -> Path | None:
         """The folder or the tar of a split. A split that is not there is refused; but a folder
         without any splits is one itself."""
         root = self.root
-        if root is None or self.dataset or root.is_file():
+        if root is None or self.dataset:
             return root
+        check_data_dir(root)
         if not root.is_dir():
-            raise DataError(f"--data-dir {root}: there is no such folder or file")
+            return root
         for name in also(split):
             for place in (root / f"{name}.tar", root / name):
                 if place.exists():
                     return place
         there = sorted({place.stem for place in root.iterdir()} & SPLITS)
         if there or split not in SPLITS:
-            known = f": it has {', '.join(there)}" if there else ""
-            raise DataError(f"--data-dir {root}: there is no split {split!r} in it{known}")
+            hint = f": it has {', '.join(there)}" if there else ""
+            raise DataError(f"--data-dir {root}: there is no split {split!r} in it{hint}")
         return root
-
-
-@dataclass(frozen=True)
-class SceneSource:
-    """Where images with a class for every pixel are.
-
-    root, split: as `segment.open_scenes` takes them; `train[:90%]` is the first nine tenths.
-    """
-
-    root: Path
-    split: str
-    labels: Labels
-    given: ClassVar[bool] = True
-
-    def prepare(self, model: nn.Module) -> Window:
-        """What makes a window of a picture."""
-        return Window(*scene_traits(model))
-
-    def whole(self, model: nn.Module) -> Look:
-        """What makes an image of a picture, whose labels stay as they are."""
-        return scene_look(model)
-
-    def augment(self, model: nn.Module, options: dict[str, Any]) -> Window | Augment:
-        """Windows in one of many ways: what timm's options mean where labels move too."""
-        given = {name: value for name, value in options.items() if value}
-        if given.pop("no_aug", False):
-            return self.prepare(model)
-        scale = given.pop("scale", SCALE)
-        flip, jitter = given.pop("hflip", 0.0), given.pop("color_jitter", 0.0)
-        if given:
-            raise DataError(f"{', '.join(given)}: only images of one class are changed so")
-        return Augment(*scene_traits(model), scale, flip, jitter)
-
-    def open(self) -> Any:
-        """The scenes; pictures come as they are stored."""
-        part = PART.fullmatch(self.split)
-        scenes = open_scenes(self.root, part["name"] if part else self.split, self.labels)
-        return per_cent(scenes, part["low"], part["high"]) if part else scenes
-
-    def shares(self, other: "AnySource") -> bool:
-        """Whether both read some scene, under whatever names."""
-        return isinstance(other, SceneSource) and bool(self._scenes() & other._scenes())
-
-    def _scenes(self) -> set[tuple[Any, ...]]:
-        opened = self.open()
-        whole = getattr(opened, "whole", opened)
-        places = getattr(opened, "places", range(len(whole)))
-        return {(whole.place.root, *whole.pairs[place]) for place in places}
-
-
-@dataclass(frozen=True)
-class DigitsSource:
-    """The digits that the embedded model reads; they come as it takes them."""
-
-    split: Literal["train", "test"]
-    given: ClassVar[bool] = True
-    root: ClassVar[None] = None
-
-    def prepare(self, _model: nn.Module) -> Callable[[Digit], Tensor]:
-        """What makes an image of a digit."""
-        return attrgetter("placed")
-
-    whole = prepare
-
-    def augment(self, model: nn.Module, options: dict[str, Any]) -> Callable[[Digit], Tensor]:
-        """The same at another place, size and angle; digits are not mirrored and have no colour."""
-        given = {name: value for name, value in options.items() if value}
-        if given.pop("no_aug", False):
-            return self.prepare(model)
-        if others := given.keys() - {"hflip", "color_jitter"}:
-            raise DataError(f"{', '.join(sorted(others))}: the model's own digits take only no_aug")
-        return Digit.anew
-
-    def open(self) -> Digits:
-        """The dataset."""
-        return Digits(self.split)
-
-    def shares(self, other: "AnySource") -> bool:
-        """Whether both read the same digits."""
-        return self == other
-
-
-AnySource = Source | SceneSource | DigitsSource
 
 
 def labelled(
@@ -256,7 +215,7 @@ def labelled(
 
 
 def untouched(model: nn.Module, source: AnySource) -> Any:
-    """The same, but scenes whole and with their labels as they are: what an evaluation looks at."""
+    """A dataset for an evaluation: all of its images, and labels of pixels as fine as they are."""
     dataset = strict(source.open())
     dataset.transform = source.whole(model)
     return dataset
@@ -269,11 +228,11 @@ def _check_first(dataset: Any) -> None:
     for place in range(min(len(dataset), FEW)):
         try:
             picture = Image.open(reader[place][0])
-        except (OSError, ValueError, Image.DecompressionBombError):  # it is broken
+        except (OSError, ValueError, Image.DecompressionBombError):  # reading it says so
             continue
         check_depth(picture, filename(dataset, place))
         return
 
 
 FEW = 10
-"""How many pictures to try for one that can be read."""
+"""How many pictures `_check_first` tries."""

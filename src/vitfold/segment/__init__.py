@@ -1,9 +1,10 @@
-"""A class for every pixel: a ViT as encoder, and what makes classes of its tokens."""
+"""A class for every pixel: a ViT as encoder, a decoder, images with annotations, and scores."""
 
 from vitfold.segment.decoders import DECODERS, Linear, MaskTransformer
-from vitfold.segment.scenes import SPLITS, VOID, Labels, Scenes, also, classes_in, open_scenes
-from vitfold.segment.score import Report, score
+from vitfold.segment.metrics import Report, score
+from vitfold.segment.scenes import VOID, Labels, Scenes, classes_in, open_scenes
 from vitfold.segment.segmenter import Segmenter
+from vitfold.segment.sources import SceneSource, scene_transform
 from vitfold.segment.windows import slide
 
 __all__ = [
@@ -12,13 +13,13 @@ __all__ = [
     "Linear",
     "MaskTransformer",
     "Report",
-    "SPLITS",
+    "SceneSource",
     "Scenes",
     "Segmenter",
     "VOID",
-    "also",
     "classes_in",
     "open_scenes",
+    "scene_transform",
     "score",
     "slide",
 ]

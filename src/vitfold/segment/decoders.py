@@ -1,4 +1,4 @@
-"""From the tokens of patches to classes."""
+"""Decoders of a segmenter: from the tokens of patches to the logits of every patch."""
 
 from collections.abc import Mapping
 
@@ -13,7 +13,7 @@ HEAD = 64
 
 
 class Linear(nn.Module):
-    """Every patch by itself."""
+    """One linear layer, on every patch by itself."""
 
     def __init__(self, width: int, classes: int) -> None:
         super().__init__()
@@ -21,8 +21,8 @@ class Linear(nn.Module):
 
     def forward(self, patches: Tensor) -> Tensor:
         """`[B, N, classes]` from `[B, N, C]`."""
-        said: Tensor = self.head(patches)
-        return said
+        logits: Tensor = self.head(patches)
+        return logits
 
 
 class MaskTransformer(nn.Module):
@@ -49,8 +49,8 @@ class MaskTransformer(nn.Module):
         x = self.norm(self.blocks(torch.cat([self.enter(patches), classes], dim=1)))
         each = F.normalize(self.to_patch(x[:, :number]), dim=-1)
         of = F.normalize(self.to_class(x[:, number:]), dim=-1)
-        said: Tensor = self.mask_norm(each @ of.transpose(1, 2))
-        return said
+        logits: Tensor = self.mask_norm(each @ of.transpose(1, 2))
+        return logits
 
 
 def _heads(width: int) -> int:
@@ -62,4 +62,4 @@ DECODERS: Mapping[str, type[Linear | MaskTransformer]] = {
     "linear": Linear,
     "mask": MaskTransformer,
 }
-"""By name."""
+"""The decoders by name."""

@@ -1,4 +1,4 @@
-"""Pictures of classes: what is so, what the dense and the folded model say, where these differ."""
+"""Pictures of classes: truth, dense and folded prediction, and where these two differ."""
 
 import colorsys
 
@@ -7,9 +7,9 @@ from PIL import Image
 from torch import Tensor, nn
 
 from vitfold.folding.fold import clone
-from vitfold.segment.looks import Look
+from vitfold.segment.metrics import as_segmenter, pixels
 from vitfold.segment.scenes import check_size
-from vitfold.segment.score import pixels, segmenter
+from vitfold.segment.transforms import WholeScene
 from vitfold.tokens.modes import evaluating
 from vitfold.tools import draw
 
@@ -33,9 +33,9 @@ def palette(classes: int) -> Tensor:
 
 def paint(picture: Image.Image, labels: Tensor, classes: int) -> Image.Image:
     """`labels[H, W]` over the picture; what has no class stays dark."""
-    grey, known = _grey(picture), (labels >= 0).unsqueeze(-1)
+    grey, labelled = _grey(picture), (labels >= 0).unsqueeze(-1)
     mixed = MIX * palette(classes)[labels.clamp(min=0)] + (1 - MIX) * grey
-    return draw.to_image(mixed.where(known, grey * 0.3).permute(2, 0, 1))
+    return draw.to_image(mixed.where(labelled, grey * 0.3).permute(2, 0, 1))
 
 
 def differences(picture: Image.Image, one: Tensor, other: Tensor) -> Image.Image:
@@ -52,27 +52,31 @@ def _grey(picture: Image.Image) -> Tensor:
 def compare(
     folded: nn.Module,
     picture: Image.Image,
-    look: Look,
+    transform: WholeScene,
     truth: Tensor | None = None,
     stride: int | None = None,
 ) -> Image.Image:
     """A photograph, its labels where they are known, what the dense and the folded segmenter say,
     and where these differ.
 
-    look: makes an image of it as the model takes it.
+    transform: makes an image of it as the model takes it.
     """
     size = (picture.height, picture.width)
     if truth is not None:
         check_size(truth, picture, "the annotation")
-    image, _ = look(picture, torch.zeros(size, dtype=torch.long))
+    image, _ = transform(picture, torch.zeros(size, dtype=torch.long))
     image = image.to(next(folded.parameters()).device)
     models = {"dense": clone(folded).eval(), "folded": folded}
     with torch.inference_mode(), evaluating(folded):
-        said = {name: pixels(model, image, size, stride).cpu() for name, model in models.items()}
-    classes = segmenter(folded).classes
-    known = said if truth is None else {"truth": truth, **said}
-    share = (said["dense"] != said["folded"]).float().mean()
-    shown = {name: paint(picture, labels, classes) for name, labels in known.items()}
-    shown[f"they differ: {share:.1%}"] = differences(picture, said["dense"], said["folded"])
-    pictures = [draw.plain(each) for each in (picture, *shown.values())]
-    return draw.row(pictures, ["image", *shown])
+        predicted = {
+            name: pixels(model, image, size, stride).cpu() for name, model in models.items()
+        }
+    classes = as_segmenter(folded).classes
+    maps = predicted if truth is None else {"truth": truth, **predicted}
+    share = (predicted["dense"] != predicted["folded"]).float().mean()
+    overlays = {name: paint(picture, labels, classes) for name, labels in maps.items()}
+    overlays[f"they differ: {share:.1%}"] = differences(
+        picture, predicted["dense"], predicted["folded"]
+    )
+    pictures = [draw.plain(each) for each in (picture, *overlays.values())]
+    return draw.row(pictures, ["image", *overlays])

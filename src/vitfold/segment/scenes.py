@@ -6,15 +6,16 @@ import warnings
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from io import BytesIO
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision.transforms.v2.functional import pil_to_tensor
 
+from vitfold.data.pictures import check_data_dir, check_depth, read_picture
+from vitfold.data.splits import SPLITS, also
 from vitfold.errors import DataError, one_line
 from vitfold.tools.answers import IGNORED
 from vitfold.tools.measure import Progress
@@ -28,11 +29,6 @@ PLAUSIBLE = 4096
 
 VOID = 255
 """What annotations call a pixel of no class, where nobody says otherwise."""
-
-SAME = (("train", "training"), ("validation", "val", "valid", "eval", "evaluation"))
-"""Names of splits that are taken for one another, as timm does."""
-
-SPLITS = {*(name for names in SAME for name in names), "test"}
 
 Example = tuple[Tensor, Tensor]
 
@@ -141,6 +137,11 @@ class Scenes(Dataset[Any]):
         self.place, self.pairs, self.labels = place, pairs, labels
         self.transform: Transform | None = None
 
+    @property
+    def targets(self) -> list[int]:
+        """One label for all: a share of the scenes is one of them all, not of every class."""
+        return [0] * len(self.pairs)
+
     def __len__(self) -> int:
         return len(self.pairs)
 
@@ -161,7 +162,7 @@ def annotation_of(image: Path, labels: Labels) -> Tensor | None:
         return None
     parts[len(parts) - 1 - parts[::-1].index(IMAGES)] = ANNOTATIONS
     folder = Path(*parts[:-1])
-    names = [image.stem + ending for known in PICTURES for ending in (known, known.upper())]
+    names = [image.stem + ending for suffix in PICTURES for ending in (suffix, suffix.upper())]
     name = next((name for name in names if (folder / name).is_file()), None)
     if name is None:
         return None
@@ -170,23 +171,10 @@ def annotation_of(image: Path, labels: Labels) -> Tensor | None:
 
 def _opened(place: Folder | Archive, name: str) -> Image.Image:
     try:
-        picture = Image.open(BytesIO(place.read(name)))
-        picture.load()
-    except UnidentifiedImageError:
-        raise DataError(f"{name} cannot be read: it is no picture") from None
-    except Exception as error:  # its libraries say in many ways that a file is broken
+        stored = place.read(name)
+    except (OSError, EOFError, zlib.error, tarfile.TarError) as error:
         raise DataError(f"{name} cannot be read: {one_line(error)}") from error
-    return picture
-
-
-DEEP = ("I", "F", "I;16", "I;16B", "I;16L", "I;16N")
-"""Modes of pictures that lose most of what they show when they become 8 bits a channel."""
-
-
-def check_depth(picture: Image.Image, name: str) -> None:
-    """Refuse a picture that would be white."""
-    if picture.mode in DEEP:
-        raise DataError(f"{name} has more than 8 bits a channel: give a picture with 8")
+    return read_picture(stored, name)
 
 
 def check_size(labels: Tensor, picture: Image.Image, name: str) -> None:
@@ -207,8 +195,7 @@ def _raw(picture: Image.Image) -> Tensor:
 def open_scenes(root: Path, split: str, labels: Labels) -> Scenes:
     """The scenes of a split: `images` and `annotations` in a folder or a tar of its name, or in
     `root` itself; or folders of its name in those two, as ADE20K has them."""
-    if not root.exists():
-        raise DataError(f"--data-dir {root}: there is no such folder or file")
+    check_data_dir(root)
     place = _place(root, split)
     names = [PurePosixPath(name) for name in sorted(place.names())]
     deep = isinstance(place, Archive)
@@ -216,18 +203,13 @@ def open_scenes(root: Path, split: str, labels: Labels) -> Scenes:
     pairs = next(filter(None, (_pairs(names, folder, deep) for folder in [*below, ()])), None)
     if not pairs:
         there = sorted({path.stem for path in root.iterdir()} & SPLITS) if root.is_dir() else []
-        known = f"; it has {', '.join(there)}" if there else ""
+        hint = f"; it has {', '.join(there)}" if there else ""
         raise DataError(
             f"{place.root} has no {IMAGES}/*.jpg with {ANNOTATIONS}/*.png of the same names, nor "
             f"such in {IMAGES}/{split} and {ANNOTATIONS}/{split}: give --data-dir, and the split"
-            f"{known}"
+            f"{hint}"
         )
     return Scenes(place, pairs, labels)
-
-
-def also(split: str) -> tuple[str, ...]:
-    """The name of a split, and the others that it goes by."""
-    return (split, *next((names for names in SAME if split in names), ()))
 
 
 def _place(root: Path, split: str) -> Folder | Archive:
@@ -272,10 +254,10 @@ def _keyed(
     names: Sequence[PurePosixPath], ends: tuple[str, ...], deep: bool
 ) -> dict[tuple[str, ...], PurePosixPath]:
     """Pictures in folders that end so, by what an image and its annotation have in common."""
-    found = {}
+    pictures = {}
     for name in names:
         folder = name.parent.parts
         inside = folder[len(folder) - len(ends) :] == ends and (deep or folder == ends)
         if inside and name.suffix.lower() in PICTURES:
-            found[(*folder[: len(folder) - len(ends)], name.stem)] = name
-    return found
+            pictures[(*folder[: len(folder) - len(ends)], name.stem)] = name
+    return pictures

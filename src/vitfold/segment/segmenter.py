@@ -1,4 +1,4 @@
-"""The model: an encoder that keeps its own forward, folded or not, and a decoder."""
+"""The segmenter: a timm encoder, folded or not, whose forward stays its own, and a decoder."""
 
 from typing import Any
 
@@ -31,17 +31,17 @@ class Segmenter(nn.Module):
             raise MethodError(f"unknown decoder {decoder!r}{nearest(str(decoder), DECODERS)}")
         if not isinstance(classes, int) or not 2 <= classes <= MOST_CLASSES:
             raise MethodError(f"classes={classes!r}: expected 2 to {MOST_CLASSES}")
-        found = find(encoder)
-        if found.trunk is not encoder or not hasattr(encoder, "forward_features"):
+        family = find(encoder)
+        if family.trunk is not encoder or not hasattr(encoder, "forward_features"):
             raise UnsupportedModel(
                 f"{type(encoder).__name__} is no encoder: give a timm vision transformer"
             )
         self.encoder: Any = encoder
         self.classes = classes
         self.kind = decoder
-        grid = found.layout().grid
+        grid = family.layout().grid
         assert grid is not None  # a trunk's own example has one
-        self.prefix, self.grid, self.window = found.prefix, grid, found.size[1:]
+        self.prefix, self.grid, self.window = family.prefix, grid, family.size[1:]
         self.decoder = DECODERS[decoder](encoder.num_features, classes)
 
     def no_weight_decay(self) -> set[str]:
@@ -56,15 +56,15 @@ class Segmenter(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """`[B, classes, H, W]`: the logits of every pixel of `[B, C, H, W]`."""
         if tuple(x.shape[-2:]) != self.window:
-            given, taken = ("x".join(map(str, size)) for size in (x.shape[-2:], self.window))
+            size, window = ("x".join(map(str, size)) for size in (x.shape[-2:], self.window))
             raise ShapeError(
-                f"images of {given} do not fit a window of {taken}: use vitfold.segment.slide"
+                f"images of {size} do not fit a window of {window}: use vitfold.segment.slide"
             )
         tokens = self.encoder.forward_features(x)
         if isinstance(tokens, dict):  # NaFlex says with them which are padding
             tokens = tokens["patches"]
-        said = self.decoder(tokens[:, self.prefix :])
-        maps = said.transpose(1, 2).unflatten(2, self.grid)
+        logits = self.decoder(tokens[:, self.prefix :])
+        maps = logits.transpose(1, 2).unflatten(2, self.grid)
         return F.interpolate(maps, size=x.shape[-2:], mode="bilinear", align_corners=False)
 
 

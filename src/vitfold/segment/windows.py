@@ -37,8 +37,8 @@ def slide(
         raise DataError(f"images of shape {list(images.shape)}: expected [B, C, H, W]")
     height, width = images.shape[-2:]
     if not len(images):
-        said = model(images.new_zeros(0, images.shape[1], *window))
-        return said.new_zeros(0, said.shape[1], height, width)
+        logits = model(images.new_zeros(0, images.shape[1], *window))
+        return logits.new_zeros(0, logits.shape[1], height, width)
     more = max(window[1] - width, 0), max(window[0] - height, 0)
     padded = F.pad(images, (0, more[0], 0, more[1]))
     places = list(
@@ -48,10 +48,10 @@ def slide(
         )
     )
     parts = torch.cat([padded[..., y : y + window[0], x : x + window[1]] for y, x in places])
-    said = torch.cat([model(some) for some in parts.split(TOGETHER)])
-    total = said.new_zeros(len(images), said.shape[1], *padded.shape[-2:])
-    seen = said.new_zeros(padded.shape[-2:])
-    for (y, x), part in zip(places, said.split(len(images)), strict=True):
+    logits = torch.cat([model(some) for some in parts.split(TOGETHER)])
+    total = logits.new_zeros(len(images), logits.shape[1], *padded.shape[-2:])
+    counts = logits.new_zeros(padded.shape[-2:])
+    for (y, x), part in zip(places, logits.split(len(images)), strict=True):
         total[..., y : y + window[0], x : x + window[1]] += part
-        seen[y : y + window[0], x : x + window[1]] += 1
-    return (total / seen)[..., :height, :width]
+        counts[y : y + window[0], x : x + window[1]] += 1
+    return (total / counts)[..., :height, :width]

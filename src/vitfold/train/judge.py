@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Subset
 
 from vitfold.errors import DataError
-from vitfold.segment.score import intersection_over_union, mean_iou, pixels
+from vitfold.segment.metrics import intersection_over_union, mean_iou, pixels
 from vitfold.tools.answers import logits
 
 

@@ -10,11 +10,12 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
 from vitfold.cli import show
-from vitfold.data import SceneSource, evenly, untouched
+from vitfold.data import evenly, untouched
 from vitfold.errors import DataError
 from vitfold.folding.calls import folded
 from vitfold.folding.fold import clone
 from vitfold.saving.models import save_model
+from vitfold.segment import SceneSource
 from vitfold.segment import score as score_pixels
 from vitfold.tokens.modes import evaluating
 from vitfold.tools.answers import logits

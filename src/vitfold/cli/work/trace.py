@@ -4,16 +4,16 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor, nn
 
 from vitfold.cli import options, show
-from vitfold.data import data_config, preprocessing, scene_look
-from vitfold.errors import DataError
-from vitfold.segment import Labels, Segmenter
+from vitfold.data import data_config, preprocessing
+from vitfold.data.pictures import read_photograph
+from vitfold.segment import Labels, Segmenter, scene_transform
+from vitfold.segment.metrics import as_segmenter
 from vitfold.segment.pictures import compare
-from vitfold.segment.scenes import annotation_of, check_depth, check_size
-from vitfold.segment.score import segmenter
+from vitfold.segment.scenes import annotation_of, check_size
 from vitfold.tools import draw
 from vitfold.tools.trace import Trace
 from vitfold.tools.trace import trace as trace_
@@ -21,7 +21,7 @@ from vitfold.tools.trace import trace as trace_
 
 def check_pixels(model: nn.Module) -> None:
     """Refuse a model that has no class for every pixel."""
-    segmenter(model)
+    as_segmenter(model)
 
 
 def trace_images(
@@ -33,7 +33,7 @@ def trace_images(
     output: Path,
 ) -> None:
     """Trace images through a folded model and write their pictures."""
-    pictures = [_open(path) for path in images]
+    pictures = [read_photograph(path) for path in images]
     truths: list[Tensor | None] = []
     if isinstance(model, Segmenter):
         labels = task.labels(model.classes)
@@ -48,17 +48,8 @@ def trace_images(
     _draw(traced, images, output)
     for name, picture, truth in zip(_names(images), pictures, truths, strict=False):
         target = output / f"{name}-classes.png"
-        draw.save(compare(model, picture, scene_look(model), truth, stride), target)
+        draw.save(compare(model, picture, scene_transform(model), truth, stride), target)
         show.written(target)
-
-
-def _open(path: Path) -> Image.Image:
-    try:
-        picture = Image.open(path)
-        check_depth(picture, str(path))
-        return ImageOps.exif_transpose(picture).convert("RGB")
-    except (OSError, ValueError, Image.DecompressionBombError) as error:
-        raise DataError(f"{path} is not an image that can be read: {error}") from None
 
 
 def _truth(path: Path, picture: Image.Image, labels: Labels) -> Tensor | None:

@@ -11,11 +11,11 @@ from torchvision.transforms.v2.functional import to_pil_image
 
 from vitfold.cli import show, values
 from vitfold.cli.images import batches_of
-from vitfold.data import SceneSource, Source, classes_of, evenly, untouched
+from vitfold.data import Source, classes_of, evenly, untouched
 from vitfold.folding.calls import folded
 from vitfold.folding.fold import clone
 from vitfold.segment import Report as SceneReport
-from vitfold.segment import score
+from vitfold.segment import SceneSource, score
 from vitfold.segment.pictures import compare
 from vitfold.tools import draw
 from vitfold.tools.answers import classes_of_head

@@ -1,6 +1,7 @@
-"""How a model wants its images: its own preprocessing, and that of another."""
+"""From pictures to a model's input: the transform that its config asks for, in evaluation and in
+training, and a model on images that are normalized for another."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import timm.data
@@ -10,46 +11,50 @@ from torch import Tensor, nn
 
 from vitfold.errors import DataError, one_line
 from vitfold.folding.families import find, processor
-from vitfold.segment.looks import Look
 from vitfold.tools.draw import Channels
 
 Prepare = Callable[[Image.Image], Tensor]
 
 
 def data_config(model: nn.Module) -> dict[str, Any]:
-    """Size, interpolation, mean and deviation, crop: what the model expects."""
-    found = find(model)
-    said = processor.of(getattr(found.trunk, "config", None))
-    given = processor.translated(said) if said else {}
-    config: dict[str, Any] = timm.data.resolve_data_config(given, model=found.trunk)
-    channels = {name: tuple(config[name])[: found.size[0]] for name in ("mean", "std")}
-    return config | channels | {"input_size": found.size}
+    """timm's data config of the model: input_size, interpolation, mean, std, crop_pct, ..."""
+    family = find(model)
+    stored = processor.of(getattr(family.trunk, "config", None))
+    overrides = processor.translated(stored) if stored else {}
+    config: dict[str, Any] = timm.data.resolve_data_config(overrides, model=family.trunk)
+    channels = {name: tuple(config[name])[: family.size[0]] for name in ("mean", "std")}
+    return config | channels | {"input_size": family.size}
 
 
 class Renormalized(nn.Module):
-    """A model on images whose channels are prepared for another."""
+    """A model that takes images normalized by the mean and std of another.
+
+    own: mean and std of the model's channels.
+    other: those by which the images are normalized.
+    """
 
     scale: Tensor
     shift: Tensor
 
-    def __init__(self, model: nn.Module, wanted: Channels, given: Channels) -> None:
+    def __init__(self, model: nn.Module, own: Channels, other: Channels) -> None:
         super().__init__()
         self.model = model
-        (mean, std), (other_mean, other_std) = torch.tensor(wanted), torch.tensor(given)
+        (mean, std), (other_mean, other_std) = torch.tensor(own), torch.tensor(other)
         self.register_buffer("scale", (other_std / std)[:, None, None])
         self.register_buffer("shift", ((other_mean - mean) / std)[:, None, None])
 
     def forward(self, x: Tensor) -> Any:
-        """What the model says of the images as it wants them."""
+        """The model's output on `[B, C, H, W]`, normalized anew by its own mean and std."""
         return self.model((x * self.scale + self.shift).to(x.dtype))
 
 
 def renormalized(model: nn.Module, other: nn.Module) -> nn.Module:
-    """The model for images that are prepared for another; itself where it wants them alike."""
-    wanted, given = _channels(model), _channels(other)
-    if wanted == given:
+    """The model on images as `preprocessing(other)` makes them; itself where its mean and std are
+    the same."""
+    own, theirs = _channels(model), _channels(other)
+    if own == theirs:
         return model
-    return Renormalized(model, wanted, given).to(next(model.parameters()).device)
+    return Renormalized(model, own, theirs).to(next(model.parameters()).device)
 
 
 def _channels(model: nn.Module) -> Channels:
@@ -58,12 +63,12 @@ def _channels(model: nn.Module) -> Channels:
 
 
 def preprocessing(model: nn.Module) -> Prepare:
-    """From a picture to the model's input."""
+    """timm's evaluation transform, from a picture to `[C, H, W]`."""
     return _transform(data_config(model), is_training=False)
 
 
 def _transform(config: dict[str, Any], **options: Any) -> Prepare:
-    """timm's transform; for a model of one channel, of grey pictures."""
+    """timm's transform, as `[C, H, W]`; a model of one channel gets grey pictures."""
     channels = config["input_size"][0]
     if channels not in (1, 3):
         raise DataError(f"the model takes {channels} channels: pictures have 1 or 3")
@@ -76,22 +81,9 @@ def _transform(config: dict[str, Any], **options: Any) -> Prepare:
 
 
 def augmentation(model: nn.Module, options: dict[str, Any]) -> Prepare:
-    """From a picture to the model's input, in one of many ways."""
+    """timm's training transform with these options, from a picture to `[C, H, W]`."""
     config = data_config(model) | options
     try:
         return _transform(config, is_training=True)
     except Exception as error:
         raise DataError(f"augmentation {options}: {one_line(error)}") from error
-
-
-def scene_look(model: nn.Module) -> Look:
-    """From a photograph of any size to images for windows to slide over."""
-    return Look(*scene_traits(model))
-
-
-def scene_traits(model: nn.Module) -> tuple[tuple[int, int], Sequence[float], Sequence[float]]:
-    """The window of a segmenter, and the channels that it expects."""
-    config = data_config(model)
-    if config["input_size"][0] != 3:
-        raise DataError(f"the model takes {config['input_size'][0]} channels: photographs have 3")
-    return tuple(config["input_size"][1:]), config["mean"], config["std"]

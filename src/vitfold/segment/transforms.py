@@ -1,4 +1,4 @@
-"""How scenes come to a model: the image and its labels moved alike."""
+"""Transforms of scenes: whole, the middle, or a random window; labels move with their pixels."""
 
 import math
 from collections.abc import Sequence
@@ -18,8 +18,8 @@ SCALE = (0.5, 2.0)
 """Of the size, in augmentation."""
 
 
-class Look(nn.Module):
-    """An image as `[3, H, W]`, normalized, and its labels.
+class WholeScene(nn.Module):
+    """A whole image as `[3, H, W]`, resized and normalized, and its labels as they are.
 
     window: what the model takes; an image is resized until its shorter side is that of the window.
     mean, std: of the channels.
@@ -50,7 +50,7 @@ class Look(nn.Module):
         return image, labels
 
 
-class Window(Look):
+class CenterWindow(WholeScene):
     """The middle of an image, as large as a window."""
 
     def forward(self, picture: Image.Image, labels: Tensor) -> Example:
@@ -62,7 +62,7 @@ class Window(Look):
         return self.finish(image.as_subclass(Tensor)), tagged.as_subclass(Tensor)
 
 
-class Augment(Look):
+class RandomWindow(WholeScene):
     """A random part of an image, at a random size.
 
     scale: from what share of the usual size to what.

@@ -1,6 +1,9 @@
-"""Some images of a dataset: parts of a split, an even choice, batches; and what a dataset says."""
+"""Subsets of a dataset (a share of every class, evenly spaced, shuffled), its batches, and the
+numbers of its classes."""
 
 import math
+import struct
+import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
@@ -10,13 +13,12 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from vitfold.errors import DataError
-from vitfold.segment import Scenes
 
 
-class Part(Dataset[Any]):
-    """Some images of a dataset.
+class Subset(Dataset[Any]):
+    """The images of a dataset at some places, in that order.
 
-    tries: where one cannot be read, how many of them to try, from that on.
+    tries: how many images to try, from one on that cannot be read.
     """
 
     def __init__(self, whole: Any, places: Sequence[int], tries: int = 1) -> None:
@@ -26,7 +28,7 @@ class Part(Dataset[Any]):
 
     @property
     def transform(self) -> Any:
-        """What images go through."""
+        """The transform of the whole dataset."""
         return self.whole.transform
 
     @transform.setter
@@ -44,10 +46,10 @@ class Part(Dataset[Any]):
                 if not _unread(error):
                     raise
             place = (place + 1) % len(self)
-        return self.whole[self.places[place]]
+        return item(self.whole, self.places[place])
 
 
-class Strict(Part):
+class Strict(Subset):
     """The same images, of which one that cannot be read is an error; in training timm takes its
     neighbour instead."""
 
@@ -62,18 +64,24 @@ def item(dataset: Any, place: int) -> Any:
     """An image with its label; an error that names the file where timm has given up."""
     try:
         return dataset[place]
-    except (RuntimeError, Image.DecompressionBombError) as error:
+    except (RuntimeError, *BROKEN) as error:
         if isinstance(error, RuntimeError) and not _unread(error):
             raise
         raise DataError(f"{filename(dataset, place)} cannot be read as an image") from error
 
 
+BROKEN = (
+    Image.DecompressionBombError, OSError, SyntaxError, EOFError, struct.error, zlib.error,
+)  # fmt: skip
+"""What Pillow raises for pictures that it cannot read; timm expects an OSError alone."""
+
+
 def strict(dataset: Any) -> Any:
-    """A dataset for what has to be true of all of its images, not of most."""
+    """The dataset, of which an image that cannot be read is an error: an evaluation is of all."""
     files = getattr(dataset, "whole", dataset)
     if not hasattr(files, RETRIES):
         return dataset
-    if isinstance(dataset, Part):
+    if isinstance(dataset, Subset):
         dataset.tries = 1
     setattr(files, RETRIES, 1)
     return Strict(dataset)
@@ -84,37 +92,34 @@ RETRIES = "_max_retries"
 
 
 def _unread(error: RuntimeError) -> bool:
-    """Whether it is what timm says then."""
+    """Whether it is timm's error for images that cannot be read."""
     return str(error).startswith("Failed to load")
 
 
 def filename(dataset: Any, place: int) -> str:
-    """Of an image."""
-    if isinstance(dataset, Part):
+    """The path of an image of a dataset."""
+    if isinstance(dataset, Subset):
         return filename(dataset.whole, dataset.places[place])
     return str(dataset.filename(place, absolute=True))
 
 
-def per_cent(whole: Any, low: str | None, high: str | None) -> Part:
-    """From `low` to `high` per cent of the images of every class."""
+def per_cent(whole: Any, start: int, stop: int) -> Subset:
+    """From `start` to `stop` per cent of the images of every class."""
     classes: dict[int, list[int]] = {}
     for place, label in enumerate(_labels(whole)):
         classes.setdefault(label, []).append(place)
-    start, stop = int(low or 0), int(high or 100)
     if not 0 <= start < stop <= 100:
         raise DataError(f"a split from {start}% to {stop}%: expected 0 up to 100")
-    parts = (c[len(c) * start // 100 : len(c) * stop // 100] for c in classes.values())
-    places = sorted(place for part in parts for place in part)
+    shares = (c[len(c) * start // 100 : len(c) * stop // 100] for c in classes.values())
+    places = sorted(place for share in shares for place in share)
     tries = getattr(whole, RETRIES, 1)
     if tries > 1:
-        setattr(whole, RETRIES, 1)  # the next may be of another part
-    return Part(whole, places, tries)
+        setattr(whole, RETRIES, 1)  # the next may be of another share
+    return Subset(whole, places, tries)
 
 
 def _labels(whole: Any) -> list[int]:
-    """The labels of a dataset, without reading its images; scenes have none in common."""
-    if isinstance(whole, Scenes):
-        return [0] * len(whole)
+    """The labels of a dataset's images, without reading these."""
     reader = getattr(whole, "reader", whole)
     targets = getattr(reader, "targets", None)
     if targets is None and hasattr(reader, "samples"):
@@ -126,14 +131,14 @@ def _labels(whole: Any) -> list[int]:
 
 def numbered(dataset: Any) -> dict[str, int] | None:
     """The numbers of the classes of a dataset by their names, where it says so."""
-    while isinstance(dataset, Part):
+    while isinstance(dataset, Subset):
         dataset = dataset.whole
     reader = getattr(dataset, "reader", dataset)
     return getattr(reader, "class_to_idx", None) or getattr(reader, "class_name_to_idx", None)
 
 
 def classes_of(dataset: Any) -> int | None:
-    """How many classes a dataset says that it has."""
+    """How many classes a dataset has, where it says so."""
     index = numbered(dataset)
     return len(set(index.values())) if index else None
 
@@ -142,13 +147,13 @@ def evenly(dataset: Any, limit: int | None) -> Any:
     """That many of its images, evenly spaced; a stream comes whole."""
     if limit is None or streams(dataset) or limit >= len(dataset):
         return dataset
-    return Part(dataset, [number * len(dataset) // limit for number in range(limit)])
+    return Subset(dataset, [number * len(dataset) // limit for number in range(limit)])
 
 
-def shuffled(dataset: Any, seed: int, limit: int) -> Part:
+def shuffled(dataset: Any, seed: int, limit: int) -> Subset:
     """Its images in an order that the seed decides, the first `limit` of them."""
     order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(seed))
-    return Part(dataset, order[:limit].tolist())
+    return Subset(dataset, order[:limit].tolist())
 
 
 def streams(dataset: Any) -> bool:

@@ -1,4 +1,4 @@
-"""How right a segmenter is, beside the dense one."""
+"""Mean intersection over union and accuracy of a segmenter, folded and dense."""
 
 import math
 from collections.abc import Iterable
@@ -21,8 +21,8 @@ from vitfold.tools.measure import Progress, now
 class Report:
     """Shares of one.
 
-    miou: the mean, over classes that occur, of the intersection of what is said and what is so
-        over their union.
+    miou: the mean, over classes that occur, of the intersection of prediction and truth over
+        their union.
     ious: of every class; None of one that does not occur.
     accuracy: of pixels.
     agreement: of pixels, with the dense model.
@@ -42,7 +42,7 @@ class Report:
 
 
 def intersection_over_union(classes: int) -> Any:
-    """torchmetrics' meter of it, for every class; not a number for one that does not occur."""
+    """torchmetrics' meter of the IoU of every class; NaN for one that does not occur."""
     try:
         from torchmetrics.classification import MulticlassJaccardIndex
     except ImportError:
@@ -65,14 +65,14 @@ def mean_iou(ious: Tensor) -> float:
 
 def pixels(model: nn.Module, image: Tensor, size: tuple[int, int], stride: int | None) -> Tensor:
     """`[H, W]`: the class of every pixel of a picture of that size, from its image `[C, h, w]`."""
-    inner = segmenter(model)
-    said = slide(model, image.unsqueeze(0), inner.window, stride)
-    said = F.interpolate(said, size=size, mode="bilinear", align_corners=False)
-    return said[0].argmax(dim=0)
+    inner = as_segmenter(model)
+    logits = slide(model, image.unsqueeze(0), inner.window, stride)
+    logits = F.interpolate(logits, size=size, mode="bilinear", align_corners=False)
+    return logits[0].argmax(dim=0)
 
 
-def segmenter(model: nn.Module) -> Segmenter:
-    """The model as what it has to be."""
+def as_segmenter(model: nn.Module) -> Segmenter:
+    """The model; refused where it is no segmenter."""
     if not isinstance(model, Segmenter):
         raise UnsupportedModel(
             f"{type(model).__name__} is no segmenter: train one by vitfold train --task segment"
@@ -91,10 +91,10 @@ def score(
 ) -> Report:
     """Run both over scenes: images `[C, h, w]` as the model takes them, of any size, and labels
     `[H, W]` as they are."""
-    classes = segmenter(folded).classes
+    classes = as_segmenter(folded).classes
     device = next(folded.parameters()).device
     ours, theirs = (intersection_over_union(classes).to(device) for _ in range(2))
-    images = same = right = known = total = 0
+    images = same = right = labelled = total = 0
     seconds = 0.0
     with torch.inference_mode(), evaluating(folded), evaluating(dense), mixed(device, amp):
         for image, labels in scenes:
@@ -102,15 +102,15 @@ def score(
             image, labels = image.to(device), labels.to(device)
             size = (labels.shape[0], labels.shape[1])
             start = now(device)
-            said = pixels(folded, image, size, stride)
+            predicted = pixels(folded, image, size, stride)
             seconds += now(device) - start
-            before = pixels(dense, image, size, stride)
-            for meter, answer in ((ours, said), (theirs, before)):
+            dense_predicted = pixels(dense, image, size, stride)
+            for meter, answer in ((ours, predicted), (theirs, dense_predicted)):
                 meter.update(answer.unsqueeze(0), labels.unsqueeze(0))
             images, total = images + 1, total + labels.numel()
-            known += int((labels != IGNORED).sum())
-            right += int((said == labels).sum())
-            same += int((said == before).sum())
+            labelled += int((labels != IGNORED).sum())
+            right += int((predicted == labels).sum())
+            same += int((predicted == dense_predicted).sum())
             progress()
     if not images:
         raise DataError("no images: the dataset is empty")
@@ -118,7 +118,7 @@ def score(
     return Report(
         images=images,
         miou=mean_iou(each),
-        accuracy=right / known,
+        accuracy=right / labelled,
         ious=[None if math.isnan(iou) else iou for iou in each.tolist()],
         dense_miou=mean_iou(theirs.compute()),
         agreement=same / total,

@@ -1,0 +1,24 @@
+"""Names of splits: which mean the same, and `train[:90%]`, a share of one."""
+
+import re
+
+SAME = (("train", "training"), ("validation", "val", "valid", "eval", "evaluation"))
+"""Names of splits that are taken for one another, as timm does."""
+
+SPLITS = {*(name for names in SAME for name in names), "test"}
+
+SHARE = re.compile(r"(?P<name>.+)\[(?:(?P<low>\d{1,3})%)?:(?:(?P<high>\d{1,3})%)?\]")
+"""The name of a split with the share of it that is meant."""
+
+
+def also(split: str) -> tuple[str, ...]:
+    """The name of a split, and the others that it goes by."""
+    return (split, *next((names for names in SAME if split in names), ()))
+
+
+def share_of(split: str) -> tuple[str, tuple[int, int] | None]:
+    """The name of a split, and from which per cent to which it is meant; None: whole."""
+    match = SHARE.fullmatch(split)
+    if match is None:
+        return split, None
+    return match["name"], (int(match["low"] or 0), int(match["high"] or 100))
