@@ -404,7 +404,7 @@ def test_one_patch_stays_whatever_is_drawn(make: Any) -> None:
     (logits.square().sum() + learned.loss(runs[0])).backward()
     assert all(bool(p.grad.isfinite().all()) for p in model.parameters() if p.grad is not None)
     assert bool(logits.isfinite().all())
-    left: Any = runs[0].books[-1]
+    left: Any = runs[0].states[-1]
     assert left.here[:, left.prefix :].sum(1).tolist() == [1] * 16
 
 

@@ -100,9 +100,9 @@ def test_every_image_is_as_the_reference_has_it(
     slots = [
         {member: i for i, token in enumerate(tokens) for member in token.members} for tokens in left
     ]
-    tokens = runs[0].books[0].tokens
+    tokens = runs[0].states[0].tokens
     expected = [[slot.get(token, DROPPED) for token in range(tokens)] for slot in slots]
-    assert runs[0].last.whole(x).slot.tolist() == expected
+    assert runs[0].last.whole.slot.tolist() == expected
     atol = 1e-9 if dtype == torch.float64 else 1e-4
     exactly(logits.double(), torch.stack([reference.read(tokens) for tokens in left]), atol)
 

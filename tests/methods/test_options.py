@@ -433,7 +433,7 @@ def test_a_plan_that_leaves_no_patch_is_refused() -> None:
     @dataclasses.dataclass(frozen=True)
     class All(Method):
         def plan(self, layout: Any, schedule: tuple[int, ...]) -> Any:
-            return tuple(Step("k", r, lambda metric, ledger: None) for r in schedule)
+            return tuple(Step("k", r, lambda metric, state: None) for r in schedule)
 
     model = vitfold.fold(vit(), All(r=24))
     with pytest.raises(MethodError, match="All removes 24 of 1 patches in block 2"):

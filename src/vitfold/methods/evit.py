@@ -3,17 +3,16 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 
 from vitfold.errors import MethodError
 from vitfold.methods.base import register
 from vitfold.methods.checks import check_switch
 from vitfold.methods.staged import Staged
-from vitfold.methods.steps import Step
+from vitfold.methods.step import Step
 from vitfold.tokens.layout import Layout
-from vitfold.tokens.match import biggest_first
-from vitfold.tokens.state import Ledger
+from vitfold.tokens.match import highest
+from vitfold.tokens.state import TokenState
 from vitfold.tokens.tokenmap import TokenMap
 
 
@@ -40,22 +39,7 @@ class EViT(Staged):
             raise MethodError("EViT goes by the attention of a class token: the model has none")
 
     def step(self, removes: int) -> Step:
-        def match(_: Tensor, ledger: Ledger, attention: Tensor) -> TokenMap:
-            return keep_first(attention, removes, ledger.prefix, self.fuse)
+        def match(_: Tensor, state: TokenState, attention: Tensor) -> TokenMap:
+            return highest(attention, removes, state.prefix, self.fuse)
 
-        return Step("x_pre", removes, match, received=True, by_first=True)
-
-
-def keep_first(score: Tensor, r: int, prefix: int, fuse: bool) -> TokenMap:
-    """The map to the prefix, the patches of highest `score[B, N]` in their order and, if the others
-    fuse, one token of them, so that `r` fewer are left."""
-    order = biggest_first(score[:, prefix:]) + prefix
-    kept = order.shape[1] - r - int(fuse)
-    first = torch.arange(prefix, device=score.device).expand(score.shape[0], -1)
-    stay = torch.cat([first, order[:, :kept].sort(dim=1).values], dim=1)
-    if not fuse:
-        return TokenMap.dropping(stay, order[:, kept:])
-    keep = torch.cat([stay, order[:, kept : kept + 1]], dim=1)
-    gone = order[:, kept + 1 :]
-    weight = score.clamp(min=torch.finfo(score.dtype).tiny)
-    return TokenMap(keep, gone, torch.full_like(gone, prefix + kept), weight=weight)
+        return Step(removes=removes, match=match, received="first")

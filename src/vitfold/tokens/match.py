@@ -64,6 +64,20 @@ def lowest(values: Tensor, r: int, prefix: int, valid: Tensor | None = None) -> 
     return TokenMap.dropping(torch.cat([_places(values)[:, :prefix], stay], dim=1), order[:, :r])
 
 
+def highest(score: Tensor, r: int, prefix: int, fuse: bool = False) -> TokenMap:
+    """Keep the prefix, the patches of highest `score[B, N]` in their order and, if the others fuse,
+    one token of them, so that `r` fewer are left. Fused patches weigh as much as their scores."""
+    order = biggest_first(score[:, prefix:]) + prefix
+    kept = order.shape[1] - r - int(fuse)
+    stay = torch.cat([_places(score)[:, :prefix], order[:, :kept].sort(dim=1).values], dim=1)
+    if not fuse:
+        return TokenMap.dropping(stay, order[:, kept:])
+    keep = torch.cat([stay, order[:, kept : kept + 1]], dim=1)
+    gone = order[:, kept + 1 :]
+    weight = score.clamp(min=torch.finfo(score.dtype).tiny)
+    return TokenMap(keep, gone, torch.full_like(gone, prefix + kept), weight=weight)
+
+
 def windowed(metric: Tensor, layout: "Windows", prefix: int, order: Tensor) -> TokenMap:
     """Bipartite matching inside every window of a grid.
 

@@ -22,10 +22,10 @@ from vitfold.folding.flops import dry_count
 from vitfold.folding.fold import clone
 from vitfold.folding.inputs import Inputs
 from vitfold.methods.schedule import whole
-from vitfold.methods.steps import Act, Look, Plan, Step, Weave
+from vitfold.methods.step import Plan, Step
+from vitfold.tokens.dense import Dense
 from vitfold.tokens.match import biggest_first
 from vitfold.tokens.modes import evaluating
-from vitfold.tokens.state import Ledger
 from vitfold.tools.measure import Progress, Throughput, batch_of, compare, flops, peak_memory
 from vitfold.tools.trace import trace
 
@@ -71,17 +71,15 @@ def _plan(model: nn.Module) -> Plan:
     return record.method.plan(layout, record.schedule)
 
 
-def _spared(step: Step | Weave | Look | Act | None) -> int:
+def _spared(step: Step | None) -> int:
     """How many tokens a block need not feed forward."""
-    if isinstance(step, Weave):
-        return len(step.groups) - len(step.seats)
-    return step.removes if isinstance(step, Step) else 0
+    return (step.removes or 0) + step.aside if step else 0
 
 
 def _returns(model: nn.Module) -> bool:
     """Whether tokens come back after a block of a folded model."""
     ragged = folded(model).method.ragged
-    return not ragged and any(isinstance(step, Weave) for step in _plan(model))
+    return not ragged and any(step.aside for step in _plan(model) if step)
 
 
 def bound(model: nn.Module, images: Inputs | None = None) -> nn.Module:
@@ -124,9 +122,9 @@ def free_slicing(model: nn.Module, removes: Sequence[int], returns: bool = False
     tokens = found.layout().tokens
     for block, kind, count in zip(found.blocks, found.kinds, removes, strict=True):
         left = tokens - count
-        books = _Cut(left if returns else tokens, found.prefix)
+        state = _Cut(left if returns else tokens, found.prefix)
         cut = _spared_from if returns else _sliced
-        block.__dict__["forward"] = functools.partial(cut, block, kind, books, left)
+        block.__dict__["forward"] = functools.partial(cut, block, kind, state, left)
         tokens = tokens if returns else left
     if not returns:
         for block, left in _shown(sliced, found, itertools.accumulate(removes)):
@@ -172,8 +170,8 @@ def _spared_from(
     )
 
 
-class _Cut(Ledger):
-    """The books of tokens that are the first ones of the original sequence."""
+class _Cut(Dense):
+    """The state of tokens that are the first ones of the original sequence."""
 
     def __init__(self, tokens: int, prefix: int) -> None:
         super().__init__(tokens, prefix, origin=torch.empty(1, tokens, device="meta"))
@@ -181,7 +179,7 @@ class _Cut(Ledger):
     def mask(self, mask: Tensor | None, dtype: torch.dtype) -> Tensor | None:
         return None if mask is None else mask[..., : self.tokens, : self.tokens]
 
-    def positions(self, table: Tensor) -> Tensor:
+    def positions(self, table: Tensor, still: Tensor | None = None) -> Tensor:
         return table[..., : self.tokens - self.prefix, :]
 
 

@@ -11,7 +11,7 @@ from torch.overrides import TorchFunctionMode
 from vitfold.errors import UnsupportedModel
 from vitfold.folding.blocks.attention import Attend
 from vitfold.folding.blocks.proxy import StandIn
-from vitfold.tokens.state import Ledger, additive
+from vitfold.tokens.state import TokenState, additive
 
 
 class Instead(TorchFunctionMode):
@@ -28,23 +28,7 @@ class Instead(TorchFunctionMode):
 
 
 class OwnAttend(Attend):
-    """Attends with a function of ours, on the queries, keys and values of the module's own code.
-
-    wanted: whether the attention that tokens receive is wanted.
-    received: `[B, n]` that attention, a mean over heads and queries, once it is there.
-    """
-
-    def __init__(
-        self,
-        ledger: Ledger,
-        given: Mapping[str, Any],
-        proportional: bool,
-        cue: str | None,
-        wanted: bool = False,
-    ) -> None:
-        super().__init__(ledger, given, proportional, cue)
-        self.wanted = wanted
-        self.received: Tensor | None = None
+    """Attends with a function of ours, on the queries, keys and values of the module's own code."""
 
     def __call__(self, attention: nn.Module, x: Tensor, **arguments: Any) -> Tensor:
         with Instead(self._function):
@@ -83,6 +67,27 @@ class OwnAttend(Attend):
         raise NotImplementedError
 
 
+class TorchAttend(OwnAttend):
+    """Torch's attention, and somebody who looks at its queries, keys and values."""
+
+    def __init__(
+        self,
+        state: TokenState,
+        given: Mapping[str, Any],
+        proportional: bool,
+        cue: str | None,
+        watch: Callable[[Tensor, Tensor, Tensor], None],
+    ) -> None:
+        super().__init__(state, given, proportional, cue)
+        self.watch = watch
+
+    def attend(
+        self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float | None
+    ) -> tuple[Tensor, Tensor | None]:
+        self.watch(q, k, v)
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=scale), None
+
+
 class ScoredAttend(OwnAttend):
     """Attention head by head, whose weights also say who received how much: those of one head are
     there at a time, and stay in the cache of a CPU. In half precision, where such weights come from
@@ -92,11 +97,11 @@ class ScoredAttend(OwnAttend):
         self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float | None
     ) -> tuple[Tensor, Tensor | None]:
         half = q.element_size() < 4
-        outs, seen = [], []
+        outs, scores = [], []
         for head in range(q.shape[1]):
             added = None if bias is None else bias[:, head % bias.shape[1]]
             weights = weighed(q[:, head], k[:, head], added, scale)
-            seen.append(self._received(weights))
+            scores.append(self._received(weights))
             if not half:
                 outs.append(weights @ v[:, head])
         out = (
@@ -104,12 +109,12 @@ class ScoredAttend(OwnAttend):
             if half
             else torch.stack(outs, dim=1)
         )
-        return out, torch.stack(seen).mean(dim=0)
+        return out, torch.stack(scores).mean(dim=0)
 
     def _received(self, weights: Tensor) -> Tensor:
-        if self.ledger.valid is None:
+        if self.state.valid is None:
             return weights.mean(dim=1)
-        return received(weights.unsqueeze(1), self.ledger.valid)
+        return received(weights.unsqueeze(1), self.state.valid)
 
 
 class FirstAttend(OwnAttend):
@@ -144,8 +149,8 @@ def logits(q: Tensor, k: Tensor, bias: Tensor | None, scale: float | None) -> Te
 def received(weights: Tensor, here: Tensor) -> Tensor:
     """`[B, n]`: the mean of `weights[B, H, n, n]` over heads and the queries that are `here`."""
     queries = here.to(weights.dtype)
-    seen = (weights * queries[:, None, :, None]).sum(dim=-2).mean(dim=1)
-    return seen / queries.sum(dim=1, keepdim=True)
+    total = (weights * queries[:, None, :, None]).sum(dim=-2).mean(dim=1)
+    return total / queries.sum(dim=1, keepdim=True)
 
 
 def fused(attention: Any) -> dict[str, Any]:
