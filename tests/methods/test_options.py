@@ -307,7 +307,8 @@ REFUSED: dict[str, tuple[Callable[[], object], str]] = {
     "name": (lambda: vitfold.fold(vit(), "tomee", r=8), r"'tomee' \(did you mean 'tome'\?\)"),
     "far name": (
         lambda: vitfold.fold(vit(), "xyz", r=8),
-        "'xyz' .*avit, dfe, drop, dynamicvit, evit, lgtm, ltmp, mergedrop, prune-merge, tome, ward",
+        "'xyz' .*avit, dfe, drop, dynamicvit, evit, lgtm, ltmp, mergedrop, prune-merge, tome, "
+        "tome-around, ward",
     ),
     "no class token": (
         lambda: vitfold.fold(vit(class_token=False, global_pool="avg"), EViT(r=3)),

@@ -1,7 +1,7 @@
 """The state of images that all have the same number of tokens: where every forward starts."""
 
 import functools
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
@@ -126,8 +126,16 @@ class Dense(TokenState):
         return highest(score, self.length - self.prefix - left, self.prefix)
 
     def restored(self, within: TokenState) -> TokenState:
-        known = {f.name: getattr(self, f.name) for f in fields(Dense)}
-        return Restored(**known, within=within, outer=self)
+        return Restored(
+            **self.frame,
+            size=self.size,
+            origin=self.origin,
+            maps=self.maps,
+            valid=self.valid,
+            notes=self.notes,
+            within=within,
+            outer=self,
+        )
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
