@@ -188,6 +188,10 @@ class Beyond(Step):
     levels: tuple[tuple[str, Tensor], ...] = field(kw_only=True)
     soft: float = field(kw_only=True)
 
+    def enter(self, x: Tensor, state: TokenState) -> tuple[Tensor, TokenState]:
+        """Scores of one image at a time need little memory."""
+        return state.alone(x) if self.received else (x, state)
+
     def reduce(self, x: Tensor, state: TokenState, shown: Shown) -> tuple[Tensor, TokenState]:
         change: Change | None = None
         for act, level in self.levels:

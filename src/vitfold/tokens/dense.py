@@ -96,6 +96,9 @@ class Dense(TokenState):
     def ragged(self) -> TokenState:
         return Masked.of(self) if self.masks else Packed.of(self)
 
+    def alone(self, x: Tensor) -> tuple[Tensor, TokenState]:
+        return self.ragged().alone(x)
+
     def pairs(self, metric: Tensor, by_size: bool = False, after: Change | None = None) -> Pairs:
         return self.ragged().pairs(metric, by_size, after)
 

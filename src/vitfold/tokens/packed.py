@@ -8,7 +8,6 @@ import functools
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 from typing import ClassVar
 
 import torch
@@ -32,6 +31,9 @@ class Packed(TokenState):
     lengths: how many tokens each image has.
     originals: how many each had before the first block.
     beside: whether dense tokens lie beside each other, `[B, N, C]`, or one image after another.
+
+    What follows from lengths is worked out anew where it is needed: states live as long as their
+    forward does.
     """
 
     form: ClassVar[str] = "packed"
@@ -93,17 +95,17 @@ class Packed(TokenState):
         """Where each image begins, and where the last one ends."""
         return list(itertools.accumulate(self.lengths, initial=0))
 
-    @cached_property
+    @property
     def numbers(self) -> Tensor:
         """`[B]`: the lengths."""
         return torch.tensor(self.lengths, device=self.device)
 
-    @cached_property
+    @property
     def table(self) -> tuple[Tensor, Tensor]:
         """`[B, longest]`: the tokens of each image, and which of those places hold one."""
         return ragged.table(self.numbers)
 
-    @cached_property
+    @property
     def owners(self) -> Tensor:
         """`[T]`: the image of every token."""
         return ragged.owners(self.numbers, self.length)
@@ -223,6 +225,9 @@ class Packed(TokenState):
             None if step.weight is None else step.weight[here].unsqueeze(0),
         )
         return PackedMap(flat, tuple(kept.sum(dim=1).tolist()), self.lengths)
+
+    def alone(self, x: Tensor) -> tuple[Tensor, TokenState]:
+        return packed(x), self
 
     def pairs(self, metric: Tensor, by_size: bool = False, after: Change | None = None) -> Pairs:
         state, metric = self, packed(metric)

@@ -188,6 +188,10 @@ class TokenState:
         or behind a mask."""
         return self
 
+    def alone(self, x: Tensor) -> "tuple[Tensor, TokenState]":
+        """The same tokens, of which every image attends by itself from here on."""
+        return x, self.ragged()
+
     def pairs(self, metric: Tensor, by_size: bool = False, after: Change | None = None) -> Pairs:
         """Every even token of an image with the odd one that it resembles most by `metric[B, n,
         d]`; with `by_size`, large groups have to resemble each other more.

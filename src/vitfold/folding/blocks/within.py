@@ -5,6 +5,7 @@ what one image needs stays in the cache; all at once and padded on a GPU, which 
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 import torch.nn.functional as F
@@ -35,6 +36,11 @@ class Images:
     bias: Tensor | None
     scale: float | None
 
+    @cached_property
+    def table(self) -> tuple[Tensor, Tensor]:
+        """`[B, longest]`: the tokens of each image, and which of those places hold one."""
+        return self.state.table
+
     def biases(self, like: Tensor) -> list[Tensor | None]:
         """`[1, 1 or H, n or 1, n]` for every image: what is added to its logits."""
         lengths = self.state.lengths
@@ -48,7 +54,7 @@ class Images:
 
     def mask(self, like: Tensor) -> Tensor:
         """`[B, 1 or H, longest or 1, longest]`: what is added where images are padded."""
-        rows, here = self.state.table
+        rows, here = self.table
         blank = like.new_zeros(rows.shape)
         mask = blank if self.sizes is None else self.sizes.flatten()[rows]
         mask = mask.masked_fill(~here, float("-inf"))[:, None, None]
@@ -59,7 +65,7 @@ class Images:
     def padded(self, x: Tensor) -> Tensor:
         """`[B, H, longest, d]`, zeros where an image has no token: what others have is not to
         matter, be it no number."""
-        rows, here = self.state.table
+        rows, here = self.table
         return x[0][:, rows].transpose(0, 1).masked_fill(~here[:, None, :, None], 0)
 
 
@@ -113,7 +119,7 @@ def _apart(
 
 def _padded(q: Tensor, k: Tensor, v: Tensor, images: Images) -> Tensor:
     queries, keys, values = (images.padded(part) for part in (q, k, v))
-    mask, here = images.mask(q), images.state.table[1]
+    mask, here = images.mask(q), images.table[1]
     out = F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask, scale=images.scale)
     return out.transpose(1, 2)[here].transpose(0, 1).unsqueeze(0)
 
@@ -122,7 +128,7 @@ def _received(q: Tensor, k: Tensor, images: Images) -> Tensor:
     """`[1, T]`: the attention that each token received, by one more product of queries and keys,
     of some images at a time."""
     queries, keys, mask = images.padded(q), images.padded(k), images.mask(q)
-    here = images.state.table[1]
+    here = images.table[1]
     _, heads, tokens, _ = queries.shape
     step = max(MOST_ELEMENTS // max(heads * tokens**2, 1), 1)
     some = [slice(start, start + step) for start in range(0, len(queries), step)]
