@@ -214,7 +214,5 @@ def test_a_grid_of_time_height_and_width(method: Method) -> None:
 
 def test_windows_of_an_image_are_refused_where_there_are_three_axes() -> None:
     blocks, (x, rope) = trunk(), cube()
-    with pytest.raises(
-        MethodError, match="a grid of 3 x 4 x 5 has none"
-    ):
+    with pytest.raises(MethodError, match="a grid of 3 x 4 x 5 has none"):
         run(blocks, LGTM(r=6), (6,) * DEPTH, x, rope, grid=CUBE)

@@ -12,6 +12,7 @@ from torch.utils.module_tracker import ModuleTracker
 
 from vitfold.errors import MethodError
 from vitfold.folding.families import Found
+from vitfold.tokens import kernels
 from vitfold.tokens.layout import Layout
 from vitfold.tokens.modes import evaluating
 
@@ -36,7 +37,7 @@ Spread = Callable[[float, int, int], Schedule]
 
 def count(call: Callable[[], Any]) -> int:
     """The floating point operations (two per multiply-add) of a call."""
-    counter = FlopCounterMode(display=False)
+    counter = FlopCounterMode(display=False, custom_mapping=kernels.flop_formulas())
     counter.mod_tracker = _NoModules()
     with torch.no_grad(), counter:
         call()

@@ -11,7 +11,7 @@ from vitfold.methods.checks import check_switch
 from vitfold.methods.staged import Staged
 from vitfold.methods.step import Step
 from vitfold.tokens.layout import Layout
-from vitfold.tokens.match import highest
+from vitfold.tokens.match import by_ratio, highest
 from vitfold.tokens.state import TokenState
 from vitfold.tokens.tokenmap import TokenMap
 
@@ -40,6 +40,7 @@ class EViT(Staged):
 
     def step(self, removes: int) -> Step:
         def match(_: Tensor, state: TokenState, attention: Tensor) -> TokenMap:
-            return highest(attention, removes, state.prefix, self.fuse)
+            ranks, fused = by_ratio(attention)[0], attention if self.fuse else None
+            return highest(ranks, removes, state.prefix, fused)
 
         return Step(removes=removes, match=match, received="first")

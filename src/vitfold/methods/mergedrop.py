@@ -6,7 +6,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from vitfold.methods.base import register
-from vitfold.methods.checks import check_reduction
+from vitfold.methods.checks import check_reduction, check_switch
 from vitfold.methods.merging import Merging
 from vitfold.methods.schedule import Reduction, per_block
 from vitfold.methods.step import Received, Step
@@ -29,13 +29,14 @@ class MergeDrop(Merging):
     by_share: ClassVar[bool] = False
     pads: ClassVar[bool] = False
 
-    drop: Reduction = 0
+    drop: Reduction = field(default=0, hash=False)
     drop_first: bool = False
     proportional: bool = field(default=True, kw_only=True)
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_reduction(self.drop)
+        check_switch("drop_first", self.drop_first)
 
     def plan(self, layout: Layout, schedule: tuple[int, ...]) -> tuple[Step | None, ...]:
         drops = per_block(self.drop, layout.depth, 0)

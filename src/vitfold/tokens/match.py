@@ -8,12 +8,26 @@ tokens take their positions but are never touched. Shapes follow from shapes alo
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+from vitfold.tokens import kernels
+from vitfold.tokens.kernels import NOWHERE, Side
 from vitfold.tokens.modes import compiling
 from vitfold.tokens.tokenmap import DROPPED, TokenMap, take
 
-NOWHERE = float("-inf")
+__all__ = [
+    "NOWHERE",
+    "Windows",
+    "biggest_first",
+    "bipartite",
+    "by_ratio",
+    "highest",
+    "lowest",
+    "smallest_first",
+    "unit",
+    "windowed",
+]
 
 
 def bipartite(
@@ -33,17 +47,14 @@ def bipartite(
         return TokenMap.identity(metric.shape[0], metric.shape[1], metric.device)
     even, odd = prefix + prefix % 2, prefix + 1 - prefix % 2
     rows = unit(metric)
-    scores = torch.bmm(rows[:, even::2], rows[:, odd::2].transpose(1, 2))
-    if size is not None:
-        scores = harder_for_large(scores, size[:, even::2], size[:, odd::2])
+    a, b = (_every_other(first, rows, size, valid) for first in (even, odd))
+    nearest = kernels.active(metric).nearest(a, b)
+    order = biggest_first(nearest.best, kernels.rounding(nearest.best))
     if valid is not None:
-        allowed = valid[:, even::2, None] & valid[:, None, odd::2]
-        best, partner = best_allowed(scores, allowed)
         target = torch.full_like(valid, DROPPED, dtype=torch.long)
-        target[:, even::2] = partner * 2 + odd
-        return _with_padding(biggest_first(best) * 2 + even, target, r, prefix, valid, stride=2)
-    order = biggest_first(scores.amax(dim=-1))
-    partner = take(scores, order[:, :r]).argmax(dim=-1)  # only those that merge need to know
+        target[:, even::2] = nearest.partner(None) * 2 + odd
+        return _with_padding(order * 2 + even, target, r, prefix, valid, stride=2)
+    partner = nearest.partner(order[:, :r])  # only those that merge need to know
     evens, places = order * 2 + even, _places(metric)
     stay = evens[:, r:].sort(dim=1).values
     return TokenMap(
@@ -53,9 +64,17 @@ def bipartite(
     )
 
 
+def _every_other(first: int, rows: Tensor, size: Tensor | None, valid: Tensor | None) -> Side:
+    """The tokens at every other position from the first one on."""
+    size = None if size is None else size[:, first::2]
+    valid = None if valid is None else valid[:, first::2]
+    return Side(rows[:, first::2], size, valid)
+
+
 def lowest(values: Tensor, r: int, prefix: int, valid: Tensor | None = None) -> TokenMap:
-    """Drop the `r` tokens of the smallest `values[B, N]`; the others stay in their order."""
-    order = smallest_first(values[:, prefix:]) + prefix
+    """Drop the `r` tokens of the smallest `values[B, N]`, none below zero; the others stay in their
+    order."""
+    order = smallest_first(*by_ratio(values[:, prefix:])) + prefix
     if valid is not None:
         target = torch.full_like(valid, DROPPED, dtype=torch.long)
         padding_last = order.gather(1, smallest_first((~valid).gather(1, order).int()))
@@ -64,17 +83,17 @@ def lowest(values: Tensor, r: int, prefix: int, valid: Tensor | None = None) -> 
     return TokenMap.dropping(torch.cat([_places(values)[:, :prefix], stay], dim=1), order[:, :r])
 
 
-def highest(score: Tensor, r: int, prefix: int, fuse: bool = False) -> TokenMap:
+def highest(score: Tensor, r: int, prefix: int, fused: Tensor | None = None) -> TokenMap:
     """Keep the prefix, the patches of highest `score[B, N]` in their order and, if the others fuse,
-    one token of them, so that `r` fewer are left. Fused patches weigh as much as their scores."""
-    order = biggest_first(score[:, prefix:]) + prefix
-    kept = order.shape[1] - r - int(fuse)
+    one token of them, weighted by `fused[B, N]`, so that `r` fewer are left."""
+    order = biggest_first(score[:, prefix:], kernels.rounding(score)) + prefix
+    kept = order.shape[1] - r - int(fused is not None)
     stay = torch.cat([_places(score)[:, :prefix], order[:, :kept].sort(dim=1).values], dim=1)
-    if not fuse:
+    if fused is None:
         return TokenMap.dropping(stay, order[:, kept:])
     keep = torch.cat([stay, order[:, kept : kept + 1]], dim=1)
     gone = order[:, kept + 1 :]
-    weight = score.clamp(min=torch.finfo(score.dtype).tiny)
+    weight = fused.clamp(min=torch.finfo(fused.dtype).tiny)
     return TokenMap(keep, gone, torch.full_like(gone, prefix + kept), weight=weight)
 
 
@@ -86,15 +105,15 @@ def windowed(metric: Tensor, layout: "Windows", prefix: int, order: Tensor) -> T
     """
     evens, odds, window, place = layout.tensors(metric)
     patches, half = layout.patches, evens.shape[1]
-    rows, tokens = unit(metric), torch.nn.functional.pad(order, (0, 1)) + prefix
-    a, b = (take(rows, tokens[:, c.flatten()]).unflatten(1, c.shape) for c in (evens, odds))
-    scores = a @ b.transpose(-1, -2)
-    if layout.padded:
-        allowed = (evens < patches).unsqueeze(-1) & (odds < patches).unsqueeze(-2)
-        scores = scores.masked_fill(~allowed, NOWHERE)
-    best = window * half + biggest_first(scores.amax(dim=-1))[:, window, place]
-    partner = take(scores.flatten(1, 2), best).argmax(dim=-1)  # only those that merge need to know
-    merged, target = evens.flatten()[best], odds[window, partner]
+    rows, tokens = unit(metric), F.pad(order, (0, 1)) + prefix
+    a, b = (_in_windows(cells, rows, tokens, layout) for cells in (evens, odds))
+    nearest = kernels.active(metric).nearest(a, b)
+    chosen = (
+        window * half
+        + biggest_first(nearest.best, kernels.rounding(nearest.best))[:, window, place]
+    )
+    target = odds[window, nearest.partner(chosen)]
+    merged = evens.flatten()[chosen]
     leaves_last = _places(order).scatter(1, merged, patches)
     stay = leaves_last.sort(dim=1).values[:, : patches - merged.shape[1]]
     slots = torch.zeros_like(order).scatter(1, stay, _places(stay))
@@ -103,6 +122,12 @@ def windowed(metric: Tensor, layout: "Windows", prefix: int, order: Tensor) -> T
         gone=order.gather(1, merged) + prefix,
         into=slots.gather(1, target) + prefix,
     )
+
+
+def _in_windows(cells: Tensor, rows: Tensor, tokens: Tensor, layout: "Windows") -> Side:
+    """The tokens in some cells of every window, from `tokens[B, patches + 1]` by cell."""
+    chosen = take(rows, tokens[:, cells.flatten()]).unflatten(1, cells.shape)
+    return Side(chosen, here=cells < layout.patches if layout.padded else None)
 
 
 Places = tuple[Tensor, Tensor, Tensor, Tensor]
@@ -142,13 +167,13 @@ class Windows:
         and its rank there. Made once for a device, but in graphs and for tensors without values."""
         if compiling() or type(like) is not Tensor:
             return self._tensors(like.device)
-        known = self, like.device
-        if known not in _PLACES:
+        key = self, like.device
+        if key not in _PLACES:
             if len(_PLACES) >= MOST_PLACES:
                 _PLACES.clear()
             with torch.inference_mode(False):  # they may be used in training later
-                _PLACES[known] = self._tensors(like.device)
-        return _PLACES[known]
+                _PLACES[key] = self._tensors(like.device)
+        return _PLACES[key]
 
     def _tensors(self, device: torch.device) -> Places:
         window = [w for w, merges in enumerate(self.merges) for _ in range(merges)]
@@ -178,40 +203,28 @@ def _merges(cells: tuple[int, ...], patches: int, each: int) -> int:
     return min(each, even, (even + odd) // 2) if odd else 0
 
 
-def harder_for_large(cosine: Tensor, a: Tensor, b: Tensor) -> Tensor:
-    """Minus the distance `1 - cosine[B, n, m]` between groups of `a[B, n]` and `b[B, m]` tokens,
-    times the root of `a b / (a + b)`."""
-    share = (a.reciprocal().unsqueeze(-1) + b.reciprocal().unsqueeze(-2)).rsqrt()
-    return (cosine - 1) * share.to(cosine.dtype)
-
-
-def best_allowed(scores: Tensor, allowed: Tensor) -> tuple[Tensor, Tensor]:
-    """For every row of `scores[..., n, m]` the highest that is allowed, and where it is."""
-    best, partner = scores.masked_fill(~allowed, NOWHERE).max(dim=-1)
-    return best, partner
-
-
 def unit(metric: Tensor) -> Tensor:
     """Rows of length one. Zero and non-finite rows become zero, and so resemble nothing."""
     length = torch.linalg.vector_norm(metric, dim=-1, keepdim=True)
     return metric.div(length.clamp(min=torch.finfo(metric.dtype).tiny)).nan_to_num_(0.0, 0.0, 0.0)
 
 
-def biggest_first(values: Tensor) -> Tensor:
-    """Indices along the last axis by falling value; the earlier one first among equals."""
-    return _order(values, descending=True)
+def biggest_first(values: Tensor, margin: float = 0.0) -> Tensor:
+    """Indices along the last axis by falling value; the earlier one first among equals, which are
+    no further apart than the margin."""
+    return kernels.active(values).order(values, True, margin)
 
 
-def smallest_first(values: Tensor) -> Tensor:
+def smallest_first(values: Tensor, margin: float = 0.0) -> Tensor:
     """Indices along the last axis by rising value; the earlier one first among equals."""
-    return _order(values, descending=False)
+    return kernels.active(values).order(values, False, margin)
 
 
-def _order(values: Tensor, descending: bool) -> Tensor:
-    if torch.compiler.is_exporting():
-        # ONNX has no stable sort, but its TopK puts the earlier one first among equals.
-        return values.argsort(dim=-1, descending=descending)
-    return values.argsort(dim=-1, descending=descending, stable=True)
+def by_ratio(values: Tensor) -> tuple[Tensor, float]:
+    """Values above zero in a form in which those that are equal but for rounding lie close, by how
+    much; of any size."""
+    margin = kernels.rounding(values)
+    return (values.log(), margin) if margin else (values, 0.0)
 
 
 def _places(like: Tensor) -> Tensor:
@@ -230,7 +243,7 @@ def _with_padding(
     from_end = (~valid).flip(1).cumsum(1).flip(1)
     spare = ~valid & (from_end <= r - quota)
     group = torch.where(places < prefix, -1, places % stride).where(valid, stride)
-    ranked = group.where(~(chosen | spare), stride + 1).argsort(dim=1, stable=True)
+    ranked = smallest_first(group.where(~(chosen | spare), stride + 1))
     slots = valid.shape[1] - r
     gone = ranked[:, slots:]
     slot = torch.zeros_like(target).scatter(1, ranked, places)

@@ -11,7 +11,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vitfold.tokens.match import NOWHERE, best_allowed, biggest_first, harder_for_large, unit
+from vitfold.tokens import kernels
+from vitfold.tokens.kernels import NOWHERE, Side
+from vitfold.tokens.match import biggest_first, unit
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,12 +45,12 @@ def pairs(metric: Tensor, here: Tensor, prefix: int, size: Tensor | None = None)
         dtype = torch.promote_types(metric.dtype, torch.float32)
         return Pairs(metric.new_full(places.shape, NOWHERE, dtype=dtype), places, places)
     rows = unit(metric)
-    scores = rows[:, even::2] @ rows[:, odd::2].transpose(1, 2)
-    if size is not None:
-        scores = harder_for_large(scores, size[:, even::2], size[:, odd::2])
-    allowed = here[:, even::2, None] & here[:, None, odd::2]
-    best, partner = best_allowed(scores, allowed)
-    return Pairs(_bounded(best, size), places, partner * 2 + odd)
+    a, b = (
+        Side(rows[:, first::2], None if size is None else size[:, first::2], here[:, first::2])
+        for first in (even, odd)
+    )
+    nearest = kernels.active(metric).nearest(a, b)
+    return Pairs(_bounded(nearest.best, size), places, nearest.partner(None) * 2 + odd)
 
 
 def keeps(
@@ -71,7 +73,8 @@ def keeps(
 
 def best(score: Tensor, left: int) -> Tensor:
     """`[B, L]`: one for the `left` highest of `score[B, L]`, the earlier one first among equals."""
-    return torch.zeros_like(score).scatter(1, biggest_first(score)[:, :left], 1.0)
+    order = biggest_first(score, kernels.rounding(score))
+    return torch.zeros_like(score).scatter(1, order[:, :left], 1.0)
 
 
 def over(value: Tensor, threshold: Tensor | float, temperature: float | None) -> Tensor:

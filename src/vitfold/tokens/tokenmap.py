@@ -9,11 +9,9 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from vitfold.tokens import ragged
-from vitfold.tokens.modes import recording
+from vitfold.tokens import kernels, ragged
 
 DROPPED = -1
 
@@ -24,28 +22,7 @@ def take(x: Tensor, index: Tensor) -> Tensor:
     """The rows of `x[B, N]` or `x[B, N, C]` at `index[B, n]`, image by image."""
     if x.dim() == 2:
         return x.gather(1, index)
-    # One image at a time: what it costs is the number of calls. In a graph there may be others.
-    if not recording() and x.shape[0] == 1:
-        return x.index_select(1, index[0])
-    # An embedding lookup copies whole rows, where `gather` copies element by element.
-    return F.embedding(index + _first_rows(x), x.reshape(-1, x.shape[-1]))
-
-
-def _first_rows(x: Tensor) -> Tensor:
-    """`[B, 1]`: where each image starts once batch and tokens are one axis."""
-    batch, tokens = x.shape[:2]
-    return torch.arange(0, batch * tokens, tokens, device=x.device).unsqueeze(1)
-
-
-def _add_rows_(x: Tensor, index: Tensor, rows: Tensor) -> Tensor:
-    """Add `rows[B, r, C]` to `x[B, n, C]` in place at `index[B, r]`; repeated indices add up."""
-    if not recording() and x.shape[0] == 1:
-        return x.index_add_(1, index[0], rows)
-    channels = x.shape[-1]
-    # For a few rows a plain loop beats `scatter_add`, which sorts the indices in parallel first.
-    flat = (index + _first_rows(x)).flatten()
-    x.view(-1, channels).index_add_(0, flat, rows.reshape(-1, channels))
-    return x
+    return kernels.active(x).take(x, index)
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,7 +64,7 @@ class TokenMap:
         places = torch.arange(tokens, device=parent.device).expand_as(parent)
         order = places[0] if order is None else order
         survives = parent == places
-        ranked = order[(~survives)[:, order].int().argsort(dim=1, stable=True)]
+        ranked = order[kernels.active(parent).order((~survives)[:, order].int(), False, 0.0)]
         slots = int(survives.sum()) // max(len(parent), 1)
         keep, gone = ranked[:, :slots], ranked[:, slots:].sort(dim=1).values
         rank = torch.empty_like(parent).scatter(1, ranked, places)
@@ -148,7 +125,7 @@ class TokenMap:
         moved = moved * _channelwise(move / total.gather(1, into), x)
         if self.fate == "mixed":
             moved = moved.where((self.into >= 0).unsqueeze(-1), 0)
-        return _add_rows_(kept, into, moved), sizes
+        return kernels.active(kept).add_rows(kept, into, moved), sizes
 
     def _sizes(self, size: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Of the tokens that keep a slot, of those that are gone, and of the slots."""

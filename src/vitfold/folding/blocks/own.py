@@ -11,6 +11,8 @@ from torch.overrides import TorchFunctionMode
 from vitfold.errors import UnsupportedModel
 from vitfold.folding.blocks.attention import Attend
 from vitfold.folding.blocks.proxy import StandIn
+from vitfold.tokens.kernels import PIECE
+from vitfold.tokens.modes import compiling
 from vitfold.tokens.state import TokenState, additive
 
 
@@ -89,32 +91,62 @@ class TorchAttend(OwnAttend):
 
 
 class ScoredAttend(OwnAttend):
-    """Attention head by head, whose weights also say who received how much: those of one head are
-    there at a time, and stay in the cache of a CPU. In half precision, where such weights come from
-    rounded logits, they only say that, and the output is torch's."""
+    """Attention head by head, whose weights also say who received how much: those of one head, and
+    of so many queries that they stay in the cache of a CPU, are there at a time. In half precision,
+    where such weights come from rounded logits, they only say that, and the output is torch's."""
 
     def attend(
         self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float | None
     ) -> tuple[Tensor, Tensor | None]:
         half = q.element_size() < 4
-        outs, scores = [], []
+        outs, shares = [], []
         for head in range(q.shape[1]):
             added = None if bias is None else bias[:, head % bias.shape[1]]
-            weights = weighed(q[:, head], k[:, head], added, scale)
-            scores.append(self._received(weights))
-            if not half:
-                outs.append(weights @ v[:, head])
+            values = None if half else v[:, head]
+            out, share = self._head(q[:, head], k[:, head], values, added, scale)
+            shares.append(share)
+            if out is not None:
+                outs.append(out)
         out = (
             F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=scale)
             if half
             else torch.stack(outs, dim=1)
         )
-        return out, torch.stack(scores).mean(dim=0)
+        return out, torch.stack(shares).mean(dim=0)
 
-    def _received(self, weights: Tensor) -> Tensor:
-        if self.state.valid is None:
-            return weights.mean(dim=1)
-        return received(weights.unsqueeze(1), self.state.valid)
+    def _head(
+        self, q: Tensor, k: Tensor, v: Tensor | None, bias: Tensor | None, scale: float | None
+    ) -> tuple[Tensor | None, Tensor]:
+        """What one head gives, `[B, n, d]` where there are values, and the attention received."""
+        outs, total = [], []
+        for start, stop in _pieces(q.shape[1], k.shape[1]):
+            added = bias
+            if bias is not None and bias.shape[-2] > 1:
+                added = bias[:, start:stop]
+            weights = weighed(q[:, start:stop], k, added, scale)
+            total.append(self._received(weights, start, stop))
+            if v is not None:
+                outs.append(weights @ v)
+        out = None if v is None else outs[0] if len(outs) == 1 else torch.cat(outs, dim=1)
+        return out, total[0] if len(total) == 1 else torch.stack(total).sum(dim=0)
+
+    def _received(self, weights: Tensor, start: int, stop: int) -> Tensor:
+        """`[B, n]`: what the queries of these `weights[B, stop - start, n]` add to the mean over
+        all."""
+        valid = self.state.valid
+        if valid is None:
+            return weights.sum(dim=1) / weights.shape[2]
+        queries = valid.to(weights.dtype)
+        part = (weights * queries[:, start:stop, None]).sum(dim=1)
+        return part / queries.sum(dim=1, keepdim=True)
+
+
+def _pieces(queries: int, keys: int) -> list[tuple[int, int]]:
+    """Where the pieces begin and end in which queries attend; in a graph, one for all."""
+    if compiling() or queries * keys <= PIECE:
+        return [(0, queries)]
+    rows = max(PIECE // keys, 1)
+    return [(start, min(start + rows, queries)) for start in range(0, queries, rows)]
 
 
 class FirstAttend(OwnAttend):

@@ -1,0 +1,260 @@
+"""The operations that matching and folding are made of, and where others of the same may stand.
+
+`Kernels` names four: `order`, `nearest`, `take` and `add_rows`. Matching and folding call them
+through `active`, which picks an implementation by the device of a tensor, or the one for programs
+that are exported. `EAGER` is for torch; `PORTABLE`, what is exported, gives the same results from
+operations that any runtime has.
+
+Results are the same everywhere, ties included. No answer depends on how a runtime breaks ties, and
+tokens that are alike tie although each runtime, and each place in a batch, rounds differently: what
+differs by no more than rounding makes it (`rounding`) is equal, and the earlier one comes first.
+
+To put another implementation in their place, replace some of the functions and register that:
+
+    mine = dataclasses.replace(kernels.EAGER, take=my_take, flops={torch.ops.mine.take: my_count})
+    kernels.register(mine, "cuda")
+
+Every function has to give what the one in `EAGER` gives. `flops` says what custom operators cost:
+FLOPs are counted by operator, and those that torch does not know would count as nothing.
+"""
+
+import functools
+import types
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from vitfold.tokens.modes import compiling, recording
+
+NOWHERE = float("-inf")
+"""How similar a token is to one that it must not merge with."""
+
+PIECE = 2**20
+"""How many scores of one image are there at a time. A number for each image: how one is computed
+must not depend on those beside it."""
+
+ROUNDING = types.MappingProxyType({torch.float32: 2.0**-19, torch.float64: 2.0**-36})
+"""By how much similarities differ that are equal but for rounding: some sixteen units in the last
+place of one, in float32. In half precision there is nothing to spare between those."""
+
+EXPORT = "export"
+"""In place of a device: programs that are exported or traced, for whatever runs them."""
+
+
+@dataclass(frozen=True, eq=False)
+class Side:
+    """One side of a match; leading axes, such as windows, are matched one by one.
+
+    rows: `[B, ..., n, d]` what tokens are compared by, of length one.
+    size: `[B, ..., n]` where large groups have to resemble each other more.
+    here: `[B, ..., n]` False for what cannot match; None: all can.
+    """
+
+    rows: Tensor
+    size: Tensor | None = None
+    here: Tensor | None = None
+
+    def part(self, start: int, stop: int) -> "Side":
+        """Some of its tokens."""
+        size = None if self.size is None else self.size[..., start:stop]
+        here = None if self.here is None else self.here[..., start:stop]
+        return Side(self.rows[..., start:stop, :], size, here)
+
+
+@dataclass(frozen=True, eq=False)
+class Nearest:
+    """What the tokens of one side resemble most on the other.
+
+    best: `[B, ..., n]` by how much; minus infinity where nothing can match.
+    partner: which one. Of all tokens `[B, ..., n]`, or, which is cheaper, of some: from
+        `chosen[B, r]`, counted over all axes but the first, to `[B, r]`. The earliest of equals.
+    """
+
+    best: Tensor
+    partner: Callable[[Tensor | None], Tensor]
+
+
+@dataclass(frozen=True)
+class Kernels:
+    """One implementation of what matching and folding compute.
+
+    take: the rows of `x[B, N, C]` at `index[B, n]`, image by image.
+    add_rows: `x[B, n, C]` plus `rows[B, r, C]` at `index[B, r]`, in place or not; repeated indices
+        add up.
+    order: indices along the last axis of `values` by falling (`descending`) or rising value; the
+        earlier one first among equals. What lies no further apart than `margin` is equal, and so
+        are its neighbours.
+    nearest: what each token of a side resembles most on the other.
+    flops: what custom operators cost, for `torch.utils.flop_counter`: from the shapes of their
+        arguments, two per multiply-add.
+    """
+
+    take: Callable[[Tensor, Tensor], Tensor]
+    add_rows: Callable[[Tensor, Tensor, Tensor], Tensor]
+    order: Callable[[Tensor, bool, float], Tensor]
+    nearest: Callable[[Side, Side], Nearest]
+    flops: Mapping[Any, Callable[..., int]] = field(
+        default_factory=lambda: types.MappingProxyType({})
+    )
+
+
+def active(like: Tensor) -> Kernels:
+    """The implementation for a tensor's device, or for the program that is being exported."""
+    return _REGISTERED.get(EXPORT if recording() else like.device.type, EAGER)
+
+
+def register(kernels: Kernels | None, where: str) -> Kernels | None:
+    """Use these on a type of device (`"cpu"`, `"cuda"`, ...), or in exported programs (`EXPORT`);
+    None: the usual ones. Returns those that were registered there before."""
+    before = _REGISTERED.pop(where, None)
+    kernels = PORTABLE if kernels is None and where == EXPORT else kernels
+    if kernels is not None:
+        _REGISTERED[where] = kernels
+    return before
+
+
+def rounding(values: Tensor) -> float:
+    """By how much these differ where they are equal but for rounding."""
+    return ROUNDING.get(values.dtype, 0.0)
+
+
+def flop_formulas() -> dict[Any, Callable[..., int]]:
+    """What the operators of all that is registered cost."""
+    return {op: cost for kernels in _REGISTERED.values() for op, cost in kernels.flops.items()}
+
+
+# Plain torch.
+
+
+def first_rows(x: Tensor) -> Tensor:
+    """`[B, 1]`: where each image starts once batch and tokens are one axis."""
+    batch, tokens = x.shape[:2]
+    return torch.arange(0, batch * tokens, tokens, device=x.device).unsqueeze(1)
+
+
+def _take(x: Tensor, index: Tensor) -> Tensor:
+    # One image at a time: what it costs is the number of calls.
+    return x.index_select(1, index[0]) if x.shape[0] == 1 else _look_up(x, index)
+
+
+def _look_up(x: Tensor, index: Tensor) -> Tensor:
+    # An embedding lookup copies whole rows, where `gather` copies element by element.
+    return F.embedding(index + first_rows(x), x.reshape(-1, x.shape[-1]))
+
+
+def _add_rows(x: Tensor, index: Tensor, rows: Tensor) -> Tensor:
+    # One operation for any batch: others round differently in half precision. For a few rows a
+    # plain loop beats `scatter_add`, which sorts the indices in parallel first.
+    if x.shape[0] == 1:
+        x[0].index_add_(0, index[0], rows[0])
+        return x
+    return _add_flat(x, index, rows)
+
+
+def _add_flat(x: Tensor, index: Tensor, rows: Tensor) -> Tensor:
+    flat, channels = (index + first_rows(x)).flatten(), x.shape[-1]
+    x.view(-1, channels).index_add_(0, flat, rows.reshape(-1, channels))
+    return x
+
+
+def similarity(a: Side, b: Side) -> Tensor:
+    """`[B, ..., n, m]`: how much all tokens of both sides resemble each other: their cosine; with
+    sizes, minus Ward's distance."""
+    multiply = torch.bmm if a.rows.dim() == 3 else torch.matmul
+    scores = multiply(a.rows, b.rows.transpose(-1, -2))
+    if a.size is not None and b.size is not None:
+        scores = harder_for_large(scores, a.size, b.size)
+    if a.here is not None and b.here is not None:
+        allowed = a.here.unsqueeze(-1) & b.here.unsqueeze(-2)
+        scores = scores.masked_fill(~allowed, NOWHERE)
+    return scores
+
+
+def harder_for_large(cosine: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    """Minus the distance `1 - cosine[..., n, m]` between groups of `a[..., n]` and `b[..., m]`
+    tokens, times the root of `a b / (a + b)`."""
+    share = (a.reciprocal().unsqueeze(-1) + b.reciprocal().unsqueeze(-2)).rsqrt()
+    return (cosine - 1) * share.to(cosine.dtype)
+
+
+def _nearest(a: Side, b: Side) -> Nearest:
+    others = b.rows.shape[1:-1].numel()
+    # A graph is for any number of tokens, and in one piece.
+    if not compiling() and a.rows.shape[-2] * others > PIECE:
+        return _nearest_in_pieces(a, b, max(PIECE // others, 1))
+    return _nearest_whole(a, b)
+
+
+def _nearest_in_pieces(a: Side, b: Side, rows: int) -> Nearest:
+    """The same of a few rows at a time: the scores of all are never there at once."""
+    best, partners = [], []
+    for start in range(0, a.rows.shape[-2], rows):
+        scores = similarity(a.part(start, start + rows), b)
+        best.append(scores.amax(dim=-1))
+        partners.append(first_highest(scores))
+    partner = torch.cat(partners, dim=-1)
+
+    def of(chosen: Tensor | None) -> Tensor:
+        return partner if chosen is None else partner.flatten(1).gather(1, chosen)
+
+    return Nearest(torch.cat(best, dim=-1), of)
+
+
+def _partner(scores: Tensor, chosen: Tensor | None) -> Tensor:
+    if chosen is not None:
+        scores = active(scores).take(scores.flatten(1, -2), chosen)
+    return first_highest(scores)
+
+
+def order(values: Tensor, descending: bool, margin: float) -> Tensor:
+    """Sorted, and sorted again by whole numbers that all differ: how the first sort breaks ties
+    does not matter. Where nothing ties, which can be told at once on a CPU, once is enough."""
+    ranked, first = values.sort(dim=-1, descending=descending)
+    if values.shape[-1] < 2:
+        return first
+    low, high = (ranked[..., 1:], ranked[..., :-1])[:: 1 if descending else -1]
+    # The difference of two infinities is no number, and not above anything: they are equal.
+    steps = high - low
+    if (
+        type(values) is Tensor
+        and values.is_cpu
+        and not compiling()
+        and steps.amin().item() > margin
+    ):
+        return first
+    return _untied(first, steps > margin)
+
+
+def _untied(first: Tensor, apart: Tensor) -> Tensor:
+    """The order in which equals come as they stand. What is not apart has one level; level and
+    place make whole numbers. Up to 46,340 values they fit the 32 bits some runtimes compute in."""
+    level = torch.zeros_like(first).scatter(-1, first, F.pad(apart.cumsum(dim=-1), (1, 0)))
+    places = torch.arange(first.shape[-1], device=first.device)
+    return (level * first.shape[-1] + places).argsort(dim=-1)
+
+
+def first_highest(scores: Tensor) -> Tensor:
+    """`[...]`: the first place in every row of `scores[..., m]` that is as high as it gets, but for
+    rounding."""
+    high = scores.amax(dim=-1, keepdim=True) - rounding(scores)
+    if not compiling():
+        return scores.clamp(max=high).argmax(dim=-1)  # torch takes the first of equals
+    # A graph may go to a runtime that takes any.
+    places = torch.arange(scores.shape[-1], device=scores.device)
+    return places.where(scores >= high, scores.shape[-1] - 1).amin(dim=-1)
+
+
+def _nearest_whole(a: Side, b: Side) -> Nearest:
+    scores = similarity(a, b)
+    return Nearest(scores.amax(dim=-1), functools.partial(_partner, scores))
+
+
+EAGER = Kernels(_take, _add_rows, order, _nearest)
+
+PORTABLE = Kernels(_look_up, _add_flat, order, _nearest_whole)
+
+_REGISTERED: dict[str, Kernels] = {EXPORT: PORTABLE}

@@ -1,0 +1,302 @@
+"""The place where other implementations of matching and folding stand, and what they have to give:
+the same order and the same partners in every runtime, of tokens that are alike too."""
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from support.small import vit
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import vitfold
+from vitfold import MergeDrop
+from vitfold.errors import MethodError
+from vitfold.folding.flops import count
+from vitfold.tokens import kernels, match
+from vitfold.tokens.kernels import EAGER, EXPORT, PORTABLE, Kernels, Side
+
+
+@pytest.fixture(autouse=True)
+def _as_it_was() -> Iterator[None]:
+    before = dict(kernels._REGISTERED)
+    yield
+    kernels._REGISTERED.clear()
+    kernels._REGISTERED.update(before)
+    torch.compiler.reset()
+
+
+# Order.
+
+
+def spelled_out(values: list[float], descending: bool) -> list[int]:
+    """Python's own sort is stable."""
+    return sorted(range(len(values)), key=lambda i: -values[i] if descending else values[i])
+
+
+@pytest.mark.parametrize("descending", [False, True])
+@pytest.mark.parametrize("margin", [0.0, 2.0**-19])
+def test_equals_come_as_they_stand(descending: bool, margin: float) -> None:
+    inf = float("inf")
+    rows = [[3.0, -inf, 3, 1, -inf, 2, inf, 1, inf], [5, 4, 3, 2, 1, 0, -1, -2, -3], [7] * 9]
+    order = kernels.order(torch.tensor(rows), descending, margin)
+    assert order.tolist() == [spelled_out(row, descending) for row in rows]
+
+
+def test_what_differs_by_rounding_alone_is_equal() -> None:
+    close = kernels.rounding(torch.empty(0))
+    values = torch.tensor([1.0, 1 + close / 2, 0.5, 1 - close / 2, 1 + 8 * close])
+    assert kernels.order(values, True, close).tolist() == [4, 0, 1, 3, 2]
+    assert kernels.order(values, True, 0.0).tolist() == [4, 1, 0, 3, 2]
+    assert kernels.first_highest(values[:4]).item() == 0
+    assert kernels.first_highest(values).item() == 4
+
+
+def test_the_shortcut_of_a_cpu_is_no_other_order() -> None:
+    generator = torch.Generator().manual_seed(0)
+    for most in (3, 100, 10**6):
+        values = torch.randint(0, most, (4, 50), generator=generator).float()
+        ranked, first = values.sort(dim=-1)
+        untied = kernels._untied(first, ranked.diff(dim=-1) > 0)
+        assert torch.equal(kernels.order(values, False, 0.0), untied)
+        assert torch.equal(untied, values.argsort(dim=-1, stable=True))
+
+
+# Runtimes.
+
+
+def exact_rows(batch: int, tokens: int) -> Tensor:
+    """Rows with entries of one magnitude: similarities are exact, and mostly ties."""
+    signs = torch.randint(0, 2, (batch, tokens, 4), generator=torch.Generator().manual_seed(3))
+    rows = signs.float() * 2 - 1
+    rows[:, tokens // 3 : tokens // 2] = 1
+    rows[:, -3] = 0
+    return rows
+
+
+class Bipartite(nn.Module):
+    def forward(self, rows: Tensor) -> Tensor:
+        step = match.bipartite(rows, 7, 1)
+        return torch.cat([step.keep, step.gone, step.into], dim=1)
+
+
+class Lowest(nn.Module):
+    def forward(self, rows: Tensor) -> Tensor:
+        step = match.lowest(rows.norm(dim=-1), 7, 1)
+        return torch.cat([step.keep, step.gone], dim=1)
+
+
+class Windowed(nn.Module):
+    def forward(self, rows: Tensor) -> Tensor:
+        order = match.smallest_first(rows[:, 1:, 0].abs() + rows[:, 1:, 1])
+        step = match.windowed(rows, match.Windows.cut(30, 5, 6, 3, 7), 1, order)
+        return torch.cat([step.keep, step.gone, step.into], dim=1)
+
+
+class Padded(nn.Module):
+    def forward(self, rows: Tensor) -> Tensor:
+        valid = torch.arange(rows.shape[1]) < 25 + 0 * rows[:, :, 0]
+        step = match.bipartite(rows, 7, 1, valid)
+        return torch.cat([step.keep, step.gone, step.into], dim=1)
+
+
+Model = Callable[[Tensor], Tensor]
+
+
+def program(module: nn.Module, x: Tensor) -> torch.export.ExportedProgram:
+    dynamic = ({0: torch.export.Dim("batch")},)
+    return torch.export.export(module, (x,), dynamic_shapes=dynamic)
+
+
+def as_exported(module: nn.Module, x: Tensor, directory: Path) -> Model:
+    return program(module, x).module()
+
+
+def ahead_of_time(module: nn.Module, x: Tensor, directory: Path) -> Model:
+    package = str(directory / "model.pt2")
+    torch._inductor.aoti_compile_and_package(program(module, x), package_path=package)
+    return torch._inductor.aoti_load_package(package)
+
+
+def compiled(module: nn.Module, x: Tensor, directory: Path) -> Model:
+    return torch.compile(module, fullgraph=True, backend="aot_eager")
+
+
+def inductor(module: nn.Module, x: Tensor, directory: Path) -> Model:
+    return torch.compile(module, fullgraph=True)
+
+
+def onnx(module: nn.Module, x: Tensor, directory: Path) -> str:
+    pytest.importorskip("onnxscript")
+    made = torch.onnx.export(program(module, x), (x,), dynamo=True, verbose=False)
+    assert made is not None
+    made.save(directory / "model.onnx")
+    return str(directory / "model.onnx")
+
+
+def in_onnx_runtime(module: nn.Module, x: Tensor, directory: Path) -> Model:
+    runtime = pytest.importorskip("onnxruntime")
+    session = runtime.InferenceSession(onnx(module, x, directory))
+    name = session.get_inputs()[0].name
+    return lambda x: torch.from_numpy(session.run(None, {name: x.numpy()})[0])
+
+
+def in_openvino(module: nn.Module, x: Tensor, directory: Path) -> Model:
+    openvino = pytest.importorskip("openvino")
+    options = {"INFERENCE_PRECISION_HINT": "f32"}
+    model = openvino.Core().compile_model(onnx(module, x, directory), "CPU", options)
+    return lambda x: torch.from_numpy(model(x.numpy())[0].copy())
+
+
+RUNTIMES = [as_exported, in_onnx_runtime, in_openvino, compiled]
+SLOW = [pytest.param(way, marks=pytest.mark.exhaustive) for way in (ahead_of_time, inductor)]
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES + SLOW)
+@pytest.mark.parametrize("kind", [Bipartite, Lowest, Windowed, Padded])
+@pytest.mark.filterwarnings("ignore")
+def test_every_runtime_breaks_ties_alike(
+    kind: type[nn.Module], runtime: Callable[[nn.Module, Tensor, Path], Model], tmp_path: Path
+) -> None:
+    module, rows = kind(), exact_rows(5, 31)
+    run = runtime(module, rows[:2], tmp_path)
+    assert run(rows).tolist() == module(rows).tolist()
+
+
+# Other implementations.
+
+
+def test_a_registered_implementation_is_used_and_may_go_again() -> None:
+    model, x = vitfold.fold(vit().float(), vitfold.ToMe(r=4)), torch.randn(2, 3, 28, 28)
+    calls: list[str] = []
+
+    def take(rows: Tensor, index: Tensor) -> Tensor:
+        calls.append("take")
+        return EAGER.take(rows, index)
+
+    with torch.no_grad():
+        expected = model(x)
+        assert kernels.register(dataclasses.replace(EAGER, take=take), "cpu") is None
+        assert torch.equal(model(x), expected)
+        assert calls
+        assert kernels.register(None, "cpu") is not None
+        calls.clear()
+        model(x)
+    assert not calls
+
+
+def test_exported_programs_have_an_implementation_of_their_own() -> None:
+    calls: list[str] = []
+
+    def order(values: Tensor, descending: bool, margin: float) -> Tensor:
+        calls.append("order")
+        return PORTABLE.order(values, descending, margin)
+
+    mine = dataclasses.replace(PORTABLE, order=order)
+    assert kernels.register(mine, EXPORT) is PORTABLE
+    Bipartite()(exact_rows(2, 31))
+    assert not calls
+    program(Bipartite(), exact_rows(2, 31))
+    assert calls
+    kernels.register(None, EXPORT)
+    assert kernels._REGISTERED[EXPORT] is PORTABLE
+
+
+@torch.library.custom_op("vitfold_test::similar", mutates_args=())
+def similar(a: Tensor, b: Tensor) -> Tensor:
+    return a @ b.transpose(-1, -2)
+
+
+@similar.register_fake
+def _(a: Tensor, b: Tensor) -> Tensor:
+    return a.new_empty(*a.shape[:-1], b.shape[-2])
+
+
+def test_what_an_operator_costs_is_counted() -> None:
+    def nearest(a: Side, b: Side) -> kernels.Nearest:
+        scores = similar(a.rows, b.rows)
+        return kernels.Nearest(scores.amax(dim=-1), EAGER.nearest(a, b).partner)
+
+    def cost(a: tuple[int, ...], b: tuple[int, ...], **_: Any) -> int:
+        return 10**9
+
+    op = torch.ops.vitfold_test.similar
+    rows = exact_rows(1, 31)
+    before = count(lambda: match.bipartite(rows, 7, 1))
+    mine: Kernels = dataclasses.replace(EAGER, nearest=nearest, flops={op: cost})
+    kernels.register(mine, "cpu")
+    assert count(lambda: match.bipartite(rows, 7, 1)) == 10**9 + before
+
+
+# Memory.
+
+
+class Largest(TorchDispatchMode):
+    """The most elements of any tensor that is made within it."""
+
+    most = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for tensor in out if isinstance(out, tuple | list) else [out]:
+            if isinstance(tensor, Tensor):
+                self.most = max(self.most, tensor.numel())
+        return out
+
+
+@pytest.mark.parametrize("sized", [False, True])
+def test_scores_of_many_tokens_are_never_there_at_once(sized: bool) -> None:
+    tokens = 4097
+    rows = torch.randn(1, tokens, 16, generator=torch.Generator().manual_seed(0))
+    size = torch.ones(1, tokens) if sized else None
+    with Largest() as seen:
+        step = match.bipartite(rows, 50, 1, None, size)
+    assert (tokens // 2) ** 2 > 4 * kernels.PIECE - 4 * tokens
+    assert seen.most <= kernels.PIECE
+    kernels.register(dataclasses.replace(EAGER, nearest=PORTABLE.nearest), "cpu")
+    assert torch.equal(step.slot, match.bipartite(rows, 50, 1, None, size).slot)
+
+
+def test_attention_received_is_added_up_over_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    from vitfold.folding.blocks import own
+
+    model: Any = vitfold.fold(vit().double(), MergeDrop(r=4, drop=3))
+    x = torch.randn(2, 3, 28, 28, dtype=torch.float64)
+    with torch.no_grad():
+        expected = model(x)
+        monkeypatch.setattr(own, "PIECE", 300)
+        torch.testing.assert_close(model(x), expected, rtol=0, atol=1e-12)
+    assert [stop - start for start, stop in own._pieces(50, 50)] == [6] * 8 + [2]
+
+
+# Half precision.
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize(
+    "method",
+    [vitfold.ToMe(r=4), vitfold.Ward(r=4), vitfold.LGTM(r=4, skip=0), MergeDrop(r=3, drop=1)],
+    ids=str,
+)
+def test_an_image_in_half_precision_is_what_it_is_in_a_batch(
+    method: vitfold.Method, dtype: torch.dtype
+) -> None:
+    model: Any = vit((8, 8), depth=12, embed_dim=64, num_heads=2).to(dtype)
+    x = torch.randn(8, 3, 32, 32, generator=torch.Generator().manual_seed(1)).to(dtype)
+    with torch.no_grad():
+        dense = (model(x) - torch.cat([model(one) for one in x.split(1)])).abs().max()
+        vitfold.fold(model, method)
+        alone = torch.cat([model(one) for one in x.split(1)])
+        assert (model(x) - alone).abs().max() <= dense
+
+
+# Options.
+
+
+def test_mergedrop_has_a_hash_and_refuses_what_is_no_switch() -> None:
+    assert hash(MergeDrop(r=2, drop=[1])) == hash(MergeDrop(r=2, drop=[1]))
+    with pytest.raises(MethodError, match="drop_first='no': expected True or False"):
+        MergeDrop(r=2, drop_first="no")  # type: ignore[arg-type]
