@@ -31,8 +31,8 @@ from vitfold.folding.calls import folds
 from vitfold.folding.families import find
 from vitfold.folding.fold import clone
 from vitfold.folding.inputs import Inputs
-from vitfold.lab import analysis
-from vitfold.lab.sweep import gigaflops, smaller_inputs
+from vitfold.lab.analysis.sharpness import sharpness as sharpness_
+from vitfold.lab.candidate import gigaflops, smaller_inputs
 from vitfold.methods import Method
 from vitfold.tokens.cues import CUES
 from vitfold.tools import draw
@@ -46,7 +46,15 @@ METHODS = (vitfold.ToMe, vitfold.DFE, vitfold.LGTM, vitfold.Drop, vitfold.Ward)
 OURS = (vitfold.Ward, vitfold.WardCut)
 CALIBRATION = 512
 """How many training images WardCut takes its heights from."""
-COLUMNS = ("fold", "GFLOPs", "top-1", "95 %", "against dense", "agrees with dense", "95 %")
+COLUMNS = (
+    "fold",
+    "GFLOPs (2 per MAC)",
+    "top-1",
+    "95 %",
+    "against dense",
+    "agrees with dense",
+    "95 %",
+)
 
 
 @dataclass(frozen=True)
@@ -313,7 +321,7 @@ def sharp(dense: nn.Module, batches: list[Batch]) -> Iterator[list[str]]:
             model = clone(dense) if method is None else vitfold.fold(clone(dense), method)
             yield [
                 "dense" if method is None else str(method),
-                f"{analysis.sharpness(model, some, progress=progress):.2f}",
+                f"{sharpness_(model, some, progress=progress):.2f}",
             ]
 
 

@@ -23,7 +23,7 @@ def measure(location: str, share: float) -> Report:
     dense = create_digits().eval()
     images, labels = load_split("test")
     folded = vitfold.fold(clone(dense), vitfold.LGTM(flops=share, location=location))
-    return validate(folded, dense, zip(images.split(BATCH), labels.split(BATCH), strict=True))
+    return validate(folded, zip(images.split(BATCH), labels.split(BATCH), strict=True), dense=dense)
 
 
 def row(location: str, share: float) -> list[str]:

@@ -24,7 +24,7 @@ from vitfold import PruneMerge
 from vitfold.cli import options, show, values
 from vitfold.folding.families import find
 from vitfold.folding.fold import clone
-from vitfold.tools import bench, results
+from vitfold.tools import baselines, results
 from vitfold.tools.measure import flops, interleave, peak_memory, random_inputs, timed
 from vitfold.tools.rates import reaching
 
@@ -56,7 +56,7 @@ def row(name: str, share: float, batch: int, repeats: int, device: str, compiled
     torch.manual_seed(0)
     model = timm.create_model(name).to(device).eval()
     ours = vitfold.fold(clone(model), found(model, share))
-    named = {"dense": model, "folded": ours, "bound": bench.bound(ours).eval()}
+    named = {"dense": model, "folded": ours, "bound": baselines.bound(ours).eval()}
     inputs = random_inputs(model, batch)
     run: dict[str, Any] = {n: torch.compile(m) if compiled else m for n, m in named.items()}
     total = (repeats + 2) * len(run)

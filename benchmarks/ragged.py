@@ -24,8 +24,9 @@ import vitfold
 from vitfold.cli import show
 from vitfold.folding.calls import folded
 from vitfold.folding.fold import clone
-from vitfold.tools import bench, results
+from vitfold.tools import baselines, results
 from vitfold.tools.measure import interleave, peak_memory, timed
+from vitfold.tools.removal import removed
 
 LTMP, MERGED, TOME = "LTMP", "MergeDrop", "ToMe"
 
@@ -68,14 +69,14 @@ def images(batch: int, device: str) -> Tensor:
 def thresholds(model: nn.Module, seen: Tensor, share: float) -> None:
     """Let the same number leave every block, on average over the images, as ToMe's schedule."""
     tome = vitfold.fold(clone(model), vitfold.ToMe(flops=share))
-    removes = bench.removed(tome)
+    removes = removed(tome)
     vitfold.fold(model, vitfold.LTMP(merge_threshold=1.0, prune_threshold=0.0))
     learned: Any = folded(model).learned
     left = float(folded(model).found.layout().tokens)
-    for block, removed in enumerate(removes):
+    for block, count in enumerate(removes):
         for name, part, reverse in (("merge", 0.5, True), ("prune", 1.0, False)):
             level = getattr(learned, name).data
-            _bisect(model, seen, block, level, left - removed * part, reverse)
+            _bisect(model, seen, block, level, left - count * part, reverse)
         left = _left(model, seen, block)
 
 
@@ -102,10 +103,10 @@ def measure(case: Case, device: str, repeats: int, amp: bool) -> list[dict[str, 
     ours = clone(model)
     thresholds(ours, inputs[:: max(1, case.batch // 8)], case.share)
     counts = vitfold.trace(ours, inputs).counts[-1]
-    removes = list(bench.removed(ours, inputs))
+    removes = list(removed(ours, inputs))
     named = {
-        bench.DENSE: clone(model),
-        bench.BOUND: bench.free_slicing(ours, removes),
+        baselines.DENSE: clone(model),
+        baselines.BOUND: baselines.free_slicing(ours, removes),
         TOME: vitfold.fold(clone(model), vitfold.ToMe(r=removes)),
         MERGED: vitfold.freeze(_again(ours, model), inputs),
         LTMP: ours,
@@ -121,11 +122,11 @@ def measure(case: Case, device: str, repeats: int, amp: bool) -> list[dict[str, 
             "case": str(case),
             "candidate": name,
             "tokens at the end": f"{min(counts)} to {max(counts)}" if name == LTMP else "",
-            "GFLOPs share": work[name] / work[bench.DENSE],
+            "GFLOPs share": work[name] / work[baselines.DENSE],
             "ms": quartiles(times)[1] * 1e3,
             "peak MB": memory[name] / 1e6,
-            "share of bound": ratio(seconds[bench.BOUND], times),
-            "x dense": ratio(seconds[bench.DENSE], times),
+            "share of bound": ratio(seconds[baselines.BOUND], times),
+            "x dense": ratio(seconds[baselines.DENSE], times),
             "x ToMe": ratio(seconds[TOME], times),
             "x MergeDrop": ratio(seconds[MERGED], times),
         }

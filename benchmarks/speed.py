@@ -23,8 +23,9 @@ from torch import nn
 import vitfold
 from vitfold.cli import show
 from vitfold.folding.fold import clone
-from vitfold.tools import bench, results
+from vitfold.tools import baselines, results
 from vitfold.tools.measure import interleave, peak_memory, random_inputs, timed
+from vitfold.tools.removal import removed
 
 
 @dataclass(frozen=True)
@@ -60,12 +61,12 @@ SUITES = {
 def candidates(model: nn.Module, case: Case) -> dict[str, nn.Module]:
     """ToMe's candidates, DFE and Ward at its counts, and LGTM beside a bound of its own."""
     tome = vitfold.fold(clone(model), vitfold.ToMe(r=case.r))
-    named = bench.candidates(tome)
+    named = baselines.candidates(tome)
     named["DFE"] = vitfold.fold(clone(model), vitfold.DFE(r=case.r, skip=0))
     named["Ward"] = vitfold.fold(clone(model), vitfold.Ward(r=case.r))
     lgtm = vitfold.fold(clone(model), vitfold.LGTM(r=case.r, skip=0))
     named["LGTM"] = lgtm
-    named["LGTM's bound"] = bench.free_slicing(model, bench.removed(lgtm))
+    named["LGTM's bound"] = baselines.free_slicing(model, removed(lgtm))
     return named
 
 
@@ -75,13 +76,13 @@ BOUND_OF = {"LGTM": "LGTM's bound"}
 def rows(case: Case, seconds: dict[str, list[float]], memory: dict[str, int]) -> Iterator[Any]:
     """What is reported: ratios round by round, then their median and quartiles."""
     for name, times in seconds.items():
-        bound = seconds[BOUND_OF.get(name, bench.BOUND)]
+        bound = seconds[BOUND_OF.get(name, baselines.BOUND)]
         ratios = {
             "share of bound": ratio(bound, times),
-            "x dense": ratio(seconds[bench.DENSE], times),
+            "x dense": ratio(seconds[baselines.DENSE], times),
         }
-        if bench.TEXTBOOK in seconds:
-            ratios["x textbook"] = ratio(seconds[bench.TEXTBOOK], times)
+        if baselines.TEXTBOOK in seconds:
+            ratios["x textbook"] = ratio(seconds[baselines.TEXTBOOK], times)
         yield {
             "case": str(case),
             "candidate": name,

@@ -46,6 +46,7 @@ def test_its_second_lines_show_and_save(tmp_path: Path, monkeypatch: pytest.Monk
     model = registered("vit_tiny_patch16_224", img_size=224, depth=12)
     code = block("vitfold.trace(").splitlines()
     names = {"vitfold": vitfold, "model": model, "images": images(model)}
+    names["batches"] = [(names["images"], torch.zeros(len(names["images"]), dtype=torch.long))]
     exec("\n".join(code[:-1]), names)
     assert names["trace"].counts[-1] == [names["trace"].maps[-1].slots] * len(names["images"])
     assert code[-1] == 'model = vitfold.load("deit-s-lgtm")'

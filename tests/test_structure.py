@@ -1,9 +1,12 @@
 """The house: imports run one way, and the front door shows what it should."""
 
 import ast
+import importlib.util
 import re
+import sys
 import tomllib
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -90,6 +93,45 @@ def test_what_is_exported_is_there() -> None:
     assert methods | raised <= set(vitfold.__all__)
 
 
+def test_no_public_name_is_also_a_module() -> None:
+    """`vitfold.validate` is a function whatever was imported before."""
+    both = [n for n in vitfold.__all__ if importlib.util.find_spec(f"vitfold.{n}") is not None]
+    assert both == []
+
+
+def test_what_the_code_imports_is_declared() -> None:
+    """As a dependency, or by an extra."""
+    packages = set(project()["dependencies"]).union(*project()["optional-dependencies"].values())
+    names = {re.split(r"[\[>=]", package)[0] for package in packages}
+    declared = {IMPORTED.get(name, name.replace("-", "_")) for name in names}
+    own = {"vitfold", *sys.stdlib_module_names}
+    for file in FILES:
+        assert anywhere(file) - own <= declared, file.name
+
+
+def test_links_of_the_readme_work_on_the_package_index() -> None:
+    """Links are whole addresses, and those into the repository lead to what is there."""
+    root = SOURCE.parents[1]
+    text = (root / "README.md").read_text(encoding="utf-8")
+    links = re.findall(r"\]\(([^)\s]+)\)", text)
+    assert len(links) > 10
+    for link in links:
+        if link.startswith("#"):
+            continue
+        assert link.startswith("https://"), link
+        ours = re.fullmatch(f"(?:{'|'.join(map(re.escape, PLACES))})([^#]+)(?:#.*)?", link)
+        if ours is not None:
+            assert (root / ours[1]).exists(), link
+    assert set(project()["urls"]) >= {"Homepage", "Documentation", "Repository", "Changelog"}
+
+
+PLACES = (
+    "https://github.com/vitfold/vitfold/blob/main/",
+    "https://raw.githubusercontent.com/vitfold/vitfold/main/",
+)
+"""Where files of the repository are."""
+
+
 def test_the_core_needs_no_extra() -> None:
     """Optional dependencies are imported where they are used, not when vitfold is."""
     optional = {package for needed in extras().values() for package in needed}
@@ -115,20 +157,37 @@ IMPORTED = {
     "scikit-learn": "sklearn",
     "pytorch-optimizer": "pytorch_optimizer",
     "curvlinops-for-pytorch": "curvlinops",
+    "pillow": "PIL",
 }
 """What packages are called when they are imported, where that is another name."""
 
 
+def project() -> dict[str, Any]:
+    """What pyproject.toml says of the package."""
+    text = (SOURCE.parents[1] / "pyproject.toml").read_text(encoding="utf-8")
+    return dict(tomllib.loads(text)["project"])
+
+
 def extras() -> dict[str, set[str]]:
     """What every extra brings, as it is imported."""
-    project = tomllib.loads((SOURCE.parents[1] / "pyproject.toml").read_text(encoding="utf-8"))
     found = {
         extra: {re.split(r"[\[>=]", package)[0] for package in packages}
-        for extra, packages in project["project"]["optional-dependencies"].items()
+        for extra, packages in project()["optional-dependencies"].items()
     }
     return {
         extra: {IMPORTED.get(n, n) for n in names} - {"vitfold"} for extra, names in found.items()
     }
+
+
+def anywhere(file: Path) -> set[str]:
+    """The packages that a file imports, also when something in it runs."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        if isinstance(node, ast.ImportFrom):
+            names.add(node.module or "")
+    return {name.split(".")[0] for name in names}
 
 
 def roots(file: Path) -> set[str]:

@@ -1,47 +1,55 @@
-"""vitfold: vision transformers with fewer tokens."""
+"""vitfold: vision transformers with fewer tokens.
 
-from vitfold.errors import (
-    DataError,
-    FoldError,
-    MethodError,
-    MissingExtra,
-    PlanError,
-    ShapeError,
-    TrainError,
-    UnsupportedModel,
-    VitfoldError,
-)
-from vitfold.folding.calls import masked
-from vitfold.folding.families import families
-from vitfold.folding.fold import fold, unfold
-from vitfold.methods import (
-    DFE,
-    LGTM,
-    LTMP,
-    METHODS,
-    AViT,
-    Drop,
-    DynamicViT,
-    EViT,
-    MergeDrop,
-    Method,
-    PruneMerge,
-    Step,
-    ToMe,
-    ToMeAround,
-    Ward,
-    WardCut,
-    everywhere,
-    register,
-)
-from vitfold.saving import load, save
-from vitfold.saving.models import create_model
-from vitfold.tokens.tokenmap import PackedMap, TokenMap
-from vitfold.tools.calibrate import calibrate
-from vitfold.tools.freeze import freeze
-from vitfold.tools.importance import search as _search  # noqa: F401 (binds PruneMerge.search)
-from vitfold.tools.measure import flops, peak_memory, throughput
-from vitfold.tools.trace import Trace, trace
+Names are imported when they are first used, so that `import vitfold` takes no time of its own and
+the command line answers before torch is there.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from vitfold.errors import (
+        DataError,
+        FoldError,
+        MethodError,
+        MissingExtra,
+        PlanError,
+        ShapeError,
+        TrainError,
+        UnsupportedModel,
+        VitfoldError,
+    )
+    from vitfold.folding.calls import masked
+    from vitfold.folding.families import families
+    from vitfold.folding.fold import fold, unfold
+    from vitfold.methods import (
+        DFE,
+        LGTM,
+        LTMP,
+        METHODS,
+        AViT,
+        Drop,
+        DynamicViT,
+        EViT,
+        MergeDrop,
+        Method,
+        PruneMerge,
+        Step,
+        ToMe,
+        ToMeAround,
+        Ward,
+        WardCut,
+        everywhere,
+        register,
+    )
+    from vitfold.saving import load, save
+    from vitfold.saving.models import create_model
+    from vitfold.tokens.tokenmap import PackedMap, TokenMap
+    from vitfold.tools.calibrate import calibrate
+    from vitfold.tools.freeze import freeze
+    from vitfold.tools.measure import flops, peak_memory, throughput
+    from vitfold.tools.trace import Trace, trace
+    from vitfold.tools.validate import validate
 
 __version__ = "0.1.0"
 
@@ -80,6 +88,7 @@ __all__ = [
     "flops",
     "peak_memory",
     "throughput",
+    "validate",
     # models
     "create_model",
     "families",
@@ -96,3 +105,86 @@ __all__ = [
     "UnsupportedModel",
     "VitfoldError",
 ]
+
+PLACES = {
+    "vitfold.errors": (
+        "DataError",
+        "FoldError",
+        "MethodError",
+        "MissingExtra",
+        "PlanError",
+        "ShapeError",
+        "TrainError",
+        "UnsupportedModel",
+        "VitfoldError",
+    ),
+    "vitfold.folding.calls": ("masked",),
+    "vitfold.folding.families": ("families",),
+    "vitfold.folding.fold": (
+        "fold",
+        "unfold",
+    ),
+    "vitfold.methods": (
+        "DFE",
+        "LGTM",
+        "LTMP",
+        "METHODS",
+        "AViT",
+        "Drop",
+        "DynamicViT",
+        "EViT",
+        "MergeDrop",
+        "Method",
+        "Step",
+        "ToMe",
+        "ToMeAround",
+        "Ward",
+        "WardCut",
+        "everywhere",
+        "register",
+    ),
+    "vitfold.saving": (
+        "load",
+        "save",
+    ),
+    "vitfold.saving.models": ("create_model",),
+    "vitfold.tokens.tokenmap": (
+        "PackedMap",
+        "TokenMap",
+    ),
+    "vitfold.tools.calibrate": ("calibrate",),
+    "vitfold.tools.freeze": ("freeze",),
+    # It gives PruneMerge its search.
+    "vitfold.tools.importance": ("PruneMerge",),
+    "vitfold.tools.measure": (
+        "flops",
+        "peak_memory",
+        "throughput",
+    ),
+    "vitfold.tools.trace": (
+        "Trace",
+        "trace",
+    ),
+    "vitfold.tools.validate": ("validate",),
+}
+"""Where public names are defined."""
+
+HOMES = {name: module for module, names in PLACES.items() for name in names}
+
+ROOMS = ("data", "folding", "lab", "methods", "saving", "segment", "tokens", "tools", "train")
+"""Packages that may be reached from here as attributes."""
+
+
+if not TYPE_CHECKING:  # for a type checker the names above are all there is
+
+    def __getattr__(name: str) -> Any:
+        """A public name or a room, imported at its first use."""
+        if name in ROOMS:
+            return importlib.import_module(f"{__name__}.{name}")
+        if name not in HOMES:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        value = globals()[name] = getattr(importlib.import_module(HOMES[name]), name)
+        return value
+
+    def __dir__() -> list[str]:
+        return sorted({*globals(), *__all__, *ROOMS})

@@ -325,6 +325,33 @@ def test_every_command_takes_a_model_with_learned_thresholds(
     assert isinstance(folded(vitfold.load(frozen)).method, vitfold.MergeDrop)
 
 
+@pytest.mark.parametrize("library", ["timm", "transformers"])
+def test_an_embedding_model_is_frozen(run, capsys, tmp_path: Path, library: str) -> None:
+    """It has no classes: cosines with the dense model's embeddings are shown."""
+    torch.manual_seed(0)
+    model = embedder(library)
+    method = vitfold.LTMP(flops=0.8, merge_threshold=0.9, prune_threshold=0.03)
+    vitfold.save(vitfold.fold(model, method), tmp_path / "learned", backbone=True)
+    data = pictures(tmp_path / "data" / "train")
+    where = ["--data-dir", data.parent, "--val-split", "train"]
+    assert run("freeze", tmp_path / "learned", *where, "-o", tmp_path / "frozen") == 0
+    assert "cosine with dense" in capsys.readouterr().out
+    assert isinstance(folded(vitfold.load(tmp_path / "frozen")).method, vitfold.MergeDrop)
+
+
+def embedder(library: str) -> torch.nn.Module:
+    """A model without a head."""
+    if library == "timm":
+        made = create_model(MODEL, depth=2, embed_dim=48, num_heads=3, img_size=64, num_classes=0)
+        return made.eval()
+    transformers = pytest.importorskip("transformers")
+    config = transformers.CLIPVisionConfig(
+        hidden_size=48, intermediate_size=96, num_hidden_layers=2, num_attention_heads=3,
+        image_size=64, patch_size=16, projection_dim=32,
+    )  # fmt: skip
+    return transformers.CLIPVisionModelWithProjection(config).eval()  # type: ignore[no-any-return]
+
+
 def test_a_search_makes_a_model_for_the_others(run, capsys, tmp_path: Path) -> None:
     torch.manual_seed(0)
     made = create_model(MODEL, depth=4, embed_dim=48, num_heads=3, img_size=64, num_classes=2)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 import vitfold
 from vitfold.errors import FoldError, MethodError, PlanError, ShapeError
 from vitfold.folding.families import find
-from vitfold.tools.bench import candidates
+from vitfold.tools.baselines import candidates
 
 
 def patches(height: int, width: int, seed: int) -> tuple[Tensor, dict[str, Tensor]]:

@@ -12,7 +12,6 @@ from vitfold.data import digits
 from vitfold.data.digits import create_digits, load_split
 from vitfold.lab import demo
 from vitfold.methods import ready
-from vitfold.tools.validate import interval
 
 
 def test_the_embedded_model_is_small_and_reads_digits() -> None:
@@ -49,13 +48,3 @@ def test_demo_writes_table_plot_and_pictures(
     assert all(abs(row["gflops"] / dense - 0.6) < 0.01 for row in rows[1:])
     assert {path.name for path in tmp_path.glob("*.png")} >= {"pareto.png", "tokens-lgtm.png"}
     assert "bound" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize(("hits", "images"), [(0, 10), (5, 10), (10, 10), (970, 1000)])
-def test_the_interval_holds_the_share(hits: int, images: int) -> None:
-    low, high = interval(hits, images)
-    assert 0 <= low <= hits / images <= high <= 1
-
-
-def test_the_interval_is_wilsons() -> None:
-    assert interval(8, 10) == pytest.approx((0.4902, 0.9433), abs=1e-4)

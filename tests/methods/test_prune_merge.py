@@ -24,7 +24,7 @@ from vitfold.folding.families.hf import MODELS as FAMILIES
 from vitfold.folding.fold import clone
 from vitfold.methods.base import from_json
 from vitfold.methods.prune_merge.structure import GROUPINGS
-from vitfold.tools.bench import bound
+from vitfold.tools.baselines import bound
 
 HUGGING_FACE = [name for names in FAMILIES.values() for name in names]
 

@@ -13,7 +13,8 @@ from torch import Tensor
 import vitfold
 from vitfold import MethodError, ToMeAround
 from vitfold.folding.calls import folded
-from vitfold.tools.bench import bound, removed
+from vitfold.tools.baselines import bound
+from vitfold.tools.removal import removed
 
 each_model = pytest.mark.parametrize("name", MODELS)
 

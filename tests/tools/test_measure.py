@@ -1,7 +1,6 @@
-"""What is measured: operations, memory, rates, and the candidates of a benchmark."""
+"""What is measured: operations, memory, rates."""
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,17 +9,6 @@ from support.models import images, registered
 
 import vitfold
 from vitfold.errors import DataError
-from vitfold.tools.bench import (
-    BOUND,
-    DENSE,
-    FOLDED,
-    TEXTBOOK,
-    Row,
-    bench,
-    candidates,
-    removed,
-    warning,
-)
 from vitfold.tools.measure import Throughput, batch_of, flops, peak_memory, throughput
 
 
@@ -114,50 +102,6 @@ def test_no_repeats_is_refused() -> None:
     model = registered("vit_tiny_patch16_224")
     with pytest.raises(DataError, match="repeats=0"):
         throughput(model, images(model), repeats=0)
-
-
-@pytest.mark.parametrize(
-    "name",
-    ["vit_tiny_patch16_224", "eva02_tiny_patch14_224", "beit_base_patch16_224"],
-)
-def test_candidates_share_weights_and_counts(name: str) -> None:
-    ours = folded(name)
-    models = candidates(ours)
-    assert removed(ours) == (5, 5, 5)
-    assert {DENSE, BOUND, FOLDED} <= set(models)
-    weights = {id(next(model.parameters())) for model in models.values()}
-    assert len(weights) == 1
-    pixels = images(ours, 2)
-    assert flops(models[BOUND], pixels) < flops(ours, pixels) < flops(models[DENSE], pixels)
-
-
-def test_textbook_computes_the_same() -> None:
-    models = candidates(folded())
-    pixels = images(models[DENSE])
-    with torch.no_grad():
-        ours, textbook = models[FOLDED](pixels), models[TEXTBOOK](pixels)
-    torch.testing.assert_close(ours, textbook, atol=1e-4, rtol=1e-4)
-
-
-def test_bench_rows_are_relative_to_dense_and_bound() -> None:
-    models = candidates(folded())
-    rows = {row.name: row for row in bench(models, images(models[DENSE]), repeats=1, warmup=0)}
-    assert rows[DENSE].speedup == 1
-    assert rows[BOUND].share == 1
-    assert rows[FOLDED].share == pytest.approx(
-        rows[FOLDED].images_per_second / rows[BOUND].images_per_second
-    )
-
-
-def test_warns_in_words_when_a_fold_is_slower() -> None:
-    models = candidates(folded())
-    rows = bench(models, images(models[DENSE]), repeats=1, warmup=0)
-    assert "slower than the dense model" in (warning(with_speedup(rows, 0.9)) or "")
-    assert warning(with_speedup(rows, 1.1)) is None
-
-
-def with_speedup(rows: list[Row], speedup: float) -> list[Row]:
-    return [replace(row, speedup=speedup) if row.name == FOLDED else row for row in rows]
 
 
 @pytest.mark.parametrize("measured", [flops, throughput, peak_memory])

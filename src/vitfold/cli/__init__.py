@@ -7,51 +7,26 @@ import sys
 import warnings
 from typing import Annotated
 
-import torch
 import typer
 from rich.console import Console
 from rich.markup import escape
 
-from vitfold.cli import (
-    analyze,
-    bench,
-    calibrate,
-    demo,
-    families,
-    freeze,
-    report,
-    search,
-    show,
-    sweep,
-    trace,
-    train,
-    validate,
-)
+from vitfold.cli import show
+from vitfold.cli.commands import Commands
 from vitfold.errors import VitfoldError, one_line
 
 app = typer.Typer(
     name="vitfold",
+    cls=Commands,
     help="Vision transformers with fewer tokens: the same model, 1.5 to 2.5 times faster.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
-app.command()(demo.demo)
-app.command()(bench.bench)
-app.command()(validate.validate)
-app.command()(sweep.sweep)
-app.command()(report.report)
-app.add_typer(analyze.app, name="analyze")
-app.command()(trace.trace)
-app.command()(train.train)
-app.command()(calibrate.calibrate)
-app.command()(search.search)
-app.command()(freeze.freeze)
-app.command()(families.families)
 
 
-def _version(asked: bool) -> None:
-    if asked:
+def _version(wanted: bool) -> None:
+    if wanted:
         typer.echo(f"vitfold {importlib.metadata.version('vitfold')}")
         raise typer.Exit
 
@@ -72,19 +47,19 @@ def main() -> None:
         try:
             app(_positional(_repeated(sys.argv[1:])))
         except Exception as error:
-            said = _in_words(error)
-            if said is None:
+            text = _in_words(error)
+            if text is None:
                 raise
             console = Console(stderr=True, highlight=False, soft_wrap=True)
-            console.print(f"[red]error:[/] {escape(said)}")
+            console.print(f"[red]error:[/] {escape(text)}")
             sys.exit(2)
 
 
 def _in_words(error: Exception) -> str | None:
-    """What is to be said of an error; None of one that nobody expected."""
+    """The line for an error; None of one that nobody expected."""
     if isinstance(error, VitfoldError):
         return str(error)
-    if isinstance(error, MemoryError | torch.OutOfMemoryError) or FULL in str(error):
+    if isinstance(error, MemoryError) or type(error).__name__ == FULL_GPU or FULL in str(error):
         return "there is not enough memory: give a smaller --batch-size, or smaller images"
     if isinstance(error, OSError):
         try:
@@ -98,21 +73,24 @@ def _in_words(error: Exception) -> str | None:
 FULL = "can't allocate memory"
 """What torch says of a CPU's memory."""
 
+FULL_GPU = "OutOfMemoryError"
+"""What it raises of a GPU's."""
+
 
 KEYED = re.compile(r"--[a-z]+-kwargs")
 
 
 def _repeated(arguments: list[str]) -> list[str]:
     """timm's `--model-kwargs a=1 b=2`, as `--model-kwargs a=1 --model-kwargs b=2`."""
-    made: list[str] = []
+    words: list[str] = []
     option = ""
     for argument in arguments:
         if argument.startswith("-") or "=" not in argument:
             option = argument if KEYED.fullmatch(argument) else ""
-        elif option and made[-1] != option:
-            made.append(option)
-        made.append(argument)
-    return made
+        elif option and words[-1] != option:
+            words.append(option)
+        words.append(argument)
+    return words
 
 
 def _positional(arguments: list[str]) -> list[str]:

@@ -1,25 +1,20 @@
 """`vitfold analyze ...`: looking into a model."""
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
-from torch import nn
 
 from vitfold.cli import options, show, values
 from vitfold.cli.groups import grouped
-from vitfold.cli.images import batches_of
 from vitfold.errors import DataError, MethodError
-from vitfold.folding.calls import folds
-from vitfold.folding.fold import clone
-from vitfold.lab import analysis, plots
-from vitfold.tools import results
-from vitfold.tools.validate import Batch
 
 app = typer.Typer(
     help="Look into a model: how alike its tokens are, how sharp its minimum is.",
     no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
 )
 
 
@@ -31,6 +26,8 @@ def _plot(output: Path | None) -> Path | None:
         raise DataError(f"--output {output.name!r}: expected .png, .svg or .pdf")
     if not output.parent.is_dir():
         raise DataError(f"--output {output}: there is no directory {output.parent}")
+    from vitfold.lab import plots
+
     plots.pyplot()
     return output
 
@@ -46,7 +43,7 @@ BatchSize = Annotated[int, typer.Option("--batch-size", "-b", min=1)]
 @grouped
 def similarity(
     data: options.Images,
-    made: options.Made,
+    model_options: options.ModelOptions,
     model: options.ModelName = "digits",
     limit: options.Limit = 256,
     batch_size: BatchSize = 32,
@@ -55,22 +52,24 @@ def similarity(
     results_file: options.ResultsFile = None,
 ) -> None:
     """Mean similarity of tokens before, inside and after the attention of every block."""
-    base = made.image_model(model)
-    batches: list[Batch] = list(batches_of(base, data.source, limit, batch_size, workers))
+    from vitfold.cli.work import analyze as work
+
+    base = model_options.image_model(model)
+    batches = work.batches(base, data.source, limit, batch_size, workers)
     with show.bar("looking", len(batches)) as progress:
-        found = analysis.token_similarity(base, batches, progress)
-    series = {name: getattr(found, name) for name in ("before", "inside", "after")}
-    _by_block(f"{model}: mean cosine of two tokens", series)
+        means = work.token_similarity(base, batches, progress)
+    series = {name: getattr(means, name) for name in ("before", "inside", "after")}
+    work.by_block(f"{model}: mean cosine of two tokens", series)
     if output is not None:
-        plots.lines(series, "block", "mean cosine of two tokens", output)
-    _finish("similarity", model, _rows(series), output, results_file)
+        work.plots.lines(series, "block", "mean cosine of two tokens", output)
+    work.finish("similarity", model, work.rows(series), output, results_file)
 
 
 @app.command("merged-similarity")
 @grouped
 def merged_similarity(
     data: options.Images,
-    made: options.Made,
+    model_options: options.ModelOptions,
     model: options.ModelName = "digits",
     method: options.MethodName = None,
     r: Annotated[
@@ -84,21 +83,23 @@ def merged_similarity(
     results_file: options.ResultsFile = None,
 ) -> None:
     """Mean similarity of the tokens that merge with each other, against r."""
-    base = made.image_model(model)
-    batches: list[Batch] = list(batches_of(base, data.source, limit, batch_size, workers))
-    asked = values.whole_numbers("--r", r)
-    if min(asked) < 1:
+    from vitfold.cli.work import analyze as work
+
+    base = model_options.image_model(model)
+    batches = work.batches(base, data.source, limit, batch_size, workers)
+    numbers = values.whole_numbers("--r", r)
+    if min(numbers) < 1:
         raise MethodError(f"--r {r}: expected numbers from 1 up, where something merges")
-    with show.bar("merging", len(batches) * len(asked)) as progress:
-        found = analysis.merged_similarity(
-            base, batches, asked, method or "tome", values.parse(method_kwargs), progress
+    with show.bar("merging", len(batches) * len(numbers)) as progress:
+        means = work.merged_similarity(
+            base, batches, numbers, method or "tome", values.parse(method_kwargs), progress
         )
-    series = {f"r={r}": values for r, values in found.items()}
-    _by_block(f"{model}: mean cosine of merged pairs", series)
+    series = {f"r={r}": values for r, values in means.items()}
+    work.by_block(f"{model}: mean cosine of merged pairs", series)
     if output is not None:
-        gaps = {name: [_gap(value) for value in values] for name, values in series.items()}
-        plots.lines(gaps, "block", "mean cosine of merged pairs", output)
-    _finish("merged-similarity", model, _rows(series), output, results_file)
+        gaps = {name: [work.gap(value) for value in values] for name, values in series.items()}
+        work.plots.lines(gaps, "block", "mean cosine of merged pairs", output)
+    work.finish("merged-similarity", model, work.rows(series), output, results_file)
 
 
 @app.command()
@@ -106,7 +107,7 @@ def merged_similarity(
 def sharpness(
     choice: options.Choice,
     data: options.Images,
-    made: options.Made,
+    model_options: options.ModelOptions,
     model: options.ModelName = "digits",
     limit: options.Limit = 128,
     batch_size: BatchSize = 32,
@@ -115,82 +116,28 @@ def sharpness(
     results_file: options.ResultsFile = None,
 ) -> None:
     """The largest eigenvalue of the Hessian of the loss, before and after folding."""
-    base = made.image_model(model)
-    batches: list[Batch] = list(batches_of(base, data.source, limit, batch_size, workers))
-    dense_model = clone(base)
-    ours = options.folded_by(base, None, choice)
-    both: dict[str, nn.Module] = {"dense": dense_model, str(folds(ours)[0].method): ours}
-    values: dict[str, float] = {}
-    for name, each in both.items():
-        with show.bar(f"products with the Hessian, {name}", None) as progress:
-            values[name] = analysis.sharpness(each, batches, tolerance, progress)
-    dense = values["dense"]
-    rows = [{"model": name, "largest_eigenvalue": value} for name, value in values.items()]
-    cells = [[name, f"{value:.1f}", f"{value / dense:.2f}"] for name, value in values.items()]
+    from vitfold.cli.work import analyze as work
+
+    base = model_options.image_model(model)
+    batches = work.batches(base, data.source, limit, batch_size, workers)
+    figures = work.sharpnesses(base, choice, batches, tolerance)
+    dense = figures["dense"]
+    rows = [{"model": name, "largest_eigenvalue": value} for name, value in figures.items()]
+    cells = [[name, f"{value:.1f}", f"{value / dense:.2f}"] for name, value in figures.items()]
     show.table(f"{model}: sharpness", ["", "largest eigenvalue", "x dense"], cells)
-    _finish("sharpness", model, rows, None, results_file)
+    work.finish("sharpness", model, rows, None, results_file)
 
 
 @app.command()
 @grouped
 def positions(
-    made: options.Made,
+    model_options: options.ModelOptions,
     model: options.ModelName = "digits",
     output: Output = Path("positions.png"),
 ) -> None:
     """Similarity of position embeddings: a map for some patches of the grid."""
-    base = made.image_model(model)
-    found = analysis.position_similarity(base)
-    height, width = found.shape[:2]
-    places = [(y, x) for y in _spread(height) for x in _spread(width)]
-    maps = {f"row {y + 1}, column {x + 1}": found[y, x].numpy() for y, x in places}
-    show.table(
-        f"{model}: cosine of two position embeddings",
-        ["", "mean"],
-        [["neighbours", f"{_neighbours(found):.3f}"], ["all", f"{float(found.mean()):.3f}"]],
-    )
-    plots.maps(maps, output)
+    from vitfold.cli.work import analyze as work
+
+    work.show_positions(model, model_options.image_model(model), output)
     if output is not None:
         show.written(output)
-
-
-def _neighbours(found: Any) -> float:
-    """The mean over patches that share an edge."""
-    height, width = found.shape[:2]
-    pairs = [found[y, x, y + 1, x] for y in range(height - 1) for x in range(width)]
-    pairs += [found[y, x, y, x + 1] for y in range(height) for x in range(width - 1)]
-    return float(sum(map(float, pairs)) / max(len(pairs), 1))
-
-
-def _spread(side: int) -> list[int]:
-    """Three places along a side."""
-    return sorted({side // 6, side // 2, side - 1 - side // 6})
-
-
-def _gap(value: float | None) -> float:
-    return float("nan") if value is None else value
-
-
-def _by_block(title: str, series: Mapping[str, list[Any]]) -> None:
-    rows = [
-        [str(block), *("" if v is None else f"{v:.3f}" for v in values)]
-        for block, values in enumerate(zip(*series.values(), strict=True))
-    ]
-    show.table(title, ["block", *series], rows)
-
-
-def _rows(series: Mapping[str, list[Any]]) -> list[dict[str, Any]]:
-    return [
-        {"block": block, **dict(zip(series, values, strict=True))}
-        for block, values in enumerate(zip(*series.values(), strict=True))
-    ]
-
-
-def _finish(
-    what: str, model: str, rows: list[dict[str, Any]], output: Path | None, file: Path | None
-) -> None:
-    if output is not None:
-        show.written(output)
-    if file is not None:
-        results.write(file, rows, {"command": f"analyze {what}", "model": model})
-        show.written(file)

@@ -16,10 +16,16 @@ from vitfold.folding.inputs import Inputs
 from vitfold.segment import Labels
 from vitfold.segment.segmenter import MOST_CLASSES
 from vitfold.tokens.modes import mixed
-from vitfold.tools import bench as bench_
+from vitfold.tools.baselines import DENSE, candidates, is_whole
+from vitfold.tools.bench import Row, timed_part, warnings
+from vitfold.tools.bench import bench as bench_
 from vitfold.tools.measure import random_inputs
+from vitfold.tools.removal import removed
 
-COLUMNS = ("", "images/s", "quartiles", "GFLOPs", "peak MB", "x dense", "share of bound")
+COLUMNS = (
+    "", "images/s", "quartiles", "GFLOPs (2 per MAC)", "FLOPs of dense", "peak MB", "x dense",
+    "share of bound",
+)  # fmt: skip
 
 
 @grouped
@@ -64,7 +70,7 @@ def bench(
         dense = options.model(model, model_kwargs, real, img_size, on)
     ours = options.folded_by(dense, plan, choice)
     images = sample(ours, source, max(sizes)).to(on) if real or _looks(ours) else None
-    named = bench_.candidates(ours, images)
+    named = candidates(ours, images)
     rows = _measure(named, sizes, repeats, warmup, compile, dtype, images)
     _show(model, ours, rows, images)
     show.results(results_file, "bench", model, ours, [row.to_json() for row in rows])
@@ -95,38 +101,45 @@ def _measure(
     warmup: int,
     compiled: bool,
     dtype: torch.dtype | None,
-    given: Tensor | None,
-) -> list[bench_.Row]:
-    whole = {name: bench_.measured(model) for name, model in models.items()}
+    pixels: Tensor | None,
+) -> list[Row]:
+    whole = {name: timed_part(model) for name, model in models.items()}
     run: dict[str, Any] = {n: torch.compile(m) if compiled else m for n, m in whole.items()}
-    device = next(whole[bench_.DENSE].parameters()).device
-    rows: list[bench_.Row] = []
+    device = next(whole[DENSE].parameters()).device
+    rows: list[Row] = []
     total = len(sizes) * len(run) * (repeats + warmup)
     with show.bar("measuring", total) as progress, mixed(device, dtype):
         for size in sizes:
-            images: Inputs = random_inputs(whole[bench_.DENSE], size)
-            if given is not None:
-                images = given[:size]
-            rows += bench_.bench(run, images, repeats=repeats, warmup=warmup, progress=progress)
+            images: Inputs = random_inputs(whole[DENSE], size)
+            if pixels is not None:
+                images = pixels[:size]
+            rows += bench_(run, images, repeats=repeats, warmup=warmup, progress=progress)
     return rows
 
 
-def _show(name: str, ours: nn.Module, rows: list[bench_.Row], images: Tensor | None) -> None:
+def _show(name: str, ours: nn.Module, rows: list[Row], images: Tensor | None) -> None:
     record = folded(ours)
-    show.console.print(f"{record.method}\ntokens removed per block: {bench_.removed(ours, images)}")
+    show.console.print(f"{record.method}\ntokens removed per block: {removed(ours, images)}")
     for size in sorted({row.batch_size for row in rows}):
         cells = [_cells(row) for row in rows if row.batch_size == size]
         show.table(f"{name}, batch size {size}", COLUMNS, cells)
-    if (warning := bench_.warning(rows)) is not None:
+    for warning in warnings(rows, share_of_trunk(ours)):
         show.note(warning)
 
 
-def _cells(row: bench_.Row) -> list[str]:
+def share_of_trunk(ours: nn.Module) -> float | None:
+    """The share of the FLOPs that a fold was asked for, where that is of what is timed."""
+    share: float | None = getattr(folded(ours).method, "flops", None)
+    return None if is_whole(ours) else share
+
+
+def _cells(row: Row) -> list[str]:
     return [
         row.name,
         f"{row.images_per_second:.1f}",
         f"{row.low:.1f}-{row.high:.1f}",
         f"{row.gflops:.2f}",
+        f"{row.flops_share:.3f}",
         f"{row.memory_mb:.0f}",
         f"{row.speedup:.2f}",
         f"{row.share:.3f}",

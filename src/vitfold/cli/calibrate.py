@@ -3,26 +3,16 @@
 from pathlib import Path
 from typing import Annotated
 
-import torch
 import typer
 
-from vitfold.cli import options, show, values
+from vitfold.cli import options, values
 from vitfold.cli.groups import grouped
-from vitfold.cli.images import shuffled_of
-from vitfold.folding.families import find
-from vitfold.folding.fold import clone, fold
-from vitfold.methods import WardCut, create_method
-from vitfold.saving.models import save_model
-from vitfold.tokens.modes import evaluating
-from vitfold.tools.calibrate import calibrate as calibrate_
-from vitfold.tools.measure import flops
-from vitfold.tools.trace import trace
 
 
 @grouped
 def calibrate(
     data: options.TrainingImages,
-    made: options.Made,
+    model_options: options.ModelOptions,
     model: options.ModelName,
     output: Annotated[Path, typer.Option("--output", "-o", help="The folded model goes here.")],
     share: Annotated[
@@ -38,23 +28,13 @@ def calibrate(
     Every image then keeps its own number of tokens: merging goes on until what is left is too far
     apart.
     """
+    from vitfold.cli.images import shuffled_of
+    from vitfold.cli.work.calibrate import calibrate_on
+    from vitfold.folding.fold import fold
+    from vitfold.methods import WardCut, create_method
+
     values.directory_beside(output, model)
-    base = made.image_model(model)
     method = create_method(WardCut.name, {"flops": share, **values.parse(method_kwargs)})
-    ours = fold(base, method)
+    ours = fold(model_options.image_model(model), method)
     batches = shuffled_of(ours, data.source, images, 1, seed, workers)
-    seen = torch.cat([pixels for pixels, _ in batches])[:images].to(made.on)
-    with show.bar("calibrating", None) as progress:
-        calibrate_(ours, seen, progress=progress)
-    with torch.inference_mode(), evaluating(ours):
-        reached = flops(find(ours).trunk, seen) / flops(find(clone(ours)).trunk, seen)
-        counts = torch.tensor(trace(ours, seen).counts, dtype=torch.float64)
-    points = torch.tensor([0, 0.25, 0.5, 0.75, 1], dtype=torch.float64)
-    rows = [
-        [f"block {block}", *(f"{count:.0f}" for count in numbers.quantile(points))]
-        for block, numbers in enumerate(counts)
-    ]
-    columns = ["tokens after", "fewest", "a quarter", "median", "three quarters", "most"]
-    show.table(f"{len(seen)} images, {reached:.1%} of the dense FLOPs", columns, rows)
-    save_model(ours, output)
-    show.written(output)
+    calibrate_on(ours, batches, images, model_options.on, output)

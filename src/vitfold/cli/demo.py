@@ -9,11 +9,16 @@ from torch import nn
 from vitfold.cli import show, values
 from vitfold.lab import demo as demo_
 from vitfold.lab import plots
+from vitfold.lab.report.columns import GFLOPS
 from vitfold.lab.sweep import Row
+from vitfold.lab.timing import busy, share_of_bound
 from vitfold.tools import draw, results
+from vitfold.tools.baselines import DENSE
 from vitfold.tools.trace import trace
 
-COLUMNS = ("method", "accuracy", "95 %", "agrees", "GFLOPs", "img/s", "x dense", "bound")
+COLUMNS = (
+    "method", "accuracy", "95 %", "agrees", GFLOPS, "img/s", "x dense", "of bound",
+)  # fmt: skip
 
 
 def demo(
@@ -29,35 +34,42 @@ def demo(
     """
     values.directory(output)
     with show.bar("folding", demo_.steps()) as progress:
-        made = list(demo_.rows(progress))
-    rows = [row for row, _ in made]
+        results_ = list(demo_.rows(progress))
+    rows = [row for row, _ in results_]
     show.table("digits, 12 blocks, 197 tokens", COLUMNS, [_cells(row) for row in rows])
+    if (warning := busy({_name(row): row.speeds for row in rows})) is not None:
+        show.note(warning)
     _plot(rows, output / "pareto.png")
     least = min(demo_.SHARES)
-    _pictures({row.method: model for row, model in made if row.flops == least}, output)
+    _pictures({row.method: model for row, model in results_ if row.flops == least}, output)
     results.write(output / "results.json", [row.to_json() for row in rows], {"command": "demo"})
     show.written(output / "results.json")
 
 
 def _cells(row: Row) -> list[str]:
-    name = "dense" if row.method == "dense" else f"{row.method} {row.flops:.2f}"
     report, [speed] = row.report, row.speeds
     return [
-        name,
+        _name(row),
         f"{report.top1:.1%}",
         f"{report.top1_low:.0%}-{report.top1_high:.0%}",
         f"{report.agreement:.1%}",
         f"{row.gflops:.3f}",
         f"{speed.images_per_second:.0f}",
         f"{speed.speedup:.2f}",
-        "" if speed.share is None else f"{speed.share:.3f}",
+        share_of_bound(speed),
     ]
+
+
+def _name(row: Row) -> str:
+    return row.method if row.method == DENSE else f"{row.method} {row.flops:.2f}"
 
 
 def _plot(rows: list[Row], path: Path) -> None:
     methods = dict.fromkeys(row.method for row in rows[1:])
     series = {name: [_point(row) for row in rows if row.method == name] for name in methods}
-    plots.pareto(path, series, _point(rows[0]), "GFLOPs per image", "accuracy on held-out digits")
+    plots.pareto(
+        path, series, _point(rows[0]), f"{GFLOPS} per image", "accuracy on held-out digits"
+    )
     show.written(path)
 
 

@@ -1,27 +1,13 @@
 """`vitfold freeze`: fixed numbers of tokens, taken from learned thresholds."""
 
-import copy
-from collections.abc import Iterable
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
-from torch import nn
-from torch.utils.data import DataLoader
 
 from vitfold.cli import options, show, values
 from vitfold.cli.groups import grouped
-from vitfold.cli.images import batches_of
-from vitfold.data import SceneSource, evenly, untouched
-from vitfold.folding.calls import folded
-from vitfold.folding.fold import clone
-from vitfold.saving.models import save_model
-from vitfold.segment import score as score_pixels
-from vitfold.tools.freeze import check_ragged
-from vitfold.tools.freeze import freeze as freeze_
-from vitfold.tools.validate import Batch, predict, score
 
 
 @grouped
@@ -45,49 +31,21 @@ def freeze(
     The frozen model compiles, exports and runs in batches like any other; the accuracy of both is
     shown.
     """
+    from vitfold.cli.images import batches_of
+    from vitfold.cli.work import freeze as work
+
     values.directory_beside(output, model)
-    made = options.Made(device=device)
-    ours = task.model(made, model)
-    check_ragged(ours)
-    held_out = task.source(replace(data, split=val_split), ours)
-    if isinstance(held_out, SceneSource):
-        scenes = evenly(untouched(ours, held_out), limit)
-        judged = partial(_of_pixels, ours, scenes, stride, workers)
+    model_options = options.ModelOptions(device=device)
+    learned = task.model(model_options, model)
+    work.check_ragged(learned)
+    held_out = task.source(replace(data, split=val_split), learned)
+    if isinstance(held_out, work.SceneSource):
+        compare = work.pixels(learned, held_out, limit, stride, workers)
     else:
-        judged = partial(_of_images, ours, batches_of(ours, held_out, limit, batch_size, workers))
-    source = task.source(data, ours)
-    seen = batches_of(ours, source, images, batch_size, workers, own="train")
-    frozen = freeze_(copy.deepcopy(ours), (some.to(made.on) for some, _ in seen))
-    judged(frozen)
-    save_model(frozen, output)
+        compare = work.images(learned, batches_of(learned, held_out, limit, batch_size, workers))
+    source = task.source(data, learned)
+    batches = batches_of(learned, source, images, batch_size, workers, own="train")
+    frozen = work.frozen_on(learned, batches, model_options.on)
+    compare(frozen)
+    work.save_model(frozen, output)
     show.written(output)
-
-
-def _of_images(learned: nn.Module, batches: Iterable[Batch], frozen: nn.Module) -> None:
-    """How right the frozen model is, the one that learned, and the dense one."""
-    said, on = {}, next(learned.parameters()).device
-    for name, candidate in (("dense", clone(learned)), ("learned", learned), ("frozen", frozen)):
-        with show.bar(name, None) as progress:
-            said[name] = predict(candidate, batches, device=on, progress=progress)
-    rows = []
-    for name, predictions in said.items():
-        report = score(predictions, said["dense"])
-        span = f"{report.top1_low:.2%} to {report.top1_high:.2%}"
-        rows.append([name, f"{report.top1:.2%}", span, f"{report.agreement:.2%}"])
-    show.table(str(folded(frozen).method), ["", "top-1", "95 %", "agrees with dense"], rows)
-
-
-def _of_pixels(
-    learned: nn.Module, scenes: Any, stride: int | None, workers: int, frozen: nn.Module
-) -> None:
-    """The same of segmenters."""
-    rows = []
-    for name, candidate in (("learned", learned), ("frozen", frozen)):
-        loaded = DataLoader(scenes, batch_size=None, num_workers=workers)
-        with show.bar(name, len(scenes)) as progress:
-            report = score_pixels(
-                candidate, clone(learned), loaded, stride=stride, progress=progress
-            )
-        rows.append([name, f"{report.miou:.2%}", f"{report.agreement:.2%}"])
-    rows.insert(0, ["dense", f"{report.dense_miou:.2%}", ""])
-    show.table(str(folded(frozen).method), ["", "mIoU", "agrees with dense"], rows)

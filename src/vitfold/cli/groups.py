@@ -34,11 +34,11 @@ def grouped(command: Callable[..., None]) -> Callable[..., None]:
     }
 
     @functools.wraps(command)
-    def flat(**given: Any) -> None:
+    def flat(**values: Any) -> None:
         for name, group in groups.items():
             fields = [field.name for field in dataclasses.fields(group)]
-            given[name] = group(**{field: given.pop(field) for field in fields})
-        command(**given)
+            values[name] = group(**{field: values.pop(field) for field in fields})
+        command(**values)
 
     options: list[inspect.Parameter] = []
     for name, parameter in parameters.items():
@@ -51,14 +51,16 @@ def grouped(command: Callable[..., None]) -> Callable[..., None]:
 def _options(group: Any) -> list[inspect.Parameter]:
     """A parameter for every field."""
     types = get_type_hints(group, include_extras=True)
-    made = []
+    parameters = []
     for field in dataclasses.fields(group):
         kind, option = get_args(types[field.name])
         option = copy.copy(option)
         option.rich_help_panel = group.panel
         parameter = inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY)
-        made.append(parameter.replace(annotation=Annotated[kind, option], default=_default(field)))
-    return made
+        parameters.append(
+            parameter.replace(annotation=Annotated[kind, option], default=_default(field))
+        )
+    return parameters
 
 
 def _default(field: dataclasses.Field[Any]) -> Any:

@@ -1,27 +1,29 @@
-"""Options that commands share, under timm's names, and what they stand for."""
+"""Options that commands share, under timm's names, and what they stand for.
+
+Libraries and rooms that need torch are imported where an option is used, not where it is declared:
+help shows declarations alone.
+"""
+
+from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
-import torch
 import typer
-from torch import nn
 
 from vitfold.cli import show, values
 from vitfold.cli.groups import Group, option
-from vitfold.data import SceneSource, Source
+from vitfold.cli.names import DECODERS, METHODS, VOID
 from vitfold.errors import DataError, MethodError
-from vitfold.folding.calls import folds
-from vitfold.folding.fold import fold
-from vitfold.methods import METHODS, Base, create_method
-from vitfold.methods.base import learns, named
-from vitfold.saving import has_backbone, load
-from vitfold.saving.models import create_model, create_segmenter, saved_classes
-from vitfold.segment import DECODERS, VOID, Labels, Segmenter
-from vitfold.segment.score import segmenter as pixelwise
-from vitfold.tools.answers import ONLY
-from vitfold.tools.results import check_results_file
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from vitfold.data import SceneSource, Source
+    from vitfold.methods import Base
+    from vitfold.segment import Labels
 
 MODEL_HELP = (
     "A timm name, digits (the embedded model), hf:NAME, or the directory of a saved plan or model."
@@ -57,6 +59,8 @@ AmpDtype = Annotated[str, typer.Option(help="Lower precision of --amp: bfloat16 
 
 def _results_file(context: typer.Context, path: Path | None) -> Path | None:
     if path is not None:
+        from vitfold.tools.results import check_results_file
+
         check_results_file(path, str(context.info_name))
     return path
 
@@ -93,7 +97,7 @@ TASKS = ("classify", "segment")
 CLASSES = 150
 """Of a segmenter that is only timed, where nobody says how many: ADE20K's."""
 
-DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
+DTYPES = ("bfloat16", "float16")
 
 
 @dataclass(frozen=True)
@@ -114,6 +118,9 @@ class Choice(Group):
 
     def build(self) -> Base:
         """The method. Where nothing says how far to reduce, it costs 0.6 of the dense model."""
+        from vitfold.methods import create_method
+        from vitfold.methods.base import named
+
         kind = named(self.method or "tome")
         if kind.found_by:
             raise MethodError(
@@ -134,7 +141,7 @@ class Choice(Group):
 
 
 @dataclass(frozen=True)
-class Made(Group):
+class ModelOptions(Group):
     """How a model that has a name is made, and where it runs."""
 
     panel = "Model"
@@ -155,10 +162,13 @@ class Made(Group):
 
     def image_model(self, name: str) -> nn.Module:
         """The same, of a model that says something of an image, not of its pixels."""
-        made = self.model(name)
-        if isinstance(made, Segmenter):
-            raise DataError(ONLY.format(type(made).__name__))
-        return made
+        from vitfold.segment import Segmenter
+        from vitfold.tools.answers import ONLY
+
+        model = self.model(name)
+        if isinstance(model, Segmenter):
+            raise DataError(ONLY.format(type(model).__name__))
+        return model
 
 
 @dataclass(frozen=True)
@@ -175,6 +185,8 @@ class Images(Group):
     @property
     def source(self) -> Source:
         """Of images with one class."""
+        from vitfold.data import Source
+
         return Source(self.dataset, self.data_dir, self.split, self.class_map)
 
     def scenes(self, labels: Labels) -> SceneSource:
@@ -185,6 +197,8 @@ class Images(Group):
             )
         if self.dataset or self.class_map:
             raise DataError("--task segment reads --data-dir: leave out --dataset and --class-map")
+        from vitfold.data import SceneSource
+
         return SceneSource(self.data_dir, self.split, labels)
 
 
@@ -214,22 +228,28 @@ class Task(Group):
 
     def labels(self, classes: int) -> Labels:
         """What the numbers in annotations mean."""
+        from vitfold.segment import Labels
+
         return Labels(classes, self.ignore_label, self.reduce_zero_label)
 
-    def model(self, made: Made, name: str) -> nn.Module:
+    def model(self, options: ModelOptions, name: str) -> nn.Module:
         """A model that answers."""
-        return pixelwise(made.model(name)) if self.pixels else made.image_model(name)
+        from vitfold.segment.score import segmenter as pixelwise
+
+        return pixelwise(options.model(name)) if self.pixels else options.image_model(name)
 
     def source(self, images: Images, model: nn.Module) -> Source | SceneSource:
         """Images whose labels are the model's."""
         if not self.pixels:
             return images.source
+        from vitfold.segment.score import segmenter as pixelwise
+
         return images.scenes(self.labels(pixelwise(model).classes))
 
 
 @dataclass(frozen=True)
 class Precision(Group):
-    """Of computing."""
+    """Mixed precision or full."""
 
     panel = "Precision"
 
@@ -241,16 +261,30 @@ class Precision(Group):
         """The lower precision, or None."""
         if self.amp_dtype not in DTYPES:
             raise DataError(f"--amp-dtype {self.amp_dtype!r}: expected bfloat16 or float16")
-        return DTYPES[self.amp_dtype] if self.amp else None
+        if not self.amp:
+            return None
+        import torch
+
+        return getattr(torch, self.amp_dtype)  # type: ignore[no-any-return]
 
 
 def model(
     name: str, kwargs: list[str], pretrained: bool, img_size: int | None, on: torch.device
 ) -> nn.Module:
     """The model by name, in eval mode, where it is to run; random weights are always the same."""
+    import torch
+
+    from vitfold.cli.offline import fetching
+    from vitfold.saving.models import create_model
+
     torch.manual_seed(0)
-    made = values.arguments(kwargs, img_size)
-    return create_model(name, pretrained=pretrained, **made).to(on).eval()
+    arguments = values.arguments(kwargs, img_size)
+    with fetching(name, pretrained, WITHOUT):
+        return create_model(name, pretrained=pretrained, **arguments).to(on).eval()
+
+
+WITHOUT = "give --no-pretrained for random weights, or a directory that holds weights"
+"""What to do where published weights cannot be fetched."""
 
 
 def segments(task: str) -> bool:
@@ -260,16 +294,16 @@ def segments(task: str) -> bool:
     return task == "segment"
 
 
-def split_already(*asked: str) -> DataError:
-    """What is said where somebody asks for other parts of the embedded model's own digits."""
+def split_already(*options: str) -> DataError:
+    """The error where somebody asks for other parts of the embedded model's own digits."""
     return DataError(
         "the embedded model's own digits are split already: leave out "
-        f"{', '.join(asked[:-1])} and {asked[-1]}, or give --data-dir"
+        f"{', '.join(options[:-1])} and {options[-1]}, or give --data-dir"
     )
 
 
 def no_data() -> DataError:
-    """What is said where labelled images are needed and nobody says where they are."""
+    """The error where labelled images are needed and nobody says where they are."""
     return DataError("no data: give --data-dir FOLDER (or tar) or --dataset NAME")
 
 
@@ -282,17 +316,24 @@ def segmenter(
     on: torch.device,
 ) -> nn.Module:
     """The segmenter in a directory, or a new one with random weights around an encoder."""
+    from vitfold.saving.models import create_segmenter, saved_classes
+
     saved = saved_classes(name)
     if saved is not None and classes not in (None, saved):
         raise DataError(f"{name} has {saved} classes: leave out --num-classes")
     if saved is not None:
         return model(name, kwargs, True, img_size, on)
-    made = values.arguments(kwargs, img_size)
-    return create_segmenter(name, classes or CLASSES, decoder, **made).to(on).eval()
+    arguments = values.arguments(kwargs, img_size)
+    return create_segmenter(name, classes or CLASSES, decoder, **arguments).to(on).eval()
 
 
 def folded_by(model: nn.Module, plan: Path | None, choice: Choice) -> nn.Module:
     """The model, folded by the plan or by the method; what came folded stays as it is."""
+    from vitfold.folding.calls import folds
+    from vitfold.folding.fold import fold
+    from vitfold.methods.base import learns
+    from vitfold.saving import has_backbone, load
+
     if choice.given and (plan is not None or folds(model)):
         what = f"--plan {plan}" if plan is not None else "a saved plan"
         raise MethodError(f"{what} says how to fold: leave out --method, --r, --flops and the like")

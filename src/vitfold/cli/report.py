@@ -7,8 +7,6 @@ import typer
 
 from vitfold.cli import show
 from vitfold.errors import DataError
-from vitfold.lab.report import report as report_
-from vitfold.tools.results import write_text
 
 
 def report(
@@ -19,6 +17,9 @@ def report(
     title: Annotated[str, typer.Option(help="Of the page.")] = "vitfold",
 ) -> None:
     """One self-contained page: plots, token pictures, tables, versions and hardware."""
+    from vitfold.lab.report.page import report as report_
+    from vitfold.tools.results import write_text
+
     if not output.parent.is_dir():
         raise DataError(f"--output {output}: there is no directory {output.parent}")
     write_text(output, report_(files, title))

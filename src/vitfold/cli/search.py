@@ -34,7 +34,7 @@ SCORED = 32
 @grouped
 def search(
     data: options.TrainingImages,
-    made: options.Made,
+    made: options.ModelOptions,
     task: options.Task,
     model: options.ModelName,
     output: Annotated[Path, typer.Option("--output", "-o", help="The folded model goes here.")],

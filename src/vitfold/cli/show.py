@@ -3,15 +3,17 @@
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
-from torch import nn
 
-from vitfold.folding.calls import folded
-from vitfold.tools.results import Rows, write
+if TYPE_CHECKING:
+    from torch import nn
+
+    from vitfold.tools.results import Rows
 
 console = Console(highlight=False)
 errors = Console(stderr=True, highlight=False)
@@ -56,10 +58,13 @@ def written(path: Path) -> None:
     console.print(f"wrote {path}", markup=False, soft_wrap=True)
 
 
-def results(path: Path | None, command: str, name: str, model: nn.Module, rows: Rows) -> None:
+def results(path: Path | None, command: str, name: str, model: "nn.Module", rows: "Rows") -> None:
     """Rows on a folded model go to a file, where one is asked for."""
     if path is None:
         return
+    from vitfold.folding.calls import folded
+    from vitfold.tools.results import write
+
     method = folded(model).method
     tags = {"model": name, "method": str(method)}
     about = {"command": command, "model": name, "method": method.to_json()}

@@ -11,6 +11,7 @@ from torch import nn
 from vitfold.cli import options, show, values
 from vitfold.cli.groups import Group, option
 from vitfold.cli.images import shuffled_of
+from vitfold.cli.offline import fetching
 from vitfold.cli.recipe import numbers
 from vitfold.cli.search import SCORED, found_in
 from vitfold.data import AnySource, DigitsSource, Source, classes_of, data_config, renormalized
@@ -170,7 +171,8 @@ class Start(Group):
             raise TrainError(
                 f"{name} has its own head and preprocessing: leave out what changes them"
             )
-        model = create_model(name, pretrained=self.pretrained, **made)
+        with fetching(name, self.pretrained, "leave out --pretrained, or give a directory"):
+            model = create_model(name, pretrained=self.pretrained, **made)
         if isinstance(model, Segmenter):
             raise TrainError(ONLY.format(type(model).__name__))
         _check_classes(model, classes)
@@ -181,7 +183,8 @@ class Start(Group):
         made = self.arguments | self.changes
         if saved_classes(name) is None:
             kind = self.decoder or "mask"
-            return create_segmenter(name, classes, kind, pretrained=self.pretrained, **made)
+            with fetching(name, self.pretrained, "leave out --pretrained, or give a directory"):
+                return create_segmenter(name, classes, kind, pretrained=self.pretrained, **made)
         if made or self.decoder:
             raise TrainError(f"{name} is a segmenter already: leave out what makes it another")
         return create_model(name)

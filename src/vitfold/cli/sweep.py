@@ -2,10 +2,7 @@
 
 import base64
 import functools
-import hashlib
 import io
-import json
-from pathlib import Path
 from typing import Annotated, Any
 
 import torch
@@ -16,15 +13,18 @@ from vitfold.cli import options, show, values
 from vitfold.cli.groups import grouped
 from vitfold.cli.images import batches_of
 from vitfold.data import renormalized
-from vitfold.errors import DataError, MethodError
+from vitfold.errors import MethodError
 from vitfold.folding.calls import folds
-from vitfold.lab.sweep import Key, Row, candidates, smaller_inputs, smaller_models
+from vitfold.lab.candidate import candidates, smaller_inputs, smaller_models
+from vitfold.lab.candidate import trained as trained_
+from vitfold.lab.report.columns import GFLOPS
 from vitfold.lab.sweep import sweep as sweep_
-from vitfold.lab.sweep import trained as trained_
+from vitfold.lab.sweep_file import SweepFile
+from vitfold.lab.timing import busy
 from vitfold.methods import ready
 from vitfold.saving.models import create_model
 from vitfold.saving.weights import fingerprint
-from vitfold.tools import draw, results
+from vitfold.tools import draw
 from vitfold.tools.trace import trace
 
 PICTURES = 4
@@ -33,7 +33,7 @@ PICTURES = 4
 
 @grouped
 def sweep(
-    made: options.Made,
+    made: options.ModelOptions,
     data: options.Images,
     precision: options.Precision,
     model: options.ModelName = "digits",
@@ -71,11 +71,11 @@ def sweep(
     on, dtype = made.on, precision.dtype
     base = made.image_model(model)
     batches = functools.partial(batches_of, base, data.source, limit, val_batch_size, workers)
-    asked = candidates(base, names, shares, values.parse(method_kwargs))
-    asked += smaller_inputs(base, shares) if smaller_input else []
-    asked += trained_({name: renormalized(_folded(name, on), base) for name in trained})
+    entries = candidates(base, names, shares, values.parse(method_kwargs))
+    entries += smaller_inputs(base, shares) if smaller_input else []
+    entries += trained_({name: renormalized(_folded(name, on), base) for name in trained})
     others = {name: functools.partial(_of_others, name, base, on) for name in smaller_model}
-    asked += smaller_models(others)
+    entries += smaller_models(others)
     about: dict[str, Any] = {
         "command": "sweep",
         "model": model,
@@ -87,88 +87,27 @@ def sweep(
         "options": values.parse(method_kwargs),
         "amp": str(dtype),
     }
-    book = Book(results_file, about, overwrite)
-    asked = list({candidate.key: candidate for candidate in asked}.values())
-    left = [candidate for candidate in asked if candidate.key not in book.done]
+    file = SweepFile(results_file, about, overwrite)
+    entries = list({candidate.key: candidate for candidate in entries}.values())
+    left = [candidate for candidate in entries if candidate.key not in file.done]
     first: Any = batches()
     count = len(first) * len(left) if hasattr(first, "__len__") else None
     images = next(iter(first))[0][:PICTURES].to(on) if left else None
+    speeds = {}
     with show.bar("sweeping", count) as progress:
         for row, ours in sweep_(
             base, left, batches, sizes=sizes, repeats=repeats, amp=dtype, progress=progress,
             skip=show.note,
         ):  # fmt: skip
-            book.add(row, _picture(ours, images))
-    show.table(f"{model}: {len(book.rows)} candidates", COLUMNS, _cells(book))
+            file.add(row, _picture(ours, images))
+            speeds[f"{row.method} {row.flops:.2f}"] = row.speeds
+    show.table(f"{model}: {len(file.rows)} candidates", COLUMNS, _cells(file.rows))
     for size in sizes:
-        show.table(f"Speed, batch size {size}", SPEED_COLUMNS, _speeds(book, size))
+        show.table(f"Speed, batch size {size}", SPEED_COLUMNS, _speeds(file.rows, size))
+    if (warning := busy(speeds)) is not None:
+        show.note(warning)
     if results_file:
         show.written(results_file)
-
-
-class Book:
-    """The rows of a sweep, in a file that holds all of them at any time."""
-
-    def __init__(self, path: Path | None, about: dict[str, Any], overwrite: bool) -> None:
-        self.path, self.about = path, about
-        self.rows: list[dict[str, Any]] = []
-        self.pictures: dict[str, str] = {}
-        if path is not None and path.exists() and not overwrite:
-            before = results.read(path)
-            self.rows, self.pictures = before["rows"], before.get("pictures", {})
-            if path.suffix == ".json":
-                _same(path, before, about)
-            else:
-                self._same_rows(path)
-            try:
-                len(self.done)
-            except (KeyError, TypeError, ValueError, AttributeError):
-                raise DataError(
-                    f"{path} holds rows that no sweep wrote: give another --results-file, or "
-                    "--overwrite"
-                ) from None
-
-    @property
-    def done(self) -> set[Key]:
-        """What needs no other run."""
-        return {(row["method"], float(row["flops"]), row["source"]) for row in self.rows}
-
-    @functools.cached_property
-    def sweep(self) -> str:
-        """What tells the rows of this sweep from those of others, where there is no room for more
-        than rows."""
-        told = json.dumps(self.about, sort_keys=True, default=str)
-        return hashlib.sha256(told.encode()).hexdigest()[:12]
-
-    def _same_rows(self, path: Path) -> None:
-        if any(row.get("sweep") != self.sweep for row in self.rows):
-            raise DataError(
-                f"{path} holds rows of another model, other data or other options: give another "
-                "--results-file, or --overwrite; a .json file says which"
-            )
-
-    def add(self, row: Row, picture: str | None) -> None:
-        """One more row, in the file before the next one is begun."""
-        self.rows.append(row.to_json())
-        if picture:
-            self.pictures[row.method] = picture
-        if self.path is not None:
-            full = self.path.suffix == ".json"
-            rows = self.rows if full else [_short(r) | {"sweep": self.sweep} for r in self.rows]
-            results.write(self.path, rows, self.about | {"pictures": self.pictures})
-
-
-def _same(path: Path, before: dict[str, Any], about: dict[str, Any]) -> None:
-    for name, value in about.items():
-        if before.get(name) != value:
-            raise DataError(
-                f"{path} holds a sweep with {name}={before.get(name)!r}, not {value!r}: give "
-                "another --results-file, or --overwrite"
-            )
-
-
-def _short(row: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in row.items() if name not in ("counts", "changed")}
 
 
 def _other(name: str, on: torch.device) -> nn.Module:
@@ -202,39 +141,40 @@ def _picture(model: nn.Module, images: torch.Tensor | None) -> str | None:
     return "data:image/png;base64," + base64.b64encode(out.getvalue()).decode()
 
 
-COLUMNS = ("method", "asked", "top-1", "95 %", "agrees", "GFLOPs")
+COLUMNS = ("method", "FLOPs asked for", "FLOPs, of dense", "top-1", "95 %", "agrees", GFLOPS)
+
+SPEED_COLUMNS = ("method", "FLOPs asked for", "images/s", "x dense", "share of bound")
+
+SPEEDS = (("images_per_second", 0), ("speedup", 2), ("share", 3))
 
 
-def _cells(book: Book) -> list[list[str]]:
+def _cells(rows: list[dict[str, Any]]) -> list[list[str]]:
     return [
         [
             row["method"],
             f"{float(row['flops']):.2f}",
+            _figure(row, "flops_share", 3),
             f"{float(row['top1']):.2%}",
             f"{float(row['top1_low']):.1%}-{float(row['top1_high']):.1%}",
             f"{float(row['agreement']):.2%}",
             f"{float(row['gflops']):.3f}",
         ]
-        for row in book.rows
+        for row in rows
     ]
 
 
-SPEED_COLUMNS = ("method", "asked", "images/s", "x dense", "share of bound")
-
-SPEEDS = (("images_per_second", 0), ("speedup", 2), ("share", 3))
-
-
-def _speeds(book: Book, size: int) -> list[list[str]]:
+def _speeds(rows: list[dict[str, Any]], size: int) -> list[list[str]]:
     return [
         [
             row["method"],
             f"{float(row['flops']):.2f}",
             *(_figure(row, f"{name}_b{size}", digits) for name, digits in SPEEDS),
         ]
-        for row in book.rows
+        for row in rows
     ]
 
 
 def _figure(row: dict[str, Any], name: str, digits: int) -> str:
+    """Empty where there is none, as in the rows of an older sweep."""
     value = row.get(name)
     return "" if value in (None, "") else f"{float(value):.{digits}f}"

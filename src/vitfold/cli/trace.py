@@ -1,31 +1,18 @@
 """`vitfold trace`: what becomes of the tokens of some images."""
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
-import torch
 import typer
-from PIL import Image, ImageOps
-from torch import Tensor
 
-from vitfold.cli import options, show, values
+from vitfold.cli import options, values
 from vitfold.cli.groups import grouped
-from vitfold.data import data_config, preprocessing, scene_look
-from vitfold.errors import DataError
-from vitfold.segment import Labels, Segmenter
-from vitfold.segment.pictures import compare
-from vitfold.segment.scenes import annotation_of, check_depth, check_size
-from vitfold.segment.score import segmenter
-from vitfold.tools import draw
-from vitfold.tools.trace import Trace
-from vitfold.tools.trace import trace as trace_
 
 
 @grouped
 def trace(
     choice: options.Choice,
-    made: options.Made,
+    model_options: options.ModelOptions,
     task: options.Task,
     model: options.ModelName,
     images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Image files.")],
@@ -41,69 +28,10 @@ def trace(
     Of a segmenter also what it says of every pixel, dense and folded (NAME-classes.png), beside
     the truth where the image lies in images/ and its labels in annotations/.
     """
+    from vitfold.cli.work import trace as work
+
     values.directory(output)
-    ours = options.folded_by(made.model(model), plan, choice)
+    ours = options.folded_by(model_options.model(model), plan, choice)
     if task.pixels:
-        segmenter(ours)
-    pictures = [_open(path) for path in images]
-    truths: list[Tensor | None] = []
-    if isinstance(ours, Segmenter):
-        labels = task.labels(ours.classes)
-        truths = [
-            _truth(path, picture, labels) for path, picture in zip(images, pictures, strict=True)
-        ]
-    prepare = preprocessing(ours)
-    batch = torch.stack([prepare(picture) for picture in pictures]).to(made.on)
-    config = data_config(ours)
-    traced = replace(trace_(ours, batch), look=(config["mean"], config["std"]))
-    _show(traced, images)
-    _draw(traced, images, output)
-    for name, picture, truth in zip(_names(images), pictures, truths, strict=False):
-        target = output / f"{name}-classes.png"
-        draw.save(compare(ours, picture, scene_look(ours), truth, stride), target)
-        show.written(target)
-
-
-def _open(path: Path) -> Image.Image:
-    try:
-        picture = Image.open(path)
-        check_depth(picture, str(path))
-        return ImageOps.exif_transpose(picture).convert("RGB")
-    except (OSError, ValueError, Image.DecompressionBombError) as error:
-        raise DataError(f"{path} is not an image that can be read: {error}") from None
-
-
-def _truth(path: Path, picture: Image.Image, labels: Labels) -> Tensor | None:
-    """The labels of a photograph, where they lie beside it."""
-    truth = annotation_of(path, labels)
-    if truth is not None:
-        check_size(truth, picture, f"the annotation of {path}")
-    return truth
-
-
-def _show(traced: Trace, images: list[Path]) -> None:
-    rows = [[str(block), *map(str, counts)] for block, counts in enumerate(traced.counts)]
-    show.table("tokens that leave each block", ["block", *(path.name for path in images)], rows)
-
-
-def _names(images: list[Path]) -> list[str]:
-    """What pictures of them are called."""
-    names: list[str] = []
-    for path in images:
-        name, number = path.stem, 1
-        while name in names:
-            number += 1
-            name = f"{path.stem}-{number}"
-        names.append(name)
-    return names
-
-
-def _draw(traced: Trace, images: list[Path], output: Path) -> None:
-    for number, name in enumerate(_names(images)):
-        for kind, picture in (
-            ("tokens", traced.draw(number)),
-            ("blocks", traced.strip(number)),
-        ):
-            target = output / f"{name}-{kind}.png"
-            draw.save(picture, target)
-            show.written(target)
+        work.check_pixels(ours)
+    work.trace_images(ours, images, model_options.on, task, stride, output)

@@ -1,35 +1,19 @@
 """`vitfold validate`: how right a folded model is on labelled images."""
 
-from collections.abc import Sized
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
-import torch
 import typer
-from torch import nn
-from torch.utils.data import DataLoader
-from torchvision.transforms.v2.functional import to_pil_image
 
-from vitfold.cli import options, show, values
+from vitfold.cli import options, show
 from vitfold.cli.groups import grouped
-from vitfold.cli.images import batches_of
-from vitfold.data import SceneSource, Source, classes_of, evenly, untouched
 from vitfold.errors import DataError
-from vitfold.folding.calls import folded
-from vitfold.folding.fold import clone
-from vitfold.segment import Report as SceneReport
-from vitfold.segment import score
-from vitfold.segment.pictures import compare
-from vitfold.tools import draw
-from vitfold.tools.answers import classes_of_head
-from vitfold.tools.validate import Report
-from vitfold.tools.validate import validate as validate_
 
 
 @grouped
 def validate(
     choice: options.Choice,
-    made: options.Made,
+    model_options: options.ModelOptions,
     data: options.Images,
     task: options.Task,
     precision: options.Precision,
@@ -50,107 +34,16 @@ def validate(
 
     Without data, the embedded model is validated on its held-out digits.
     """
+    from vitfold.cli.work import validate as work
+
     dtype = precision.dtype
     if pictures and not task.pixels:
         raise DataError(f"--pictures {pictures} are of a segmenter: give --task segment")
-    ours = options.folded_by(task.model(made, model), plan, choice)
+    ours = options.folded_by(task.model(model_options, model), plan, choice)
     source = task.source(data, ours)
-    if isinstance(source, SceneSource):
-        report = _of_pixels(model, ours, source, limit, stride, workers, dtype)
-        _draw(ours, source, pictures, stride, output)
+    if isinstance(source, work.SceneSource):
+        report = work.of_pixels(model, ours, source, limit, stride, workers, dtype)
+        work.draw_scenes(ours, source, pictures, stride, output)
     else:
-        report = _of_images(model, ours, source, limit, batch_size, workers, dtype)
+        report = work.of_images(model, ours, source, limit, batch_size, workers, dtype)
     show.results(results_file, "validate", model, ours, [report])
-
-
-def _of_images(
-    name: str,
-    ours: nn.Module,
-    source: Source,
-    limit: int | None,
-    batch_size: int,
-    workers: int,
-    amp: torch.dtype | None,
-) -> dict[str, Any]:
-    """The report on images of one class."""
-    batches = batches_of(ours, source, limit, batch_size, workers)
-    _note_classes(ours, source, batches)
-    count = len(batches) if isinstance(batches, Sized) else None
-    on = next(ours.parameters()).device
-    with show.bar("validating", count) as progress:
-        report = validate_(ours, clone(ours), batches, device=on, amp=amp, progress=progress)
-    _show(name, ours, report)
-    return report.to_json()
-
-
-def _note_classes(model: nn.Module, source: Source, batches: Any) -> None:
-    """Say so where labels may not mean what they do in the model."""
-    found, head = classes_of(getattr(batches, "dataset", None)), classes_of_head(model)
-    if found and head and found < head and not source.class_map:
-        show.note(
-            f"the images are of {found} classes, numbered in the order of their folders, and the "
-            f"model has {head}: where its numbers are others, give --class-map"
-        )
-
-
-def _of_pixels(
-    name: str,
-    ours: nn.Module,
-    source: SceneSource,
-    limit: int | None,
-    stride: int | None,
-    workers: int,
-    amp: torch.dtype | None,
-) -> dict[str, Any]:
-    """The report on images with a class for every pixel."""
-    images = evenly(untouched(ours, source), limit)
-    scenes = DataLoader(images, batch_size=None, num_workers=workers)
-    with show.bar("validating", len(images)) as progress:
-        report = score(ours, clone(ours), scenes, stride=stride, amp=amp, progress=progress)
-    _show_pixels(name, ours, report)
-    ious = {f"iou_{number}": iou for number, iou in enumerate(report.ious)}
-    return {n: value for n, value in report.to_json().items() if n != "ious"} | ious
-
-
-def _draw(
-    ours: nn.Module, source: SceneSource, number: int, stride: int | None, output: Path
-) -> None:
-    """Pictures of some scenes."""
-    if not number:
-        return
-    values.directory(output)
-    scenes = evenly(source.open(), number)
-    for place in range(len(scenes)):
-        raw, labels = scenes[place]
-        target = output / f"scene-{place + 1}.png"
-        look = source.whole(ours)
-        draw.save(compare(ours, to_pil_image(raw), look, labels, stride), target)
-        show.written(target)
-
-
-def _show_pixels(name: str, model: nn.Module, report: SceneReport) -> None:
-    rows = [
-        ["images", str(report.images)],
-        ["mIoU", f"{report.miou:.2%}"],
-        ["pixels", f"{report.accuracy:.2%}"],
-        ["dense mIoU", f"{report.dense_miou:.2%}"],
-        ["agrees with dense", f"{report.agreement:.2%}"],
-        ["images/s", f"{report.images_per_second:.1f}"],
-    ]
-    show.table(f"{name}, {folded(model).method}", ["", "folded"], rows)
-    shown = ["-" if iou is None else f"{iou:.2%}" for iou in report.ious]
-    each = [[str(number), iou] for number, iou in enumerate(shown)]
-    show.table("by class", ["class", "IoU"], each)
-
-
-def _show(name: str, model: nn.Module, report: Report) -> None:
-    rows = [
-        ["images", str(report.images)],
-        ["top-1", f"{report.top1:.2%}"],
-        ["95 % interval", f"{report.top1_low:.2%} to {report.top1_high:.2%}"],
-        ["top-5", f"{report.top5:.2%}"],
-        ["dense top-1", f"{report.dense_top1:.2%}"],
-        ["agrees with dense", f"{report.agreement:.2%}"],
-        ["images/s", f"{report.images_per_second:.1f}"],
-    ]
-    show.table(f"{name}, {folded(model).method}", ["", "folded"], rows)

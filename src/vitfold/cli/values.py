@@ -1,16 +1,19 @@
 """What the text of an option means; refused where it means nothing."""
 
 import ast
+import contextlib
 import errno
 import os
 import re
+from collections.abc import Iterator
+from contextvars import ContextVar
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from vitfold.errors import DataError, MethodError, one_line
-from vitfold.methods.base import named
+
+if TYPE_CHECKING:
+    import torch
 
 
 def given(**values: Any) -> dict[str, Any]:
@@ -25,10 +28,10 @@ def parse(pairs: list[str]) -> dict[str, Any]:
 
 def arguments(kwargs: list[str], img_size: int | None) -> dict[str, Any]:
     """What a model takes when it is made."""
-    made = parse(kwargs)
-    if img_size is not None and "img_size" in made:
-        raise DataError(f"--img-size {img_size} and img_size={made['img_size']!r}: give one")
-    return made | given(img_size=img_size)
+    arguments = parse(kwargs)
+    if img_size is not None and "img_size" in arguments:
+        raise DataError(f"--img-size {img_size} and img_size={arguments['img_size']!r}: give one")
+    return arguments | given(img_size=img_size)
 
 
 def _pair(text: str) -> tuple[str, Any]:
@@ -57,18 +60,22 @@ def shares(text: str) -> list[float]:
     try:
         ends, _, step = text.partition(":")
         if ".." not in ends:
-            found = [float(part) for part in text.split(",")]
+            numbers = [float(part) for part in text.split(",")]
         else:
             first, last = (float(end) for end in ends.split(".."))
             by = abs(float(step or 0.1))
             count = round(abs(first - last) / by) + 1
             sign = 1 if last > first else -1
-            found = [round(first + sign * by * number, 6) for number in range(count)]
+            numbers = [round(first + sign * by * number, 6) for number in range(count)]
     except (ValueError, ZeroDivisionError):
-        found = []
-    if not found or not all(0 < share <= 1 for share in found):
+        numbers = []
+    if not numbers or not all(0 < share <= 1 for share in numbers):
         raise MethodError(f"--flops {text!r}: expected shares in (0, 1], as 0.9,0.6 or 0.9..0.4")
-    return found
+    return numbers
+
+
+LARGEST_BATCH = 10**12
+"""Torch counts bytes in 63 bits; below this it says itself that memory is not enough."""
 
 
 def batch_sizes(text: str) -> list[int]:
@@ -77,7 +84,7 @@ def batch_sizes(text: str) -> list[int]:
         sizes = [int(part) for part in text.split(",")]
     except ValueError:
         sizes = []
-    if not sizes or min(sizes) < 1:
+    if not sizes or min(sizes) < 1 or max(sizes) > LARGEST_BATCH:
         raise DataError(f"--batch-size {text!r}: expected numbers from 1 up, as 32 or 1,8,32")
     return sizes
 
@@ -92,26 +99,33 @@ def whole_numbers(option: str, text: str) -> list[int]:
 
 def method_name(text: str) -> str:
     """A registered name."""
+    from vitfold.methods.base import named
+
     return named(text.strip()).name
 
 
-def device(name: str) -> torch.device:
+def device(name: str) -> "torch.device":
     """A device that is there, and computes."""
+    import torch
+
     try:
-        found = torch.device(name)
-        if found.type == "meta":
+        device = torch.device(name)
+        if device.type == "meta":
             raise RuntimeError("it computes nothing")
-        torch.empty(0, device=found)
+        torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         why = one_line(error).partition(". ")[0]
         raise DataError(f"--device {name!r} is not to be had here: {why}") from None
-    return found
+    return device
 
 
 def directory(path: Path) -> Path:
-    """A directory for results, made before the work and not after it."""
+    """A directory for results, made before the work and not after it; it goes again when the
+    command ends and has put nothing into it."""
     try:
+        missing = [part for part in (path, *path.parents) if not part.exists()]
         path.mkdir(parents=True, exist_ok=True)
+        CREATED.get().extend(missing)
         why = "" if os.access(path, os.W_OK) else os.strerror(errno.EACCES)
     except (OSError, ValueError) as error:
         why = getattr(error, "strerror", None) or str(error)
@@ -120,8 +134,30 @@ def directory(path: Path) -> Path:
     return path
 
 
+CREATED: ContextVar[list[Path]] = ContextVar("created", default=[])  # noqa: B039
+"""Directories that the command that runs has made, the innermost first."""
+
+
+@contextlib.contextmanager
+def tidying() -> Iterator[None]:
+    """Around a command: of the directories that it makes, those that stay empty go again, also
+    where it fails or is stopped."""
+    token = CREATED.set([])
+    try:
+        yield
+    finally:
+        for path in CREATED.get():
+            with contextlib.suppress(OSError):
+                path.rmdir()
+        CREATED.reset(token)
+
+
 def directory_beside(path: Path, model: str) -> Path:
     """The same, of what is made from a model in a directory, which stays."""
-    if path.resolve() == Path(model).resolve():
+    try:
+        same = path.resolve() == Path(model).resolve()
+    except (OSError, RuntimeError, ValueError):  # a loop of links, or no name of a file
+        same = False
+    if same:
         raise DataError(f"--output {path} is the model, which stays: give another directory")
     return directory(path)

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from vitfold.data.digits import create_digits, load_split
-from vitfold.lab.sweep import Row, candidates, sweep
+from vitfold.lab.candidate import candidates
+from vitfold.lab.sweep import Row, sweep
 from vitfold.methods import ready
 from vitfold.tools.measure import Progress
 
@@ -18,16 +19,16 @@ ROUNDS = 3
 
 def steps() -> int:
     """How often `rows` calls its progress."""
-    candidates = 1 + len(ready()) * len(SHARES)
-    return candidates * -(-len(load_split("test")[1]) // BATCH)
+    models = 1 + len(ready()) * len(SHARES)
+    return models * -(-len(load_split("test")[1]) // BATCH)
 
 
 def rows(progress: Progress = lambda: None) -> Iterator[tuple[Row, nn.Module]]:
     """The dense model first, then every method at every share, each with its model."""
     dense = create_digits().eval()
     batches = list(zip(*(part.split(BATCH) for part in load_split("test")), strict=True))
-    asked = candidates(dense, ready(), SHARES)
-    return sweep(dense, asked, lambda: batches, sizes=(TIMED,), repeats=ROUNDS, progress=progress)
+    entries = candidates(dense, ready(), SHARES)
+    return sweep(dense, entries, lambda: batches, sizes=(TIMED,), repeats=ROUNDS, progress=progress)
 
 
 def picture_batch() -> Tensor:

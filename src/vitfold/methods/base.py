@@ -9,6 +9,7 @@ from typing import Any, ClassVar, TypeVar
 from vitfold.errors import MethodError, nearest
 from vitfold.methods.checks import check_inflection, check_reduction, check_share, plain
 from vitfold.methods.learned import Learned
+from vitfold.methods.plugins import METHODS_GROUP, OWN, load_plugins
 from vitfold.methods.schedule import Reduction, along
 from vitfold.methods.step import Plan, Step
 from vitfold.tokens.layout import Layout
@@ -192,9 +193,16 @@ def ready() -> list[str]:
 
 def named(name: object) -> type[Base]:
     """The method of that name, in letters of any size."""
-    if not isinstance(name, str) or name.lower() not in METHODS:
-        raise MethodError(f"unknown method {name!r}{nearest(str(name).lower(), METHODS)}")
+    if not isinstance(name, str) or not known(name.lower()):
+        raise MethodError(f"unknown method {name!r}{nearest(str(name).lower(), METHODS)}{OWN}")
     return METHODS[name.lower()]
+
+
+def known(name: str) -> bool:
+    """Whether there is a method of that name, if need be in another package that is installed."""
+    if name not in METHODS:
+        load_plugins(METHODS_GROUP)
+    return name in METHODS
 
 
 def create_method(name: str, options: Mapping[str, Any] = types.MappingProxyType({})) -> Base:
@@ -216,8 +224,8 @@ def from_json(data: object) -> Base:
         raise MethodError(f"{data!r}: expected an object with a name and options")
     options = dict(data)
     name = options.pop("name", None)
-    if not isinstance(name, str) or name not in METHODS:
-        raise MethodError(f"unknown method {name!r}{nearest(str(name), METHODS)}")
+    if not isinstance(name, str) or not known(name):
+        raise MethodError(f"unknown method {name!r}{nearest(str(name), METHODS)}{OWN}")
     for option, value in options.items():
         if value is None:
             raise MethodError(f"{option}=None: expected a value; leave out what is not set")

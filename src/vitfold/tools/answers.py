@@ -1,4 +1,4 @@
-"""What models say of images, and how wrong it is."""
+"""Logits of models, and their loss."""
 
 import torch
 import torch.nn.functional as F
@@ -18,8 +18,8 @@ IGNORED = -100
 def classes_of_head(model: nn.Module) -> int | None:
     """How many classes a model tells apart, where it says so."""
     config = getattr(model, "config", None)
-    found: int | None = getattr(model, "num_classes", getattr(config, "num_labels", None))
-    return found
+    classes: int | None = getattr(model, "num_classes", getattr(config, "num_labels", None))
+    return classes
 
 
 def answers(model: nn.Module, images: Tensor) -> Tensor:
@@ -27,35 +27,35 @@ def answers(model: nn.Module, images: Tensor) -> Tensor:
     if getattr(model, "num_classes", None) == 0:
         raise DataError(f"this {type(model).__name__} has no head: a classifier is needed")
     output = model(images)
-    said = getattr(output, "logits", output)
-    if not isinstance(said, Tensor) or said.dim() not in (2, 4):
+    output = getattr(output, "logits", output)
+    if not isinstance(output, Tensor) or output.dim() not in (2, 4):
         raise DataError(
             f"{type(model).__name__} gives no logits: a classifier or a segmenter is needed"
         )
-    return said
+    return output
 
 
 def logits(model: nn.Module, images: Tensor) -> Tensor:
-    """`[B, classes]`: what a classifier of either library says of images."""
-    said = answers(model, images)
-    if said.dim() != 2:
+    """`[B, classes]`: the logits of a classifier of either library."""
+    output = answers(model, images)
+    if output.dim() != 2:
         raise DataError(ONLY.format(type(model).__name__))
-    return said
+    return output
 
 
-def cross_entropy(said: Tensor, labels: Tensor, smoothing: float = 0.0) -> Tensor:
+def cross_entropy(output: Tensor, labels: Tensor, smoothing: float = 0.0) -> Tensor:
     """The mean over all that has a label; zero where nothing has one.
 
     labels: classes `[B]` or `[B, H, W]`, or shares of classes `[B, classes]`.
     """
     classes = not labels.is_floating_point()
-    # Where looking costs next to nothing.
+    # Elsewhere reading values would wait for the device, or break the graph.
     if classes and labels.device.type == "cpu" and not torch.compiler.is_compiling():
-        check_labels(labels, said.shape[1])
+        check_labels(labels, output.shape[1])
     if labels.dim() < 3:
-        return F.cross_entropy(said, labels, label_smoothing=smoothing)
+        return F.cross_entropy(output, labels, label_smoothing=smoothing)
     known = (labels != IGNORED).sum().clamp(min=1)
-    loss = F.cross_entropy(said, labels, label_smoothing=smoothing, reduction="sum")
+    loss = F.cross_entropy(output, labels, label_smoothing=smoothing, reduction="sum")
     return loss / known
 
 

@@ -8,7 +8,6 @@ import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 from torch.nn import functional as F
-from torchvision.transforms.v2.functional import pil_to_tensor, to_pil_image
 
 from vitfold.errors import DataError
 from vitfold.files import whole, writing
@@ -61,27 +60,30 @@ Channels = tuple[Sequence[float], Sequence[float]]
 """Their means and deviations."""
 
 
-def plainer(image: Tensor, look: Channels | None) -> Tensor:
-    """The image as it was before it was normalized so, where that is what happened to it."""
+def denormalized(image: Tensor, channels: Channels | None) -> Tensor:
+    """The image as it was before it was normalized with these means and deviations; as it is, where
+    that does not give a picture."""
     pixels = image.detach().cpu().float()
-    if look is None or _is_plain(pixels) or len(look[0]) < len(pixels):
+    if channels is None or _in_unit_range(pixels) or len(channels[0]) < len(pixels):
         return pixels
-    mean, std = (torch.tensor(values[: len(pixels)]).view(-1, 1, 1) for values in look)
+    mean, std = (torch.tensor(values[: len(pixels)]).view(-1, 1, 1) for values in channels)
     before = pixels * std + mean
-    return before if _is_plain(before, 0.01) else pixels
+    return before if _in_unit_range(before, 0.01) else pixels
 
 
-def _is_plain(pixels: Tensor, slack: float = 0.0) -> bool:
+def _in_unit_range(pixels: Tensor, slack: float = 0.0) -> bool:
     return bool((pixels >= -slack).all() and (pixels <= 1 + slack).all())
 
 
 def to_pixels(image: Image.Image | Tensor) -> Tensor:
     """`[3, H, W]` in 0 to 1; a tensor that is not in that range is stretched to it."""
     if isinstance(image, Image.Image):
+        from torchvision.transforms.v2.functional import pil_to_tensor
+
         return pil_to_tensor(image.convert("RGB")).float() / 255  # type: ignore[no-any-return]
     pixels = image.detach().cpu().float()
     pixels = pixels[:1].expand(3, -1, -1) if pixels.shape[0] < 3 else pixels[:3]
-    if _is_plain(pixels, 0.01):
+    if _in_unit_range(pixels, 0.01):
         return pixels.clamp(0, 1)
     low, high = pixels.min(), pixels.max()
     return (pixels - low) / (high - low).clamp(min=1e-6)
@@ -109,4 +111,6 @@ def _outlines(cells: Tensor) -> Tensor:
 
 def to_image(pixels: Tensor) -> Image.Image:
     """A picture of `[3, H, W]` in 0 to 1."""
+    from torchvision.transforms.v2.functional import to_pil_image
+
     return to_pil_image((pixels.clamp(0, 1) * 255).round().byte())  # type: ignore[no-any-return]

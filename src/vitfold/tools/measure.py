@@ -63,8 +63,11 @@ def batch_of(inputs: Inputs) -> int:
 
 
 def flops(model: nn.Module, images: Inputs) -> int:
-    """The floating point operations (two per multiply-add) of one call in evaluation, the method's
-    own work included."""
+    """The floating point operations of one call in evaluation, the method's own work included.
+
+    Two per multiply-add: what papers and timm call the GFLOPs of a model, which count one, are half
+    of this.
+    """
     check_inputs(model, images)
     check_counted(model)
     with evaluating(model):
@@ -97,9 +100,9 @@ def interleave(
     timed: Mapping[str, Callable[[], float]], repeats: int, warmup: int, progress: Progress
 ) -> dict[str, list[float]]:
     """The times of every candidate: a round of all of them at a time, after the warm-up."""
-    for name, given, least in ("repeats", repeats, 1), ("warmup", warmup, 0):
-        if isinstance(given, bool) or not isinstance(given, int) or given < least:
-            raise DataError(f"{name}={given!r}: expected a whole number of at least {least}")
+    for name, value, least in ("repeats", repeats, 1), ("warmup", warmup, 0):
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            raise DataError(f"{name}={value!r}: expected a whole number of at least {least}")
     seconds: dict[str, list[float]] = {name: [] for name in timed}
     for turn in range(warmup + repeats):
         for name, run in timed.items():

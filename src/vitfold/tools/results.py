@@ -53,13 +53,13 @@ def read(path: Path) -> dict[str, Any]:
         text = path.read_text(encoding="utf-8")
         if path.suffix == ".csv":
             return {"rows": list(csv.DictReader(io.StringIO(text)))}
-        found: Any = json.loads(text)
+        content: Any = json.loads(text)
     except (OSError, ValueError, RecursionError, csv.Error) as error:
         raise DataError(f"{path} cannot be read as results: {one_line(error)}") from error
-    rows = found.get("rows") if isinstance(found, dict) else None
+    rows = content.get("rows") if isinstance(content, dict) else None
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         raise DataError(f"{path} holds no results of vitfold: it has no rows")
-    return dict(found)
+    return dict(content)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -28,7 +28,7 @@ class Trace:
     prefix: how many of them are not patches.
     grid: of the patches, where they form one: height and width, or more axes.
     images: `[B, C, H, W]` what was traced, where it was images.
-    look: mean and deviation of the channels, where they were normalized by known ones.
+    channels: mean and deviation of the channels, where they were normalized by known ones.
     """
 
     counts: list[list[int]]
@@ -36,7 +36,7 @@ class Trace:
     prefix: int
     grid: Grid | None
     images: Tensor | None
-    look: draw.Channels | None = None
+    channels: draw.Channels | None = None
 
     def groups(self, image: int = 0, block: int = -1) -> Tensor:
         """`[height, width]`, or what other axes the grid has: the token that each patch is part of
@@ -87,7 +87,9 @@ class Trace:
             raise DataError(f"{kind}: expected a number, a PIL picture or a tensor") from None
         if self.images is None:
             raise DataError("what was traced is not images: give the picture to paint on")
-        return draw.plainer(self._at("image", self.images.unbind(), number), self.look), number
+        return draw.denormalized(
+            self._at("image", self.images.unbind(), number), self.channels
+        ), number
 
     @staticmethod
     def _at(what: str, items: Sequence[T], index: int) -> T:
@@ -111,14 +113,14 @@ def trace(model: nn.Module, images: Inputs) -> Trace:
         prefix=first.prefix,
         grid=first.grid,
         images=pixels if pixels.dim() == 4 else None,
-        look=_channels(folded(model).found.trunk),
+        channels=_channels(folded(model).found.trunk),
     )
 
 
 def _channels(trunk: Any) -> draw.Channels | None:
     """How the images of a model are normalized, where timm or its checkpoint says so."""
-    said = processor.of(getattr(trunk, "config", None))
-    config = processor.translated(said) if said else getattr(trunk, "pretrained_cfg", None)
+    theirs = processor.of(getattr(trunk, "config", None))
+    config = processor.translated(theirs) if theirs else getattr(trunk, "pretrained_cfg", None)
     if not isinstance(config, dict) or not {"mean", "std"} <= config.keys():
         return None
     return config["mean"], config["std"]

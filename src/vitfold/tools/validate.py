@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from vitfold.errors import DataError
+from vitfold.folding.fold import clone
 from vitfold.tokens.modes import evaluating, mixed
 from vitfold.tools.answers import logits
 from vitfold.tools.measure import Progress, now
@@ -21,7 +22,7 @@ CONFIDENT = 1.959964
 
 @dataclass(frozen=True, eq=False)
 class Predictions:
-    """What a model said of labelled images.
+    """The predictions of a model for labelled images.
 
     labels: `[N]`.
     best: `[N, up to 5]` classes, the likeliest first.
@@ -81,8 +82,8 @@ def score(ours: Predictions, dense: Predictions) -> Report:
     )
 
 
-class Watch:
-    """Runs a model over batches and keeps what it says."""
+class Predictor:
+    """Runs a model over batches and keeps its predictions."""
 
     def __init__(self, model: nn.Module, device: torch.device, amp: torch.dtype | None) -> None:
         self.model, self.device, self.amp = model, device, amp
@@ -90,21 +91,21 @@ class Watch:
         self.labels: list[Tensor] = []
         self.seconds = 0.0
 
-    def see(self, images: Tensor, labels: Tensor) -> None:
+    def update(self, images: Tensor, labels: Tensor) -> None:
         """One batch."""
         images = images.to(self.device)
         with torch.inference_mode(), evaluating(self.model), mixed(self.device, self.amp):
             start = now(self.device)
-            said = logits(self.model, images)
+            output = logits(self.model, images)
             self.seconds += now(self.device) - start
-        if said.isnan().any():
+        if output.isnan().any():
             raise DataError("the model says nothing but NaN of an image: are its weights numbers?")
-        _check_labels(labels, said)
-        self.best.append(said.topk(min(5, said.shape[1]), dim=1).indices.cpu())
+        _check_labels(labels, output)
+        self.best.append(output.topk(min(5, output.shape[1]), dim=1).indices.cpu())
         self.labels.append(labels.cpu())
 
     def predictions(self) -> Predictions:
-        """All that was said."""
+        """All of them so far."""
         if not self.labels:
             return Predictions(torch.empty(0), torch.empty(0, 1))
         return Predictions(torch.cat(self.labels), torch.cat(self.best), self.seconds)
@@ -118,21 +119,28 @@ def predict(
     amp: torch.dtype | None = None,
     progress: Progress = lambda: None,
 ) -> Predictions:
-    """What a model says of labelled batches."""
+    """The predictions of a model for labelled batches."""
     return _predict_all((model,), batches, device, amp, progress)[0]
 
 
 def validate(
-    folded: nn.Module,
-    dense: nn.Module,
+    model: nn.Module,
     batches: Iterable[Batch],
     *,
+    dense: nn.Module | None = None,
     device: torch.device | None = None,
     amp: torch.dtype | None = None,
     progress: Progress = lambda: None,
 ) -> Report:
-    """Run both models over labelled batches."""
-    return score(*_predict_all((folded, dense), batches, device, amp, progress))
+    """Accuracy of a folded classifier on labelled images, and how often it agrees with the dense
+    model; both see every batch.
+
+    batches: pairs of images `[B, C, H, W]`, prepared for the model, and labels `[B]`, as a
+        DataLoader yields them.
+    dense: what it is compared with; by default the same model without its fold.
+    """
+    dense = clone(model) if dense is None else dense
+    return score(*_predict_all((model, dense), batches, device, amp, progress))
 
 
 def _predict_all(
@@ -142,21 +150,21 @@ def _predict_all(
     amp: torch.dtype | None,
     progress: Progress,
 ) -> list[Predictions]:
-    """What several models say of the same batches, read once."""
+    """The predictions of several models for the same batches, read once."""
     device = device or next(models[0].parameters()).device
-    watches = [Watch(model, device, amp) for model in models]
+    predictors = [Predictor(model, device, amp) for model in models]
     for images, labels in batches:
-        for watch in watches:
-            watch.see(images, labels)
+        for predictor in predictors:
+            predictor.update(images, labels)
         progress()
-    return [watch.predictions() for watch in watches]
+    return [predictor.predictions() for predictor in predictors]
 
 
-def _check_labels(labels: Tensor, said: Tensor) -> None:
+def _check_labels(labels: Tensor, output: Tensor) -> None:
     if len(labels) and int(labels.min()) < 0:
         raise DataError("images without a label in the dataset: put them in folders, one a class")
-    if len(labels) and int(labels.max()) >= said.shape[1]:
+    if len(labels) and int(labels.max()) >= output.shape[1]:
         raise DataError(
-            f"label {int(labels.max())} in the dataset, but the model has {said.shape[1]} "
+            f"label {int(labels.max())} in the dataset, but the model has {output.shape[1]} "
             "classes: give its data, or --class-map"
         )

@@ -13,6 +13,7 @@ from vitfold.folding.families import hf, timm
 from vitfold.folding.families.reasons import TEXT, reason
 from vitfold.folding.families.table import Families, tabulate
 from vitfold.folding.families.trunks import Size, TrunkKind
+from vitfold.methods.plugins import FAMILIES_GROUP, load_plugins
 from vitfold.tokens.layout import Layout
 
 TRUNKS: dict[str, TrunkKind] = timm.TRUNKS | hf.TRUNKS
@@ -80,7 +81,9 @@ def find(model: nn.Module) -> Found:
     if not isinstance(model, nn.Module):
         raise UnsupportedModel(f"{type(model).__name__} is not a torch.nn.Module: give a model")
     _refuse_wrappers(model)
-    trunks = [(m, kind) for m in model.modules() if (kind := trunk_kind(type(m)))]
+    trunks = _trunks(model)
+    if not trunks and load_plugins(FAMILIES_GROUP):
+        trunks = _trunks(model)
     if not trunks:
         raise UnsupportedModel(f"{full_name(type(model))} cannot be folded: {_why(model)}")
     if len(trunks) > 1:
@@ -92,6 +95,11 @@ def find(model: nn.Module) -> Found:
     blocks = _blocks(trunk, kind)
     kinds = tuple(_block_kind(trunk, block) for block in blocks)
     return Found(trunk, kind, blocks, kinds, any(map(_reads_patches, model.modules())))
+
+
+def _trunks(model: nn.Module) -> list[tuple[nn.Module, TrunkKind]]:
+    """The parts of a model that a family describes."""
+    return [(m, kind) for m in model.modules() if (kind := trunk_kind(type(m)))]
 
 
 def trunk_kind(cls: type) -> TrunkKind | None:
@@ -117,6 +125,7 @@ def _reads_patches(module: nn.Module) -> bool:
 
 def families() -> Families:
     """What can be folded with the libraries that are installed here; what is refused, and why."""
+    load_plugins(FAMILIES_GROUP)
     return tabulate(lambda cls: trunk_kind(cls) is not None)
 
 

@@ -21,7 +21,7 @@ from vitfold.tools.measure import Progress
 from vitfold.tools.validate import Batch
 
 Cosines = dict[int, list[float]]
-"""By block."""
+"""By block: one for every pair that merged."""
 
 
 @dataclass(frozen=True)
@@ -100,8 +100,8 @@ def merged_similarity(
     if learns(kind) or not issubclass(kind, Method):
         raise MethodError(f"{method} takes no r, or is trained: give a method that merges r tokens")
     images = [pixels for pixels, _ in batches]
-    made = {r: create_method(method, {**(options or {}), "r": r}) for r in rs}
-    return {r: _one(model, images, each, progress) for r, each in made.items()}
+    methods = {r: create_method(method, {**(options or {}), "r": r}) for r in rs}
+    return {r: _one(model, images, each, progress) for r, each in methods.items()}
 
 
 def _one(

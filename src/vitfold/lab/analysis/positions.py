@@ -11,13 +11,13 @@ from vitfold.folding.families import find
 
 def position_similarity(model: nn.Module) -> Tensor:
     """`[height, width, height, width]`: the cosine of the position embeddings of two patches."""
-    found = find(model)
-    height, width = found.layout().grid or (0, 0)
+    trunk = find(model)
+    height, width = trunk.layout().grid or (0, 0)
     patches = height * width
-    table = _table(found.trunk)
+    table = _table(trunk.trunk)
     if table is None or table.shape[-2] < patches:
         raise UnsupportedModel(
-            f"{type(found.trunk).__name__} has no learned position for every patch: its positions "
+            f"{type(trunk.trunk).__name__} has no learned position for every patch: its positions "
             "lie in attention"
         )
     unit = F.normalize(table.detach().reshape(-1, table.shape[-1])[-patches:].float(), dim=-1)
@@ -28,8 +28,8 @@ def _table(trunk: Any) -> Tensor | None:
     """The embeddings, those of prefix tokens first."""
     for holder in (trunk, getattr(trunk, "embeddings", None)):
         for name in ("pos_embed", "position_embeddings", "position_embedding"):
-            held = getattr(holder, name, None)
-            held = getattr(held, "weight", held)
-            if isinstance(held, Tensor):
-                return held
+            table = getattr(holder, name, None)
+            table = getattr(table, "weight", table)
+            if isinstance(table, Tensor):
+                return table
     return None

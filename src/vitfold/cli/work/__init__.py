@@ -1,0 +1,1 @@
+"""What commands do, apart from their options, so that help imports nothing of it."""

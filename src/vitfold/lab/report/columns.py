@@ -1,0 +1,65 @@
+"""How figures of results are called and written, where people read them."""
+
+import re
+
+GFLOPS = "GFLOPs (2 per MAC)"
+"""A multiply-add is two operations here, and one in the figures that papers and timm give."""
+
+HEADERS = {
+    "model": "model",
+    "method": "method",
+    "name": "candidate",
+    "flops": "FLOPs asked for, of dense",
+    "flops_share": "FLOPs, of dense",
+    "detail": "details",
+    "source": "source",
+    "images": "images",
+    "top1": "top-1",
+    "top1_low": "top-1, 95 % from",
+    "top1_high": "top-1, 95 % to",
+    "top5": "top-5",
+    "dense_top1": "top-1, dense",
+    "agreement": "agrees with dense",
+    "gflops": GFLOPS,
+    "batch_size": "batch size",
+    "images_per_second": "images/s",
+    "low": "images/s, 1st quartile",
+    "high": "images/s, 3rd quartile",
+    "memory_mb": "peak memory, MB",
+    "speedup": "speed, x dense",
+    "share": "speed, share of bound",
+    "steady": "machine was quiet",
+    "largest_eigenvalue": "largest eigenvalue",
+}
+
+PERCENT = ("top1", "top1_low", "top1_high", "top5", "dense_top1", "agreement")
+
+AT_BATCH = re.compile(r"(images_per_second|speedup|share|steady)_b(\d+)")
+
+
+def header(name: str) -> str:
+    """What a column is called, with its unit: of `images_per_second_b32` that is `images/s, batch
+    32`."""
+    if at := AT_BATCH.fullmatch(name):
+        return f"{HEADERS[at[1]]}, batch {at[2]}"
+    return HEADERS.get(name, name.replace("_", " "))
+
+
+def cell(name: str, value: object) -> str:
+    """A figure as a table shows it; those of a CSV file come as text."""
+    if value in (None, ""):
+        return ""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if name in PERCENT and (share := _number(value)) is not None:
+        return f"{share:.2%}"
+    if isinstance(value, float):
+        return f"{value:.4g}" if abs(value) < 1000 else f"{value:.0f}"
+    return str(value)
+
+
+def _number(value: object) -> float | None:
+    try:
+        return float(str(value))
+    except ValueError:
+        return None

@@ -1,0 +1,94 @@
+"""How fast a candidate is beside the dense model and the free-slicing bound."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from vitfold.folding.calls import folds
+from vitfold.folding.families import find
+from vitfold.folding.inputs import Inputs
+from vitfold.lab.candidate import timed_trunk
+from vitfold.tokens.modes import mixed
+from vitfold.tools.baselines import BOUND, DENSE, FOLDED, bound
+from vitfold.tools.bench import beyond_bound
+from vitfold.tools.measure import compare
+
+AGAIN = 2
+"""How often what cannot be is measured again."""
+
+
+@dataclass(frozen=True)
+class Speed:
+    """How fast it is at one batch size.
+
+    speedup: the time of the dense model over its own.
+    share: the time of free slicing over its own, where it folds.
+    steady: False where that share is impossible, so that the machine must have been busy.
+    """
+
+    batch_size: int
+    images_per_second: float
+    speedup: float
+    share: float | None
+    steady: bool = True
+
+
+@dataclass(frozen=True)
+class Timing:
+    """How candidates are timed, and what on.
+
+    inputs: as many images as are asked for.
+    sample: the images that the mean number of tokens is of, where it depends on them.
+    """
+
+    inputs: Callable[[int], Inputs]
+    sizes: tuple[int, ...]
+    repeats: int
+    amp: torch.dtype | None
+    sample: Inputs | None = None
+
+    def speeds(self, model: nn.Module, dense: nn.Module) -> tuple[Speed, ...]:
+        """The speed at every batch size; `model` is `dense` where that is what is timed."""
+        named = {DENSE: timed_trunk(dense)}
+        if model is not dense:
+            named[FOLDED] = timed_trunk(model)
+        if folds(model):
+            named[BOUND] = find(bound(model, self.sample)).trunk
+        return tuple(self._steady_speed(named, dense, size) for size in self.sizes)
+
+    def _steady_speed(self, named: Mapping[str, nn.Module], dense: nn.Module, size: int) -> Speed:
+        """The first speed that can be, or the last that was measured."""
+        speed = self._speed(named, dense, size)
+        for _ in range(AGAIN):
+            if speed.steady:
+                break
+            speed = self._speed(named, dense, size)
+        return speed
+
+    def _speed(self, named: Mapping[str, nn.Module], dense: nn.Module, size: int) -> Speed:
+        device = next(dense.parameters()).device
+        with mixed(device, self.amp):
+            rates = compare(named, self.inputs(size), repeats=self.repeats, warmup=1)
+        rate = rates.get(FOLDED, rates[DENSE]).median
+        share = rate / rates[BOUND].median if BOUND in rates else None
+        return Speed(size, rate, rate / rates[DENSE].median, share, not beyond_bound(share))
+
+
+def share_of_bound(speed: Speed) -> str:
+    """The figure in a table, which says so where it cannot be."""
+    if speed.share is None:
+        return ""
+    return f"{speed.share:.3f}" if speed.steady else f"{speed.share:.2f} (busy)"
+
+
+def busy(speeds: Mapping[str, Sequence[Speed]]) -> str | None:
+    """In words, which of these speeds no machine can have."""
+    names = [name for name, some in speeds.items() if not all(speed.steady for speed in some)]
+    if not names:
+        return None
+    return (
+        f"the machine was busy: nothing is faster than the bound, and {', '.join(names)} came out "
+        f"faster, {AGAIN + 1} times in a row; run it again when the machine is quiet"
+    )

@@ -1,0 +1,63 @@
+"""What a sweep compares: folds, smaller images, smaller models, trained ones."""
+
+from typing import Any
+
+import pytest
+import torch
+from support.labelled import swept
+from support.models import images, registered
+
+import vitfold
+from vitfold.lab.candidate import (
+    SMALLER_INPUT,
+    candidates,
+    smaller_inputs,
+    smaller_models,
+    trained,
+)
+
+
+def test_smaller_images_cost_about_what_is_asked() -> None:
+    model = registered("vit_tiny_patch16_224", depth=3)
+    rows = swept(model, [*candidates(model, [], []), *smaller_inputs(model, [0.6, 0.3])])
+    dense, more, less = rows
+    assert {more.method, less.method} == {SMALLER_INPUT}
+    assert dense.gflops > more.gflops > less.gflops
+    assert more.gflops / dense.gflops == pytest.approx(0.6, abs=0.2)
+    assert less.detail.endswith("px")
+    assert model.patch_embed.grid_size == (5, 5)
+
+
+def test_making_smaller_inputs_leaves_the_model_as_it_was() -> None:
+    model = registered("vit_tiny_patch16_224", depth=3)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    made: Any = smaller_inputs(model, [0.6, 0.3])[1].make()
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    assert model.pos_embed.shape == before["pos_embed"].shape
+    assert made.model.patch_embed.proj.weight is model.patch_embed.proj.weight
+
+
+def test_smaller_models_stand_beside() -> None:
+    model = registered("vit_tiny_patch16_224", depth=3)
+    other = registered("vit_tiny_patch16_224", depth=1)
+    rows = swept(model, smaller_models({"one block": lambda: other}))
+    assert rows[0].method == "smaller model one block"
+    assert rows[0].gflops < 0.5 * swept(model, candidates(model, [], []))[0].gflops
+
+
+def test_what_a_search_found_is_no_name() -> None:
+    model = registered("vit_tiny_patch16_224", depth=4)
+    batches = [(images(model, 4), torch.arange(4)) for _ in range(2)]
+    found = vitfold.PruneMerge.search(model, batches, keep=0.7, iterations=2)
+    [candidate] = trained({"found": vitfold.fold(model, found)})
+    assert len(candidate.method) < 100
+
+
+@pytest.mark.parametrize(
+    "method",
+    [vitfold.ToMe(r=3), vitfold.ToMe(r=(3, -0.5)), vitfold.MergeDrop(r=2, drop=1)],
+    ids=str,
+)
+def test_models_folded_by_numbers_are_candidates(method: vitfold.Method) -> None:
+    [candidate] = trained({"run": vitfold.fold(registered("vit_tiny_patch16_224"), method)})
+    assert candidate.method.startswith(f"{method.name} r=")
