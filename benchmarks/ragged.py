@@ -3,10 +3,10 @@
 Weights and images are random, so thresholds are set block by block to a share of the FLOPs: half of
 what leaves merges, half is dropped. Images of several contrasts make their numbers differ. Beside
 it, in turn: the dense model, the same mean numbers fixed (`MergeDrop`, and `ToMe`, which only
-merges), and free slicing; and with `--way`, other ways to attend within images.
+merges), and free slicing.
 
     python benchmarks/ragged.py                                   # float32 on the CPU
-    python benchmarks/ragged.py --suite gpu --device cuda --way padded --way flexible --way varied
+    python benchmarks/ragged.py --suite gpu --device cuda
 """
 
 from dataclasses import dataclass
@@ -22,8 +22,6 @@ from torch import Tensor, nn
 
 import vitfold
 from vitfold.cli import show
-from vitfold.folding.blocks.packed import PackedAttend
-from vitfold.folding.blocks.within import WAYS
 from vitfold.folding.calls import folded
 from vitfold.folding.fold import clone
 from vitfold.tools import baselines, results
@@ -97,26 +95,7 @@ def _left(model: nn.Module, seen: Tensor, block: int) -> float:
     return sum(counts) / len(counts)
 
 
-class By(nn.Module):
-    """A folded model whose images are attended within in one of the ways."""
-
-    def __init__(self, way: str, model: nn.Module) -> None:
-        super().__init__()
-        self.way, self.model = way, model
-
-    def forward(self, x: Tensor) -> Tensor:
-        """With that way, for this call."""
-        PackedAttend.way = self.way
-        try:
-            out: Tensor = self.model(x)
-            return out
-        finally:
-            PackedAttend.way = None
-
-
-def measure(
-    case: Case, device: str, repeats: int, amp: bool, ways: list[str]
-) -> list[dict[str, Any]]:
+def measure(case: Case, device: str, repeats: int, amp: bool) -> list[dict[str, Any]]:
     """All candidates of one case, in turn."""
     torch.manual_seed(0)
     model = timm.create_model(case.model).to(device).eval()
@@ -131,20 +110,18 @@ def measure(
         TOME: vitfold.fold(clone(model), vitfold.ToMe(r=removes)),
         MERGED: vitfold.freeze(_again(ours, model), inputs),
         LTMP: ours,
-        **{f"{LTMP}, {way}": By(way, ours) for way in ways},
     }
     total = (repeats + 2) * len(named)
     with show.bar(str(case), total) as progress, torch.autocast(device, torch.bfloat16, amp):
         runs = {name: timed(candidate, inputs) for name, candidate in named.items()}
         seconds = interleave(runs, repeats, 2, progress)
         memory = {name: peak_memory(candidate, inputs) for name, candidate in named.items()}
-    plain = {name: ours if isinstance(model, By) else model for name, model in named.items()}
-    work = {name: vitfold.flops(model, inputs) for name, model in plain.items()}
+    work = {name: vitfold.flops(model, inputs) for name, model in named.items()}
     return [
         {
             "case": str(case),
             "candidate": name,
-            "tokens at the end": f"{min(counts)} to {max(counts)}" if name.startswith(LTMP) else "",
+            "tokens at the end": f"{min(counts)} to {max(counts)}" if name == LTMP else "",
             "GFLOPs share": work[name] / work[baselines.DENSE],
             "ms": quartiles(times)[1] * 1e3,
             "peak MB": memory[name] / 1e6,
@@ -188,20 +165,15 @@ def main(
     only: Annotated[
         list[int] | None, typer.Option(help="A case, by number from 0; may be repeated.")
     ] = None,
-    way: Annotated[
-        list[str] | None, typer.Option(help=f"Also: {', '.join(WAYS)}; may be repeated.")
-    ] = None,
     output: Path = Path("benchmarks"),
 ) -> None:
     """Measure a suite and write `ragged-SUITE.md` and `.json`, anew after every case."""
-    if unknown := set(way or ()) - set(WAYS):
-        raise typer.BadParameter(f"{unknown.pop()!r}: expected one of {', '.join(WAYS)}")
     cases = [SUITES[suite][number] for number in only or range(len(SUITES[suite]))]
     output.mkdir(parents=True, exist_ok=True)
     name = output / f"ragged-{suite}"
     found: list[dict[str, Any]] = []
     for case in cases:
-        found += measure(case, device, repeats, suite == "gpu", way or [])
+        found += measure(case, device, repeats, suite == "gpu")
         results.write(name.with_suffix(".json"), found, {"command": "benchmarks/ragged.py"})
         name.with_suffix(".md").write_text(table(found), encoding="utf-8")
     show.console.print(table(found), markup=False, soft_wrap=True)

@@ -34,7 +34,7 @@ FAMILIES = [
 ]
 
 
-def woven(model: nn.Module) -> vitfold.PruneMerge:
+def mixing(model: nn.Module) -> vitfold.PruneMerge:
     """Matrices for a model and its images, in all of its blocks."""
     found = find(model)
     grid = found.kind.grid(found.trunk, {"x": images(model, 1)})
@@ -52,7 +52,7 @@ METHODS: list[Way] = [
     vitfold.Drop(r=3),
     vitfold.Ward(r=3),
     vitfold.MergeDrop(r=2, drop=1),
-    woven,
+    mixing,
     vitfold.EViT(r=4, blocks=(0, 1)),
     vitfold.DynamicViT(r=4, blocks=(0, 1)),
 ]
@@ -200,7 +200,7 @@ def test_compiled_lgtm_follows_the_size_of_images() -> None:
 
 @pytest.mark.parametrize("method", METHODS[:-1], ids=named)  # the last one draws in training
 def test_blocks_are_computed_again_in_one_graph(method: Way) -> None:
-    """The books are written in the forward pass alone, which is as it should be."""
+    """The states are written in the forward pass alone, which is as it should be."""
     model = put_on(registered("vit_tiny_patch16_224"), method).train()
     x = images(model, 2)
 

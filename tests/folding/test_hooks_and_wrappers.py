@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from support.compare import near
+from support.matrices import method as matrices
 from support.models import CELLS, hf, images, kind, registered
 from torch import Tensor, nn
 
@@ -146,7 +147,9 @@ def test_a_compiled_model_is_looked_at_before() -> None:
     assert vitfold.trace(model, images(model)).counts
 
 
-@pytest.mark.parametrize("method", ["tome", "lgtm", "ltmp", "dynamicvit", "avit"])
+@pytest.mark.parametrize(
+    "method", ["tome", "tome-around", "lgtm", "ltmp", "dynamicvit", "avit", "prune-merge"]
+)
 @pytest.mark.parametrize("mixed", [False, True])
 def test_shards_fold(method: str, mixed: bool, tmp_path: Path) -> None:
     """One process is enough for torch to put its own way of calling around every block."""
@@ -155,7 +158,10 @@ def test_shards_fold(method: str, mixed: bool, tmp_path: Path) -> None:
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
     model = registered("vit_tiny_patch16_224", depth=3)
-    vitfold.fold(model, method, flops=0.8)
+    if method == "prune-merge":
+        vitfold.fold(model, matrices((CELLS, CELLS), blocks=(1, 2)))
+    else:
+        vitfold.fold(model, method, flops=0.8)
     x = images(model)
     expected = model(x)
     init_process_group("gloo", store=torch.distributed.FileStore(str(tmp_path / "s"), 1), rank=0,

@@ -248,7 +248,7 @@ def test_training_with_stochastic_depth_and_dropout_runs(name: str, method: Meth
     assert torch.equal(model(x), model(x))
 
 
-# The books.
+# The state.
 
 
 @pytest.mark.parametrize("cue", ["k", "x_pre"])
@@ -267,12 +267,12 @@ def test_every_token_is_somewhere_and_prefix_tokens_stay(name: str, method: Meth
     x = images(model, batch=3)
     with watch() as runs:
         model(x)
-    books = runs[0].last
-    prefix, whole = books.prefix, books.whole(x)
+    state = runs[0].last
+    prefix, whole = state.prefix, state.whole
     dropped = (whole.slot < 0).sum(1)
-    sizes = books.sizes(x)
-    assert torch.equal(sizes.sum(1).long() + dropped, torch.full((3,), books.tokens))
+    sizes = state.sizes()
+    assert torch.equal(sizes.sum(1).long() + dropped, torch.full((3,), state.tokens))
     assert whole.slot[:, :prefix].tolist() == [list(range(prefix))] * 3
     assert (sizes[:, :prefix] == 1).all()
     removed = sum(step.removes for step in runs[0].plan if step)
-    assert books.now == books.tokens - removed == whole.slots
+    assert state.length == state.tokens - removed == whole.slots

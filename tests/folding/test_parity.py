@@ -30,7 +30,7 @@ def agree(
     slots = [spelled_out(reference, image, reduce) for image in x]
     with watch() as runs:
         logits = vitfold.fold(model, method)(x)
-    assert runs[0].last.whole(x).slot.tolist() == slots
+    assert runs[0].last.whole.slot.tolist() == slots
     expected = reference.logits(x, reduce)
     assert logits.dtype == dtype
     torch.testing.assert_close(logits.double(), expected, rtol=0, atol=CLOSE[dtype])
@@ -73,7 +73,7 @@ def test_merging_and_dropping(name: str, first: bool, dtype: torch.dtype) -> Non
     slots = [spelled_out(reference, image, reduce) for image in x]
     with watch() as runs:
         logits = vitfold.fold(model, method)(x)
-    assert runs[0].last.whole(x).slot.tolist() == slots
+    assert runs[0].last.whole.slot.tolist() == slots
     torch.testing.assert_close(logits.double(), expected, rtol=0, atol=CLOSE[dtype])
 
 
@@ -88,7 +88,7 @@ def test_evit(name: str, fuse: bool, dtype: torch.dtype) -> None:
     slots = [spelled_out(reference, image, reduce) for image in x]
     with watch() as runs:
         logits = vitfold.fold(model, EViT(r=9, blocks=(1, 3, 5), fuse=fuse))(x)
-    assert runs[0].last.whole(x).slot.tolist() == slots
+    assert runs[0].last.whole.slot.tolist() == slots
     expected = reference.logits(x, reduce)
     torch.testing.assert_close(logits.double(), expected, rtol=0, atol=CLOSE[dtype])
 

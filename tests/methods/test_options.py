@@ -307,7 +307,8 @@ REFUSED: dict[str, tuple[Callable[[], object], str]] = {
     "name": (lambda: vitfold.fold(vit(), "tomee", r=8), r"'tomee' \(did you mean 'tome'\?\)"),
     "far name": (
         lambda: vitfold.fold(vit(), "xyz", r=8),
-        "'xyz' .*avit, dfe, drop, dynamicvit, evit, lgtm, ltmp, mergedrop, prune-merge, tome, ward",
+        "'xyz' .*avit, dfe, drop, dynamicvit, evit, lgtm, ltmp, mergedrop, prune-merge, tome, "
+        "tome-around, ward",
     ),
     "no class token": (
         lambda: vitfold.fold(vit(class_token=False, global_pool="avg"), EViT(r=3)),
@@ -433,7 +434,7 @@ def test_a_plan_that_leaves_no_patch_is_refused() -> None:
     @dataclasses.dataclass(frozen=True)
     class All(Method):
         def plan(self, layout: Any, schedule: tuple[int, ...]) -> Any:
-            return tuple(Step("k", r, lambda metric, ledger: None) for r in schedule)
+            return tuple(Step("k", r, lambda metric, state: None) for r in schedule)
 
     model = vitfold.fold(vit(), All(r=24))
     with pytest.raises(MethodError, match="All removes 24 of 1 patches in block 2"):

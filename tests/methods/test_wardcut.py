@@ -54,9 +54,9 @@ def test_every_image_is_as_the_reference_has_it(name: str) -> None:
     slots = [
         {member: i for i, token in enumerate(tokens) for member in token.members} for tokens in left
     ]
-    tokens = runs[0].books[0].tokens
+    tokens = runs[0].states[0].tokens
     expected = [[slot.get(token, DROPPED) for token in range(tokens)] for slot in slots]
-    assert runs[0].last.whole(x).slot.tolist() == expected
+    assert runs[0].last.whole.slot.tolist() == expected
     read = torch.stack([reference.read(tokens) for tokens in left])
     torch.testing.assert_close(logits, read, rtol=0, atol=1e-9)
 

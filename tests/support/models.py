@@ -156,8 +156,7 @@ def maps(model: nn.Module, *args: Any, **kwargs: Any) -> list[TokenMap]:
     """What a call of a folded model makes of the original tokens, after every block."""
     with watch() as runs, torch.no_grad():
         model(*args, **kwargs)
-    like = torch.empty(len(runs[0].last.maps[0].keep)) if runs[0].last.maps else torch.empty(1)
-    return [books.whole(like) for books in runs[0].books]
+    return [state.whole for state in runs[0].states]
 
 
 @contextlib.contextmanager

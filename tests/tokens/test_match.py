@@ -18,8 +18,9 @@ from torch._subclasses import FakeTensorMode
 from vitfold import DFE, LGTM, Drop, Method, ToMe
 from vitfold.methods.lgtm import LOCATIONS
 from vitfold.tokens import cues, match
+from vitfold.tokens.dense import Dense
 from vitfold.tokens.layout import Layout
-from vitfold.tokens.state import Ledger
+from vitfold.tokens.state import TokenState
 from vitfold.tokens.tokenmap import DROPPED, TokenMap
 
 LAWS = settings(max_examples=60, deadline=None)
@@ -63,8 +64,8 @@ def fresh(tokens: int) -> list[Token]:
     return [Token(torch.zeros(1), (i,), i) for i in range(tokens)]
 
 
-def after(ledger: Ledger, step: TokenMap, like: Tensor) -> Ledger:
-    return ledger.reduce(like, step)[1]
+def after(state: TokenState, step: TokenMap, like: Tensor) -> TokenState:
+    return state.apply(like, step)[1]
 
 
 @st.composite
@@ -191,15 +192,15 @@ def test_padded_images_lose_what_they_lose_alone(
 
 def test_padding_stays_behind_and_counts_for_nothing() -> None:
     valid = torch.arange(9) < torch.tensor([[9], [6]])
-    ledger = Ledger(tokens=9, prefix=1, valid=valid)
+    state = Dense(tokens=9, prefix=1, batch=2, valid=valid)
     for step in ToMe(r=3).plan(Layout(9, 1, None, 2), (3, 3)):
         assert step is not None
-        cue = exact_cue(0, 2, ledger.now)
-        ledger = after(ledger, step.match(cue, ledger), cue)
-    assert ledger.valid is not None
-    assert ledger.valid.sum(1).tolist() == [4, 3]
-    assert (ledger.valid.int().diff(dim=1) <= 0).all()
-    assert (ledger.sizes(cue) * ledger.valid).sum(1).tolist() == [9, 6]
+        cue = exact_cue(0, 2, state.length)
+        state = after(state, step.match(cue, state), cue)
+    assert state.valid is not None
+    assert state.valid.sum(1).tolist() == [4, 3]
+    assert (state.valid.int().diff(dim=1) <= 0).all()
+    assert (state.sizes() * state.valid).sum(1).tolist() == [9, 6]
 
 
 # Plans, block after block.
@@ -210,17 +211,17 @@ def walk(
 ) -> None:
     """Run the plan of a method on random cues; every block has to do what loops do, and to remove
     as many tokens as the plan says."""
-    ledger = Ledger(layout.tokens, layout.prefix, layout.grid)
+    state = Dense(layout.tokens, layout.prefix, layout.grid, batch=2)
     spelled = [fresh(layout.tokens) for _ in range(2)]
     for block, step in enumerate(method.plan(layout, schedule)):
-        cue = exact_cue(seed + block, 2, ledger.now)
+        cue = exact_cue(seed + block, 2, state.length)
         spelled = [expected(block, tokens, cue[i]) for i, tokens in enumerate(spelled)]
         if step:
-            done = step.match(cue, ledger)
+            done = step.match(cue, state)
             assert done.gone.shape[1] == step.removes > 0
-            ledger = after(ledger, done, cue)
+            state = after(state, done, cue)
         for image, tokens in enumerate(spelled):
-            assert groups(ledger.whole(cue), image) == spelled_out(tokens), (block, image)
+            assert groups(state.whole, image) == spelled_out(tokens), (block, image)
 
 
 @st.composite
@@ -298,7 +299,7 @@ def test_lgtm_never_matches_across_windows(
     assume(step is not None)
     assert step is not None
     done = step.match(
-        exact_cue(seed, 2, layout.tokens), Ledger(layout.tokens, layout.prefix, layout.grid)
+        exact_cue(seed, 2, layout.tokens), Dense(layout.tokens, layout.prefix, layout.grid, batch=2)
     )
     for image in range(2):
         for _, members in groups(done, image)[layout.prefix :]:

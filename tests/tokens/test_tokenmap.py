@@ -1,4 +1,4 @@
-"""The laws of token maps, over maps of every kind, and the books that are kept with them."""
+"""The laws of token maps, over maps of every kind, and the state that is kept with them."""
 
 import itertools
 from dataclasses import dataclass, replace
@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from vitfold.tokens.state import Ledger
+from vitfold.tokens.dense import Dense
+from vitfold.tokens.state import TokenState
 from vitfold.tokens.tokenmap import DROPPED, Fate, TokenMap, take
 
 LAWS = settings(max_examples=60, deadline=None)
@@ -271,14 +272,14 @@ def test_gradients_flow_through_folding_and_unfolding(fate: Fate) -> None:
     assert torch.autograd.gradcheck(lambda y: step.fold(step.unfold(y), size), y)
 
 
-# The books.
+# The state.
 
 
-def kept_books(chain: list[TokenMap], prefix: int = 1) -> Ledger:
-    ledger = Ledger(chain[0].tokens, prefix)
+def kept_state(chain: list[TokenMap], prefix: int = 1) -> TokenState:
+    state = Dense(chain[0].tokens, prefix, batch=2)
     for step in chain:
-        _, ledger = ledger.reduce(torch.zeros(2, ledger.now, 1), step)
-    return ledger
+        _, state = state.apply(torch.zeros(2, state.length, 1), step)
+    return state
 
 
 def prefixed_chain(fate: Fate, dice: Dice, counts: tuple[int, ...]) -> list[TokenMap]:
@@ -298,53 +299,52 @@ def prefixed_chain(fate: Fate, dice: Dice, counts: tuple[int, ...]) -> list[Toke
 @given(FATES, DICE)
 def test_books_hold_sizes_places_and_the_whole_way(fate: Fate, dice: Dice) -> None:
     chain = prefixed_chain(fate, dice, (24, 15, 8))
-    ledger, whole = kept_books(chain), chain[0].then(chain[1])
-    like = torch.zeros(2, ledger.now, 1)
-    assert same(ledger.whole(like), whole)
-    assert ledger.origin is not None
-    assert torch.equal(ledger.origin, whole.keep)
-    assert torch.equal(ledger.sizes(like), whole.fold_sizes(torch.ones(2, 25)))
-    assert ledger.now == 9
+    state, whole = kept_state(chain), chain[0].then(chain[1])
+    assert same(state.whole, whole)
+    assert state.origin is not None
+    assert torch.equal(state.origin, whole.keep)
+    assert torch.equal(state.sizes(), whole.fold_sizes(torch.ones(2, 25)))
+    assert state.length == 9
 
 
 @LAWS
 @given(FATES, DICE)
 def test_dense_tokens_fold_back_to_those_of_now(fate: Fate, dice: Dice) -> None:
-    ledger = kept_books(prefixed_chain(fate, dice, (24, 15, 8)))
-    x = dice.rows(2, ledger.now, 3)
-    dense = ledger.unfold(x)
+    state = kept_state(prefixed_chain(fate, dice, (24, 15, 8)))
+    x = dice.rows(2, state.length, 3)
+    dense = state.unfold(x)
     assert dense.shape == (2, 25, 3)
-    assert torch.equal(ledger.fold(dense), x)
+    assert torch.equal(state.fold(dense), x)
 
 
 @LAWS
 @given(FATES, DICE)
 def test_the_mean_over_dense_patches_is_that_over_those_of_now(fate: Fate, dice: Dice) -> None:
-    ledger = kept_books(prefixed_chain(fate, dice, (24, 15, 8)))
-    x = dice.rows(2, ledger.now, 3)
-    weight = ledger.sizes(x)[:, 1:, None]
+    state = kept_state(prefixed_chain(fate, dice, (24, 15, 8)))
+    x = dice.rows(2, state.length, 3)
+    weight = state.sizes()[:, 1:, None]
     expected = (x[:, 1:] * weight).sum(1) / weight.sum(1)
-    torch.testing.assert_close(ledger.unfold(x)[:, 1:].mean(1), expected)
+    torch.testing.assert_close(state.unfold(x)[:, 1:].mean(1), expected)
 
 
 def test_nothing_is_weighed_while_nothing_was_merged() -> None:
     like = torch.zeros(2, 7, 1, dtype=torch.bfloat16)
-    ledger = Ledger(tokens=7, prefix=1)
-    assert ledger.log_size(like) is None
-    assert torch.equal(ledger.sizes(like), torch.ones(2, 7))
-    assert ledger.unfold(like) is like
+    state = Dense(tokens=7, prefix=1, batch=2)
+    assert state.log_size(like) is None
+    assert torch.equal(state.sizes(), torch.ones(2, 7))
+    assert state.unfold(like) is like
 
 
 def test_masks_and_positions_follow_the_tokens() -> None:
-    ledger = kept_books(prefixed_chain("merged", Dice(5), (6, 4)))
-    assert ledger.origin is not None
+    state = kept_state(prefixed_chain("merged", Dice(5), (6, 4)))
+    assert state.origin is not None
     mask, table = Dice(1).rows(3, 7, 7), Dice(2).rows(6, 4)
-    bias = ledger.mask(mask, torch.float64)
-    keys = ledger.mask(mask[:1, :1] > 0, torch.float64)
-    rotary = ledger.positions(table)
+    bias = state.mask(mask, torch.float64)
+    keys = state.mask(mask[:1, :1] > 0, torch.float64)
+    rotary = state.positions(table)
     assert bias is not None
     assert keys is not None
-    for image, origin in enumerate(ledger.origin.tolist()):
+    for image, origin in enumerate(state.origin.tolist()):
         assert torch.equal(bias[image], mask[:, origin][:, :, origin])
         assert torch.equal(keys[image, 0, 0] == 0, mask[0, 0, origin] > 0)
         assert torch.equal(rotary[image, 0], table[[i - 1 for i in origin[1:]]])

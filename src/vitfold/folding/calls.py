@@ -22,7 +22,7 @@ from vitfold.folding.inputs import Inputs, call, check, lacks_text
 from vitfold.folding.run import Form, Run
 from vitfold.methods import Base
 from vitfold.methods.base import has_fixed
-from vitfold.methods.steps import Learned
+from vitfold.methods.learned import Learned
 from vitfold.tokens.modes import recording
 
 MARK = "_vitfold"

@@ -15,8 +15,8 @@ from vitfold.folding.calls import MARK, Fold, enter, folds, pass_block
 from vitfold.folding.families import Found, find
 from vitfold.folding.flops import Schedule, cost, solve
 from vitfold.methods import Base, Method, create_method
+from vitfold.methods.learned import Learned
 from vitfold.methods.schedule import per_block
-from vitfold.methods.steps import Learned
 from vitfold.tokens.layout import Layout
 
 ModelT = TypeVar("ModelT", bound=nn.Module)

@@ -10,8 +10,9 @@ from vitfold.methods.lgtm import LGTM
 from vitfold.methods.ltmp import LTMP
 from vitfold.methods.mergedrop import MergeDrop
 from vitfold.methods.prune_merge.method import PruneMerge
-from vitfold.methods.steps import Step
+from vitfold.methods.step import Step
 from vitfold.methods.tome import ToMe
+from vitfold.methods.tome_around import ToMeAround
 from vitfold.methods.ward import Ward
 from vitfold.methods.wardcut import WardCut
 
@@ -30,6 +31,7 @@ __all__ = [
     "PruneMerge",
     "Step",
     "ToMe",
+    "ToMeAround",
     "Ward",
     "WardCut",
     "create_method",

@@ -1,8 +1,8 @@
 """A-ViT: every token adds up halting scores from block to block, and stops when it has enough."""
 
-import functools
 import math
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 import torch
@@ -12,12 +12,10 @@ from vitfold.errors import MethodError
 from vitfold.methods import distributed
 from vitfold.methods.base import Base, register
 from vitfold.methods.checks import check_number, check_share
-from vitfold.methods.steps import Act, Learned, Pass
-from vitfold.tokens import threshold
+from vitfold.methods.learned import Learned, Pass, mean_counts
+from vitfold.methods.step import Plan, Step
 from vitfold.tokens.layout import Layout
-from vitfold.tokens.masked import Masked
-from vitfold.tokens.packed import Packed
-from vitfold.tokens.state import Ledger
+from vitfold.tokens.state import TokenState
 
 NOTHING = 1e-30
 """Room for less than this is none."""
@@ -82,23 +80,6 @@ class AViT(Base):
         return Halting(self, depth)
 
 
-@dataclass(frozen=True, eq=False)
-class Halted:
-    """What A-ViT writes into the books.
-
-    total: `[b, n]` the scores that each token has added up.
-    out: `[B * prefix, C]` the weighted sum of every prefix token so far.
-    ponder: the mean over tokens of the blocks that they went through, and of what was left to one
-        when they stopped.
-    scores: for every block the mean score of patches, zero where they had stopped.
-    """
-
-    total: Tensor
-    out: Tensor
-    ponder: Tensor
-    scores: tuple[Tensor, ...] = ()
-
-
 class Halting(Learned):
     """What A-ViT learns: how a first channel becomes a halting score."""
 
@@ -119,54 +100,20 @@ class Halting(Learned):
             self.beta.add_(STEEP * math.log(by) if by > 0 else -2 * FAR)
         self.constrain()
 
-    def plan(self, layout: Layout, schedule: tuple[int, ...]) -> tuple[Act, ...]:
+    def plan(self, layout: Layout, schedule: tuple[int, ...]) -> Plan:
+        last = layout.depth - 1
+        score, eps = self.score, self.method.eps
         return tuple(
-            Act(functools.partial(self._halt, block == layout.depth - 1))
+            Halt(removes=None, score=score, eps=eps, last=block == last)
             for block in range(layout.depth)
         )
 
-    def _halt(self, last: bool, x: Tensor, books: Ledger) -> tuple[Tensor, Ledger]:
-        """After a block: what has had enough leaves, what is read out grows."""
-        if not isinstance(books, Packed | Masked):
-            raise MethodError("A-ViT keeps another number of tokens for every image")
-        if isinstance(books, Packed):
-            x = books.pack(x)
-        fixed, here = books.places(x) < books.prefix, books.present(x)
-        before = books.notes if isinstance(books.notes, Halted) else _start(x, fixed)
-        channel = x[..., 0].to(before.total.dtype)
-        score = (self.gamma * channel + self.beta).sigmoid()
-        room = 1 - before.total
-        running = here & (room > self.method.eps)
-        stops = running & (last | (room - score <= self.method.eps))
-        weight = torch.where(stops, room, score) * running
-        total = before.total + torch.where(stops, torch.ones_like(room), score) * running
-        images = len(before.out) // books.prefix
-        patches = images * (books.tokens - books.prefix)
-        spent = (running + weight * stops).sum() / (images * books.tokens)
-        mean = (score * running * ~fixed).sum() / max(patches, 1)
-        out = before.out + weight[fixed].unsqueeze(-1) * x[fixed].to(before.out.dtype)
-        notes = Halted(total, out, before.ponder + spent, (*before.scores, mean))
-        if last:
-            x = x.masked_scatter(fixed.unsqueeze(-1), out.to(x.dtype))
-            return books.unpacked(x), replace(books, notes=notes)
-        return self._leave(x, books, notes, (1 - total - self.method.eps).detach())
+    def score(self, x: Tensor) -> Tensor:
+        """`[B, n]`: the halting scores of tokens, of their first channel `x[B, n]`."""
+        return (self.gamma * x + self.beta).sigmoid()
 
-    def _leave(
-        self, x: Tensor, books: Packed | Masked, notes: Halted, room: Tensor
-    ) -> tuple[Tensor, Ledger]:
-        """What has no room for more leaves, but one patch of every image."""
-        if isinstance(books, Masked):
-            level = torch.tensor(NOTHING, device=x.device, dtype=room.dtype)
-            mark = threshold.prune_masked(room, books.here, books.prefix, level, 1.0)
-            mark = replace(mark, keep=mark.keep.detach())
-            x, after = books.reduce(x, mark)
-            return x, replace(after, notes=notes)
-        step = threshold.prune(room, books.numbers(x.device), books.prefix, NOTHING)
-        x, left = books.reduce(x, step)
-        return x, replace(left, notes=replace(notes, total=notes.total.gather(1, step.keep)))
-
-    def loss(self, seen: Pass) -> Tensor:
-        notes = _last(seen)
+    def loss(self, run: Pass) -> Tensor:
+        notes = _notes(run.states[-1])
         scores = distributed.mean(torch.stack(notes.scores))
         share = (scores / scores.sum().clamp(min=1e-6)).clamp(0.01, 0.99)
         at = self.method.depth or (self.method.flops or 1.0) * self.depth
@@ -175,21 +122,77 @@ class Halting(Learned):
         apart = (prior * (prior.clamp(min=1e-6).log() - share.log())).sum()
         return self.method.prior * apart + self.method.ponder * notes.ponder
 
-    def figures(self, seen: Pass) -> dict[str, Any]:
-        books = [book for book in seen.books[1:] if isinstance(book, Masked)]
-        tokens = [float(book.here.sum(1).double().mean()) for book in books]
-        return {"ponder": float(_last(seen).ponder.detach()), "tokens": tokens}
+    def figures(self, run: Pass) -> dict[str, Any]:
+        ponder = float(_notes(run.states[-1]).ponder.detach())
+        return {"ponder": ponder, "tokens": mean_counts(run.states[1:])}
 
 
-def _start(x: Tensor, fixed: Tensor) -> Halted:
-    """Nothing has been added up."""
-    dtype = torch.promote_types(x.dtype, torch.float32)
-    total = torch.zeros(x.shape[:2], dtype=dtype, device=x.device)
-    rows = int(fixed.sum())
-    return Halted(total, total.new_zeros(rows, x.shape[2]), total.new_zeros(()))
+@dataclass(frozen=True, eq=False)
+class Halted:
+    """What A-ViT notes on its tokens.
+
+    total: `[b, n]` the scores that each token has added up.
+    out: `[B * prefix, C]` the weighted sum of every prefix token so far.
+    ponder: the mean over tokens of the blocks that they went through, and of what was left to one
+        when they stopped.
+    scores: for every block the mean score of patches, zero where they had stopped.
+    """
+
+    total: Tensor
+    out: Tensor
+    ponder: Tensor
+    scores: tuple[Tensor, ...] = ()
+
+    @classmethod
+    def start(cls, x: Tensor, state: TokenState) -> "Halted":
+        """Nothing has been added up."""
+        total = torch.zeros(x.shape[:2], dtype=state.dtype, device=x.device)
+        out = total.new_zeros(state.batch * state.prefix, x.shape[2])
+        return cls(total, out, total.new_zeros(()))
 
 
-def _last(seen: Pass) -> Halted:
-    notes = seen.books[-1].notes
+@dataclass(frozen=True, eq=False)
+class Halt(Step):
+    """After a block: what has had enough leaves, but one patch of every image, and what is read out
+    grows.
+
+    score: of the first channels of tokens.
+    eps: how much of one a token need not have.
+    last: whether all tokens stop here.
+    """
+
+    score: Callable[[Tensor], Tensor] = field(kw_only=True)
+    eps: float = field(kw_only=True)
+    last: bool = field(kw_only=True)
+
+    def leave(self, x: Tensor, state: TokenState) -> tuple[Tensor, TokenState]:
+        before = _notes(state) if state.notes else Halted.start(x, state)
+        fixed = state.places() < state.prefix
+        notes = self._add(x, state, before, fixed)
+        if self.last:
+            x = x.masked_scatter(fixed.unsqueeze(-1), notes.out.to(x.dtype))
+            return x, state.noting(notes)
+        room = (1 - notes.total - self.eps).detach()
+        change = state.drop_below(room, NOTHING)
+        x, after = state.apply(x, change)
+        return x, after.noting(replace(notes, total=change.take(notes.total)))
+
+    def _add(self, x: Tensor, state: TokenState, before: Halted, fixed: Tensor) -> Halted:
+        """The notes with what this block adds; `fixed[B, n]` are prefix tokens."""
+        score = self.score(x[..., 0].to(before.total.dtype))
+        room = 1 - before.total
+        running = (state.presence() > 0.5) & (room > self.eps)
+        stops = running & (self.last | (room - score <= self.eps))
+        weight = torch.where(stops, room, score) * running
+        total = before.total + torch.where(stops, torch.ones_like(room), score) * running
+        spent = (running + weight * stops).sum() / (state.batch * state.tokens)
+        patches = state.batch * (state.tokens - state.prefix)
+        mean = (score * running * ~fixed).sum() / max(patches, 1)
+        out = before.out + weight[fixed].unsqueeze(-1) * x[fixed].to(before.out.dtype)
+        return Halted(total, out, before.ponder + spent, (*before.scores, mean))
+
+
+def _notes(state: TokenState) -> Halted:
+    notes = state.notes
     assert isinstance(notes, Halted)  # every block writes them
     return notes

@@ -8,9 +8,10 @@ from typing import Any, ClassVar, TypeVar
 
 from vitfold.errors import MethodError, nearest
 from vitfold.methods.checks import check_inflection, check_reduction, check_share, plain
+from vitfold.methods.learned import Learned
 from vitfold.methods.plugins import METHODS_GROUP, OWN, load_plugins
 from vitfold.methods.schedule import Reduction, along
-from vitfold.methods.steps import Learned, Plan, Step
+from vitfold.methods.step import Plan, Step
 from vitfold.tokens.layout import Layout
 
 

@@ -6,10 +6,10 @@ from torch import Tensor
 
 from vitfold.methods.base import Method, everywhere, register
 from vitfold.methods.checks import check_cue, check_skip, check_whole
-from vitfold.methods.steps import Step
+from vitfold.methods.step import Step
 from vitfold.tokens.layout import Layout
 from vitfold.tokens.match import lowest
-from vitfold.tokens.state import Ledger
+from vitfold.tokens.state import TokenState
 from vitfold.tokens.tokenmap import TokenMap
 
 
@@ -43,7 +43,7 @@ class Drop(Method):
     def drop(self, block: int, r: int) -> Step:
         """The step that drops `r` tokens."""
 
-        def match(metric: Tensor, ledger: Ledger) -> TokenMap:
-            return lowest(metric.norm(dim=-1), r, ledger.prefix, ledger.valid)
+        def match(metric: Tensor, state: TokenState) -> TokenMap:
+            return lowest(metric.norm(dim=-1), r, state.prefix, state.valid)
 
         return Step(self.cue, r, match, self.seed + block)

@@ -1,8 +1,7 @@
 """DynamicViT: small networks say which patches to keep."""
 
-import functools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
@@ -11,15 +10,12 @@ from torch import Tensor, nn
 
 from vitfold.methods.base import register
 from vitfold.methods.checks import check_number
-from vitfold.methods.evit import keep_first
+from vitfold.methods.learned import Learned, Pass
 from vitfold.methods.staged import Staged
-from vitfold.methods.steps import Learned, Pass, Step
-from vitfold.tokens.kernels import rounding
+from vitfold.methods.step import Plan, Shown, Step
 from vitfold.tokens.layout import Layout
-from vitfold.tokens.masked import Mark, Masked
-from vitfold.tokens.match import NOWHERE, biggest_first
-from vitfold.tokens.state import Ledger
-from vitfold.tokens.tokenmap import DROPPED, TokenMap
+from vitfold.tokens.match import NOWHERE
+from vitfold.tokens.state import TokenState
 
 
 @register("dynamicvit")
@@ -69,8 +65,8 @@ class Predictor(nn.Module):
         own, others = self.enter(x).split(self.side, dim=-1)
         here = presence.unsqueeze(-1).to(others.dtype)
         mean = (others * here).sum(1, keepdim=True) / here.sum(1, keepdim=True).clamp(min=1)
-        said: Tensor = self.out(torch.cat([own, mean.expand_as(own)], dim=-1))
-        return said
+        logits: Tensor = self.out(torch.cat([own, mean.expand_as(own)], dim=-1))
+        return logits
 
 
 class Predictors(Learned):
@@ -82,57 +78,65 @@ class Predictors(Learned):
         chosen = [block for block in method.chosen(depth) if block < depth]
         self.predict = nn.ModuleDict({str(block): Predictor(width) for block in chosen})
 
-    def plan(self, layout: Layout, schedule: tuple[int, ...]) -> tuple[Step | None, ...]:
+    def plan(self, layout: Layout, schedule: tuple[int, ...]) -> Plan:
         numbers, left = self.method.removes(layout, schedule), layout.patches
         steps: list[Step | None] = []
         for block, removes in enumerate(numbers):
             left -= removes
-            match = functools.partial(self._match, str(block), removes, left)
-            steps.append(Step("x", removes, match) if removes else None)
+            if removes:
+                net = self.predict[str(block)]
+                steps.append(Predicted("x", removes, left=left, predict=net))
+            else:
+                steps.append(None)
         return tuple(steps)
 
-    def _match(
-        self, block: str, removes: int, left: int, metric: Tensor, books: Ledger
-    ) -> TokenMap | Mark:
-        prefix = books.prefix
-        own = next(self.predict[block].parameters()).dtype  # sharding may have lowered it
-        patches = metric[:, prefix:].to(own)
-        if isinstance(books, Masked):
-            said = self.predict[block](patches, books.presence[:, prefix:])
-            return self._mark(said, left, books)
-        said = self.predict[block](patches, patches.new_ones(patches.shape[:2]))
-        return keep_first(F.pad(said[..., 0], (prefix, 0)), removes, prefix)
-
-    def _mark(self, said: Tensor, left: int, books: Masked) -> Mark:
-        """What stays: sampled in training, the best `left` otherwise."""
-        score = said[..., 0].detach().masked_fill(~books.here[:, books.prefix :], NOWHERE)
-        if self.training:
-            keep = F.gumbel_softmax(said, hard=True)[..., 0]
-            none = ~((keep > 0.5) & (score > NOWHERE)).any(dim=1, keepdim=True)
-            best = torch.zeros_like(keep).scatter(1, score.argmax(dim=1, keepdim=True), 1.0)
-            keep = torch.where(none & (best > 0), best, keep)  # one stays, whatever was drawn
-        else:
-            first = biggest_first(score, rounding(score))[:, :left]
-            keep = torch.zeros_like(score).scatter(1, first, 1.0)
-        keep = F.pad(keep, (books.prefix, 0), value=1.0)
-        places = torch.arange(keep.shape[1], device=keep.device).expand_as(keep)
-        return Mark(keep, places.where(keep.detach() > 0.5, DROPPED), places)
-
-    def loss(self, seen: Pass) -> Tensor:
-        misses = [(kept - asked).square().mean() for kept, asked in _shares(seen)]
+    def loss(self, run: Pass) -> Tensor:
+        misses = [(kept - goal).square().mean() for kept, goal in _shares(run)]
         return self.method.strength * torch.stack(misses).mean() if misses else torch.zeros(())
 
-    def figures(self, seen: Pass) -> dict[str, Any]:
-        return {"kept": [float(kept.detach().mean()) for kept, _ in _shares(seen)]}
+    def figures(self, run: Pass) -> dict[str, Any]:
+        return {"kept": [float(kept.detach().mean()) for kept, _ in _shares(run)]}
 
 
-def _shares(seen: Pass) -> Sequence[tuple[Tensor, float]]:
+@dataclass(frozen=True, eq=False)
+class Predicted(Step):
+    """Keeps the patches that a network scores highest; in training, as many as it draws.
+
+    left: how many those are.
+    predict: the network.
+    """
+
+    left: int = field(kw_only=True)
+    predict: nn.Module = field(kw_only=True)
+
+    def reduce(self, x: Tensor, state: TokenState, shown: Shown) -> tuple[Tensor, TokenState]:
+        prefix, present = state.prefix, state.presence()[:, state.prefix :]
+        own = next(self.predict.parameters()).dtype  # sharding may have lowered it
+        logits = self.predict(shown.cue[:, prefix:].to(own), present)
+        if self.predict.training:
+            keep = F.pad(sampled(logits, present), (prefix, 0), value=1.0)
+            return state.apply(x, state.keep(keep))
+        return state.apply(x, state.keep_best(F.pad(logits[..., 0], (prefix, 0)), self.left))
+
+
+def sampled(logits: Tensor, present: Tensor) -> Tensor:
+    """`[B, n]`: one for patches that stay, drawn from `logits[B, n, 2]`; of those present one."""
+    here = present.detach() > 0.5
+    score = logits[..., 0].detach().masked_fill(~here, NOWHERE)
+    keep = F.gumbel_softmax(logits, hard=True)[..., 0]
+    none = ~((keep > 0.5) & here).any(dim=1, keepdim=True)
+    best = torch.zeros_like(keep).scatter(1, score.argmax(dim=1, keepdim=True), 1.0)
+    return torch.where(none & (best > 0), best, keep)  # one stays, whatever was drawn
+
+
+def _shares(run: Pass) -> Sequence[tuple[Tensor, float]]:
     """For every block that reduces: the share of the patches that is left in each image, and the
-    one asked for."""
-    found, patches = [], seen.books[0].tokens - seen.books[0].prefix
-    left = patches
-    for step, book in zip(seen.plan, seen.books[1:], strict=True):
-        if isinstance(step, Step) and isinstance(book, Masked):
+    one that is wanted."""
+    first = run.states[0]
+    patches = left = first.tokens - first.prefix
+    shares = []
+    for step, state in zip(run.plan, run.states[1:], strict=True):
+        if step is not None and step.removes:
             left -= step.removes
-            found.append((book.presence[:, book.prefix :].mean(1), left / patches))
-    return found
+            shares.append(((state.left() - state.prefix) / patches, left / patches))
+    return shares

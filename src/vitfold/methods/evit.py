@@ -3,18 +3,16 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 
 from vitfold.errors import MethodError
 from vitfold.methods.base import register
 from vitfold.methods.checks import check_switch
 from vitfold.methods.staged import Staged
-from vitfold.methods.steps import Step
-from vitfold.tokens.kernels import rounding
+from vitfold.methods.step import Step
 from vitfold.tokens.layout import Layout
-from vitfold.tokens.match import biggest_first, by_ratio
-from vitfold.tokens.state import Ledger
+from vitfold.tokens.match import by_ratio, highest
+from vitfold.tokens.state import TokenState
 from vitfold.tokens.tokenmap import TokenMap
 
 
@@ -41,23 +39,8 @@ class EViT(Staged):
             raise MethodError("EViT goes by the attention of a class token: the model has none")
 
     def step(self, removes: int) -> Step:
-        def match(_: Tensor, ledger: Ledger, attention: Tensor) -> TokenMap:
+        def match(_: Tensor, state: TokenState, attention: Tensor) -> TokenMap:
             ranks, fused = by_ratio(attention)[0], attention if self.fuse else None
-            return keep_first(ranks, removes, ledger.prefix, fused)
+            return highest(ranks, removes, state.prefix, fused)
 
-        return Step("x_pre", removes, match, received=True, by_first=True)
-
-
-def keep_first(score: Tensor, r: int, prefix: int, fused: Tensor | None = None) -> TokenMap:
-    """The map to the prefix, the patches of highest `score[B, N]` in their order and, if the others
-    fuse, one token of them, weighted by `fused[B, N]`, so that `r` fewer are left."""
-    order = biggest_first(score[:, prefix:], rounding(score)) + prefix
-    kept = order.shape[1] - r - int(fused is not None)
-    first = torch.arange(prefix, device=score.device).expand(score.shape[0], -1)
-    stay = torch.cat([first, order[:, :kept].sort(dim=1).values], dim=1)
-    if fused is None:
-        return TokenMap.dropping(stay, order[:, kept:])
-    keep = torch.cat([stay, order[:, kept : kept + 1]], dim=1)
-    gone = order[:, kept + 1 :]
-    weight = fused.clamp(min=torch.finfo(fused.dtype).tiny)
-    return TokenMap(keep, gone, torch.full_like(gone, prefix + kept), weight=weight)
+        return Step(removes=removes, match=match, received="first")

@@ -7,17 +7,21 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from vitfold.errors import MethodError
 from vitfold.methods.base import register
 from vitfold.methods.checks import check_choice, check_whole
 from vitfold.methods.merging import Late
-from vitfold.methods.steps import Step
+from vitfold.methods.step import Step
 from vitfold.tokens.layout import Layout
 from vitfold.tokens.match import Windows, smallest_first, windowed
 from vitfold.tokens.modes import compiling
-from vitfold.tokens.state import Ledger
+from vitfold.tokens.state import TokenState
 from vitfold.tokens.tokenmap import TokenMap
 
 LOCATIONS = ("1d", "2d")
+
+PLANE = (1, 1)
+"""What a grid looks like on which there are windows."""
 
 
 @register("lgtm")
@@ -43,9 +47,15 @@ class LGTM(Late):
             check_whole("window", self.window, least=2)
         check_choice("location", self.location, LOCATIONS)
 
+    def check(self, layout: Layout) -> None:
+        if layout.grid is not None and len(layout.grid) != len(PLANE):
+            axes = " x ".join(map(str, layout.grid))
+            raise MethodError(f"LGTM merges in windows of an image: a grid of {axes} has none")
+
     def plan(self, layout: Layout, schedule: tuple[int, ...]) -> tuple[Step | None, ...]:
         # Whole numbers: a compiled graph is for one grid, as its windows are.
-        height, width = layout.grid or (1, 1)  # patch dropout leaves no grid: a square
+        self.check(layout)
+        height, width = layout.grid or PLANE  # patch dropout leaves no grid: a square
         grid, patches = (int(height), int(width)), int(layout.patches)
         first = self.first(layout.depth)
         side = self.window or max(2, _ceil_root(patches, 1) // 2)
@@ -57,45 +67,46 @@ class LGTM(Late):
                 steps.append(None)
                 continue
             if local:
-                step = self._merge_locally(_windows(patches, grid, side, r), block)
-                side += 1
+                windows = _windows(patches, grid, side, r)
+                removes, side = sum(windows.merges), side + 1
+                step = self._merge_locally(windows, removes, block)
             else:
-                step = self.merge(block, min(r, patches // 2))
-            patches -= step.removes
-            steps.append(step if step.removes else None)
+                removes = min(r, patches // 2)
+                step = self.merge(block, removes)
+            patches -= removes
+            steps.append(step if removes else None)
         return tuple(steps)
 
-    def _merge_locally(self, windows: Windows, block: int) -> Step:
-        def match(metric: Tensor, ledger: Ledger) -> TokenMap:
-            order = self._order(metric, ledger, windows.columns)
-            return windowed(metric, windows, ledger.prefix, order)
+    def _merge_locally(self, windows: Windows, removes: int, block: int) -> Step:
+        def match(metric: Tensor, state: TokenState) -> TokenMap:
+            order = self._order(metric, state, windows.columns)
+            return windowed(metric, windows, state.prefix, order)
 
-        removes = sum(windows.merges)
         return Step(self.cue, removes, match, self.seed + block)
 
-    def _order(self, metric: Tensor, ledger: Ledger, columns: int) -> Tensor:
+    def _order(self, metric: Tensor, state: TokenState, columns: int) -> Tensor:
         """`[B, n]`: the patch tokens as they lie on the grid, row by row."""
-        place = torch.arange(ledger.tokens - ledger.prefix, device=metric.device)
-        if not ledger.maps:
+        place = torch.arange(state.tokens - state.prefix, device=metric.device)
+        if not state.maps:
             return place.expand(metric.shape[0], -1)
-        width = ledger.grid[1] if ledger.grid else 1
+        width = state.grid[1] if state.grid else 1
         if self.location == "1d":
-            return smallest_first(_mean_place(place, metric, ledger))
-        by_row = smallest_first(_mean_place(place // width, metric, ledger))
+            return smallest_first(_mean_place(place, metric, state))
+        by_row = smallest_first(_mean_place(place // width, metric, state))
         line = torch.arange(by_row.shape[1], device=by_row.device) // columns
-        column = _mean_place(place % width, metric, ledger).gather(1, by_row)
+        column = _mean_place(place % width, metric, state).gather(1, by_row)
         return by_row.gather(1, smallest_first(line * width + column))
 
 
-def _mean_place(place: Tensor, metric: Tensor, ledger: Ledger) -> Tensor:
+def _mean_place(place: Tensor, metric: Tensor, state: TokenState) -> Tensor:
     """`[B, n]`: the mean of `place[N]` over the original patches that each token stands for.
 
     Sums of ints over a count: equal means come out equal, bit for bit.
     """
-    total = torch.cat([place.new_zeros(ledger.prefix), place]).expand(metric.shape[0], -1)
-    for step in ledger.maps:
+    total = torch.cat([place.new_zeros(state.prefix), place]).expand(metric.shape[0], -1)
+    for step in state.maps:
         total = step.fold_sizes(total)
-    return total[:, ledger.prefix :] / ledger.sizes(metric)[:, ledger.prefix :]
+    return total[:, state.prefix :] / state.sizes()[:, state.prefix :]
 
 
 def _windows(patches: int, grid: tuple[int, int], side: int, r: int) -> Windows:

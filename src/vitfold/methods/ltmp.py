@@ -1,10 +1,9 @@
 """LTMP: learned thresholds decide what merges and what is dropped, image by image."""
 
-import functools
 import itertools
 import types
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
@@ -14,14 +13,11 @@ from vitfold.errors import MethodError
 from vitfold.methods import distributed
 from vitfold.methods.base import Base, register
 from vitfold.methods.checks import check_choice, check_cue, check_number, check_share, check_switch
+from vitfold.methods.learned import Learned, Pass, mean_counts
 from vitfold.methods.mergedrop import MergeDrop
-from vitfold.methods.steps import Learned, Pass, Step
-from vitfold.tokens import ragged, threshold
+from vitfold.methods.step import Plan, Received, Shown, Step
 from vitfold.tokens.layout import Layout
-from vitfold.tokens.masked import Mark, Masked
-from vitfold.tokens.packed import Packed
-from vitfold.tokens.state import Ledger
-from vitfold.tokens.tokenmap import TokenMap, take
+from vitfold.tokens.state import Change, TokenState
 
 ORDERS = ("merge_first", "prune_first")
 
@@ -132,41 +128,40 @@ class Thresholds(Learned):
                 self.of("prune").mul_(by)
         self.constrain()
 
-    def loss(self, seen: Pass) -> Tensor:
+    def loss(self, run: Pass) -> Tensor:
         if self.method.flops is None:
             raise MethodError("LTMP is trained for a share of the FLOPs: give flops")
-        return self.method.strength * (self.share(seen) - self.method.flops) ** 2
+        return self.method.strength * (self.share(run) - self.method.flops) ** 2
 
-    def share(self, seen: Pass) -> Tensor:
+    def share(self, run: Pass) -> Tensor:
         """The share of the FLOPs that a masked pass would have cost, in blocks with plain MLPs four
         times as wide as tokens."""
-        n, d = seen.books[0].tokens, seen.width
-        books = [book for book in seen.books if isinstance(book, Masked)]
-        means = distributed.mean(torch.stack([book.presence.mean() for book in books]))
+        n, d = run.states[0].tokens, run.width
+        left = torch.stack([state.left().mean() / n for state in run.states])
         cost = [
             2 * before * n * d**2 + (before * n) ** 2 * d + 4 * after * n * d**2
-            for before, after in itertools.pairwise(means.unbind())
+            for before, after in itertools.pairwise(distributed.mean(left).unbind())
         ]
         return torch.stack(cost).mean() / (6 * n * d**2 + n**2 * d)
 
-    def figures(self, seen: Pass) -> dict[str, Any]:
-        books = [book for book in seen.books[1:] if isinstance(book, Masked)]
-        means = [book.here.sum(1).double().mean() for book in books]
+    def figures(self, run: Pass) -> dict[str, Any]:
         levels = {f"{act}_threshold": self.of(act).tolist() for act in self.method.acts}
-        share = float(self.share(seen).detach())
-        tokens = torch.stack(means).tolist()
+        share = float(self.share(run).detach())
+        tokens = mean_counts(run.states[1:])
         return {"share_asked": self.method.flops, "share": share, **levels, "tokens": tokens}
 
-    def plan(self, layout: Layout, schedule: tuple[int, ...]) -> tuple[Step | None, ...]:
+    def plan(self, layout: Layout, schedule: tuple[int, ...]) -> Plan:
         return tuple(self._step(block) for block in range(layout.depth))
 
     def _step(self, block: int) -> Step | None:
         """Nothing, and no look at tokens either, where thresholds let all pass."""
-        merges, prunes = self._acts("merge", block), self._acts("prune", block)
-        if not (merges or prunes):
+        acts = tuple(act for act in self.method.acts if self._acts(act, block))
+        if not acts:
             return None
-        cue = self.method.cue if merges else "x_pre"  # nothing is compared
-        return Step(cue, 0, functools.partial(self._match, block), received=prunes)
+        cue = self.method.cue if "merge" in acts else None
+        received: Received | None = "all" if "prune" in acts else None
+        levels = tuple((act, self.of(act)[block]) for act in acts)
+        return Beyond(cue, None, received=received, levels=levels, soft=self.method.temperature)
 
     def _acts(self, act: str, block: int) -> bool:
         return act in self.method.acts and (self.training or self.level(act, block) != IDLE[act])
@@ -180,43 +175,28 @@ class Thresholds(Learned):
         """One of them, as it is."""
         return float(self.of(act).detach()[block])
 
-    def _match(
-        self, block: int, metric: Tensor, books: Ledger, received: Tensor | None = None
-    ) -> TokenMap | Mark:
-        # Without pruning, scores are of no meaning.
-        scores = metric[..., 0].abs() if received is None else received
-        if isinstance(books, Masked):
-            return self._masked(block, metric, scores, books)
-        if isinstance(books, Packed):
-            return self._packed(block, metric, scores, books)
-        raise MethodError("LTMP keeps another number of tokens for every image")
 
-    def _packed(self, block: int, metric: Tensor, scores: Tensor, books: Packed) -> TokenMap:
-        """The tokens that really leave."""
-        lengths = books.numbers(metric.device)
-        whole = TokenMap.identity(1, books.now, metric.device)
-        for act in self.method.acts:
-            level = self.level(act, block)
-            if level == IDLE[act]:
-                continue
-            if act == "merge":
-                step = threshold.merge(metric, lengths, books.prefix, level)
-            else:
-                step = threshold.prune(scores, lengths, books.prefix, level)
-            lengths = ragged.left(lengths, step.keep[0])
-            metric, scores = take(metric, step.keep), threshold.fold_scores(scores, step)
-            whole = whole.then(step)
-        return whole
+@dataclass(frozen=True)
+class Beyond(Step):
+    """Merges what resembles each other by more than a threshold, drops what receives no more
+    attention than another.
 
-    def _masked(self, block: int, metric: Tensor, scores: Tensor, books: Masked) -> Mark:
-        """The same as a mask, in which thresholds have gradients."""
-        here, whole, soft = books.here, Mark.nothing(books.presence), self.method.temperature
-        for act in self.method.acts:
-            level = self.of(act)[block]
+    levels: the thresholds, in the order in which they act.
+    soft: how far from them tokens have a say in their gradients.
+    """
+
+    levels: tuple[tuple[str, Tensor], ...] = field(kw_only=True)
+    soft: float = field(kw_only=True)
+
+    def enter(self, x: Tensor, state: TokenState) -> tuple[Tensor, TokenState]:
+        """Scores of one image at a time need little memory."""
+        return state.alone(x) if self.received else (x, state)
+
+    def reduce(self, x: Tensor, state: TokenState, shown: Shown) -> tuple[Tensor, TokenState]:
+        change: Change | None = None
+        for act, level in self.levels:
             if act == "merge":
-                step = threshold.merge_masked(metric, here, books.prefix, level, soft)
-                scores = threshold.fold_scores_masked(scores, step)
-            else:
-                step = threshold.prune_masked(scores, here, books.prefix, level, soft)
-            here, whole = here & step.stays, whole.then(step)
-        return whole
+                change = state.merge_above(shown.cue, level, self.soft, after=change)
+            elif shown.received is not None:
+                change = state.drop_below(shown.received, level, self.soft, after=change)
+        return (x, state) if change is None else state.apply(x, change)

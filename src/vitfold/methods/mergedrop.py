@@ -9,11 +9,10 @@ from vitfold.methods.base import register
 from vitfold.methods.checks import check_reduction, check_switch
 from vitfold.methods.merging import Merging
 from vitfold.methods.schedule import Reduction, per_block
-from vitfold.methods.steps import Step
+from vitfold.methods.step import Received, Step
 from vitfold.tokens.layout import Layout
 from vitfold.tokens.match import bipartite, lowest
-from vitfold.tokens.state import Ledger
-from vitfold.tokens.threshold import fold_scores
+from vitfold.tokens.state import TokenState
 from vitfold.tokens.tokenmap import TokenMap, take
 
 
@@ -55,18 +54,18 @@ class MergeDrop(Merging):
         if not (merges or drops):
             return None
 
-        def match(metric: Tensor, ledger: Ledger, received: Tensor | None = None) -> TokenMap:
+        def match(metric: Tensor, state: TokenState, received: Tensor | None = None) -> TokenMap:
             scores = metric[..., 0] if received is None else received
-            acts = ("drop", "merge") if self.drop_first else ("merge", "drop")
             whole: TokenMap | None = None
-            for act in acts:
+            for act in ("drop", "merge") if self.drop_first else ("merge", "drop"):
                 if act == "merge":
-                    step = bipartite(metric, merges, ledger.prefix).in_order()
+                    step = bipartite(metric, merges, state.prefix).in_order()
                 else:
-                    step = lowest(scores, drops, ledger.prefix)
-                metric, scores = take(metric, step.keep), fold_scores(scores, step)
+                    step = lowest(scores, drops, state.prefix)
+                metric, scores = take(metric, step.keep), step.fold_max(scores)
                 whole = step if whole is None else whole.then(step)
             assert whole is not None
             return whole
 
-        return Step(self.cue, merges + drops, match, self.seed + block, received=drops > 0)
+        received: Received | None = "all" if drops else None
+        return Step(self.cue, merges + drops, match, self.seed + block, received)

@@ -7,10 +7,10 @@ from torch import Tensor
 
 from vitfold.methods.base import Method, everywhere
 from vitfold.methods.checks import check_cue, check_skip, check_switch, check_whole
-from vitfold.methods.steps import Step
+from vitfold.methods.step import Step
 from vitfold.tokens.layout import Layout
 from vitfold.tokens.match import bipartite
-from vitfold.tokens.state import Ledger
+from vitfold.tokens.state import TokenState
 from vitfold.tokens.tokenmap import TokenMap
 
 
@@ -42,9 +42,9 @@ class Merging(Method):
     def merge(self, block: int, r: int) -> Step:
         """The step that merges `r` tokens over the whole sequence."""
 
-        def match(metric: Tensor, ledger: Ledger) -> TokenMap:
-            size = ledger.size if self.by_size else None
-            return bipartite(metric, r, ledger.prefix, ledger.valid, size)
+        def match(metric: Tensor, state: TokenState) -> TokenMap:
+            size = state.size if self.by_size else None
+            return bipartite(metric, r, state.prefix, state.valid, size)
 
         return Step(self.cue, r, match, self.seed + block)
 

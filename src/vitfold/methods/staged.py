@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from vitfold.methods.base import Method
 from vitfold.methods.checks import check_blocks, rising
-from vitfold.methods.steps import Step
+from vitfold.methods.step import Step
 from vitfold.tokens.layout import Layout
 
 KEPT = 2
@@ -50,11 +50,11 @@ class Staged(Method):
     def removes(self, layout: Layout, schedule: tuple[int, ...]) -> tuple[int, ...]:
         """How many leave each block: of the patches that are there, two stay at least."""
         chosen, patches = self.chosen(layout.depth), layout.patches
-        found = []
+        numbers = []
         for block, r in enumerate(schedule):
-            found.append(max(min(r, patches - KEPT), 0) if block in chosen else 0)
-            patches -= found[-1]
-        return tuple(found)
+            numbers.append(max(min(r, patches - KEPT), 0) if block in chosen else 0)
+            patches -= numbers[-1]
+        return tuple(numbers)
 
     def plan(self, layout: Layout, schedule: tuple[int, ...]) -> tuple[Step | None, ...]:
         numbers = self.removes(layout, schedule)

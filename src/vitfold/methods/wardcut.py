@@ -1,24 +1,19 @@
 """WardCut: merge what moves less than a height, which is the same for all images."""
 
-import functools
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from vitfold.errors import MethodError
 from vitfold.methods.base import Base, register
 from vitfold.methods.checks import check_cue, check_inflection, check_share, check_switch
-from vitfold.methods.steps import Learned, Step
+from vitfold.methods.learned import Learned
+from vitfold.methods.step import Plan, Shown, Step
 from vitfold.methods.ward import Ward
-from vitfold.tokens import threshold
 from vitfold.tokens.layout import Layout
-from vitfold.tokens.masked import Mark, Masked
-from vitfold.tokens.packed import Packed
-from vitfold.tokens.state import Ledger
-from vitfold.tokens.tokenmap import TokenMap
+from vitfold.tokens.state import TokenState
 
 HIGHEST = 4.0
 """More than any two tokens are apart: twice the root of one half is the most."""
@@ -60,12 +55,6 @@ class WardCut(Base):
     def learn(self, depth: int, width: int) -> "Heights":
         return Heights(self, depth)
 
-    def distances(self, metric: Tensor, books: Packed) -> threshold.Pairs:
-        """Pairs of tokens, nearest first by value: minus what Ward's criterion asks for them."""
-        return threshold.pairs(
-            metric, books.numbers(metric.device), books.prefix, books.sizes(metric)
-        )
-
 
 class Heights(Learned):
     """What calibration finds.
@@ -87,17 +76,18 @@ class Heights(Learned):
         self.height.mul_(by)
         self.constrain()
 
-    def plan(self, layout: Layout, schedule: tuple[int, ...]) -> tuple[Step | None, ...]:
+    def plan(self, layout: Layout, schedule: tuple[int, ...]) -> Plan:
         return tuple(
-            Step(self.method.cue, 0, functools.partial(self._match, height)) if height else None
+            Cut(self.method.cue, None, height=height) if height else None
             for height in self.height.tolist()
         )
 
-    def _match(self, height: float, metric: Tensor, books: Ledger) -> TokenMap | Mark:
-        if isinstance(books, Masked):
-            level: Any = torch.tensor(-height, device=metric.device)
-            weight = books.weight
-            return threshold.merge_masked(metric, books.here, books.prefix, level, 1.0, weight)
-        if isinstance(books, Packed):
-            return self.method.distances(metric, books).above(-height, metric.shape[1])
-        raise MethodError("WardCut keeps another number of tokens for every image")
+
+@dataclass(frozen=True)
+class Cut(Step):
+    """Merges all pairs that Ward's criterion has nearer than a height."""
+
+    height: float = field(kw_only=True)
+
+    def reduce(self, x: Tensor, state: TokenState, shown: Shown) -> tuple[Tensor, TokenState]:
+        return state.apply(x, state.merge_above(shown.cue, -self.height, by_size=True))

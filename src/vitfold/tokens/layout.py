@@ -3,6 +3,9 @@
 from dataclasses import dataclass
 from typing import Final
 
+Grid = tuple[int, ...]
+"""How many patches lie along each axis: height and width, or time, height and width."""
+
 MANY: Final = (0, 0)
 """The grid of images that have several, or of which a graph cannot say."""
 
@@ -11,15 +14,15 @@ MANY: Final = (0, 0)
 class Layout:
     """The tokens that enter the first block, and how many blocks there are.
 
-    tokens: all of them, prefix included.
-    grid: height and width of the patch grid, where the patches form one; of several, `MANY`.
+    tokens: all of them, prefix included; of images of several lengths, those of the longest.
+    grid: of the patches, where they form one; of several, `MANY`.
     class_token: whether the first token stands for the image; registers do not.
     reads_patches: whether what is read out of the model is made of patches.
     """
 
     tokens: int
     prefix: int
-    grid: tuple[int, int] | None
+    grid: Grid | None
     depth: int
     class_token: bool = True
     reads_patches: bool = False

@@ -1,90 +1,70 @@
-"""The books of a training pass: every token stays, and a mask says which still count.
+"""The state of a training pass: every token stays, and a mask says which still count.
 
 What merges and leaves is decided as in inference. The mask is differentiable, so thresholds learn.
 """
 
 from dataclasses import dataclass, field, replace
+from typing import ClassVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from vitfold.tokens.state import Ledger
+from vitfold.errors import MethodError
+from vitfold.tokens import threshold as matching
+from vitfold.tokens.mark import Mark
+from vitfold.tokens.match import NOWHERE, smallest_first
+from vitfold.tokens.state import Change, TokenState
+from vitfold.tokens.threshold import Pairs
 from vitfold.tokens.tokenmap import DROPPED, PackedMap, TokenMap, take
 
 
 @dataclass(frozen=True, eq=False)
-class Mark:
-    """What a block does to masked tokens.
+class Masked(TokenState):
+    """All `[B, N]` original tokens. `size` is zero for what is gone.
 
-    keep: `[B, N]` what the mask is multiplied by: one for what stays, zero for what goes.
-    into: `[B, N]` what each token becomes part of in the end: itself, another one, or -1.
-    onto: `[B, N]` what it merges with: itself or another one, which may then be dropped.
-    """
-
-    keep: Tensor
-    into: Tensor
-    onto: Tensor
-
-    @classmethod
-    def nothing(cls, mask: Tensor) -> "Mark":
-        """All stays as it is."""
-        places = torch.arange(mask.shape[1], device=mask.device).expand_as(mask)
-        return cls(torch.ones_like(mask), places, places)
-
-    @property
-    def stays(self) -> Tensor:
-        """`[B, N]`: which tokens are still themselves."""
-        return self.into == torch.arange(self.into.shape[1], device=self.into.device)
-
-    def then(self, second: "Mark") -> "Mark":
-        """This followed by another, of the same tokens."""
-        into = second.into.gather(1, self.into.clamp(min=0)).where(self.into >= 0, DROPPED)
-        return Mark(self.keep * second.keep, into, second.onto.gather(1, self.onto))
-
-
-@dataclass(frozen=True, eq=False)
-class Masked(Ledger):
-    """The books over all `[B, N]` original tokens. `size` is zero for what is gone.
-
-    presence: `[B, N]` one for what still counts, zero for what is gone, with a gradient.
+    here: `[B, N]` whether a token still counts.
+    count: `[B, N]` the same as one or zero, with a gradient.
     weight: `[B, N]` the sizes; of what is gone, those that it had.
     target: `[B, N]` the token that each is part of now, -1 for dropped.
     soft: whether rows of attention get a little on top, as in training.
     steps: how many blocks have decided something.
     """
 
-    presence: Tensor = field(kw_only=True)
+    form: ClassVar[str] = "masked"
+
+    here: Tensor = field(kw_only=True)
+    count: Tensor = field(kw_only=True)
     weight: Tensor = field(kw_only=True)
     target: Tensor = field(kw_only=True)
     soft: bool = False
     steps: int = 0
 
     @classmethod
-    def open(
-        cls,
-        x: Tensor,
-        prefix: int,
-        grid: tuple[int, int] | None,
-        valid: Tensor | None,
-        soft: bool = False,
-    ) -> "Masked":
-        batch, tokens = x.shape[:2]
-        here = x.new_ones(batch, tokens, dtype=torch.bool) if valid is None else valid
-        ones = torch.ones_like(here, dtype=torch.promote_types(x.dtype, torch.float32))
-        places = torch.arange(tokens, device=x.device).expand(batch, -1)
-        mask, target = here.to(ones.dtype), places.where(here, DROPPED)
+    def of(cls, state: TokenState, soft: bool = False) -> "Masked":
+        """Of dense tokens, of which none has left."""
+        if state.changed:
+            raise MethodError(NOT_ASKED)
+        places, ones = state.places(), state._ones()
+        here = ones > 0 if state.valid is None else state.valid
+        count, target = here.to(ones.dtype), places.where(here, DROPPED)
         return cls(
-            tokens,
-            prefix,
-            grid,
-            size=mask,
+            **state.frame,
+            size=count,
             origin=places,
             valid=here,
-            presence=mask,
+            masks=True,
+            notes=state.notes,
+            here=here,
+            count=count,
             weight=ones,
             target=target,
             soft=soft,
         )
+
+    @property
+    def length(self) -> int:
+        return self.tokens
 
     @property
     def changed(self) -> bool:
@@ -94,65 +74,38 @@ class Masked(Ledger):
     def drops(self) -> bool:
         return True
 
-    def counts(self, batch: int) -> list[int]:
-        return self.here.sum(dim=1).tolist()
+    @property
+    def counts(self) -> list[int]:
+        counts: list[int] = self.here.sum(dim=1).tolist()
+        return counts
 
-    def places(self, x: Tensor) -> Tensor:
-        """`[B, N]`: the position of every token in its image."""
-        return torch.arange(self.tokens, device=x.device).expand(x.shape[:2])
+    def left(self) -> Tensor:
+        return self.count.sum(dim=1)
 
-    def ranks(self, like: Tensor) -> Tensor:
+    def presence(self) -> Tensor:
+        return self.count
+
+    def places(self) -> Tensor:
+        return torch.arange(self.tokens, device=self.device).expand(self.batch, -1)
+
+    def ranks(self) -> Tensor:
         return (self.here.cumsum(1) - 1).clamp(min=0)
 
-    def present(self, x: Tensor) -> Tensor:
-        """`[B, N]`: which still count."""
-        return self.here
+    def mask(self, mask: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+        return mask
 
-    def unpacked(self, x: Tensor) -> Tensor:
-        """As the tokens lie between blocks."""
-        return x
+    def positions(self, table: Tensor, still: Tensor | None = None) -> Tensor:
+        return table
 
     @property
-    def whole_images(self) -> bool:
-        """Whether, outside of training, no block has decided anything yet."""
-        return not self.soft and not self.changed and bool(self.here.all())
+    def whole(self) -> PackedMap:
+        return PackedMap(self._flat(), tuple(self.counts))
 
-    @property
-    def here(self) -> Tensor:
-        """`[B, N]`: whether a token still counts."""
-        assert self.valid is not None
-        return self.valid
-
-    def reduce(self, x: Tensor, step: Mark) -> tuple[Tensor, "Masked"]:  # type: ignore[override]
-        into = step.onto
-        moves = (into != torch.arange(self.tokens, device=x.device)) & self.here
-        moving = self.weight * moves
-        total = self.weight.scatter_add(1, into, moving)
-        joined = self.weight / total
-        share = (moving / total.gather(1, into)).unsqueeze(-1).to(x.dtype)
-        index = into.unsqueeze(-1).expand_as(x)
-        merged = (x * joined.unsqueeze(-1).to(x.dtype)).scatter_add(1, index, x * share)
-        # What goes keeps its own size and features: its gradient is that of what it was.
-        here = self.here & step.stays
-        books = replace(
-            self,
-            presence=self.presence * step.keep,
-            weight=total,
-            size=total * here,
-            valid=here,
-            target=step.into.gather(1, self.target.clamp(min=0)).where(self.target >= 0, DROPPED),
-            steps=self.steps + 1,
-        )
-        return merged, books
-
-    def flat(self, like: Tensor) -> TokenMap:
+    def _flat(self) -> TokenMap:
         """The map from the original tokens of all images to those that still count."""
-        first = torch.arange(len(self.target), device=self.target.device).unsqueeze(1)
+        first = torch.arange(self.batch, device=self.device).unsqueeze(1)
         target = (self.target + first * self.tokens).where(self.target >= 0, DROPPED)
         return TokenMap.from_parent(target.view(1, -1))
-
-    def whole(self, like: Tensor) -> PackedMap:
-        return PackedMap(self.flat(like), tuple(self.counts(len(self.target))))
 
     def fold(self, x: Tensor) -> Tensor:
         return x
@@ -161,7 +114,97 @@ class Masked(Ledger):
         dropped = (self.target < 0).unsqueeze(-1)
         return take(x, self.target.clamp(min=0)).where(~dropped, self._mean(x))
 
+    def _mean(self, x: Tensor) -> Tensor:
+        """`[B, 1, C]`: of the patches that still count."""
+        weight = (self.sizes() * self.here)[:, self.prefix :].unsqueeze(-1)
+        total = (x[:, self.prefix :] * weight).sum(1, keepdim=True)
+        return (total / weight.sum(1, keepdim=True).clamp(min=1e-6)).to(x.dtype)
+
     def log_weight(self, like: Tensor) -> Tensor:
         """`[B, 1, 1, N]`: what proportional attention adds, of what is gone too: the mask says
         whether it counts."""
         return self.weight.log().to(like.dtype)[:, None, None]
+
+    def apply(self, x: Tensor, change: Change) -> tuple[Tensor, TokenState]:
+        if not isinstance(change, Mark):
+            raise MethodError(NOT_ASKED)
+        into = change.onto
+        moves = (into != torch.arange(self.tokens, device=x.device)) & self.here
+        moving = self.weight * moves
+        total = self.weight.scatter_add(1, into, moving)
+        joined = self.weight / total
+        share = (moving / total.gather(1, into)).unsqueeze(-1).to(x.dtype)
+        index = into.unsqueeze(-1).expand_as(x)
+        merged = (x * joined.unsqueeze(-1).to(x.dtype)).scatter_add(1, index, x * share)
+        # What goes keeps its own size and features: its gradient is that of what it was.
+        return merged, self._then(change, total)
+
+    def _then(self, change: Mark, weight: Tensor) -> "Masked":
+        here = self.here & change.stays
+        moved = change.into.gather(1, self.target.clamp(min=0))
+        return replace(
+            self,
+            count=self.count * change.keep,
+            weight=weight,
+            size=weight * here,
+            valid=here,
+            here=here,
+            target=moved.where(self.target >= 0, DROPPED),
+            steps=self.steps + 1,
+        )
+
+    def pairs(self, metric: Tensor, by_size: bool = False, after: Change | None = None) -> Pairs:
+        rows, here = self._table(after)
+        size = self.weight.gather(1, rows) if by_size else None
+        pairs = matching.pairs(take(metric, rows), here, self.prefix, size)
+        return Pairs(pairs.value, rows.gather(1, pairs.even), rows.gather(1, pairs.odd))
+
+    def merge_pairs(
+        self,
+        pairs: Pairs,
+        threshold: Tensor | float,
+        temperature: float = 1.0,
+        after: Change | None = None,
+    ) -> Mark:
+        goes = pairs.above(threshold, temperature)
+        keep = torch.ones_like(self.count, dtype=goes.dtype).scatter(1, pairs.even, 1 - goes)
+        target = pairs.odd.where(goes.detach() > 0.5, pairs.even)
+        into = self.places().scatter(1, pairs.even, target)
+        return _following(after, Mark(keep, into, into))
+
+    def drop_below(
+        self,
+        score: Tensor,
+        threshold: Tensor | float,
+        temperature: float = 1.0,
+        after: Change | None = None,
+    ) -> Mark:
+        rows, here = self._table(after)
+        score = score if after is None else after.fold_max(score)
+        table = matching.keeps(score.gather(1, rows), here, self.prefix, threshold, temperature)
+        keep = torch.ones_like(table).scatter(1, rows, table)
+        return _following(after, Mark.dropping(keep))
+
+    def _table(self, after: Change | None) -> tuple[Tensor, Tensor]:
+        """`[B, N]`: the tokens that still count in their order, then the others; and which of those
+        places hold one."""
+        here = self.here & after.stays if isinstance(after, Mark) else self.here
+        rows = smallest_first((~here).int())
+        return rows, here.gather(1, rows)
+
+    def keep(self, keep: Tensor) -> Mark:
+        return Mark.dropping(keep)
+
+    def keep_best(self, score: Tensor, left: int) -> Mark:
+        patches = score.masked_fill(~self.here, NOWHERE)[:, self.prefix :]
+        return Mark.dropping(F.pad(matching.best(patches, left), (self.prefix, 0), value=1.0))
+
+
+NOT_ASKED = (
+    "tokens are masked in training, and a step removes them: let it ask the token state what to "
+    "drop or merge (merge_above, drop_below, keep, keep_best)"
+)
+
+
+def _following(after: Change | None, mark: Mark) -> Mark:
+    return after.then(mark) if isinstance(after, Mark) else mark

@@ -22,6 +22,7 @@ __all__ = [
     "biggest_first",
     "bipartite",
     "by_ratio",
+    "highest",
     "lowest",
     "smallest_first",
     "unit",
@@ -80,6 +81,20 @@ def lowest(values: Tensor, r: int, prefix: int, valid: Tensor | None = None) -> 
         return _with_padding(padding_last, target, r, prefix, valid, stride=1)
     stay = order[:, r:].sort(dim=1).values
     return TokenMap.dropping(torch.cat([_places(values)[:, :prefix], stay], dim=1), order[:, :r])
+
+
+def highest(score: Tensor, r: int, prefix: int, fused: Tensor | None = None) -> TokenMap:
+    """Keep the prefix, the patches of highest `score[B, N]` in their order and, if the others fuse,
+    one token of them, weighted by `fused[B, N]`, so that `r` fewer are left."""
+    order = biggest_first(score[:, prefix:], kernels.rounding(score)) + prefix
+    kept = order.shape[1] - r - int(fused is not None)
+    stay = torch.cat([_places(score)[:, :prefix], order[:, :kept].sort(dim=1).values], dim=1)
+    if fused is None:
+        return TokenMap.dropping(stay, order[:, kept:])
+    keep = torch.cat([stay, order[:, kept : kept + 1]], dim=1)
+    gone = order[:, kept + 1 :]
+    weight = fused.clamp(min=torch.finfo(fused.dtype).tiny)
+    return TokenMap(keep, gone, torch.full_like(gone, prefix + kept), weight=weight)
 
 
 def windowed(metric: Tensor, layout: "Windows", prefix: int, order: Tensor) -> TokenMap:

@@ -29,7 +29,7 @@ def table(lengths: Tensor) -> tuple[Tensor, Tensor]:
     return (starts(lengths).unsqueeze(1) + place).where(here, 0), here
 
 
-def pad(x: Tensor, here: Tensor) -> Tensor:
-    """`[B, longest, ...]` with zeros, from `x[1, T, ...]`."""
-    blank = x.new_zeros(*here.shape, *x.shape[2:])
+def pad(x: Tensor, here: Tensor, fill: int = 0) -> Tensor:
+    """`[B, longest, ...]` with zeros, or what else is to fill it, from `x[1, T, ...]`."""
+    blank = x.new_full((*here.shape, *x.shape[2:]), fill)
     return blank.index_put(here.nonzero(as_tuple=True), x[0])

@@ -1,53 +1,93 @@
-"""The books of images that all have the same number of tokens."""
+"""The state of the tokens of one forward: how many there are, what each stands for, and where.
 
-import functools
+One interface with a file for each form that tokens take: as many for every image (`dense`), every
+image its own number (`packed`), all of them with a mask (`masked`), mixtures of them (`mixing`).
+"""
+
 from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
 
-from vitfold.tokens.tokenmap import PackedMap, TokenMap, take
+from vitfold.tokens.layout import Grid
+from vitfold.tokens.mark import Mark
+from vitfold.tokens.threshold import Pairs
+from vitfold.tokens.tokenmap import PackedMap, TokenMap
+
+Change = TokenMap | PackedMap | Mark
+"""What one block does to its tokens: for all images as many, for each its own number, or a mask."""
 
 
 @dataclass(frozen=True, eq=False)
-class Ledger:
-    """Sizes, places and history of the tokens that travel through the blocks.
+class TokenState:
+    """Sizes, places and history of the tokens that travel through the blocks. Immutable: what
+    changes tokens makes a successor.
 
-    tokens: how many entered the first block, prefix included.
-    prefix: how many of those are class, distillation or register tokens; they never move.
-    grid: height and width of the patch grid, where the tokens form one.
+    tokens: how many entered the first block, prefix included; of images of several lengths, those
+        of the longest.
+    prefix: how many of those are class, distillation or register tokens; they never leave.
+    grid: of the patches, where the tokens form one.
+    batch: how many images there are.
+    device: where tokens are.
+    dtype: of what is counted, such as sizes: that of the tokens, but at least float32.
     size: `[B, n]` how many original tokens each stands for; None while nothing was merged.
     origin: `[B, n]` the original position that gives each token its place; None: its own.
     maps: what each block did so far.
     valid: `[B, n]` False for padding; None where nothing is padded.
     notes: what a method has to remember from block to block.
+    masks: whether tokens that leave are only masked, as in training, so that what decides has
+        gradients.
     """
+
+    form: ClassVar[str]
+    """By what name the attention that suits these tokens is known."""
 
     tokens: int
     prefix: int
-    grid: tuple[int, int] | None = None
+    grid: Grid | None = None
+    batch: int = 1
+    device: torch.device | None = None
+    dtype: torch.dtype = torch.float32
     size: Tensor | None = None
     origin: Tensor | None = None
     maps: tuple[TokenMap, ...] = ()
     valid: Tensor | None = None
-    notes: object = None
-
-    @classmethod
-    def open(
-        cls,
-        x: Tensor,
-        prefix: int,
-        grid: tuple[int, int] | None,
-        valid: Tensor | None,
-        soft: bool = False,
-    ) -> "Ledger":
-        """The books on the tokens `x[B, N, C]` that enter the first block."""
-        return cls(x.shape[1], prefix, grid, valid=valid)
+    notes: Any = None
+    masks: bool = False
 
     @property
-    def now(self) -> int:
-        """How many tokens there are."""
-        return self.tokens if self.origin is None else self.origin.shape[1]
+    def frame(self) -> dict[str, Any]:
+        """What holds of all tokens from the first block to the last."""
+        return {
+            "tokens": self.tokens,
+            "prefix": self.prefix,
+            "grid": self.grid,
+            "batch": self.batch,
+            "device": self.device,
+            "dtype": self.dtype,
+        }
+
+    # How many tokens there are.
+
+    @property
+    def length(self) -> int:
+        """How many tokens a row of now has."""
+        raise NotImplementedError
+
+    @property
+    def dense_length(self) -> int:
+        """How many tokens a row has in which every original position has one."""
+        return self.tokens
+
+    @property
+    def counts(self) -> list[int]:
+        """How many tokens each image has."""
+        raise NotImplementedError
+
+    def left(self) -> Tensor:
+        """`[B]`: the same; where tokens are masked, with the gradient of the mask."""
+        return torch.tensor(self.counts, dtype=self.dtype, device=self.device)
 
     @property
     def changed(self) -> bool:
@@ -59,79 +99,14 @@ class Ledger:
         """Whether tokens may have gone nowhere."""
         return any(step.fate != "merged" for step in self.maps)
 
-    def holds(self, x: Tensor) -> bool:
-        """Whether `x` is the tokens of now, and no dense ones."""
-        return x.shape[1] == self.now
+    # What is known of each.
 
-    def counts(self, batch: int) -> list[int]:
-        """How many tokens each image has."""
-        return [self.now] * batch if self.valid is None else self.valid.sum(dim=1).tolist()
+    def sizes(self) -> Tensor:
+        """`[B, n]`: the sizes, ones while nothing was merged."""
+        return self.size if self.size is not None else self._ones()
 
-    def level(self, x: Tensor) -> tuple[Tensor, "Ledger"]:
-        """The tokens in rows of one length, and the books on those: for what reads out."""
-        return x, self
-
-    def plain(self) -> "Ledger":
-        """The books that a block which does nothing to its tokens hands on."""
-        return self
-
-    def reduce(self, x: Tensor, step: TokenMap) -> tuple[Tensor, "Ledger"]:
-        """The tokens `x[B, n, C]` after `step`, and the books that say so."""
-        if self.size is None and not step.merges:
-            return step.fold(x), self._then(step, None)
-        x, size = step.reduce(x, self.sizes(x))
-        return x, self._then(step, size)
-
-    def _then(self, step: TokenMap, size: Tensor | None) -> "Ledger":
-        return replace(
-            self,
-            size=size,
-            origin=step.keep if self.origin is None else self.origin.gather(1, step.keep),
-            maps=(*self.maps, step),
-            valid=None if self.valid is None else self.valid.gather(1, step.keep),
-        )
-
-    def sizes(self, like: Tensor) -> Tensor:
-        """`[B, n]`: the sizes, ones while nothing was merged. At least float32: they are counts."""
-        if self.size is not None:
-            return self.size
-        dtype = torch.promote_types(like.dtype, torch.float32)
-        return torch.ones(like.shape[0], self.now, dtype=dtype, device=like.device)
-
-    def ranks(self, like: Tensor) -> Tensor:
-        """`[B, n]`: the place of every token among those that its image has now."""
-        return torch.arange(self.now, device=like.device).expand(like.shape[0], -1)
-
-    def whole(self, like: Tensor) -> TokenMap | PackedMap:
-        """The map from the original tokens to those of now."""
-        return self.flat(like)
-
-    def flat(self, like: Tensor) -> TokenMap:
-        """The same, over the rows that tokens lie in."""
-        if not self.maps:
-            return TokenMap.identity(like.shape[0], self.tokens, like.device)
-        return functools.reduce(TokenMap.then, self.maps)
-
-    def fold(self, x: Tensor) -> Tensor:
-        """The tokens of now out of a dense `x[B, tokens, C]` that `unfold` made."""
-        return x if self.origin is None else take(x, self.origin)
-
-    def unfold(self, x: Tensor) -> Tensor:
-        """Dense tokens: every original position shows the token it went into.
-
-        A dropped position shows the mean of the surviving patches, which leaves mean and max
-        pooling over the dense result as they are over the survivors.
-        """
-        if not self.maps:
-            return x
-        flat = self.flat(x)
-        return flat.unfold(x, None if flat.fate == "merged" else self._mean(x))
-
-    def _mean(self, x: Tensor) -> Tensor:
-        size = self.sizes(x) if self.valid is None else self.sizes(x) * self.valid
-        weight = size[:, self.prefix :].unsqueeze(-1)
-        total = (x[:, self.prefix :] * weight).sum(1, keepdim=True)
-        return (total / weight.sum(1, keepdim=True).clamp(min=1e-6)).to(x.dtype)
+    def _ones(self) -> Tensor:
+        return torch.ones(*self.shape, dtype=self.dtype, device=self.device)
 
     def log_size(self, like: Tensor) -> Tensor | None:
         """`[B, 1, 1, n]`: what proportional attention adds to the logits of every key."""
@@ -139,19 +114,142 @@ class Ledger:
             return None
         return self.size.log().to(like.dtype).view(-1, 1, 1, self.size.shape[1])
 
+    @property
+    def shape(self) -> tuple[int, int]:
+        """The two axes in front of channels that the tokens of now have."""
+        return self.batch, self.length
+
+    def places(self) -> Tensor:
+        """`[B, n]`: the original position of every token in its image."""
+        raise NotImplementedError
+
+    def ranks(self) -> Tensor:
+        """`[B, n]`: the place of every token among those that its image has now."""
+        raise NotImplementedError
+
+    def presence(self) -> Tensor:
+        """`[B, n]`: one for what counts, zero for padding and for what a mask hides; of that, with
+        its gradient."""
+        return self._ones() if self.valid is None else self.valid.to(self.dtype)
+
     def mask(self, mask: Tensor | None, dtype: torch.dtype) -> Tensor | None:
         """An attention mask or bias `[..., N or 1, N]` over original tokens, for those of now."""
-        if mask is None or self.origin is None:
-            return mask
-        mask = four(additive(mask, dtype))
-        return pick(pick(mask, self.origin, -1), self.origin, -2)
+        raise NotImplementedError
 
-    def positions(self, table: Tensor) -> Tensor:
-        """A table `[..., N - prefix, D]` over original patches, for the patches of now:
-        `[B, 1 or H, n - prefix, D]`. A merged token keeps the position of the one it went into."""
-        if self.origin is None:
-            return table
-        return pick(four(table), self.origin[:, self.prefix :] - self.prefix, -2)
+    def positions(self, table: Tensor, still: Tensor | None = None) -> Tensor:
+        """A table `[..., N - prefix, D]` over original patches, for those of now. `still` is the
+        row of tokens that have no position, where the prefix needs rows too."""
+        raise NotImplementedError
+
+    # From original tokens to those of now, and back.
+
+    @property
+    def whole(self) -> TokenMap | PackedMap:
+        """The map from the original tokens to those of now."""
+        raise NotImplementedError
+
+    def holds(self, x: Tensor) -> bool:
+        """Whether `x` is the tokens of now, and no dense ones."""
+        return x.shape[:2] == self.shape
+
+    def align(self, x: Tensor) -> "tuple[Tensor, TokenState]":
+        """The tokens of now, out of those or of dense ones, and the state a block starts from."""
+        return (x, self) if self.holds(x) else (self.fold(x), self)
+
+    def fold(self, x: Tensor) -> Tensor:
+        """The tokens of now out of dense ones that `unfold` made."""
+        raise NotImplementedError
+
+    def unfold(self, x: Tensor) -> Tensor:
+        """Dense tokens: every original position shows the token it went into.
+
+        A dropped position shows the mean of the surviving patches, which leaves mean and max
+        pooling over the dense result as they are over the survivors.
+        """
+        raise NotImplementedError
+
+    def padded(self, x: Tensor) -> "tuple[Tensor, TokenState]":
+        """What there is of every token, `x[B, n, ...]`, in a row for every image, and the state of
+        tokens that lie so: what matches as many tokens in every image goes by those."""
+        return x, self
+
+    def level(self, x: Tensor) -> "tuple[Tensor, TokenState]":
+        """The tokens as what reads out takes them, and the state of those."""
+        return x, self
+
+    # What becomes of tokens.
+
+    def apply(self, x: Tensor, change: Change) -> "tuple[Tensor, TokenState]":
+        """The tokens after a change, and the state that says so."""
+        raise NotImplementedError
+
+    def ragged(self) -> "TokenState":
+        """The same tokens where every image may go on with a number of its own: one after another,
+        or behind a mask."""
+        return self
+
+    def alone(self, x: Tensor) -> "tuple[Tensor, TokenState]":
+        """The same tokens, of which every image attends by itself from here on."""
+        return x, self.ragged()
+
+    def pairs(self, metric: Tensor, by_size: bool = False, after: Change | None = None) -> Pairs:
+        """Every even token of an image with the odd one that it resembles most by `metric[B, n,
+        d]`; with `by_size`, large groups have to resemble each other more.
+
+        after: a change that comes before, and is not applied yet.
+        """
+        raise NotImplementedError
+
+    def merge_pairs(
+        self,
+        pairs: Pairs,
+        threshold: Tensor | float,
+        temperature: float = 1.0,
+        after: Change | None = None,
+    ) -> Change:
+        """The change that merges those above a threshold. Where tokens are masked, thresholds get
+        the gradient of a sigmoid of that temperature."""
+        raise NotImplementedError
+
+    def merge_above(
+        self,
+        metric: Tensor,
+        threshold: Tensor | float,
+        temperature: float = 1.0,
+        by_size: bool = False,
+        after: Change | None = None,
+    ) -> Change:
+        """The change that merges what resembles each other by more than a threshold."""
+        pairs = self.pairs(metric, by_size, after)
+        return self.merge_pairs(pairs, threshold, temperature, after)
+
+    def drop_below(
+        self,
+        score: Tensor,
+        threshold: Tensor | float,
+        temperature: float = 1.0,
+        after: Change | None = None,
+    ) -> Change:
+        """The change that drops every patch whose `score[B, n]` is not above a threshold, but one
+        of every image."""
+        raise NotImplementedError
+
+    def keep(self, keep: Tensor) -> Change:
+        """The change that drops the tokens whose `keep[B, n]` is zero; of masked ones, the mask has
+        its gradient."""
+        raise NotImplementedError
+
+    def keep_best(self, score: Tensor, left: int) -> Change:
+        """The change that drops all patches but the `left` of highest `score[B, n]`."""
+        raise NotImplementedError
+
+    def restored(self, within: "TokenState") -> "TokenState":
+        """This state again, after a block that saw the tokens of `within` instead."""
+        return self
+
+    def noting(self, notes: object) -> Self:
+        """The same with other notes."""
+        return replace(self, notes=notes)
 
 
 def additive(mask: Tensor, dtype: torch.dtype) -> Tensor:

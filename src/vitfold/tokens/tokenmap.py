@@ -137,6 +137,18 @@ class TokenMap:
         landed = move.where(self.into >= 0, 0)
         return stay, move, stay.scatter_add(1, self.into.clamp(min=0), landed)
 
+    def take(self, values: Tensor) -> Tensor:
+        """`[B, slots, ...]`: of values of all tokens, those of the ones that keep a slot."""
+        return take(values, self.keep)
+
+    def fold_max(self, score: Tensor) -> Tensor:
+        """`[B, slots]`: the highest `score[B, N]` of every slot."""
+        kept = score.gather(1, self.keep)
+        if not self.merges:
+            return kept
+        moved = score.gather(1, self.gone).masked_fill(self.into < 0, float("-inf"))
+        return kept.scatter_reduce(1, self.into.clamp(min=0), moved, "amax")
+
     def unfold(self, y: Tensor, fill: Tensor | None = None) -> Tensor:
         """`[B, N, C]`: every token shows its slot's row of `y[B, slots, C]`; the dropped show
         `fill`, which broadcasts to that shape (default: zeros)."""
@@ -183,16 +195,20 @@ def _channelwise(weight: Tensor, x: Tensor) -> Tensor:
 class PackedMap:
     """What a `TokenMap` is, where every image has slots of its own number.
 
-    flat: from the original tokens of all images to the slots of all images.
+    flat: from the tokens of all images, one image after another, to the slots of all images.
     lengths: how many slots each image has.
+    before: how many tokens each image had; None where all had as many.
     """
 
     flat: TokenMap
     lengths: tuple[int, ...]
+    before: tuple[int, ...] | None = None
 
     @property
     def tokens(self) -> int:
-        """N: how many tokens of each image go in."""
+        """N: how many tokens of each image go in; where those differ, of the one with most."""
+        if self.before is not None:
+            return max(self.before, default=0)
         return self.flat.tokens // max(len(self.lengths), 1)
 
     @property
@@ -207,28 +223,55 @@ class PackedMap:
 
     @property
     def slot(self) -> Tensor:
-        """`[B, N]`: the slot of every token in its own image, -1 for dropped."""
-        slot = apart(self.flat.slot, len(self.lengths))
+        """`[B, N]`: the slot of every token in its own image, -1 for dropped and for padding."""
+        slot = self._apart(self.flat.slot, DROPPED)
         first = ragged.starts(torch.tensor(self.lengths, device=slot.device)).unsqueeze(1)
         return torch.where(slot >= 0, slot - first, DROPPED)
 
     def fold(self, x: Tensor, size: Tensor | None = None) -> Tensor:
         """`[B, slots, C]`: the mean of `x[B, N, C]` in every slot, zeros where there is none."""
-        flat = None if size is None else one_image(size)
-        return ragged.pad(self.flat.fold(one_image(x), flat), self._here(x))
+        flat = None if size is None else self._flat(size)
+        return ragged.pad(self.flat.fold(self._flat(x), flat), _here(self.lengths, x))
 
     def fold_sizes(self, size: Tensor) -> Tensor:
         """`[B, slots]`: the summed size of every slot."""
-        return ragged.pad(self.flat.fold_sizes(one_image(size)), self._here(size))
+        return ragged.pad(self.flat.fold_sizes(self._flat(size)), _here(self.lengths, size))
 
     def unfold(self, y: Tensor) -> Tensor:
         """`[B, N, C]`: every token shows its slot's row of `y[B, slots, C]`, the dropped zeros."""
-        rows = y[self._here(y)].unsqueeze(0)
-        return apart(self.flat.unfold(rows), len(self.lengths))
+        return self._apart(self.flat.unfold(y[_here(self.lengths, y)].unsqueeze(0)))
 
-    def _here(self, like: Tensor) -> Tensor:
-        """`[B, slots]`: which slots an image has."""
-        return ragged.table(torch.tensor(self.lengths, device=like.device))[1]
+    def then(self, second: "PackedMap") -> "PackedMap":
+        """This map followed by `second`, which starts from this one's slots."""
+        return PackedMap(self.flat.then(second.flat), second.lengths, self.before)
+
+    def take(self, values: Tensor) -> Tensor:
+        """`[1, T, ...]`: of values of all tokens, those of the ones that keep a slot."""
+        return take(packed(values), self.flat.keep)
+
+    def fold_max(self, score: Tensor) -> Tensor:
+        """`[1, T]`: the highest score of every slot."""
+        return self.flat.fold_max(packed(score))
+
+    def _flat(self, x: Tensor) -> Tensor:
+        """The tokens of all images one after another."""
+        return one_image(x) if self.before is None else x[_here(self.before, x)].unsqueeze(0)
+
+    def _apart(self, x: Tensor, fill: int = 0) -> Tensor:
+        """The images again, each with all of its tokens."""
+        if self.before is None:
+            return apart(x, len(self.lengths))
+        return ragged.pad(x, _here(self.before, x), fill)
+
+
+def _here(lengths: tuple[int, ...], like: Tensor) -> Tensor:
+    """`[B, longest]`: which places of a padded row an image has."""
+    return ragged.table(torch.tensor(lengths, device=like.device))[1]
+
+
+def packed(x: Tensor) -> Tensor:
+    """`[1, T, ...]`: tokens that lie one image after another, or beside each other."""
+    return x if x.shape[0] == 1 else one_image(x)
 
 
 def one_image(x: Tensor) -> Tensor:

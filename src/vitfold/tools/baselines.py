@@ -18,7 +18,7 @@ from vitfold.folding.flops import dry_count
 from vitfold.folding.fold import clone
 from vitfold.folding.inputs import Inputs
 from vitfold.tokens.match import biggest_first
-from vitfold.tools.halves import FirstTokens, Middle, halved
+from vitfold.tools.halves import FirstTokens, halved
 from vitfold.tools.removal import removed, returns
 
 DENSE, TEXTBOOK, BOUND, FOLDED = "dense", "textbook ToMe", "free slicing", "folded"
@@ -78,8 +78,8 @@ def free_slicing(model: nn.Module, removes: Sequence[int], back: bool = False) -
     return sliced
 
 
-def _cut(left: int, middle: Middle) -> Tensor:
-    return middle.after[:, :left]
+def _cut(left: int, x: Tensor) -> Tensor:
+    return x[:, :left]
 
 
 def _cut_padding(

@@ -1,6 +1,5 @@
 """Heights for WardCut, from images without labels: one pass through the model for each guess."""
 
-import functools
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -15,13 +14,12 @@ from vitfold.folding.flops import CLOSE, NEAR, Tried, count
 from vitfold.folding.fold import clone, fold
 from vitfold.folding.inputs import Inputs, batches_in, images_in
 from vitfold.methods.base import Base
-from vitfold.methods.steps import Plan, Step
+from vitfold.methods.step import Plan, Shown, Step
 from vitfold.methods.ward import Ward
 from vitfold.methods.wardcut import HIGHEST, Heights, WardCut
 from vitfold.tokens.layout import Layout
 from vitfold.tokens.modes import evaluating
-from vitfold.tokens.packed import Packed
-from vitfold.tokens.tokenmap import TokenMap
+from vitfold.tokens.state import TokenState
 from vitfold.tools.measure import Progress
 
 ModelT = TypeVar("ModelT", bound=nn.Module)
@@ -117,14 +115,29 @@ class Cutting(Base):
         """All blocks, from the first on."""
         self.heights[:] = [0.0] * layout.depth
         return tuple(
-            Step(self.method.cue, 0, functools.partial(self._match, block)) if mean else None
+            CutAtMean(self.method.cue, None, block=block, mean=mean, heights=self.heights)
+            if mean
+            else None
             for block, mean in enumerate(self.means)
         )
 
-    def _match(self, block: int, metric: Tensor, books: Packed) -> TokenMap:
-        pairs = self.method.distances(metric, books)
+
+@dataclass(frozen=True)
+class CutAtMean(Step):
+    """Cuts at the height at which so many pairs merge on average over a batch, and keeps it.
+
+    heights: of every block.
+    """
+
+    block: int = field(kw_only=True)
+    mean: int = field(kw_only=True)
+    heights: list[float] = field(kw_only=True)
+
+    def reduce(self, x: Tensor, state: TokenState, shown: Shown) -> tuple[Tensor, TokenState]:
+        """What is nearer merges."""
+        pairs = state.pairs(shown.cue, by_size=True)
         nearest = pairs.value[pairs.value.isfinite()].sort(descending=True).values
-        number = round(self.means[block] * len(books.lengths))
+        number = round(self.mean * state.batch)
         beyond = -float(nearest[number]) if number < len(nearest) else HIGHEST
-        self.heights[block] = min(max(beyond, 0.0), HIGHEST)
-        return pairs.above(-self.heights[block], metric.shape[1])
+        self.heights[self.block] = min(max(beyond, 0.0), HIGHEST)
+        return state.apply(x, state.merge_pairs(pairs, -self.heights[self.block]))

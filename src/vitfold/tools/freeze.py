@@ -1,5 +1,6 @@
 """From a number of tokens for every image to one for all: what exports, compiles and batches."""
 
+import itertools
 from collections.abc import Iterable
 from typing import Any, TypeVar
 
@@ -14,7 +15,7 @@ from vitfold.folding.run import Run
 from vitfold.methods.base import Base, has_fixed
 from vitfold.methods.schedule import whole
 from vitfold.tokens.modes import evaluating
-from vitfold.tokens.state import Ledger
+from vitfold.tokens.state import TokenState
 
 ModelT = TypeVar("ModelT", bound=nn.Module)
 
@@ -63,11 +64,11 @@ def _means(model: nn.Module, batches: Iterable[Inputs]) -> tuple[list[float], li
 
 def _gone(run: Run) -> Tensor:
     """`[2, depth]`: how many tokens of a batch merged, and how many were dropped."""
-    ends = list(zip(run.books, run.books[1:], strict=False))
-    return torch.tensor([_between(*pair) for pair in ends], dtype=torch.float64).T
+    numbers = [_between(*pair) for pair in itertools.pairwise(run.states)]
+    return torch.tensor(numbers, dtype=torch.float64).T
 
 
-def _between(before: Ledger, after: Ledger) -> tuple[int, int]:
-    into = [step.into for step in after.maps[len(before.maps) :]]
-    merged = sum(int((places >= 0).sum()) for places in into)
-    return merged, sum(places.numel() for places in into) - merged
+def _between(before: TokenState, after: TokenState) -> tuple[int, int]:
+    goals = [step.into for step in after.maps[len(before.maps) :]]
+    merged = sum(int((goal >= 0).sum()) for goal in goals)
+    return merged, sum(goal.numel() for goal in goals) - merged

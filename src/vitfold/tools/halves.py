@@ -1,8 +1,7 @@
-"""Blocks in their two halves, attention and MLP, for what looks in between or cuts there."""
+"""Blocks in their two halves, attention and MLP, for what cuts in between."""
 
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,29 +10,14 @@ from torch import Tensor, nn
 from vitfold.folding.blocks.attention import Attend
 from vitfold.folding.blocks.kinds import BlockKind
 from vitfold.folding.blocks.names import by_name
-from vitfold.folding.families import Found
-from vitfold.tokens.state import Ledger
+from vitfold.tokens.dense import Dense
+from vitfold.tokens.state import TokenState
+
+Between = Callable[[Tensor], Tensor]
+"""Makes the tokens `[B, n, C]` that the MLP gets, of those that attention left."""
 
 
-@dataclass(frozen=True, eq=False)
-class Middle:
-    """Tokens `[B, n, C]` in the middle of a block.
-
-    before: as they entered it.
-    cue: what was asked for beside them, or None.
-    after: as attention left them: what the MLP gets.
-    """
-
-    before: Tensor
-    cue: Tensor | None
-    after: Tensor
-
-
-Between = Callable[[Middle], Tensor]
-"""Makes the tokens that the MLP gets."""
-
-
-class FirstTokens(Ledger):
+class FirstTokens(Dense):
     """The state of tokens that are the first ones of the original sequence."""
 
     def __init__(self, tokens: int, prefix: int) -> None:
@@ -43,38 +27,27 @@ class FirstTokens(Ledger):
         """The part of a mask that is theirs."""
         return None if mask is None else mask[..., : self.tokens, : self.tokens]
 
-    def positions(self, table: Tensor) -> Tensor:
+    def positions(self, table: Tensor, still: Tensor | None = None) -> Tensor:
         """The part of a table of positions that is theirs."""
         return table[..., : self.tokens - self.prefix, :]
 
 
-def dense_state(trunk: Found) -> Ledger:
-    """The state of all tokens of a trunk, none of which was reduced."""
-    return Ledger(trunk.layout().tokens, trunk.prefix)
-
-
 def halved(
-    block: nn.Module, kind: BlockKind, state: Ledger, between: Between, cue: str | None = None
+    block: nn.Module, kind: BlockKind, state: TokenState, between: Between
 ) -> Callable[..., Tensor]:
-    """The forward of a block, with something between its halves.
-
-    cue: of `Middle`: `x_attn` for what attention adds.
-    """
-    return functools.partial(_forward, block, kind, state, between, cue)
+    """The forward of a block, with something between its halves."""
+    return functools.partial(_forward, block, kind, state, between)
 
 
 def _forward(
     block: nn.Module,
     kind: BlockKind,
-    state: Ledger,
+    state: TokenState,
     between: Between,
-    cue: str | None,
     x: Tensor,
     *args: Any,
     **kwargs: Any,
 ) -> Tensor:
     arguments = by_name(kind.arguments, args, kwargs)
-    attend = Attend(state, arguments, False, cue)
-    after = kind.attend(block, x, attend)
-    x = between(Middle(x, attend.cues if cue else None, after))
+    x = between(kind.attend(block, x, Attend(state, arguments, False, None)))
     return kind.feed(block, x) if kind.feed else x

@@ -9,30 +9,27 @@ import functools
 import itertools
 import math
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from vitfold.errors import DataError, MethodError, one_line
 from vitfold.files import whole, writing
-from vitfold.folding.blocks.own import OwnAttend
 from vitfold.folding.families import find
 from vitfold.folding.fold import clone, fold
 from vitfold.methods.base import Base
 from vitfold.methods.checks import check_blocks, check_number, check_share, check_whole
 from vitfold.methods.prune_merge.method import PruneMerge, rounded
-from vitfold.methods.steps import Look, Plan
+from vitfold.methods.step import Plan, Step
 from vitfold.saving.weights import fingerprint
 from vitfold.tokens.layout import Layout
 from vitfold.tokens.modes import evaluating
-from vitfold.tokens.state import Ledger
 from vitfold.tools.answers import answers, cross_entropy
 from vitfold.tools.measure import Progress
 from vitfold.tools.rates import keeping, reaching
@@ -105,9 +102,9 @@ def _grid(model: nn.Module, images: Tensor) -> tuple[int, int]:
     """Of the patches of these images."""
     found = find(model)
     grid = found.kind.grid(found.trunk, {found.kind.arguments[0]: images})
-    if grid is None:
+    if grid is None or len(grid) != 2:
         raise DataError("these images have no common patch grid: give images of one size")
-    return grid
+    return grid[0], grid[1]
 
 
 def _again(loader: Iterable[Any], iterations: int) -> Iterator[Batch]:
@@ -219,7 +216,7 @@ class Scores:
         self, model: nn.Module, blocks: Sequence[int], batches: Iterable[Batch], progress: Progress
     ) -> None:
         """Add the scores of the batches that are missing."""
-        watch = Watch({block: [] for block in blocks})
+        watch = Valued({block: [] for block in blocks})
         watched = fold(clone(model), watch)
         for number, (images, labels) in enumerate(batches):
             if number >= self.batches:
@@ -259,37 +256,39 @@ class Scores:
 
 
 @dataclass(frozen=True)
-class Watch(Base):
+class Valued(Base):
     """Does nothing, and keeps the values that attention weighs.
 
-    seen: of every block that is watched, those of the last call.
+    values: of every block that is watched, those of the last call.
     """
 
-    seen: dict[int, list[Tensor]] = field(default_factory=dict, compare=False)
+    values: dict[int, list[Tensor]] = field(default_factory=dict, compare=False)
 
     def plan(self, layout: Layout, schedule: tuple[int, ...]) -> Plan:
         """Looks at the blocks that are watched."""
         return tuple(
-            Look(functools.partial(Valued, self.seen[block])) if block in self.seen else None
+            Step(watch=functools.partial(_keep, self.values[block]))
+            if block in self.values
+            else None
             for block in range(layout.depth)
         )
 
     def scores(self, model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
         """`[blocks, patches]` of one batch."""
         prefix = find(model).prefix
-        for values in self.seen.values():
+        for values in self.values.values():
             values.clear()
         weight = next(model.parameters())
         with torch.inference_mode(False), evaluating(model), torch.enable_grad():
             # A copy: of what was made in inference mode there are no gradients.
             pixels = images.to(weight.device, weight.dtype, copy=True).requires_grad_()
-            said = answers(model, pixels)
-            loss = cross_entropy(said, labels.to(weight.device, copy=True))
+            outputs = answers(model, pixels)
+            loss = cross_entropy(outputs, labels.to(weight.device, copy=True))
             # Blocks that are computed again on the way back will add to these.
-            seen = [tuple(values) for values in self.seen.values()]
-            slopes = iter(torch.autograd.grad(loss, [value for some in seen for value in some]))
+            kept = [tuple(values) for values in self.values.values()]
+            slopes = iter(torch.autograd.grad(loss, [value for some in kept for value in some]))
         rows = [
-            sum((_column(value, next(slopes)) for value in some), torch.zeros(())) for some in seen
+            sum((_column(value, next(slopes)) for value in some), torch.zeros(())) for some in kept
         ]
         return torch.stack([row[prefix:].abs().double().cpu() for row in rows])
 
@@ -300,26 +299,8 @@ def _column(value: Tensor, slope: Tensor) -> Tensor:
     return (value.detach() * slope).sum(dim=(0, 1, 3)).float() / (batch * heads * tokens)
 
 
-class Valued(OwnAttend):
-    """Torch's attention; the values that it weighs are kept."""
-
-    def __init__(
-        self,
-        values: list[Tensor],
-        ledger: Ledger,
-        given: Mapping[str, Any],
-        proportional: bool,
-        cue: str | None,
-    ) -> None:
-        super().__init__(ledger, given, proportional, cue)
-        self.values = values
-
-    def attend(
-        self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float | None
-    ) -> tuple[Tensor, Tensor | None]:
-        """What comes out; nothing is said of the attention received."""
-        self.values.append(v)
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=scale), None
+def _keep(values: list[Tensor], _q: Tensor, _k: Tensor, v: Tensor) -> None:
+    values.append(v)
 
 
 PruneMerge.search = search

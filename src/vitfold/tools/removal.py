@@ -8,7 +8,7 @@ from vitfold.errors import MethodError
 from vitfold.folding.calls import folded
 from vitfold.folding.inputs import Inputs
 from vitfold.methods.schedule import whole
-from vitfold.methods.steps import Act, Look, Plan, Step, Weave
+from vitfold.methods.step import Plan, Step
 from vitfold.tokens.modes import evaluating
 from vitfold.tools.measure import batch_of
 from vitfold.tools.trace import trace
@@ -25,7 +25,7 @@ def removed(model: nn.Module, images: Inputs | None = None) -> tuple[int, ...]:
 def returns(model: nn.Module) -> bool:
     """Whether tokens come back after a block of a folded model."""
     ragged = folded(model).method.ragged
-    return not ragged and any(isinstance(step, Weave) for step in _plan(model))
+    return not ragged and any(step.aside for step in _plan(model) if step)
 
 
 def _plan(model: nn.Module) -> Plan:
@@ -36,11 +36,9 @@ def _plan(model: nn.Module) -> Plan:
     return record.method.plan(layout, record.schedule)
 
 
-def _spared(step: Step | Weave | Look | Act | None) -> int:
+def _spared(step: Step | None) -> int:
     """How many tokens a block need not feed forward."""
-    if isinstance(step, Weave):
-        return len(step.groups) - len(step.seats)
-    return step.removes if isinstance(step, Step) else 0
+    return (step.removes or 0) + step.aside if step else 0
 
 
 def _removed_on_average(model: nn.Module, images: Inputs | None) -> tuple[int, ...]:

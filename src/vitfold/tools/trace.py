@@ -12,6 +12,7 @@ from vitfold.errors import DataError
 from vitfold.folding.calls import folded, follow
 from vitfold.folding.families import processor
 from vitfold.folding.inputs import Inputs, images_in
+from vitfold.tokens.layout import Grid
 from vitfold.tokens.tokenmap import PackedMap, TokenMap
 from vitfold.tools import draw
 
@@ -25,7 +26,7 @@ class Trace:
     counts: `[block][image]` how many tokens leave each block, prefix included.
     maps: `[block]` from the original tokens to those that leave it.
     prefix: how many of them are not patches.
-    grid: height and width of the patch grid, where there is one.
+    grid: of the patches, where they form one: height and width, or more axes.
     images: `[B, C, H, W]` what was traced, where it was images.
     channels: mean and deviation of the channels, where they were normalized by known ones.
     """
@@ -33,12 +34,13 @@ class Trace:
     counts: list[list[int]]
     maps: list[TokenMap | PackedMap]
     prefix: int
-    grid: tuple[int, int] | None
+    grid: Grid | None
     images: Tensor | None
     channels: draw.Channels | None = None
 
     def groups(self, image: int = 0, block: int = -1) -> Tensor:
-        """`[height, width]` the token that each patch is part of after a block, -1 for dropped."""
+        """`[height, width]`, or what other axes the grid has: the token that each patch is part of
+        after a block, -1 for dropped."""
         if self.grid is None:
             raise DataError("these images have no common patch grid: trace images of one size")
         slot = self._at("block", self.maps, block).slot
@@ -53,7 +55,11 @@ class Trace:
         `image` is the number of a traced image, or what to paint instead of image `index`.
         """
         picture, number = self._picture(image, index)
-        return draw.paint(picture, self.groups(number, block))
+        groups = self.groups(number, block)
+        if groups.dim() != 2:
+            axes = " x ".join(map(str, groups.shape))
+            raise DataError(f"a grid of {axes} has no picture: draw planes of trace.groups()")
+        return draw.paint(picture, groups)
 
     def strip(self, image: int | Image.Image | Tensor = 0, *, index: int = 0) -> Image.Image:
         """The image and its tokens after every block that changed them, side by side."""
@@ -99,13 +105,13 @@ class Trace:
 def trace(model: nn.Module, images: Inputs) -> Trace:
     """Run a folded model on images (or on the inputs of a Hugging Face vision model, by name) and
     keep what became of every token."""
-    books = follow(model, images).books
+    first, *states = follow(model, images).states
     pixels = images_in(images)
     return Trace(
-        counts=[ledger.counts(len(pixels)) for ledger in books[1:]],
-        maps=[ledger.whole(pixels) for ledger in books[1:]],
-        prefix=books[0].prefix,
-        grid=books[0].grid,
+        counts=[state.counts for state in states],
+        maps=[state.whole for state in states],
+        prefix=first.prefix,
+        grid=first.grid,
         images=pixels if pixels.dim() == 4 else None,
         channels=_channels(folded(model).found.trunk),
     )

@@ -10,27 +10,30 @@ from vitfold.errors import UnsupportedModel
 from vitfold.folding.blocks.capture import tap
 from vitfold.folding.blocks.proxy import call, run
 from vitfold.tokens.cues import PROJECTIONS
-from vitfold.tokens.state import Ledger
+from vitfold.tokens.state import TokenState
 
 
 class Attend:
     """How one block attends, once: what it was called with, and what it showed.
 
-    ledger: the tokens that it attends over.
+    state: of the tokens that it attends over.
     given: the arguments that the block was called with, besides its tokens.
     proportional: whether a token of size s counts s times.
     cue: what its attention modules are to show; those of `k`, `q`, `v` and `x_attn` end up in
         `shown`, one for each attention module of the block.
+    received: `[B, n]` the attention that tokens received, a mean over heads and queries, once it is
+        there; where it is not wanted, None.
     """
 
     def __init__(
-        self, ledger: Ledger, given: Mapping[str, Any], proportional: bool, cue: str | None
+        self, state: TokenState, given: Mapping[str, Any], proportional: bool, cue: str | None
     ) -> None:
-        self.ledger = ledger
+        self.state = state
         self.given = given
         self.proportional = proportional
         self.cue = cue
         self.shown: list[Tensor] = []
+        self.received: Tensor | None = None
 
     def __call__(self, attention: nn.Module, x: Tensor, **arguments: Any) -> Tensor:
         """Run an attention module on its normalized tokens."""
@@ -65,14 +68,14 @@ class Attend:
 
     def biased(self, given: str = "attn_mask") -> bool:
         """Whether tokens of now need a bias that the model itself would not have given them."""
-        if self.ledger.origin is None:
+        if self.state.origin is None:
             return False
-        sized = self.proportional and self.ledger.size is not None
+        sized = self.proportional and self.state.size is not None
         return sized or self.given.get(given) is not None
 
     def join(self, bias: Tensor | None, x: Tensor) -> Tensor | None:
         """A bias over the original tokens, for the tokens of now, with their log sizes."""
-        bias = self.ledger.mask(bias, x.dtype)
+        bias = self.state.mask(bias, x.dtype)
         size = self.sizes(x) if self.proportional else None
         if bias is None or size is None:
             return size if bias is None else bias
@@ -80,7 +83,7 @@ class Attend:
 
     def sizes(self, x: Tensor) -> Tensor | None:
         """`[B, 1, 1, n]`: log sizes, once they differ."""
-        return self.ledger.log_size(x)
+        return self.state.log_size(x)
 
     def rope(self) -> Tensor | None:
         """The rotary table that the block was given, sines beside cosines."""
@@ -93,14 +96,14 @@ class Attend:
     def positions(self, table: Tensor, still: Tensor) -> Tensor:
         """A table over original patches, for the tokens of now. `still` is the row that would turn
         nothing."""
-        return self.ledger.positions(table)
+        return self.state.positions(table, still)
 
     def _parts(self, attention: Any, x: Tensor) -> dict[str, Any]:
         """Parts in place of a bias that the module itself makes for the original tokens."""
-        if self.ledger.origin is None:
+        if self.state.origin is None:
             return {}
         if getattr(attention, "relative_position_bias_table", None) is not None:
-            bias = self.ledger.mask(attention._get_rel_pos_bias(), x.dtype)
+            bias = self.state.mask(attention._get_rel_pos_bias(), x.dtype)
             return {"_get_rel_pos_bias": lambda: bias}
         if getattr(attention, "rel_pos", None) is not None:
             return {"rel_pos": _Bias(self.join(attention.rel_pos.get_bias(), x))}

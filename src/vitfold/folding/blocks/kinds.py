@@ -141,7 +141,7 @@ def _hf_beit_bias(b: Block, attend: Attend) -> Tensor:
     return b.relative_position_bias(
         (height // b.patch_size, width // b.patch_size),
         attend.given.get("interpolate_pos_encoding", False),
-        dim_size=attend.ledger.tokens,
+        dim_size=attend.state.tokens,
     )
 
 

@@ -1,5 +1,7 @@
 """Attention of training passes: over all tokens, by a mask through which thresholds learn."""
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor
 
@@ -17,14 +19,11 @@ zero."""
 class MaskedAttend(OwnAttend):
     """`softmax`, whose terms are multiplied by the mask."""
 
-    @property
-    def books(self) -> Masked:
-        """The ledger, which has the mask."""
-        assert isinstance(self.ledger, Masked)
-        return self.ledger
+    state: Masked
+    wanted: ClassVar[bool] = False
 
     def sizes(self, x: Tensor) -> Tensor | None:
-        return self.books.log_weight(x)
+        return self.state.log_weight(x)
 
     def attend(
         self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float | None
@@ -32,15 +31,21 @@ class MaskedAttend(OwnAttend):
         scores = logits(q, k, bias, scale)
         scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
         terms = (scores - self._most(scores)).clamp(max=FAR).exp()
-        terms = terms * self.books.presence.to(terms.dtype)[:, None, None]
-        eps = EPS if self.books.soft else 0.0
+        terms = terms * self.state.count.to(terms.dtype)[:, None, None]
+        eps = EPS if self.state.soft else 0.0
         weights = (terms + eps / terms.shape[-1]) / (terms.sum(dim=-1, keepdim=True) + eps)
-        shown = received(weights, self.books.here) if self.wanted else None
+        shown = received(weights, self.state.here) if self.wanted else None
         return weights.to(v.dtype) @ v, shown
 
     def _most(self, scores: Tensor) -> Tensor:
         """The highest of every row: in training of all, as the paper has it; else of what still
         counts, since what is gone may be so far above that nothing would be left beside it."""
-        if not self.books.soft:
-            scores = scores.masked_fill(~self.books.here[:, None, None], float("-inf"))
+        if not self.state.soft:
+            scores = scores.masked_fill(~self.state.here[:, None, None], float("-inf"))
         return scores.amax(dim=-1, keepdim=True).detach()
+
+
+class ScoredMaskedAttend(MaskedAttend):
+    """The same, whose weights also say who received how much."""
+
+    wanted: ClassVar[bool] = True

@@ -13,7 +13,7 @@ from vitfold.folding.blocks.attention import Attend
 from vitfold.folding.blocks.proxy import StandIn
 from vitfold.tokens.kernels import PIECE
 from vitfold.tokens.modes import compiling
-from vitfold.tokens.state import Ledger, additive
+from vitfold.tokens.state import TokenState, additive
 
 
 class Instead(TorchFunctionMode):
@@ -30,23 +30,7 @@ class Instead(TorchFunctionMode):
 
 
 class OwnAttend(Attend):
-    """Attends with a function of ours, on the queries, keys and values of the module's own code.
-
-    wanted: whether the attention that tokens receive is wanted.
-    received: `[B, n]` that attention, a mean over heads and queries, once it is there.
-    """
-
-    def __init__(
-        self,
-        ledger: Ledger,
-        given: Mapping[str, Any],
-        proportional: bool,
-        cue: str | None,
-        wanted: bool = False,
-    ) -> None:
-        super().__init__(ledger, given, proportional, cue)
-        self.wanted = wanted
-        self.received: Tensor | None = None
+    """Attends with a function of ours, on the queries, keys and values of the module's own code."""
 
     def __call__(self, attention: nn.Module, x: Tensor, **arguments: Any) -> Tensor:
         with Instead(self._function):
@@ -83,6 +67,27 @@ class OwnAttend(Attend):
     ) -> tuple[Tensor, Tensor | None]:
         """What comes out, and the attention received where it is wanted."""
         raise NotImplementedError
+
+
+class TorchAttend(OwnAttend):
+    """Torch's attention, and somebody who looks at its queries, keys and values."""
+
+    def __init__(
+        self,
+        state: TokenState,
+        given: Mapping[str, Any],
+        proportional: bool,
+        cue: str | None,
+        watch: Callable[[Tensor, Tensor, Tensor], None],
+    ) -> None:
+        super().__init__(state, given, proportional, cue)
+        self.watch = watch
+
+    def attend(
+        self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float | None
+    ) -> tuple[Tensor, Tensor | None]:
+        self.watch(q, k, v)
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=scale), None
 
 
 class ScoredAttend(OwnAttend):
@@ -128,7 +133,7 @@ class ScoredAttend(OwnAttend):
     def _received(self, weights: Tensor, start: int, stop: int) -> Tensor:
         """`[B, n]`: what the queries of these `weights[B, stop - start, n]` add to the mean over
         all."""
-        valid = self.ledger.valid
+        valid = self.state.valid
         if valid is None:
             return weights.sum(dim=1) / weights.shape[2]
         queries = valid.to(weights.dtype)
@@ -176,8 +181,8 @@ def logits(q: Tensor, k: Tensor, bias: Tensor | None, scale: float | None) -> Te
 def received(weights: Tensor, here: Tensor) -> Tensor:
     """`[B, n]`: the mean of `weights[B, H, n, n]` over heads and the queries that are `here`."""
     queries = here.to(weights.dtype)
-    seen = (weights * queries[:, None, :, None]).sum(dim=-2).mean(dim=1)
-    return seen / queries.sum(dim=1, keepdim=True)
+    total = (weights * queries[:, None, :, None]).sum(dim=-2).mean(dim=1)
+    return total / queries.sum(dim=1, keepdim=True)
 
 
 def fused(attention: Any) -> dict[str, Any]:

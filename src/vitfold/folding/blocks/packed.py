@@ -11,18 +11,10 @@ from vitfold.tokens.state import additive
 
 
 class PackedAttend(OwnAttend):
-    """Over `[1, H, T, d]`: the tokens of all images, one after another.
+    """Over `[1, H, T, d]`: the tokens of all images, one after another."""
 
-    way: how, a name of `within.WAYS`; None: as suits the device.
-    """
-
-    way: ClassVar[str | None] = None
-
-    @property
-    def books(self) -> Packed:
-        """The ledger, whose images have lengths."""
-        assert isinstance(self.ledger, Packed)
-        return self.ledger
+    state: Packed
+    wanted: ClassVar[bool] = False
 
     dense: Tensor | None = None
     """What a block adds to the logits of original tokens."""
@@ -38,9 +30,6 @@ class PackedAttend(OwnAttend):
     def _parts(self, attention: Any, x: Tensor) -> dict[str, Any]:
         return {}
 
-    def positions(self, table: Tensor, still: Tensor) -> Tensor:
-        return self.books.rotations(table, still)
-
     def attend(
         self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float | None
     ) -> tuple[Tensor, Tensor | None]:
@@ -48,14 +37,17 @@ class PackedAttend(OwnAttend):
             own = additive(self.dense, q.dtype)
             bias = own if bias is None else own + bias
         sizes = self.sizes(q) if self.proportional else None
-        images = within.Images(q.device, self.books, sizes, bias, scale)
-        way = within.WAYS[self.way or ("padded" if q.is_cuda else "one-by-one")]
-        if self.wanted and way is within.one_by_one:
-            return within.scored(q, k, v, images)
-        out = way(q, k, v, images)
-        return out, within.seen(q, k, images) if self.wanted else None
+        images = within.Images(self.state, sizes, bias, scale)
+        attend = within.scored if self.wanted else within.attend
+        return attend(q, k, v, images)
 
     def _tap(self, attention: Any) -> dict[str, Any]:
         """No prefix of its own either: those of all images lie among the others."""
         parts = super()._tap(attention)
         return parts | {"num_prefix_tokens": 0}
+
+
+class ScoredPackedAttend(PackedAttend):
+    """The same, and the attention that each token received."""
+
+    wanted: ClassVar[bool] = True

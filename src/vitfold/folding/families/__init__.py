@@ -66,10 +66,9 @@ class Found:
 
     def layout(self) -> Layout:
         """The tokens of the images that the model is made for."""
-        height, width = self.kind.grid(self.trunk, self.example()) or (0, 0)
-        return self.layout_of((height, width))
+        return self.layout_of(self.kind.grid(self.trunk, self.example()) or (0, 0))
 
-    def layout_of(self, grid: tuple[int, int] | None) -> Layout:
+    def layout_of(self, grid: tuple[int, ...] | None) -> Layout:
         """Those of images with that grid of patches."""
         tokens = self.prefix + math.prod(grid or (0,))
         class_token = self.kind.class_token(self.trunk)

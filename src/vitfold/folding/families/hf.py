@@ -22,7 +22,7 @@ from vitfold.folding.families.trunks import (
     common_grid,
 )
 from vitfold.folding.run import Run
-from vitfold.tokens.state import Ledger
+from vitfold.tokens.state import TokenState
 
 
 def call(
@@ -53,13 +53,13 @@ def _is_backbone(trunk: Any) -> bool:
     return hasattr(trunk, "out_features")
 
 
-def _read_again(outputs: Any, trunk: Any, ledger: Ledger) -> Any:
+def _read_again(outputs: Any, trunk: Any, state: TokenState) -> Any:
     """Outputs in which dropped positions show the mean of normalized survivors, and attention
     pooling sees survivors alone."""
-    survivors, head = ledger.fold(outputs[0]), getattr(trunk, "head", None)
-    read = {"last_hidden_state": ledger.unfold(survivors)}
+    survivors, head = state.fold(outputs[0]), getattr(trunk, "head", None)
+    read = {"last_hidden_state": state.unfold(survivors)}
     if head is not None:
-        read["pooler_output"] = _pool(head, *ledger.level(survivors))
+        read["pooler_output"] = _pool(head, *state.level(survivors))
     if isinstance(outputs, tuple):
         return (*read.values(), *outputs[len(read) :])
     for name, tensor in read.items():
@@ -67,11 +67,11 @@ def _read_again(outputs: Any, trunk: Any, ledger: Ledger) -> Any:
     return outputs
 
 
-def _pool(head: Any, x: Tensor, ledger: Ledger) -> Tensor:
+def _pool(head: Any, x: Tensor, state: TokenState) -> Tensor:
     """Attention pooling over tokens that count as often as their sizes, padding not at all."""
-    bias = ledger.sizes(x).log().to(x.dtype)
-    if ledger.valid is not None:
-        bias = bias.masked_fill(~ledger.valid, float("-inf"))
+    bias = state.sizes().log().to(x.dtype)
+    if state.valid is not None:
+        bias = bias.masked_fill(~state.valid, float("-inf"))
 
     def attention(probe: Tensor, keys: Tensor, values: Tensor, **_: Any) -> Any:
         mask = bias.repeat_interleave(head.attention.num_heads, dim=0).unsqueeze(1)

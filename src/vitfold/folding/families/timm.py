@@ -25,7 +25,7 @@ from vitfold.folding.families.trunks import (
     with_prefix,
 )
 from vitfold.folding.run import Run
-from vitfold.tokens.state import Ledger, four
+from vitfold.tokens.state import TokenState, four
 
 Link = Callable[..., Tensor]
 
@@ -106,32 +106,32 @@ def _embed_padded(trunk: Any, run: Run, *args: Any, **kwargs: Any) -> Any:
     return embeds
 
 
-def _filled(out: Any, ledger: Ledger) -> Any:
+def _filled(out: Any, state: TokenState) -> Any:
     """Dense features in which a dropped position shows the mean of normalized survivors."""
-    if not ledger.drops:
+    if not state.drops:
         return out
     if isinstance(out, dict):
-        return out | {"patches": _filled(out["patches"], ledger)}
-    return ledger.unfold(ledger.fold(out))
+        return out | {"patches": _filled(out["patches"], state)}
+    return state.unfold(state.fold(out))
 
 
 def _head(trunk: Any, run: Run, x: Any = None, **kwargs: Any) -> Any:
     """The trunk's head on a reduced sequence: pooling weighs every token by its size."""
     check_ran(trunk, run)
-    ledger, pooling = run.last, _pooling(trunk)
+    state, pooling = run.last, _pooling(trunk)
     if x is None:  # NaFlex passes its features by name
         x = kwargs.pop("patches")
-    if not ledger.changed:
+    if not state.changed:
         return trunk.forward_head(x, **kwargs)
-    if pooling == "other" or (pooling == "plain" and ledger.size is not None):
-        return trunk.forward_head(ledger.unfold(x), **kwargs)
+    if pooling == "other" or (pooling == "plain" and state.size is not None):
+        return trunk.forward_head(state.unfold(x), **kwargs)
     if "patch_valid" in kwargs:
-        valid = ledger.valid
-        kwargs["patch_valid"] = None if valid is None else valid[:, ledger.prefix :]
+        valid = state.valid
+        kwargs["patch_valid"] = None if valid is None else valid[:, state.prefix :]
     if pooling == "latent":
-        return run_method(trunk, "forward_head", _attention_pool(trunk, ledger), x, **kwargs)
+        return run_method(trunk, "forward_head", _attention_pool(trunk, state), x, **kwargs)
     if pooling == "avg":
-        x = _weighted(trunk, x, ledger, kwargs.get("patch_valid"))
+        x = _weighted(trunk, x, state, kwargs.get("patch_valid"))
     return trunk.forward_head(x, **kwargs)
 
 
@@ -164,23 +164,23 @@ def _pooling(trunk: Any) -> str:
     return "plain"
 
 
-def _weighted(trunk: Any, x: Tensor, ledger: Ledger, valid: Tensor | None) -> Tensor:
+def _weighted(trunk: Any, x: Tensor, state: TokenState, valid: Tensor | None) -> Tensor:
     """`x` scaled so that its mean, over what is valid, is the mean weighted by size."""
-    if ledger.size is None:
+    if state.size is None:
         return x
-    first = 0 if getattr(trunk, "pool_include_prefix", False) else ledger.prefix
-    size = ledger.size if ledger.valid is None else ledger.size * ledger.valid
+    first = 0 if getattr(trunk, "pool_include_prefix", False) else state.prefix
+    size = state.size if state.valid is None else state.size * state.valid
     pooled = size[:, first:]
     number = pooled.shape[1] if valid is None else (pooled > 0).sum(dim=1, keepdim=True)
     weight = size * (number / pooled.sum(dim=1, keepdim=True).clamp(min=1e-6))
     return x * weight.unsqueeze(-1).to(x.dtype)
 
 
-def _attention_pool(trunk: Any, ledger: Ledger) -> dict[str, Any]:
+def _attention_pool(trunk: Any, state: TokenState) -> dict[str, Any]:
     """Parts with which attention pooling counts a token of size s s times."""
 
     def attention(x: Tensor, attn_mask: Tensor | None = None) -> Tensor:
-        bias = ledger.log_size(x)
+        bias = state.log_size(x)
         if bias is not None:
             bias = bias[..., -x.shape[1] :]  # the trunk may leave out the prefix
             attn_mask = bias if attn_mask is None else attn_mask + bias

@@ -11,7 +11,7 @@ from vitfold.errors import FoldError, UnsupportedModel
 from vitfold.folding.run import Run
 from vitfold.tokens.layout import MANY
 
-Grid = tuple[int, int] | None
+Grid = tuple[int, ...] | None
 Size = tuple[int, int, int]
 Arguments = Mapping[str, Any]
 
@@ -85,7 +85,7 @@ def check_depth(trunk: Any, blocks: Sequence[Any], run: Run) -> None:
 
 def check_ran(trunk: Any, run: Run) -> None:
     """Refuse a forward that went past the folded blocks."""
-    if not run.books:
+    if not run.states:
         raise UnsupportedModel(
             f"the forward of {type(trunk).__name__} does not run its own blocks: unfold it"
         )

@@ -1,8 +1,7 @@
 """How alike the tokens are that merge with each other."""
 
-import functools
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import torch
@@ -14,9 +13,10 @@ from vitfold.folding.calls import folded
 from vitfold.folding.fold import clone, fold, fold_with
 from vitfold.methods import Base, Method, Step, create_method
 from vitfold.methods.base import learns, named
+from vitfold.methods.step import Plan, Shown
 from vitfold.tokens.layout import Layout
-from vitfold.tokens.state import Ledger
-from vitfold.tokens.tokenmap import TokenMap, take
+from vitfold.tokens.state import TokenState
+from vitfold.tokens.tokenmap import take
 from vitfold.tools.measure import Progress
 from vitfold.tools.validate import Batch
 
@@ -26,30 +26,62 @@ Cosines = dict[int, list[float]]
 
 @dataclass(frozen=True)
 class Watched(Base):
-    """A method whose every match is looked at."""
+    """A method of which every merge is looked at.
+
+    inner: the method.
+    cosines: of every block, those of the pairs that merged so far.
+    """
 
     inner: Any = None
-    see: Any = field(default=None, compare=False)
+    cosines: Cosines = field(default_factory=dict, compare=False)
 
     @property
     def proportional(self) -> bool:
         """As the inner method says."""
         return bool(self.inner.proportional)
 
-    def plan(self, layout: Layout, schedule: tuple[int, ...]) -> tuple[Step | None, ...]:
+    def plan(self, layout: Layout, schedule: tuple[int, ...]) -> Plan:
         """The inner method's steps, looked at."""
         steps = self.inner.plan(layout, schedule)
-        return tuple(step and self._watched(step, block) for block, step in enumerate(steps))
+        return tuple(
+            step and WatchedStep(**_data(step), inner=step, cosines=self.cosines.setdefault(b, []))
+            for b, step in enumerate(steps)
+        )
 
-    def _watched(self, step: Step, block: int) -> Step:
-        return replace(step, match=functools.partial(self._match, step, block))
 
-    def _match(
-        self, step: Step, block: int, metric: Tensor, ledger: Ledger, *received: Tensor
-    ) -> Any:
-        match: Any = step.match(metric, ledger, *received)
-        self.see(block, metric, match)
-        return match
+@dataclass(frozen=True)
+class WatchedStep(Step):
+    """A step that notes how alike the tokens are that it merges."""
+
+    inner: Any = field(kw_only=True)
+    cosines: list[float] = field(kw_only=True, compare=False)
+
+    def enter(self, x: Tensor, state: TokenState) -> tuple[Tensor, TokenState]:
+        """As the step itself; what merges there is compared as it is."""
+        return self._noted(state, x.detach(), self.inner.enter(x, state))
+
+    def reduce(self, x: Tensor, state: TokenState, shown: Shown) -> tuple[Tensor, TokenState]:
+        """As the step itself, which goes by a cue."""
+        return self._noted(state, shown.cue, self.inner.reduce(x, state, shown))
+
+    def leave(self, x: Tensor, state: TokenState) -> tuple[Tensor, TokenState]:
+        """As the step itself."""
+        left: tuple[Tensor, TokenState] = self.inner.leave(x, state)
+        return left
+
+    def _noted(
+        self, before: TokenState, metric: Tensor, result: tuple[Tensor, TokenState]
+    ) -> tuple[Tensor, TokenState]:
+        for step in result[1].maps[len(before.maps) :]:
+            place = step.keep.gather(1, step.into.clamp(min=0))
+            alike = F.cosine_similarity(take(metric, step.gone), take(metric, place), dim=-1)
+            self.cosines.extend(alike[step.into >= 0].double().flatten().tolist())
+        return result
+
+
+def _data(step: Step) -> dict[str, Any]:
+    """What a run has to know of a step before."""
+    return {f.name: getattr(step, f.name) for f in fields(Step)}
 
 
 def merged_similarity(
@@ -78,22 +110,11 @@ def _one(
     ours = fold(clone(model).eval(), method)
     record = folded(ours)
     cosines: Cosines = {}
-    fold_with(ours, Watched(inner=method, see=functools.partial(_note, cosines)), record.schedule)
+    fold_with(ours, Watched(inner=method, cosines=cosines), record.schedule)
     device = next(ours.parameters()).device
     with torch.inference_mode():
         for pixels in images:
             ours(pixels.to(device))
             progress()
-    depth = len(record.schedule)
-    return [_mean(cosines.get(block, [])) for block in range(depth)]
-
-
-def _mean(values: Sequence[float]) -> float | None:
-    return sum(values) / len(values) if values else None
-
-
-def _note(cosines: Cosines, block: int, metric: Tensor, match: TokenMap) -> None:
-    """The cosines of this batch's pairs."""
-    place = match.keep.gather(1, match.into.clamp(min=0))
-    pairs = F.cosine_similarity(take(metric, match.gone), take(metric, place), dim=-1)
-    cosines.setdefault(block, []).extend(pairs[match.into >= 0].double().flatten().tolist())
+    blocks = [cosines.get(block) for block in range(len(record.schedule))]
+    return [sum(some) / len(some) if some else None for some in blocks]

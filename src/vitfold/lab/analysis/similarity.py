@@ -1,16 +1,18 @@
 """How alike the tokens of an image are: before, inside and after the attention of every block."""
 
-import functools
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vitfold.folding.families import find
-from vitfold.folding.fold import clone
-from vitfold.tools.halves import Middle, dense_state, halved
+from vitfold.folding.fold import clone, fold
+from vitfold.methods import Base, Step
+from vitfold.methods.step import Plan, Shown
+from vitfold.tokens.layout import Layout
+from vitfold.tokens.state import TokenState
 from vitfold.tools.measure import Progress
 from vitfold.tools.validate import Batch
 
@@ -31,22 +33,51 @@ def token_similarity(
     model: nn.Module, batches: Iterable[Batch], progress: Progress = lambda: None
 ) -> Similarity:
     """The similarities in the dense model, in the mean over images."""
-    watched = clone(model).eval()
-    trunk = find(watched)
-    totals = torch.zeros(len(PLACES), trunk.depth, dtype=torch.float64)
-    state = dense_state(trunk)
-    for index, (block, kind) in enumerate(zip(trunk.blocks, trunk.kinds, strict=True)):
-        watch = functools.partial(_watch, totals[:, index])
-        block.__dict__["forward"] = halved(block, kind, state, watch, "x_attn")
+    ours = clone(model).eval()
+    totals = torch.zeros(len(PLACES), find(ours).depth, dtype=torch.float64)
+    fold(ours, Compared(totals))
     images = 0
-    device = next(watched.parameters()).device
+    device = next(ours.parameters()).device
     with torch.inference_mode():
         for pixels, _ in batches:
-            watched(pixels.to(device))
+            ours(pixels.to(device))
             images += len(pixels)
             progress()
     before, inside, after = (totals / max(images, 1)).tolist()
     return Similarity(before, inside, after)
+
+
+@dataclass(frozen=True)
+class Compared(Base):
+    """Does nothing, and adds up how alike tokens are.
+
+    totals: `[places, blocks]` sums over images.
+    """
+
+    totals: Tensor = field(compare=False)
+
+    def __post_init__(self) -> None:
+        """No option is anything but what it is."""
+
+    def plan(self, layout: Layout, schedule: tuple[int, ...]) -> Plan:
+        """Looks at every block."""
+        return tuple(Compare("x_attn", totals=self.totals[:, b]) for b in range(layout.depth))
+
+
+@dataclass(frozen=True)
+class Compare(Step):
+    """Adds up how alike tokens are in one block.
+
+    totals: `[places]` where to.
+    """
+
+    totals: Tensor = field(kw_only=True, compare=False)
+
+    def reduce(self, x: Tensor, state: TokenState, shown: Shown) -> tuple[Tensor, TokenState]:
+        """Looks at what entered, what attention adds and what that comes to."""
+        places = (shown.before, shown.cue, x)
+        self.totals.add_(torch.stack([mean_cosine(tokens).sum() for tokens in places]).cpu())
+        return x, state
 
 
 def mean_cosine(x: Tensor) -> Tensor:
@@ -55,10 +86,3 @@ def mean_cosine(x: Tensor) -> Tensor:
     n = x.shape[1]
     together = unit.sum(dim=1).square().sum(dim=-1)  # all pairs, each token with itself too
     return (together - unit.square().sum(dim=(1, 2))) / (n * (n - 1))
-
-
-def _watch(totals: Tensor, middle: Middle) -> Tensor:
-    """Add the similarities of a batch, and hand the tokens on as they are."""
-    places = (middle.before, middle.cue, middle.after)
-    totals += torch.stack([mean_cosine(x).sum() for x in places if x is not None]).cpu()
-    return middle.after

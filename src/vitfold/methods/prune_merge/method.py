@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from vitfold.errors import MethodError
 from vitfold.methods.base import Base, register
@@ -20,9 +20,9 @@ from vitfold.methods.checks import (
     check_switch,
     whole_numbers,
 )
-from vitfold.methods.prune_merge.structure import AROUND, GROUPINGS, SCOPES, Groups, groups
-from vitfold.methods.steps import Learned, Weave
-from vitfold.tokens.layout import Layout
+from vitfold.methods.prune_merge.matrices import Matrices
+from vitfold.methods.prune_merge.structure import GROUPINGS, SCOPES, Groups, groups
+from vitfold.tokens.layout import Grid
 
 FOUND = "{}: find the scores by PruneMerge.search(model, loader), which gives the whole method"
 
@@ -65,7 +65,7 @@ class PruneMerge(Base):
     scope: str = "global"
     grouping: str = "runs"
     shortcut: bool = True
-    grid: tuple[int, int] | None = field(default=None, repr=False)
+    grid: Grid | None = field(default=None, repr=False)
     scores: tuple[tuple[float, ...], ...] | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
@@ -102,7 +102,7 @@ class PruneMerge(Base):
         """The groups of every block that is compressed; where all patches stay alone, it is not."""
         if self.scores is None or self.blocks is None or self.grid is None:
             raise MethodError(FOUND.format("PruneMerge without scores"))
-        found = groups(
+        slots = groups(
             self.scores,
             self.blocks,
             self.keep,
@@ -111,7 +111,7 @@ class PruneMerge(Base):
             self.grouping,
             self.grid[1],
         )
-        named = zip(self.blocks, found, strict=True)
+        named = zip(self.blocks, slots, strict=True)
         return {block: group for block, group in named if max(group) + 1 < len(group)}
 
     def resize(self, grid: Sequence[int]) -> "PruneMerge":
@@ -125,69 +125,15 @@ class PruneMerge(Base):
         sides = _grid(grid)
         if sides is None or self.scores is None or self.grid is None:
             raise MethodError(FOUND.format("PruneMerge without scores"))
-        found = torch.tensor(self.scores, dtype=torch.float64).view(-1, 1, *self.grid)
-        moved = F.interpolate(found, sides, mode="bilinear", antialias=True)
+        scores = torch.tensor(self.scores, dtype=torch.float64).view(-1, 1, *self.grid)
+        moved = F.interpolate(scores, sides, mode="bilinear", antialias=True)
         rows = rounded(moved.clamp(min=0).flatten(1))
         return replace(self, grid=sides, scores=rows)
 
     def learn(self, depth: int, width: int) -> "Matrices":
         check_blocks(self.blocks, depth)
-        return Matrices(self, self.structure)
-
-
-class Matrices(Learned):
-    """What PruneMerge learns: two matrices for every block that is compressed.
-
-    merge: by block, `[K, N]`: the patches that it sees, out of all.
-    restore: by block, `[N, K]`: all, out of those.
-    """
-
-    def __init__(self, method: PruneMerge, structure: Mapping[int, Groups]) -> None:
-        super().__init__()
-        self.method = method
-        self.structure = dict(structure)
-        self.merge, self.restore = nn.ParameterDict(), nn.ParameterDict()
-        scores = dict(zip(method.blocks or (), method.scores or (), strict=True))
-        for block, group in structure.items():
-            merge = _weights(group, scores[block])
-            self.merge[str(block)] = nn.Parameter(merge)
-            # Rows of disjoint supports: the pseudo-inverse, without a decomposition.
-            self.restore[str(block)] = nn.Parameter(merge.T / merge.square().sum(dim=1))
-            self.register_buffer(f"aside_{block}", _aside(group, method.shortcut), persistent=False)
-            self.register_buffer(f"seat_{block}", merge.argmax(dim=1), persistent=False)
-            self.register_buffer(f"group_{block}", torch.tensor(group), persistent=False)
-
-    def plan(self, layout: Layout, schedule: tuple[int, ...]) -> tuple[Weave | None, ...]:
-        if layout.grid != self.method.grid:
-            made, given = self.method.grid, layout.grid or (layout.patches, 1)
-            raise MethodError(
-                f"the matrices are for {_by(made or (0, 0))} patches, these images have "
-                f"{_by(given)}: give images of that size, fold with method.resize(grid), or search "
-                "again"
-            )
-        return tuple(self._weave(block) for block in range(layout.depth))
-
-    def _weave(self, block: int) -> Weave | None:
-        if block not in self.structure:
-            return None
-        return Weave(
-            self.merge[str(block)],
-            self.restore[str(block)],
-            self.get_buffer(f"aside_{block}"),
-            self.get_buffer(f"seat_{block}"),
-            self.get_buffer(f"group_{block}"),
-        )
-
-
-def _weights(group: Groups, scores: Sequence[float]) -> Tensor:
-    """`[K, N]`: every slot a mean of its patches, weighted by their scores."""
-    slots = max(group) + 1
-    slot = torch.tensor(group)
-    member = slot == torch.arange(slots).unsqueeze(1)
-    weight = torch.tensor(scores, dtype=torch.float64).expand(slots, -1) * member
-    total = weight.sum(dim=1, keepdim=True)
-    even = member / member.sum(dim=1, keepdim=True)
-    return torch.where(total > 0, weight / total, even).float()
+        scores = dict(zip(self.blocks or (), self.scores or (), strict=True))
+        return Matrices(self.structure, scores, self.grid or (0, 0), self.shortcut)
 
 
 def rounded(scores: Tensor) -> tuple[tuple[float, ...], ...]:
@@ -195,18 +141,12 @@ def rounded(scores: Tensor) -> tuple[tuple[float, ...], ...]:
     return tuple(tuple(float(f"{score:.{DIGITS}g}") for score in row) for row in scores.tolist())
 
 
-def _aside(group: Groups, shortcut: bool) -> Tensor:
-    """The patches that go around a block, and come back."""
-    around = [patch for patch, slot in enumerate(group) if slot == AROUND]
-    return torch.tensor(around if shortcut else [], dtype=torch.long)
-
-
 def _settle(method: PruneMerge, name: str, value: object) -> None:
     """What a caller may change later, and JSON has as a list, as a tuple."""
     object.__setattr__(method, name, value)
 
 
-def _grid(value: object) -> tuple[int, int] | None:
+def _grid(value: object) -> Grid | None:
     sides = whole_numbers("grid", value)
     if sides is None:
         return None
@@ -230,7 +170,3 @@ def _scores(rows: object) -> tuple[tuple[float, ...], ...] | None:
 
 MOST = 1e30
 """More than any score."""
-
-
-def _by(grid: tuple[int, int]) -> str:
-    return f"{grid[0]} x {grid[1]}"

@@ -1,0 +1,76 @@
+"""What one block does to its tokens by a plan."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor
+
+from vitfold.tokens.state import Change, TokenState
+
+Received = Literal["all", "first"]
+"""Whose attention counts in what a token received: that of all, or of the first, class token."""
+
+Watch = Callable[[Tensor, Tensor, Tensor], None]
+"""Gets the queries, keys and values `[B, H, n, d]` of a block."""
+
+
+@dataclass(frozen=True, eq=False)
+class Shown:
+    """What the attention of a block has shown, once it is through.
+
+    cue: `[B, n, d]` what tokens are compared by.
+    received: `[B, n]` the attention that each token received, a mean over heads and queries; None
+        where no step wants it.
+    before: `[B, n, C]` the tokens that the block was given.
+    """
+
+    cue: Tensor
+    received: Tensor | None
+    before: Tensor
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one block does to its tokens: before it, between attention and MLP, and after it. Each
+    moment is given the tokens and their state, and returns both; by itself, it changes nothing.
+
+    cue: what tokens are compared by in the middle; None where nothing is.
+    removes: how many tokens leave; None where every image loses its own number.
+    match: in the middle, the map from the cue `[B, n, d]` and the state of its tokens, and from the
+        attention received `[B, n]` where that is wanted. A step that does something else overrides
+        `reduce`.
+    seed: of the cue `random`.
+    received: whose attention is wanted in the middle, in what each token received.
+    aside: how many tokens the block does not see that are there again after it.
+    watch: looks at the queries, keys and values of the block.
+    """
+
+    cue: str | None = None
+    removes: int | None = 0
+    match: Callable[..., Change] | None = None
+    seed: int = 0
+    received: Received | None = None
+    aside: int = 0
+    watch: Watch | None = None
+
+    def enter(self, x: Tensor, state: TokenState) -> tuple[Tensor, TokenState]:
+        """Before the block."""
+        return x, state
+
+    def reduce(self, x: Tensor, state: TokenState, shown: Shown) -> tuple[Tensor, TokenState]:
+        """Between attention and MLP."""
+        if self.match is None:
+            return x, state
+        metric, rows = state.padded(shown.cue)
+        if shown.received is None:
+            return state.apply(x, self.match(metric, rows))
+        return state.apply(x, self.match(metric, rows, state.padded(shown.received)[0]))
+
+    def leave(self, x: Tensor, state: TokenState) -> tuple[Tensor, TokenState]:
+        """After the block."""
+        return x, state
+
+
+Plan = tuple[Step | None, ...]
+"""What every block does."""
