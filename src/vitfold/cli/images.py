@@ -16,14 +16,13 @@ from vitfold.data import (
     shuffled,
     streams,
 )
-from vitfold.folding.fold import clone
-from vitfold.saving.sources import digits
+from vitfold.saving.models import dataset_of
 from vitfold.tools.validate import Batch
 
 
 def has_own(model: nn.Module) -> bool:
     """Whether there are images for a model without asking: for the embedded one, however folded."""
-    return digits.identify(clone(model)) is not None
+    return dataset_of(model) is not None
 
 
 def batches_of(

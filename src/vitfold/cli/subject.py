@@ -23,12 +23,17 @@ from vitfold.methods.base import named
 from vitfold.methods.checks import check_whole
 from vitfold.saving.models import (
     create_model,
-    create_segmenter,
     is_embedded,
     is_named,
+)
+from vitfold.segment import (
+    DECODERS,
+    Labels,
+    Segmenter,
+    classes_in,
+    create_segmenter,
     saved_classes,
 )
-from vitfold.segment import DECODERS, Labels, Segmenter, classes_in
 from vitfold.segment.segmenter import MOST_CLASSES
 from vitfold.tools.answers import ONLY, classes_of_head
 from vitfold.tools.importance import ITERATIONS

@@ -6,19 +6,18 @@ a canvas of 14 x 14 patches, so that many tokens show background or the same str
 
 from collections.abc import Callable, Mapping
 from functools import cache
-from importlib import import_module, resources
+from importlib import import_module
 from operator import attrgetter
 from types import MappingProxyType
 from typing import Any, ClassVar, Final, Literal, NamedTuple
 
-import safetensors.torch
 import torch
 import torch.nn.functional as F
-from timm.models import VisionTransformer
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from vitfold.errors import missing
+from vitfold.saving.models import create_model
 
 ARCHITECTURE: Final[Mapping[str, Any]] = MappingProxyType(
     {
@@ -49,12 +48,9 @@ _SPLIT_SEED: Final = 0
 _STEPS: Final = (0.7548776662466927, 0.5698402909980532, 0.6180339887498949, 0.4142135623730951)
 
 
-def create_digits(pretrained: bool = True) -> VisionTransformer:
-    """Build the digits model in float32; ``pretrained`` loads the weights shipped with vitfold."""
-    model = VisionTransformer(**ARCHITECTURE)
-    if pretrained:
-        model.load_state_dict(_stored_weights())
-    return model.eval() if pretrained else model
+def create_digits(pretrained: bool = True) -> Any:
+    """The model that reads them, as `vitfold.create_model("digits")` gives it."""
+    return create_model("digits", pretrained=pretrained)
 
 
 def load_split(split: Literal["train", "test"]) -> tuple[Tensor, Tensor]:
@@ -99,11 +95,6 @@ class Digits(Dataset[Any]):
     def __getitem__(self, place: int) -> tuple[Tensor, int]:
         digit = Digit(self.placed[place], self.ink[place])
         return self.transform(digit), int(self.labels[place])
-
-
-def _stored_weights() -> dict[str, Tensor]:
-    stored = resources.files("vitfold").joinpath("assets", "digits.safetensors").read_bytes()
-    return {name: weight.float() for name, weight in safetensors.torch.load(stored).items()}
 
 
 @cache
