@@ -17,8 +17,8 @@ from vitfold.folding.flops import cost
 from vitfold.folding.fold import clone, fold
 from vitfold.folding.inputs import Inputs
 from vitfold.methods import Base, create_method, ready
-from vitfold.tools.digest import fingerprint
 from vitfold.tools.baselines import DENSE
+from vitfold.tools.digest import fingerprint
 from vitfold.tools.measure import batch_of, flops
 
 SMALLER_INPUT, SMALLER_MODEL = "smaller input", "smaller model"

@@ -1,7 +1,7 @@
 """The way of a model to a directory, and back."""
 
 import os
-from pathlib import Path
+import warnings
 from typing import TypeVar, overload
 
 from torch import Tensor, nn
@@ -37,12 +37,23 @@ def save(model: nn.Module, directory: Directory, *, backbone: bool = False) -> N
 def save_model(model: nn.Module, directory: Directory) -> None:
     """Save a model with its weights, folded or not, in a directory from which `create_model` makes
     it again."""
-    check_saves(model)
+    _refuse_nameless(model)
     write(model, directory, describe(model, backbone=True))
 
 
 def check_saves(model: nn.Module) -> None:
-    """Refuse a model that `save_model` cannot save: before it is trained, not after."""
+    """Refuse a model that `save_model` cannot save, and say of one that cannot be made again by
+    name what it takes to load it: before it is trained, not after."""
+    _refuse_nameless(model)
+    if describe(model).model.source == sources.OTHER:
+        warnings.warn(
+            f"this {type(model).__name__} cannot be made by its name and plain arguments alone: to "
+            "load what is saved, make it yourself, vitfold.load(directory, model)",
+            stacklevel=3,
+        )
+
+
+def _refuse_nameless(model: nn.Module) -> None:
     if not folds(model) and sources.identify(model)[0] == sources.OTHER:
         raise PlanError(
             f"this {type(model).__name__} cannot be saved, as it cannot be made by name and plain "

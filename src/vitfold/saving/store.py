@@ -149,5 +149,3 @@ def _writes(data: bytes) -> Write:
 def _put(directory: Path, name: str, write: Write) -> None:
     with whole(directory / name) as path:
         write(path)
-
-

@@ -128,9 +128,7 @@ def _fit_trunk(wanted: Trunk | None, model: nn.Module) -> None:
         return
     for field, value in vars(trunk).items():
         if value != (asked := getattr(wanted, field)):
-            raise PlanError(
-                f"{fields.FILE}: model.trunk.{field}={asked}: this {kind} has {value}"
-            )
+            raise PlanError(f"{fields.FILE}: model.trunk.{field}={asked}: this {kind} has {value}")
 
 
 def _fit_name(wanted: Model, model: nn.Module) -> None:
@@ -152,12 +150,12 @@ def rebuild(plan: Plan, stored: weights.Tensors | None) -> nn.Module:
             "the model, vitfold.load(directory, model)"
         )
     blank = _make(plan.model, pretrained=False, blank=True)
-    _check_size(blank, plan)
     cast(blank, plan.model, stored or {})
     try:
         fit(plan, blank, stored)
     except UnsupportedModel as error:
         raise PlanError(f"{fields.FILE}: model.name={plan.model.name!r}: {error}") from error
+    _check_size(blank, plan)
     model = _make(plan.model, pretrained=stored is None)
     cast(model, plan.model, stored or {})
     if stored is None and fingerprint(clone(model).state_dict()) != plan.model.fingerprint:
@@ -180,8 +178,6 @@ def _check_size(blank: nn.Module, plan: Plan) -> None:
         return
     try:
         pixels = sum(t.numel() for t in find(blank).example().values() if isinstance(t, Tensor))
-    except UnsupportedModel as error:
-        raise PlanError(f"{fields.FILE}: model.name={plan.model.name!r}: {error}") from error
     # Sizes of all kinds go into the shape of an image: what is wrong with them is torch's to say.
     except Exception as error:
         reason = fields.clip(error or type(error).__name__)

@@ -8,10 +8,11 @@ from typing import Any
 
 from torch import nn
 
-from vitfold.saving import fields, weights
+from vitfold.saving import fields, upgrade, weights
 from vitfold.saving.sources import timm
 from vitfold.saving.sources.source import Source
-from vitfold.saving.upgrade import PACKAGED as NAME
+
+NAME = upgrade.PACKAGED
 
 MODELS = ("digits",)
 """Their names, and those of their directories."""

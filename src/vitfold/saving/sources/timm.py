@@ -18,14 +18,15 @@ OVERLAY = "pretrained_cfg_overlay"
 """timm's option for what a model says of itself."""
 
 REFUSED = frozenset(
-    """
-    cache cfg checkpoint cls config device dir dtype exportable file filename fn func hf hook hub
-    jit load module only path pretrained pruned scriptable source url variant
-    """.split()
+    (
+        *("cache", "cfg", "checkpoint", "config", "dir", "file", "filename", "hf", "hub", "path"),
+        *("load", "pretrained", "pruned", "source", "url", "variant", "device", "dtype"),
+        *("cls", "fn", "func", "hook", "module", "exportable", "jit", "scriptable", "only"),
+    )
 )
-"""Words in the names of arguments that reach files, addresses or code: they stay with the caller."""
+"""Words in the names of arguments that reach files, addresses or code: a plan sets none of them."""
 
-COUNTS = frozenset("blocks depth depths heads layers reg repeats reps stages tokens".split())
+COUNTS = frozenset(("blocks", "depth", "depths", "heads", "layers", "repeats", "stages", "tokens"))
 """Words in the names of what is made one by one."""
 
 MANY, MOST, LONGEST = 1024, 2**20, 512
@@ -55,7 +56,8 @@ def arguments(model: Any) -> dict[str, Any]:
     now = {key: getattr(model, key, None) for key in ("num_classes", "in_chans", "global_pool")}
     now["img_size"] = getattr(getattr(model, "patch_embed", None), "img_size", None)
     now[OVERLAY] = _overlay(model) or None
-    return given | {key: value for key, value in now.items() if value is not None}
+    plain = {k: v for k, v in now.items() if v is not None and not isinstance(v, nn.Module)}
+    return given | plain
 
 
 def _overlay(model: Any) -> dict[str, Any]:
