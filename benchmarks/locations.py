@@ -8,9 +8,10 @@ from pathlib import Path
 
 import vitfold
 from vitfold.cli import show
-from vitfold.data.digits import create_digits, load_split
+from vitfold.data.digits import load_split
 from vitfold.folding.fold import clone
 from vitfold.methods.lgtm import LOCATIONS
+from vitfold.saving.models import create_model
 from vitfold.tools.validate import Report, validate
 
 BATCH = 64
@@ -20,7 +21,7 @@ COLUMNS = ("location", "share of FLOPs", "top-1", "95 % interval", "agrees with 
 
 def measure(location: str, share: float) -> Report:
     """One fold on all held-out digits."""
-    dense = create_digits().eval()
+    dense = create_model("digits", pretrained=True).eval()
     images, labels = load_split("test")
     folded = vitfold.fold(clone(dense), vitfold.LGTM(flops=share, location=location))
     return validate(folded, zip(images.split(BATCH), labels.split(BATCH), strict=True), dense=dense)

@@ -6,6 +6,7 @@ The embedded digits model, with its positions interpolated: matrices by a search
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -15,8 +16,9 @@ from torch import Tensor, nn
 import vitfold
 from vitfold import PruneMerge
 from vitfold.cli import show
-from vitfold.data.digits import ARCHITECTURE, create_digits, load_split
+from vitfold.data.digits import load_split
 from vitfold.folding.fold import clone
+from vitfold.saving.models import create_model
 from vitfold.tools.rates import reaching
 from vitfold.tools.validate import interval
 
@@ -55,12 +57,12 @@ def noise(method: PruneMerge) -> PruneMerge:
 def rows() -> Iterator[list[str]]:
     """Of all sizes."""
     images, labels = load_split("test")
-    first = search(create_digits(), ARCHITECTURE["img_size"])
+    first = search(create_model("digits", pretrained=True), images.shape[-1])
     for side in SIDES:
-        model = create_digits()
+        model: Any = create_model("digits", pretrained=True)
         model.set_input_size((side, side))
         pixels = resized(images, side)
-        grid = side // ARCHITECTURE["patch_size"]
+        grid = side // model.patch_embed.patch_size[0]
         moved = first.resize((grid, grid))
         other = reaching(model, noise(moved), SHARE, pixels[:1])
         ways = {"searched": search(model, side), "resized": moved, "at random": other}

@@ -18,7 +18,9 @@ from timm.optim import create_optimizer_v2
 from timm.scheduler import CosineLRScheduler
 from torch import Tensor, nn
 
-from vitfold.data.digits import ARCHITECTURE, create_digits, load_split
+from vitfold.data.digits import load_split
+from vitfold.saving.models import create_model
+from vitfold.saving.sources import packaged
 
 ASSETS = Path(__file__).parent.parent / "src" / "vitfold" / "assets"
 
@@ -73,7 +75,7 @@ def halved(model: nn.Module) -> dict[str, Tensor]:
 
 def held_out(weights: dict[str, Tensor]) -> float:
     """Accuracy of such weights on the held-out digits."""
-    model = create_digits(pretrained=False).eval()
+    model = create_model("digits").eval()
     model.load_state_dict({name: weight.float() for name, weight in weights.items()})
     images, labels = load_split("test")
     with torch.no_grad():
@@ -92,12 +94,12 @@ def main(
     """Train on coarse patches first, which is quick, then on the model's own; round to half
     precision, test, and write weights and card."""
     torch.manual_seed(seed)
-    model = create_digits(pretrained=False)
+    model = create_model("digits")
     curve = train(model, 8, coarse_epochs, batch_size, lr, weight_decay)
     curve += train(model, 4, epochs, batch_size, lr / 2, weight_decay)
     weights = halved(model)
     card = {
-        "architecture": {"class": "timm.models.VisionTransformer", **ARCHITECTURE},
+        "architecture": packaged.plan("digits")["model"]["arguments"],
         "command": " ".join(["python", "scripts/train_digits.py", *sys.argv[1:]]),
         "seed": seed,
         "epochs": {"patches of 8 px": coarse_epochs, "patches of 4 px": epochs},

@@ -2,13 +2,25 @@
 
 import contextlib
 import os
+import re
 import secrets
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 
 from safetensors import SafetensorError
 
 from vitfold.errors import VitfoldError, one_line
+
+fcntl: ModuleType | None
+try:
+    import fcntl
+except ImportError:  # on Windows
+    fcntl = None
+
+STALE = 3600
+"""After so many seconds nobody writes to a file any more that was not finished."""
 
 
 @contextlib.contextmanager
@@ -24,7 +36,8 @@ def writing(path: Path, kind: type[VitfoldError], *others: type[Exception]) -> I
         raise
     except known as error:
         why = getattr(error, "strerror", None) or one_line(error)
-        raise kind(f"{path} cannot be written: {why}") from error
+        name = str(path) if str(path).isprintable() else repr(str(path))
+        raise kind(f"{name} cannot be written: {why}") from error
 
 
 @contextlib.contextmanager
@@ -40,6 +53,74 @@ def whole(path: Path) -> Iterator[Path]:
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)
+
+
+def remove_unfinished(path: Path, alone: bool) -> None:
+    """Remove what processes that were killed left of writing to `path` by `whole`.
+
+    alone: whether nobody else can be writing to it now; else only what is old goes.
+    """
+    name = re.compile(rf"\.{re.escape(path.stem)}\.[0-9a-f]{{8}}{re.escape(path.suffix)}")
+    for file in path.parent.iterdir():
+        if name.fullmatch(file.name):
+            with contextlib.suppress(OSError):
+                if alone or time.time() - file.lstat().st_mtime > STALE:
+                    file.unlink()
+
+
+@contextlib.contextmanager
+def held(directory: Path) -> Iterator[bool]:
+    """A directory that others who ask for it by this function wait for; they may be other
+    processes. What is missing of its path is made, and removed again when something goes wrong.
+
+    Gives whether nobody else can have it: some file systems know no locks.
+    """
+    missing = [path for path in (directory, *directory.parents) if not path.exists()]
+    handle = None
+    try:
+        handle, alone = _lock(directory)
+        yield alone
+    except BaseException:
+        for path in missing:
+            with contextlib.suppress(OSError):  # somebody else has put something there
+                path.rmdir()
+        raise
+    finally:
+        if handle is not None:
+            _release(handle)
+
+
+def _lock(directory: Path) -> tuple[int | None, bool]:
+    """The handle of a directory that is locked; a process that ends lets go of it."""
+    while True:
+        directory.mkdir(parents=True, exist_ok=True)
+        if fcntl is None:
+            return None, False
+        handle = os.open(directory, os.O_RDONLY)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        except OSError:
+            return handle, False
+        except BaseException:
+            os.close(handle)
+            raise
+        if _is_at(handle, directory):
+            return handle, True
+        os.close(handle)  # whoever had it before has removed it
+
+
+def _is_at(handle: int, directory: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(handle), directory.stat())
+    except OSError:
+        return False
+
+
+def _release(handle: int) -> None:
+    if fcntl is not None:
+        with contextlib.suppress(OSError):
+            fcntl.flock(handle, fcntl.LOCK_UN)  # a child may have a copy of the handle
+    os.close(handle)
 
 
 def readable(path: Path) -> None:

@@ -29,7 +29,6 @@ from vitfold.data import (
     renormalized,
     shuffled,
 )  # fmt: skip
-from vitfold.data.digits import create_digits
 from vitfold.data.pictures import read_photograph
 from vitfold.errors import DataError, MissingExtra, PlanError
 from vitfold.folding.families import processor
@@ -362,7 +361,7 @@ def test_a_picture_is_rgb_upright_and_the_first_of_many(tmp_path: Path) -> None:
 
 
 def test_digits_are_a_dataset_like_any_other() -> None:
-    model = create_digits()
+    model = create_model("digits", pretrained=True)
     train, test = (Source("digits", split=split) for split in ("train", "validation"))
     assert not train.shares(test)
     assert test.shares(Source("digits", split="test[50%:]"))

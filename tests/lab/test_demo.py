@@ -9,16 +9,17 @@ import torch
 
 from vitfold.cli.demo import demo as command
 from vitfold.data import digits
-from vitfold.data.digits import create_digits, load_split
+from vitfold.data.digits import load_split
 from vitfold.lab import demo
 from vitfold.methods import ready
+from vitfold.saving.models import create_model
 
 
 def test_the_embedded_model_is_small_and_reads_digits() -> None:
     assets = resources.files("vitfold").joinpath("assets")
     assert len(assets.joinpath("digits.safetensors").read_bytes()) <= 3_000_000
     card = json.loads(assets.joinpath("digits.json").read_text())
-    model = create_digits().eval()
+    model = create_model("digits", pretrained=True).eval()
     images, labels = load_split("test")
     with torch.no_grad():
         accuracy = float((model(images).argmax(1) == labels).float().mean())

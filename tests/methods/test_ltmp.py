@@ -21,10 +21,11 @@ from support.small import MODELS, images, vit
 
 import vitfold
 from vitfold import LTMP, ToMe
-from vitfold.data.digits import create_digits, load_split
+from vitfold.data.digits import load_split
 from vitfold.errors import MethodError, ShapeError
 from vitfold.folding.blocks import within
 from vitfold.folding.calls import folded, watch
+from vitfold.saving.models import create_model
 from vitfold.tokens.masked import Masked
 from vitfold.tokens.tokenmap import DROPPED
 
@@ -118,7 +119,9 @@ def test_what_is_gone_weighs_nothing(method: LTMP, sharper: float, dtype: torch.
 
 @torch.no_grad()
 def test_masked_digits_are_those_that_are_folded() -> None:
-    model: Any = vitfold.fold(create_digits(), LTMP(merge_threshold=0.6, prune_threshold=0.004))
+    model: Any = vitfold.fold(
+        create_model("digits", pretrained=True), LTMP(merge_threshold=0.6, prune_threshold=0.004)
+    )
     x = load_split("test")[0][:24]
     expected = model(x)
     with vitfold.masked():

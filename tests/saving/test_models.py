@@ -11,11 +11,10 @@ import torch
 from support import models
 
 import vitfold
-from vitfold.data.digits import create_digits
 from vitfold.errors import MissingExtra, PlanError, UnsupportedModel
 from vitfold.folding.calls import folded
 from vitfold.folding.families import find
-from vitfold.saving.models import create_model, save_model
+from vitfold.saving.models import create_model, dataset_of, save_model
 
 
 @pytest.fixture(autouse=True)
@@ -48,11 +47,12 @@ def test_timm_models(name: str) -> None:
 
 
 def test_the_embedded_model() -> None:
-    random, trained = create_model("digits"), create_model("digits", pretrained=True)
+    random: Any = create_model("digits")
+    trained = create_model("digits", pretrained=True)
     assert type(random) is type(trained) is timm.models.VisionTransformer
-    for other in (create_model("digits", pretrained=True), create_digits()):
-        state = other.state_dict()
-        assert all(torch.equal(state[k], v) for k, v in trained.state_dict().items())
+    state = create_model("digits", pretrained=True).state_dict()
+    assert all(torch.equal(state[k], v) for k, v in trained.state_dict().items())
+    assert not torch.equal(state["head.weight"], random.head.weight)
     assert "digits is made in one way: leave out depth" in refused("digits", depth=3)
 
 
@@ -144,18 +144,68 @@ def test_a_saved_plan_is_a_name(tmp_path: Path) -> None:
         create_model(str(tmp_path / "empty"))
 
 
-def test_the_embedded_model_is_saved_as_it_is_made(tmp_path: Path) -> None:
+def test_the_embedded_model_is_saved_as_any_other(tmp_path: Path) -> None:
     model: Any = create_model("digits", pretrained=True)
     model.norm.weight.data.mul_(2)
     save_model(model, tmp_path)
     again = create_model(tmp_path)
     state = model.state_dict()
     assert all(torch.equal(state[key], value) for key, value in again.state_dict().items())
-    config = json.loads((tmp_path / "config.json").read_text())
+    plan = json.loads((tmp_path / "plan.json").read_text())
+    assert (plan["method"], plan["schedule"]) == (None, [])
     for key, value in {"source": "segmenter", "name": "numbers", "arguments": {"depth": 3}}.items():
-        (tmp_path / "config.json").write_text(json.dumps(config | {key: value}))
-        with pytest.raises(PlanError, match=r"config\.json"):
+        change = plan | {"model": plan["model"] | {key: value}}
+        (tmp_path / "plan.json").write_text(json.dumps(change))
+        with pytest.raises(PlanError, match=r"plan\.json: model\."):
             create_model(tmp_path)
+
+
+def test_the_images_of_a_model_are_known_without_making_it(tmp_path: Path) -> None:
+    model = create_model("digits")
+    save_model(model, tmp_path / "dense")
+    save_model(vitfold.fold(model, "tome", r=2), tmp_path / "folded")
+    save_model(create_model("test_vit"), tmp_path / "other")
+    named = [dataset_of(name) for name in ("digits", tmp_path / "dense", tmp_path / "folded")]
+    assert [*named, dataset_of(model)] == ["digits"] * 4
+    assert [dataset_of(name) for name in (tmp_path / "other", "test_vit", "nothing")] == [None] * 3
+    assert dataset_of(create_model("test_vit")) is None
+    model.reset_classifier(3)
+    assert dataset_of(model) is None
+
+
+def test_a_saved_dense_model_takes_other_arguments(tmp_path: Path) -> None:
+    model: Any = create_model("test_vit", img_size=32, num_classes=3)
+    save_model(model, tmp_path)
+    other: Any = create_model(tmp_path, img_size=64, num_classes=0)
+    assert other.patch_embed.img_size == (64, 64)
+    assert torch.equal(other.norm.weight, model.norm.weight)
+    assert torch.equal(other.blocks[0].mlp.fc1.weight, model.blocks[0].mlp.fc1.weight)
+    head: Any = create_model(tmp_path, num_classes=4)
+    assert torch.equal(head.pos_embed, model.pos_embed)
+    assert head.head.weight.shape[0] == 4
+    save_model(other, tmp_path / "again")
+    assert create_model(tmp_path / "again").pretrained_cfg == create_model(tmp_path).pretrained_cfg
+
+
+def test_paths_that_cannot_be_are_said_in_a_line(tmp_path: Path) -> None:
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    model = vitfold.fold(create_model("digits"), "tome", r=2)
+    for name in ("a\0b", str(tmp_path / "loop"), str(tmp_path / "loop" / "in")):
+        tries = (create_model, vitfold.load, lambda path: vitfold.save(model, path), dataset_of)
+        for attempt in tries[:3]:
+            with pytest.raises((PlanError, UnsupportedModel)) as caught:
+                attempt(name)
+            assert "\n" not in str(caught.value)
+            assert "\0" not in str(caught.value)
+        assert dataset_of(name) is None
+
+
+def test_models_that_cannot_be_folded_are_saved_dense(tmp_path: Path) -> None:
+    model = timm.create_model("resnet18", num_classes=2).eval()
+    save_model(model, tmp_path)
+    images = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        assert torch.equal(create_model(tmp_path)(images), model(images))
 
 
 def test_a_dense_model_takes_the_place_of_a_plan(tmp_path: Path) -> None:
@@ -171,7 +221,11 @@ def test_a_dense_model_takes_the_place_of_a_plan(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "made",
-    [create_digits, lambda: models.hf("ViTModel"), lambda: create_model("test_vit", img_size=32)],
+    [
+        lambda: create_model("digits"),
+        lambda: models.hf("ViTModel"),
+        lambda: create_model("test_vit", img_size=32),
+    ],
     ids=["own", "transformers", "timm"],
 )
 def test_files_may_be_read_by_whoever_may_read_others(made: Any, tmp_path: Path) -> None:

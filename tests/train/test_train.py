@@ -34,7 +34,7 @@ import vitfold
 from vitfold.cli import subject
 from vitfold.data import Renormalized, Source
 from vitfold.data import digits as digits_
-from vitfold.data.digits import create_digits, load_split
+from vitfold.data.digits import load_split
 from vitfold.errors import DataError, MethodError, PlanError, TrainError
 from vitfold.saving.models import create_model, save_model
 from vitfold.tools import results
@@ -45,6 +45,10 @@ from vitfold.train.log import Log
 from vitfold.train.objective import Objective, distillation
 from vitfold.train.optimizing import PlainStep, SharpnessAwareStep
 from vitfold.train.outline import Outcome, Settings, check_share, create_accelerator
+
+
+def digits_model() -> nn.Module:
+    return create_model("digits", pretrained=True)
 
 
 def small(**options: Any) -> nn.Module:
@@ -745,7 +749,7 @@ def digits(first: int, last: int) -> list[tuple[Tensor, int]]:
 def test_the_share_that_was_asked_for_is_that_of_unseen_images(
     tmp_path: Path, options: dict[str, Any]
 ) -> None:
-    model = vitfold.fold(create_digits(), vitfold.LTMP(flops=0.7, **options))
+    model = vitfold.fold(digits_model(), vitfold.LTMP(flops=0.7, **options))
     rates = {"merge": 5e-2, "prune": 1e-4}
     rates = {n: rate for n, rate in rates.items() if f"vitfold.{n}" in model.state_dict()}
     recipe = Recipe(**{**vars(LEARN), "epochs": 2, "batch_size": 32, "accumulate": 1,
@@ -762,7 +766,7 @@ def test_the_share_that_was_asked_for_is_that_of_unseen_images(
     assert outcome.reached == pytest.approx(0.7, abs=0.02)
     unseen = torch.stack([image for image, _ in digits(64, 128)])
     model.eval()
-    share = vitfold.flops(model, unseen) / vitfold.flops(create_digits().eval(), unseen)
+    share = vitfold.flops(model, unseen) / vitfold.flops(digits_model().eval(), unseen)
     assert share == pytest.approx(0.7, abs=0.02)
 
 
@@ -1056,9 +1060,9 @@ def test_the_embedded_model_brings_its_own_images(
     assert vitfold_(monkeypatch, *given, "--reprob", "0.5", "--output", tmp_path / "erased") == 2
     assert "re_prob: the digits take only no_aug" in capsys.readouterr().err
     images = digits_.Digits("train")
-    still = Source("digits", split="train").augment(create_digits(), {"no_aug": True})
+    still = Source("digits", split="train").augment(digits_model(), {"no_aug": True})
     assert still(digits_.Digit(Tensor([1]), Tensor([2]))) == 1
-    images.transform = Source("digits", split="train").augment(create_digits(), {"hflip": 0.5})
+    images.transform = Source("digits", split="train").augment(digits_model(), {"hflip": 0.5})
     one, other = images[3][0], images[3][0]
     assert not torch.equal(one, other)
     assert torch.equal(digits_.Digits("train")[3][0], digits_.Digits("train")[3][0])

@@ -8,11 +8,12 @@ from torch import Tensor, nn
 
 from vitfold.cli import options, show, values
 from vitfold.cli.groups import grouped
-from vitfold.cli.images import batches_of, has_own
+from vitfold.cli.images import batches_of
 from vitfold.data import AnySource
 from vitfold.errors import DataError
 from vitfold.folding.calls import folded
 from vitfold.folding.inputs import Inputs
+from vitfold.saving.models import dataset_of
 from vitfold.segment import Labels
 from vitfold.segment.segmenter import MOST_CLASSES
 from vitfold.tokens.modes import mixed
@@ -80,7 +81,7 @@ def _looks(ours: nn.Module) -> bool:
     """Whether speed depends on images, and there are some without asking."""
     if not folded(ours).method.ragged:
         return False
-    if not has_own(ours):
+    if not dataset_of(ours):
         raise DataError(f"{folded(ours).method} is as fast as its images let it: give --data-dir")
     return True
 

@@ -8,25 +8,8 @@ from torch import nn
 
 from vitfold.cli import options
 from vitfold.data import AnySource, Source, labelled, limited, loader, shuffled, streams
-from vitfold.folding.fold import clone
-from vitfold.saving.models import is_embedded
-from vitfold.saving.sources import digits
+from vitfold.saving.models import dataset_of
 from vitfold.tools.validate import Batch
-
-
-def own_dataset(model: nn.Module) -> str:
-    """The dataset that a model was made for, however it is folded; empty where it names none."""
-    return digits.identify(clone(model)) or ""
-
-
-def dataset_of(name: str) -> str:
-    """The same of a model that is known by name, or saved in a directory."""
-    return digits.NAME if is_embedded(name) else ""
-
-
-def has_own(model: nn.Module) -> bool:
-    """Whether there are images for a model where nobody gives any."""
-    return bool(own_dataset(model))
 
 
 def batches_of(
@@ -59,7 +42,7 @@ def source_for(model: nn.Module, source: AnySource) -> AnySource:
     """The source, or where it names no images that split of the model's own dataset."""
     if source.given or not isinstance(source, Source):
         return source
-    name = own_dataset(model)
+    name = dataset_of(model)
     if not name:
         raise options.no_data()
     return replace(source, dataset=name)

@@ -308,7 +308,7 @@ def segmenter(
     on: torch.device,
 ) -> nn.Module:
     """The segmenter in a directory, or a new one with random weights around an encoder."""
-    from vitfold.saving.models import create_segmenter, saved_classes
+    from vitfold.segment import create_segmenter, saved_classes
 
     saved = saved_classes(name)
     if saved is not None and classes not in (None, saved):
@@ -331,6 +331,8 @@ def folded_by(model: nn.Module, plan: Path | None, choice: Choice) -> nn.Module:
         raise MethodError(f"{what} says how to fold: leave out --method, --r, --flops and the like")
     if plan is not None:
         ours = load(plan, model)
+        if not folds(ours):
+            raise MethodError(f"--plan {plan} is a dense model: give it in the place of MODEL")
         if has_backbone(plan):
             show.note(f"--plan {plan} comes with weights: they are in the place of the model's own")
         return ours

@@ -10,7 +10,7 @@ from torch import nn
 
 from vitfold.cli import options, show, values
 from vitfold.cli.groups import Group, option
-from vitfold.cli.images import dataset_of, shuffled_of
+from vitfold.cli.images import shuffled_of
 from vitfold.cli.offline import fetching
 from vitfold.cli.recipe import numbers
 from vitfold.cli.search import SCORED, found_in
@@ -21,13 +21,15 @@ from vitfold.folding.fold import fold
 from vitfold.methods import METHODS
 from vitfold.methods.base import named
 from vitfold.methods.checks import check_whole
-from vitfold.saving.models import (
-    create_model,
+from vitfold.saving.models import create_model, dataset_of, is_named
+from vitfold.segment import (
+    DECODERS,
+    Labels,
+    Segmenter,
+    classes_in,
     create_segmenter,
-    is_named,
     saved_classes,
 )
-from vitfold.segment import DECODERS, Labels, Segmenter, classes_in
 from vitfold.segment.segmenter import MOST_CLASSES
 from vitfold.tools.answers import ONLY, classes_of_head
 from vitfold.tools.importance import ITERATIONS
@@ -92,7 +94,7 @@ class Data(options.Task):
 
     def sources(self, model: str, labels: Labels | None) -> tuple[AnySource, AnySource]:
         """Of what is trained on, and of what is held out; the model's own where none are given."""
-        own = "" if labels or self.given else dataset_of(model)
+        own = None if labels or self.given else dataset_of(model)
         chosen = replace(self, dataset=own) if own else self
         images = [chosen._images(split) for split in (self.train_split, self.held_out)]
         source, held_out = (i.scenes(labels) if labels else i.source for i in images)

@@ -23,8 +23,8 @@ from vitfold.lab.sweep_file import SweepFile
 from vitfold.lab.timing import busy
 from vitfold.methods import ready
 from vitfold.saving.models import create_model
-from vitfold.saving.weights import fingerprint
 from vitfold.tools import draw
+from vitfold.tools.digest import fingerprint
 from vitfold.tools.trace import trace
 
 PICTURES = 4

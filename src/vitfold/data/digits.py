@@ -4,17 +4,14 @@ The pictures are the 8x8 handwritten digits bundled with scikit-learn, enlarged 
 a canvas of 14 x 14 patches, so that many tokens show background or the same stroke.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import cache
-from importlib import import_module, resources
+from importlib import import_module
 from operator import attrgetter
-from types import MappingProxyType
 from typing import Any, ClassVar, Final, Literal, NamedTuple
 
-import safetensors.torch
 import torch
 import torch.nn.functional as F
-from timm.models import VisionTransformer
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
@@ -25,25 +22,11 @@ from vitfold.folding.families import find
 NAME: Final = "digits"
 """What the dataset is called."""
 
-ARCHITECTURE: Final[Mapping[str, Any]] = MappingProxyType(
-    {
-        "img_size": 56,
-        "patch_size": 4,
-        "in_chans": 1,
-        "num_classes": 10,
-        "global_pool": "token",
-        "embed_dim": 64,
-        "depth": 12,
-        "num_heads": 4,
-    }
-)
-"""The keyword arguments of timm's VisionTransformer."""
-
 MEAN: Final = 0.2
 STD: Final = 0.3
 """Canvas brightness, from 0 to 1, is normalized as (brightness - MEAN) / STD."""
 
-_CANVAS: Final[int] = ARCHITECTURE["img_size"]
+_CANVAS: Final = 56
 _SMALLEST, _LARGEST = 46.0, 54.0  # side of the enlarged digit, in pixels
 _STEEPEST: Final = 0.2  # rotation either way, in radians
 _TEST_FRACTION: Final = 0.25
@@ -52,14 +35,6 @@ _SPLIT_SEED: Final = 0
 # Fractional parts of index * step fill the unit square evenly (Roberts' R2 sequence, twice), and,
 # unlike a random generator, give the same places on every platform and PyTorch version.
 _STEPS: Final = (0.7548776662466927, 0.5698402909980532, 0.6180339887498949, 0.4142135623730951)
-
-
-def create_digits(pretrained: bool = True) -> VisionTransformer:
-    """Build the digits model in float32; ``pretrained`` loads the weights shipped with vitfold."""
-    model = VisionTransformer(**ARCHITECTURE)
-    if pretrained:
-        model.load_state_dict(_stored_weights())
-    return model.eval() if pretrained else model
 
 
 def load_split(split: Literal["train", "test"]) -> tuple[Tensor, Tensor]:
@@ -147,11 +122,6 @@ def augment(model: nn.Module, options: dict[str, Any]) -> Callable[[Digit], Tens
     if others := active.keys() - {"hflip", "color_jitter"}:
         raise DataError(f"{', '.join(sorted(others))}: the digits take only no_aug")
     return Digit.anew
-
-
-def _stored_weights() -> dict[str, Tensor]:
-    stored = resources.files("vitfold").joinpath("assets", "digits.safetensors").read_bytes()
-    return {name: weight.float() for name, weight in safetensors.torch.load(stored).items()}
 
 
 @cache

@@ -14,6 +14,7 @@ from vitfold.errors import FoldError, MethodError, UnsupportedModel
 from vitfold.folding.calls import MARK, Fold, enter, folds, pass_block
 from vitfold.folding.families import Found, find
 from vitfold.folding.flops import Schedule, cost, solve
+from vitfold.folding.pretrained import save_as_before, warn_of_saving
 from vitfold.methods import Base, Method, create_method
 from vitfold.methods.learned import Learned
 from vitfold.methods.schedule import per_block
@@ -62,7 +63,9 @@ def _replace(model: ModelT, method: Base, resolve: Callable[[Fold], tuple[int, .
         unfold(model)
         if before is not None:
             _put_on(before)
+            warn_of_saving(model)
         raise
+    warn_of_saving(model)
     return model
 
 
@@ -78,6 +81,7 @@ def unfold(model: ModelT) -> ModelT:
         del found.trunk.__dict__[MARK]
         if record.learned is not None:
             del found.trunk._modules[LEARNED]
+    save_as_before(model)
     return model
 
 

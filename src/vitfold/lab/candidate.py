@@ -17,8 +17,8 @@ from vitfold.folding.flops import cost
 from vitfold.folding.fold import clone, fold
 from vitfold.folding.inputs import Inputs
 from vitfold.methods import Base, create_method, ready
-from vitfold.saving import weights
 from vitfold.tools.baselines import DENSE
+from vitfold.tools.digest import fingerprint
 from vitfold.tools.measure import batch_of, flops
 
 SMALLER_INPUT, SMALLER_MODEL = "smaller input", "smaller model"
@@ -130,7 +130,7 @@ def trained(models: Mapping[str, nn.Module]) -> list[Candidate]:
 
 def _trained(name: str, model: nn.Module) -> Candidate:
     method = folded(model).method
-    source = f"{name} {weights.fingerprint(model.state_dict())[:12]}"
+    source = f"{name} {fingerprint(model.state_dict())[:12]}"
     share = getattr(method, "flops", None) or 0.0
     return Candidate(_title(method), share, lambda: model, source)
 

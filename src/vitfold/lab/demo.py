@@ -5,10 +5,11 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from vitfold.data.digits import create_digits, load_split
+from vitfold.data.digits import load_split
 from vitfold.lab.candidate import candidates
 from vitfold.lab.sweep import Row, sweep
 from vitfold.methods import ready
+from vitfold.saving.models import create_model
 from vitfold.tools.measure import Progress
 
 SHARES = (0.75, 0.6, 0.5)
@@ -25,7 +26,7 @@ def steps() -> int:
 
 def rows(progress: Progress = lambda: None) -> Iterator[tuple[Row, nn.Module]]:
     """The dense model first, then every method at every share, each with its model."""
-    dense = create_digits().eval()
+    dense = create_model("digits", pretrained=True).eval()
     batches = list(zip(*(part.split(BATCH) for part in load_split("test")), strict=True))
     entries = candidates(dense, ready(), SHARES)
     return sweep(dense, entries, lambda: batches, sizes=(TIMED,), repeats=ROUNDS, progress=progress)

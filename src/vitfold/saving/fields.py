@@ -134,6 +134,12 @@ def number(path: str, value: object, least: float, most: float) -> float:
     return value
 
 
+def nothing_or(check: Callable[[str, object], object], path: str, value: object) -> None:
+    """Null, or what passes a check."""
+    if value is not None:
+        check(path, value)
+
+
 def switch(path: str, value: object) -> bool:
     """True or false."""
     if not isinstance(value, bool):

@@ -4,8 +4,9 @@ import torch
 from torch import Tensor, nn
 
 from vitfold.errors import PlanError
-from vitfold.folding.calls import folded
+from vitfold.folding.calls import folds
 from vitfold.folding.fold import LEARNED
+from vitfold.methods.steps import Learned
 from vitfold.saving import weights
 from vitfold.saving.schema import Plan
 from vitfold.saving.weights import Tensors
@@ -14,9 +15,9 @@ PREFIX = f"{LEARNED}."
 
 
 def state(model: nn.Module) -> dict[str, Tensor]:
-    """What the method of a folded model has learned, by name."""
-    module = folded(model).learned
-    return {} if module is None else module.state_dict(prefix=PREFIX)
+    """What the method of a model has learned, by name."""
+    states = [record.learned.state_dict(prefix=PREFIX) for record in folds(model) if record.learned]
+    return states[0] if states else {}
 
 
 def split(tensors: Tensors) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -28,13 +29,13 @@ def split(tensors: Tensors) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
 def check(tensors: Tensors, plan: Plan) -> None:
     """Refuse what the method of a plan cannot have learned."""
     with torch.device("meta"):  # what a plan claims may be larger than any memory
-        module = plan.method.learn(plan.model.depth, plan.model.width)
+        module = _module(plan)
     file = plan.weights.file if plan.weights else "weights"
     wanted = {} if module is None else module.state_dict(prefix=PREFIX)
     precise = any(tensor.dtype == torch.float64 for tensor in tensors.values())
     dtype = torch.float64 if precise else torch.float32
     weights.check(tensors, {name: t.to(dtype) for name, t in wanted.items()}, file)
-    module = plan.method.learn(plan.model.depth, plan.model.width)
+    module = _module(plan)
     if module is None:
         return
     module.to(dtype)
@@ -45,11 +46,17 @@ def check(tensors: Tensors, plan: Plan) -> None:
             raise PlanError(f"{file}: {name} has values out of bounds: it is not what was saved")
 
 
+def _module(plan: Plan) -> Learned | None:
+    if plan.method is None or plan.model.trunk is None:
+        return None
+    return plan.method.learn(plan.model.trunk.depth, plan.model.trunk.width)
+
+
 def copy(tensors: Tensors, model: nn.Module) -> None:
-    """Give the method of a folded model what `check` accepts."""
-    module = folded(model).learned
-    if module is not None:
-        _fill(module, tensors)
+    """Give the method of a model what `check` accepts."""
+    for record in folds(model):
+        if record.learned is not None:
+            _fill(record.learned, tensors)
 
 
 def _fill(module: nn.Module, tensors: Tensors) -> None:

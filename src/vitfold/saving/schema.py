@@ -1,6 +1,7 @@
 """What a plan says, and its one way to JSON and back."""
 
 import dataclasses
+import functools
 import json
 from dataclasses import dataclass
 from typing import Any
@@ -10,10 +11,8 @@ import torch
 from vitfold.errors import MethodError, PlanError
 from vitfold.methods import Base
 from vitfold.methods.base import from_json
-from vitfold.saving import fields
-from vitfold.saving.sources import OTHER, SOURCES
-
-SCHEMA = 1
+from vitfold.saving import fields, sources, upgrade
+from vitfold.saving.upgrade import SCHEMA
 
 LIMIT = 2**20
 """The most bytes that a plan may have."""
@@ -24,9 +23,22 @@ DEEPEST = 512
 WIDEST = 2**16
 LONGEST = 2**20
 
+MOST = 2**33
+"""The most numbers that a model may be made of: 32 GB of them in float32."""
+
 PACKAGES = ("vitfold", "torch", "timm", "transformers")
 
 _FILE_NAME = r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,100}\.safetensors"
+
+
+@dataclass(frozen=True)
+class Trunk:
+    """The part of a model that folding changes: its blocks, its channels, its tokens that are no
+    patches."""
+
+    depth: int
+    width: int
+    prefix: int
 
 
 @dataclass(frozen=True)
@@ -35,21 +47,23 @@ class Model:
 
     source: where models of that name come from; `other` is no such place.
     arguments: what the source needs besides the name.
-    depth, width, prefix: of the trunk: its blocks, its channels, its tokens that are no patches.
+    dataset: the images that vitfold has for it; None: those that a user gives.
+    trunk: None in a model that cannot be folded.
     dtype: of its weights.
     buffers: the dtypes of what it computes when it is made, in the order of its modules.
-    fingerprint: of its weights, as `weights.fingerprint` takes it.
+    values: how many numbers its weights and buffers are; None in plans of schema 1.
+    fingerprint: of its weights; None where they could not be read, as in quantized models.
     """
 
     source: str
     name: str
     arguments: dict[str, Any]
-    depth: int
-    width: int
-    prefix: int
+    dataset: str | None
+    trunk: Trunk | None
     dtype: str
     buffers: list[str]
-    fingerprint: str
+    values: int | None
+    fingerprint: str | None
 
 
 @dataclass(frozen=True)
@@ -57,22 +71,25 @@ class Weights:
     """A file of weights beside the plan.
 
     backbone: whether the model's own are in it.
+    dtype: what they are stored in, where that is not what the model computes in.
     """
 
     file: str
     backbone: bool
+    dtype: str | None = None
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A method on a model, resolved.
+    """A model, and how it is folded.
 
-    schedule: how many tokens each block is asked to remove.
+    method: None for a dense model.
+    schedule: how many tokens each block is asked to remove; empty for a dense model.
     versions: of the libraries that it was saved with, for people to read.
     """
 
     model: Model
-    method: Base
+    method: Base | None
     schedule: tuple[int, ...]
     weights: Weights | None
     versions: dict[str, str]
@@ -83,7 +100,7 @@ def encode(plan: Plan) -> bytes:
     data = {
         "schema": SCHEMA,
         "model": dataclasses.asdict(plan.model),
-        "method": plan.method.to_json(),
+        "method": plan.method and plan.method.to_json(),
         "schedule": list(plan.schedule),
         "weights": plan.weights and dataclasses.asdict(plan.weights),
         "versions": plan.versions,
@@ -98,44 +115,55 @@ def decode(data: bytes) -> Plan:
     """The plan in JSON, or an error that names the field that is wrong."""
     if len(data) > LIMIT:
         raise PlanError(f"{fields.FILE}: {len(data)} bytes: expected at most {LIMIT}")
-    value = fields.parse(data)
-    _check_schema(value)
+    value = upgrade.upgraded(fields.parse(data))
     given = fields.record("", value, ("schema", *Plan.__dataclass_fields__))
     model = _model(given["model"])
-    return Plan(
-        model,
-        _method(given["method"]),
-        _schedule(given["schedule"], model.depth),
-        _weights(given["weights"]),
-        _versions(given["versions"]),
-    )
-
-
-def _check_schema(value: object) -> None:
-    schema = value.get("schema", SCHEMA) if isinstance(value, dict) else SCHEMA
-    if isinstance(schema, bool) or schema != SCHEMA or not isinstance(schema, int):
-        raise fields.refusal("schema", schema, f"{SCHEMA}, the one that this vitfold reads")
+    method = _method(given["method"])
+    if method is not None and model.trunk is None:
+        raise fields.refusal("model.trunk", None, "depth, width and prefix of what is folded")
+    depth = model.trunk.depth if method is not None and model.trunk is not None else 0
+    schedule = _schedule(given["schedule"], depth)
+    weights = _weights(given["weights"])
+    if weights and weights.backbone and model.fingerprint is None:
+        raise fields.refusal("model.fingerprint", None, "64 hex digits of the weights")
+    return Plan(model, method, schedule, weights, _versions(given["versions"]))
 
 
 def _model(value: object) -> Model:
     given = fields.record("model", value, Model.__dataclass_fields__)
-    source = fields.choice("model.source", given["source"], (*SOURCES, OTHER))
-    if source == OTHER:
+    source = fields.choice("model.source", given["source"], (*sources.names(), sources.OTHER))
+    if source == sources.OTHER:
         fields.text("model.name", given["name"], r"[\w.]{1,200}", "the name of a class")
         fields.record("model.arguments", given["arguments"], ())
     else:
-        SOURCES[source].check(given["name"], given["arguments"])
-    fields.integer("model.depth", given["depth"], 1, DEEPEST)
-    fields.integer("model.width", given["width"], 1, WIDEST)
-    fields.integer("model.prefix", given["prefix"], 0, WIDEST)
+        sources.source(source).check(given["name"], given["arguments"])
+    word = functools.partial(fields.text, pattern=r"[a-z0-9_-]{1,64}", expected="a name, or null")
+    fields.nothing_or(word, "model.dataset", given["dataset"])
     fields.choice("model.dtype", given["dtype"], DTYPES)
     for index, dtype in enumerate(fields.items("model.buffers", given["buffers"], 0, LONGEST)):
         fields.choice(f"model.buffers[{index}]", dtype, DTYPES)
-    fields.text("model.fingerprint", given["fingerprint"], "[0-9a-f]{64}", "64 hex digits")
-    return Model(**given)
+    count = functools.partial(fields.integer, least=0, most=MOST)
+    fields.nothing_or(count, "model.values", given["values"])
+    digits = functools.partial(fields.text, pattern="[0-9a-f]{64}", expected="64 hex digits")
+    fields.nothing_or(digits, "model.fingerprint", given["fingerprint"])
+    if given["fingerprint"] is None and source != sources.OTHER:
+        raise fields.refusal("model.fingerprint", None, "64 hex digits")
+    return Model(**given | {"trunk": _trunk(given["trunk"])})
 
 
-def _method(value: object) -> Base:
+def _trunk(value: object) -> Trunk | None:
+    if value is None:
+        return None
+    given = fields.record("model.trunk", value, Trunk.__dataclass_fields__)
+    fields.integer("model.trunk.depth", given["depth"], 1, DEEPEST)
+    fields.integer("model.trunk.width", given["width"], 1, WIDEST)
+    fields.integer("model.trunk.prefix", given["prefix"], 0, WIDEST)
+    return Trunk(**given)
+
+
+def _method(value: object) -> Base | None:
+    if value is None:
+        return None
     try:
         return from_json(value)
     except MethodError as error:
@@ -145,9 +173,8 @@ def _method(value: object) -> Base:
 def _schedule(value: object, depth: int) -> tuple[int, ...]:
     numbers = fields.items("schedule", value, 0, DEEPEST)
     if len(numbers) != depth:
-        raise PlanError(
-            f"{fields.FILE}: schedule has {len(numbers)} numbers: expected model.depth={depth}"
-        )
+        what = f"model.trunk.depth={depth}" if depth else "none, as there is no method"
+        raise PlanError(f"{fields.FILE}: schedule has {len(numbers)} numbers: expected {what}")
     return tuple(
         fields.integer(f"schedule[{block}]", r, 0, LONGEST) for block, r in enumerate(numbers)
     )
@@ -160,6 +187,8 @@ def _weights(value: object) -> Weights | None:
     expected = "a plain file name such as weights.safetensors, beside the plan"
     fields.text("weights.file", given["file"], _FILE_NAME, expected)
     fields.switch("weights.backbone", given["backbone"])
+    stored = functools.partial(fields.choice, known=DTYPES)
+    fields.nothing_or(stored, "weights.dtype", given["dtype"])
     return Weights(**given)
 
 

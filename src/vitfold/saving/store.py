@@ -7,15 +7,21 @@ import stat
 from collections.abc import Callable
 from pathlib import Path
 
+from torch import Tensor
+
 from vitfold.errors import PlanError
-from vitfold.files import whole
+from vitfold.files import remove_unfinished, whole
+from vitfold.saving import weights as tensors_
 from vitfold.saving.fields import FILE, clip
-from vitfold.saving.schema import LIMIT, Plan, Weights, decode, encode
+from vitfold.saving.schema import LIMIT, Plan, decode, encode
 
 WEIGHTS = "weights.safetensors"
 
 SPARE = "weights-new.safetensors"
 """Where weights lie while a plan that is replaced still has the other name."""
+
+ATTEMPTS = 100
+"""How often plan and weights are read, while somebody else writes there again and again."""
 
 Write = Callable[[Path], object]
 
@@ -43,9 +49,9 @@ def read(directory: Path) -> bytes:
             return file.read(LIMIT + 1)
     except FileNotFoundError:
         raise PlanError(_absent(directory)) from None
-    except (OSError, ValueError) as error:
-        if isinstance(error, PlanError):
-            raise
+    except PlanError:
+        raise
+    except (OSError, ValueError, RuntimeError) as error:
         raise PlanError(f"{str(path)!r} cannot be read: {clip(error)}") from error
 
 
@@ -54,11 +60,43 @@ def _absent(directory: Path) -> str:
     return f"{str(directory)!r} {what}: give a directory that vitfold.save wrote"
 
 
-def write(directory: Path, plan: Plan, write_weights: Write | None) -> None:
+def open_together(directory: Path) -> tuple[Plan, dict[str, Tensor]]:
+    """The plan in a directory and its tensors, those of one moment: somebody may be saving there.
+
+    As long as a plan is in place, so is the file of weights that it names.
+    """
+    for _ in range(ATTEMPTS):
+        before = _stamp(directory)
+        plan = decode(read(directory))
+        try:
+            tensors = tensors_.read(directory, plan.weights.file) if plan.weights else {}
+        except PlanError:
+            if _stamp(directory) == before:
+                raise
+            continue
+        if _stamp(directory) == before:
+            return plan, tensors
+    raise PlanError(f"{str(directory)!r} is written to again and again: load it after that")
+
+
+def _stamp(directory: Path) -> tuple[int, ...] | None:
+    """What changes when plan.json is replaced."""
+    try:
+        status = (directory / FILE).stat()
+    except (OSError, ValueError):
+        return None
+    return status.st_ino, status.st_mtime_ns, status.st_ctime_ns, status.st_size
+
+
+def write(directory: Path, plan: Plan, write_weights: Write | None, alone: bool = True) -> None:
     """Replace the plan in the directory, and its weights, at one moment: when plan.json is renamed.
 
     Until then everything of the plan before is there, under its own name.
+
+    alone: whether nobody else can be writing there; what others left unfinished goes then.
     """
+    for name in (FILE, WEIGHTS, SPARE):
+        remove_unfinished(directory / name, alone)
     before = _weights(directory)
     if write_weights is None:
         _put(directory, FILE, _writes(encode(plan)))
@@ -99,8 +137,9 @@ def _commit(directory: Path, plan: Plan, write_weights: Write, name: str) -> str
 
 
 def _named(plan: Plan, name: str) -> Plan:
-    assert plan.weights is not None  # there are weights to write
-    return dataclasses.replace(plan, weights=Weights(name, plan.weights.backbone))
+    if plan.weights is None:
+        raise PlanError("a plan without weights names no file of them")
+    return dataclasses.replace(plan, weights=dataclasses.replace(plan.weights, file=name))
 
 
 def _writes(data: bytes) -> Write:

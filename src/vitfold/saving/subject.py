@@ -1,39 +1,84 @@
 """The model that a plan is about: described, compared with another, made again."""
 
 import importlib.metadata
-from typing import Any
+import itertools
 
 from torch import Tensor, nn
 
 from vitfold.errors import MissingExtra, PlanError, UnsupportedModel
-from vitfold.folding.calls import folded
-from vitfold.folding.families import Found, find
+from vitfold.folding.calls import folds
+from vitfold.folding.families import find
 from vitfold.folding.fold import clone
 from vitfold.saving import fields, sources, store, weights
-from vitfold.saving.schema import DTYPES, PACKAGES, Model, Plan, Weights
+from vitfold.saving.schema import DTYPES, MOST, PACKAGES, Model, Plan, Trunk, Weights
+from vitfold.saving.sources import Origin, packaged
+from vitfold.tools.digest import fingerprint
 
 REMEDY = "give the model, vitfold.load(directory, model), or save it with backbone=True"
 
+PIXELS = 2**26
+"""The most numbers of an image: 256 MB of them."""
+
 
 def describe(model: nn.Module, *, backbone: bool = False) -> Plan:
-    """The plan of a folded model, as it is saved."""
-    record = folded(model)
-    holds = backbone or record.learned is not None
-    held = Weights(store.WEIGHTS, backbone) if holds else None
-    made = _describe(clone(model), record.found)
-    return Plan(made, record.method, record.schedule, held, _versions(made.source))
+    """The plan of a model, as it is saved."""
+    records = folds(model)
+    if len(records) > 1:
+        kinds = " and ".join(type(record.found.trunk).__name__ for record in records)
+        raise PlanError(
+            f"{type(model).__name__} has {len(records)} folded parts ({kinds}), and a plan is of "
+            "one: save each of them by itself"
+        )
+    record = records[0] if records else None
+    learns = record is not None and record.learned is not None
+    stored = Weights(store.WEIGHTS, backbone) if backbone or learns else None
+    dense = describe_dense(clone(model), backbone=backbone)
+    versions = _versions(dense.source)
+    if record is None:
+        return Plan(dense, None, (), stored, versions)
+    return Plan(dense, record.method, record.schedule, stored, versions)
 
 
-def _describe(model: nn.Module, found: Found) -> Model:
+def describe_dense(model: nn.Module, *, backbone: bool, origin: Origin | None = None) -> Model:
+    """What a plan says of a model that is not folded.
+
+    origin: what makes it, where that is known.
+    """
     state = model.state_dict()
-    floating = (tensor for tensor in state.values() if tensor.is_floating_point())
+    origin = origin or sources.describe(model)
+    digest: str | None = None
+    try:
+        digest = fingerprint(state)
+    except PlanError:
+        if backbone:
+            raise
+        # By name it would come back with weights that nobody could compare.
+        origin = Origin(sources.OTHER, type(model).__qualname__, {})
+    floating = (t for t in state.values() if isinstance(t, Tensor) and t.is_floating_point())
+    dtypes = (dtype for tensor in floating if (dtype := _dtype(tensor)) in DTYPES)
     return Model(
-        **sources.describe(model)._asdict(),
-        **_facts(found),
-        dtype=_dtype(next(floating)),
+        **origin._asdict(),
+        dataset=dataset_of(model),
+        trunk=_trunk(model),
+        dtype=next(dtypes, "float32"),
         buffers=[_dtype(table) for table in _tables(model)],
-        fingerprint=weights.fingerprint(state),
+        values=_values(model),
+        fingerprint=digest,
     )
+
+
+def dataset_of(model: nn.Module) -> str | None:
+    """The images that vitfold has for a model, folded or not; None where it has none."""
+    name = packaged.identify(model)
+    return None if name is None else packaged.dataset(name)
+
+
+def _trunk(model: nn.Module) -> Trunk | None:
+    try:
+        found = find(model)
+    except UnsupportedModel:
+        return None
+    return Trunk(found.depth, found.width, found.prefix)
 
 
 def _dtype(tensor: Tensor) -> str:
@@ -46,9 +91,9 @@ def _tables(model: nn.Module) -> list[Tensor]:
     return [table for name, table in buffers if name not in state and table.is_floating_point()]
 
 
-def _facts(found: Found) -> dict[str, Any]:
-    """What a plan depends on."""
-    return {"depth": found.depth, "width": found.width, "prefix": found.prefix}
+def _values(model: nn.Module) -> int:
+    """How many numbers a model is made of, where none is counted twice."""
+    return sum(tensor.numel() for tensor in itertools.chain(model.parameters(), model.buffers()))
 
 
 def _versions(source: str) -> dict[str, str]:
@@ -63,27 +108,37 @@ def _version(package: str) -> str:
         return "unknown"
 
 
-def fit(plan: Plan, model: nn.Module, found: Found, stored: weights.Tensors | None) -> None:
+def fit(plan: Plan, model: nn.Module, stored: weights.Tensors | None) -> None:
     """Refuse a model that the plan was not made for, or that its weights do not fit."""
-    kind = type(model).__name__
-    for field, value in _facts(found).items():
-        if value != (wanted := getattr(plan.model, field)):
-            raise PlanError(f"{fields.FILE}: model.{field}={wanted}: this {kind} has {value}")
-    source, name = sources.identify(model)
-    _fit_name(plan.model, source, name)
+    if plan.method is not None:
+        find(model)  # says why there is nothing to fold
+    _fit_trunk(plan.model.trunk, model)
+    _fit_name(plan.model, model)
     if plan.weights and stored is not None:
         weights.check(stored, clone(model).state_dict(), plan.weights.file)
-        if weights.fingerprint(stored) != plan.model.fingerprint:
+        if fingerprint(stored) != plan.model.fingerprint:
             raise PlanError(f"{plan.weights.file}: its values are not those of model.fingerprint")
 
 
-def _fit_name(wanted: Model, source: str, name: str) -> None:
-    if sources.OTHER in (wanted.source, source):
+def _fit_trunk(wanted: Trunk | None, model: nn.Module) -> None:
+    kind, trunk = type(model).__name__, _trunk(model)
+    if wanted is None or trunk is None:
+        if wanted is not trunk:
+            raise PlanError(f"{fields.FILE}: model.trunk={wanted}: this {kind} has {trunk}")
         return
-    if wanted.source != source:
+    for field, value in vars(trunk).items():
+        if value != (asked := getattr(wanted, field)):
+            raise PlanError(f"{fields.FILE}: model.trunk.{field}={asked}: this {kind} has {value}")
+
+
+def _fit_name(wanted: Model, model: nn.Module) -> None:
+    if wanted.source == sources.OTHER:
+        return
+    name = sources.source(wanted.source).identify(model)
+    if name is None and (source := sources.identify(model)[0]) != sources.OTHER:
         raise PlanError(f"{fields.FILE}: model.source={wanted.source!r}: this model is of {source}")
     # What follows the point names weights, not a model.
-    if wanted.name.partition(".")[0] != name.partition(".")[0]:
+    if name is not None and wanted.name.partition(".")[0] != name.partition(".")[0]:
         raise PlanError(f"{fields.FILE}: model.name={wanted.name!r}: this model is {name}")
 
 
@@ -95,15 +150,15 @@ def rebuild(plan: Plan, stored: weights.Tensors | None) -> nn.Module:
             "the model, vitfold.load(directory, model)"
         )
     blank = _make(plan.model, pretrained=False, blank=True)
-    _cast(blank, plan.model, stored or {})
+    cast(blank, plan.model, stored or {})
     try:
-        found = find(blank)
+        fit(plan, blank, stored)
     except UnsupportedModel as error:
         raise PlanError(f"{fields.FILE}: model.name={plan.model.name!r}: {error}") from error
-    fit(plan, blank, found, stored)
+    _check_size(blank, plan)
     model = _make(plan.model, pretrained=stored is None)
-    _cast(model, plan.model, stored or {})
-    if stored is None and weights.fingerprint(clone(model).state_dict()) != plan.model.fingerprint:
+    cast(model, plan.model, stored or {})
+    if stored is None and fingerprint(clone(model).state_dict()) != plan.model.fingerprint:
         raise PlanError(
             f"{fields.FILE}: model.fingerprint: what was saved were not the pretrained weights of "
             f"{plan.model.name!r}: {REMEDY}"
@@ -111,12 +166,34 @@ def rebuild(plan: Plan, stored: weights.Tensors | None) -> nn.Module:
     return model.eval()
 
 
+def _check_size(blank: nn.Module, plan: Plan) -> None:
+    """Refuse a model, and an image for it, that a number in a plan makes larger than it was."""
+    values, wanted = _values(blank), plan.model.values
+    if values > MOST or wanted not in (None, values):
+        expected = f"model.values={wanted}" if wanted is not None else f"at most {MOST}"
+        raise PlanError(
+            f"{fields.FILE}: model.arguments make {values} numbers: expected {expected}"
+        )
+    if plan.method is None:
+        return
+    try:
+        pixels = sum(t.numel() for t in find(blank).example().values() if isinstance(t, Tensor))
+    # Sizes of all kinds go into the shape of an image: what is wrong with them is torch's to say.
+    except Exception as error:
+        reason = fields.clip(error or type(error).__name__)
+        raise PlanError(f"{fields.FILE}: model.arguments make no image ({reason})") from error
+    if pixels > PIXELS:
+        raise PlanError(
+            f"{fields.FILE}: model.arguments make images of {pixels} numbers: expected at most "
+            f"{PIXELS}"
+        )
+
+
 def _make(made: Model, *, pretrained: bool, blank: bool = False) -> nn.Module:
     """The model of that name; what goes wrong inside its library is an error of the plan."""
+    origin = Origin(made.source, made.name, made.arguments)
     try:
-        if blank:
-            return sources.sketch(made.source, made.name, made.arguments)
-        return sources.SOURCES[made.source].build(made.name, made.arguments, pretrained)
+        return sources.sketch(origin) if blank else sources.build(origin, pretrained=pretrained)
     except (PlanError, MissingExtra):
         raise
     # Constructors and downloads of other libraries: they raise whatever they like.
@@ -129,7 +206,7 @@ def _make(made: Model, *, pretrained: bool, blank: bool = False) -> nn.Module:
         raise PlanError(f"{fields.FILE}: {what} ({reason})") from error
 
 
-def _cast(model: nn.Module, made: Model, stored: weights.Tensors) -> None:
+def cast(model: nn.Module, made: Model, stored: weights.Tensors) -> None:
     """Give every floating tensor the dtype that it was saved with."""
     tables = _tables(model)
     if len(tables) != len(made.buffers):

@@ -1,6 +1,5 @@
 """Weights beside a plan: safetensors alone, and nothing that does not fit the model."""
 
-import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -16,6 +15,22 @@ Tensors = Mapping[str, Tensor]
 
 HEADER = 2**23
 """The most bytes that the header of a file may have."""
+
+
+def cast(tensors: Tensors, dtype: torch.dtype) -> dict[str, Tensor]:
+    """The tensors with that dtype, as far as they hold fractions."""
+    return {n: t.to(dtype) if t.is_floating_point() else t for n, t in tensors.items()}
+
+
+def stored_as(dtype: str | None, tensors: Tensors) -> dict[str, Tensor]:
+    """The tensors as they are to be stored, in a smaller dtype that loses nothing of them."""
+    if dtype is None:
+        return dict(tensors)
+    small = cast(tensors, getattr(torch, dtype))
+    for name, tensor in tensors.items():
+        if not torch.equal(small[name].to(tensor.dtype), tensor):
+            raise PlanError(f"{clip(name)} has values that {dtype} cannot hold: round them first")
+    return small
 
 
 def write(state: Tensors, path: Path) -> None:
@@ -97,18 +112,3 @@ def copy(tensors: Tensors, model: nn.Module) -> None:
     with torch.no_grad():
         for name, tensor in tensors.items():
             state[name].copy_(tensor)
-
-
-def fingerprint(tensors: Tensors) -> str:
-    """SHA-256 of names, dtypes, shapes and values."""
-    digest = hashlib.sha256()
-    for name in sorted(tensors):
-        if not isinstance(tensors[name], Tensor):
-            raise PlanError(
-                f"{clip(name)} is no tensor, as in quantized models: save the model before that"
-            )
-        tensor = tensors[name].detach().cpu().contiguous()
-        traits = f"{name} {_trait(tensor, 'dtype')} {_trait(tensor, 'shape')}\n"
-        digest.update(traits.encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()

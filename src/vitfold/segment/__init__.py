@@ -2,6 +2,7 @@
 
 from vitfold.segment.decoders import DECODERS, Linear, MaskTransformer
 from vitfold.segment.metrics import Report, score
+from vitfold.segment.models import create_segmenter, saved_classes
 from vitfold.segment.scenes import VOID, Labels, Scenes, classes_in, open_scenes
 from vitfold.segment.segmenter import Segmenter
 from vitfold.segment.sources import SceneSource, scene_transform
@@ -18,7 +19,9 @@ __all__ = [
     "Segmenter",
     "VOID",
     "classes_in",
+    "create_segmenter",
     "open_scenes",
+    "saved_classes",
     "scene_transform",
     "score",
     "slide",

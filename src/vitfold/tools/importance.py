@@ -27,10 +27,10 @@ from vitfold.methods.base import Base
 from vitfold.methods.checks import check_blocks, check_number, check_share, check_whole
 from vitfold.methods.prune_merge.method import PruneMerge, rounded
 from vitfold.methods.step import Plan, Step
-from vitfold.saving.weights import fingerprint
 from vitfold.tokens.layout import Layout
 from vitfold.tokens.modes import evaluating
 from vitfold.tools.answers import answers, cross_entropy
+from vitfold.tools.digest import fingerprint
 from vitfold.tools.measure import Progress
 from vitfold.tools.rates import keeping, reaching
 from vitfold.tools.validate import Batch

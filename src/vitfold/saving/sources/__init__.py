@@ -1,5 +1,6 @@
 """Where models come from: how each source knows a model, and makes it again by name."""
 
+import importlib
 import itertools
 import json
 from typing import Any, NamedTuple
@@ -8,15 +9,18 @@ import torch
 from torch import nn
 
 from vitfold.folding.blocks.names import full_name
-from vitfold.saving.sources import digits, hf, segmenter, timm
+from vitfold.saving.sources import hf, packaged, timm
 from vitfold.saving.sources.source import Source
 
 SOURCES: dict[str, Source] = {
+    packaged.NAME: packaged.SOURCE,
     "timm": timm.SOURCE,
     "transformers": hf.SOURCE,
-    "digits": digits.SOURCE,
-    segmenter.NAME: segmenter.SOURCE,
 }
+"""By name; the first that knows a model has it."""
+
+ELSEWHERE = {"segmenter": "vitfold.segment.models"}
+"""Modules that register a source when they are imported, which is when a plan asks for it."""
 
 OTHER = "other"
 """The source of a model that cannot be made by name."""
@@ -33,6 +37,23 @@ class Origin(NamedTuple):
     arguments: dict[str, Any]
 
 
+def register(name: str, source: Source) -> None:
+    """Let models of a source be saved and loaded; the module that does so stands in `ELSEWHERE`."""
+    SOURCES[name] = source
+
+
+def names() -> tuple[str, ...]:
+    """Those of all sources, whether they are loaded or not."""
+    return tuple(dict.fromkeys((*SOURCES, *ELSEWHERE)))
+
+
+def source(name: str) -> Source:
+    """The source of that name."""
+    if name not in SOURCES:
+        importlib.import_module(ELSEWHERE[name])
+    return SOURCES[name]
+
+
 def identify(model: nn.Module) -> tuple[str, str]:
     """Source and name of a model, as far as they are known."""
     for source, maker in SOURCES.items():
@@ -45,37 +66,42 @@ def describe(model: nn.Module) -> Origin:
     """What makes the same model again; of the source `other` where nothing does."""
     source, name = identify(model)
     if source != OTHER:
-        arguments = _plain(SOURCES[source].arguments(model))
+        arguments = plain(SOURCES[source].arguments(model))
         if arguments is not None and _makes(source, name, arguments, model):
             return Origin(source, name, arguments)
     return Origin(OTHER, full_name(type(model)), {})
 
 
-def sketch(source: str, name: str, arguments: dict[str, Any]) -> nn.Module:
+def build(origin: Origin, *, pretrained: bool = False) -> nn.Module:
+    """The model, and its pretrained weights or random ones."""
+    return source(origin.source).build(origin.name, origin.arguments, pretrained)
+
+
+def sketch(origin: Origin) -> nn.Module:
     """The model without memory for its tensors."""
     with torch.device("meta"):
-        return SOURCES[source].build(name, arguments, False)
+        return build(origin)
 
 
-def _plain(arguments: dict[str, Any] | None) -> dict[str, Any] | None:
+def plain(arguments: dict[str, Any] | None) -> dict[str, Any] | None:
     """The arguments as JSON gives them back; None where it cannot hold them."""
     try:
         text = json.dumps(arguments, allow_nan=False)
     except (TypeError, ValueError):
         return None
-    plain: dict[str, Any] | None = json.loads(text)
-    return plain if len(text) <= LIMIT else None
+    again: dict[str, Any] | None = json.loads(text)
+    return again if len(text) <= LIMIT else None
 
 
 def _makes(source: str, name: str, arguments: dict[str, Any], model: nn.Module) -> bool:
     """Whether these arguments are accepted, and make a model that is built like this one."""
     try:
         SOURCES[source].check(name, arguments)
-        blank = sketch(source, name, arguments)
+        blank = sketch(Origin(source, name, arguments))
     # Whatever a constructor raises, the answer is the same.
     except Exception:
         return False
-    again = _plain(SOURCES[source].arguments(blank))
+    again = plain(SOURCES[source].arguments(blank))
     return again == arguments and repr(blank) == repr(model) and _shapes(blank) == _shapes(model)
 
 

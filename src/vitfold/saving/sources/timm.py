@@ -1,24 +1,42 @@
 """timm's models: an architecture, the tag of its weights, and arguments of its constructor."""
 
 import difflib
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import timm
-from torch import nn
+from torch import Tensor, nn
 
 from vitfold.errors import PlanError
-from vitfold.folding.families import trunk_kind
 from vitfold.saving import fields
-from vitfold.saving.fields import Check
 from vitfold.saving.sources.source import Source
 
 NAME = r"[A-Za-z0-9_]{1,100}(\.[A-Za-z0-9_]{1,100})?"
+
+OVERLAY = "pretrained_cfg_overlay"
+"""timm's option for what a model says of itself."""
+
+REFUSED = frozenset(
+    (
+        *("cache", "cfg", "checkpoint", "config", "dir", "file", "filename", "hf", "hub", "path"),
+        *("load", "pretrained", "pruned", "source", "url", "variant", "device", "dtype"),
+        *("cls", "fn", "func", "hook", "module", "exportable", "jit", "scriptable", "only"),
+    )
+)
+"""Words in the names of arguments that reach files, addresses or code: a plan sets none of them."""
+
+COUNTS = frozenset(("blocks", "depth", "depths", "heads", "layers", "repeats", "stages", "tokens"))
+"""Words in the names of what is made one by one."""
+
+MANY, MOST, LONGEST = 1024, 2**20, 512
+"""The most of these, the largest of other numbers, and the longest list."""
 
 
 def identify(model: nn.Module) -> str | None:
     """Its name, with the tag that it was created with."""
     config = getattr(model, "pretrained_cfg", None)
-    if trunk_kind(type(model)) is None or not isinstance(config, dict):
+    if not isinstance(config, dict):
         return None
     name, tag = config.get("architecture"), config.get("tag")
     if not isinstance(name, str) or not timm.is_model(name):
@@ -38,18 +56,19 @@ def arguments(model: Any) -> dict[str, Any]:
     now = {key: getattr(model, key, None) for key in ("num_classes", "in_chans", "global_pool")}
     now["img_size"] = getattr(getattr(model, "patch_embed", None), "img_size", None)
     now[OVERLAY] = _overlay(model) or None
-    return given | {key: value for key, value in now.items() if value is not None}
+    plain = {k: v for k, v in now.items() if v is not None and not isinstance(v, nn.Module)}
+    return given | plain
 
 
 def _overlay(model: Any) -> dict[str, Any]:
-    """How the model wants its images, where timm would say something else."""
+    """What a model says of itself, where timm would say something else."""
     config, name = getattr(model, "pretrained_cfg", None) or {}, identify(model)
     usual = timm.get_pretrained_cfg(name) if name else None
     if usual is None:
         return {}
     return {
         key: config[key]
-        for key in IMAGES
+        for key in SAYS
         if config.get(key) is not None and _listed(config[key]) != _listed(getattr(usual, key))
     }
 
@@ -59,9 +78,38 @@ def _listed(value: Any) -> Any:
 
 
 def check(name: object, given: object) -> None:
-    """Refuse what is not a name, and arguments that a plan may not set."""
+    """Refuse what is not a name, and arguments that a plan may not set: what reaches files,
+    addresses or code, and numbers without bounds."""
     fields.text("model.name", name, NAME, "the name of a timm model")
-    fields.options("model.arguments", given, ARGUMENTS)
+    path = "model.arguments"
+    if not isinstance(given, dict):
+        raise fields.refusal(path, given, "an object with arguments of the model's constructor")
+    for key, value in given.items():
+        inner = fields.join(path, key)
+        if key == OVERLAY:
+            fields.options(inner, value, SAYS)
+            continue
+        _check_name(inner, key)
+        for each in fields.items(inner, value, 0, LONGEST) if isinstance(value, list) else [value]:
+            _check_value(inner, each, MANY if COUNTS & set(key.split("_")) else MOST)
+
+
+def _check_name(path: str, key: str) -> None:
+    words = set(key.removeprefix("drop_path_").split("_"))
+    if not fields.matches(key, "[a-z][a-z0-9_]{0,63}") or words & REFUSED:
+        raise PlanError(
+            f"{fields.FILE}: {fields.clip(path)}: a plan sets no files, addresses or code: leave "
+            "it out"
+        )
+
+
+def _check_value(path: str, value: object, most: int) -> None:
+    if isinstance(value, str):
+        _word(path, value)
+    elif isinstance(value, float):
+        fields.number(path, value, -1e9, 1e9)
+    elif value is not None and not isinstance(value, bool):
+        fields.integer(path, value, -most, most)
 
 
 def build(name: str, given: dict[str, Any], pretrained: bool) -> nn.Module:
@@ -70,6 +118,23 @@ def build(name: str, given: dict[str, Any], pretrained: bool) -> nn.Module:
         raise PlanError(f"{fields.FILE}: model.name={name!r}: timm has no such model{hint(name)}")
     model: nn.Module = timm.create_model(name, pretrained=pretrained, **given)
     return model
+
+
+def adapted(
+    name: str, given: dict[str, Any], stored: Mapping[str, Tensor], changes: dict[str, Any]
+) -> nn.Module:
+    """The model with other arguments than it was saved with, and as much of its weights as fits
+    them: timm resizes what depends on the size of images, and leaves out a head of other classes.
+
+    changes: the other arguments.
+    """
+    said = given.get(OVERLAY, {}) | changes.get(OVERLAY, {})
+    classes = given.get("num_classes", timm.get_pretrained_cfg(name).num_classes)
+    source = {"state_dict": dict(stored), "num_classes": classes}
+    overlay = {OVERLAY: said | source}
+    model: Any = timm.create_model(name, pretrained=True, **given | changes | overlay)
+    del model.pretrained_cfg["state_dict"]
+    return model  # type: ignore[no-any-return]
 
 
 def known(name: str) -> bool:
@@ -86,27 +151,8 @@ def hint(name: str) -> str:
     return f" (did you mean {close[0]!r}?)"
 
 
-def _whole(least: int, most: int) -> Check:
-    return lambda path, value: fields.integer(path, value, least, most)
-
-
-def _real(least: float, most: float) -> Check:
-    return lambda path, value: fields.number(path, value, least, most)
-
-
 def _word(path: str, value: object) -> str:
-    return fields.text(path, value, "[A-Za-z0-9_]{0,32}", "a word")
-
-
-def _wholes(most: int, count: int) -> Check:
-    """One int, or up to `count` in a list."""
-
-    def check(path: str, value: object) -> None:
-        numbers = fields.items(path, value, 1, count) if isinstance(value, list) else [value]
-        for each in numbers:
-            fields.integer(path, each, 1, most)
-
-    return check
+    return fields.text(path, value, "[A-Za-z0-9_]{0,64}", "a word")
 
 
 def _channels(path: str, value: object) -> None:
@@ -115,55 +161,21 @@ def _channels(path: str, value: object) -> None:
         fields.number(f"{path}[{index}]", number, -1e6, 1e6)
 
 
-def _images(path: str, value: object) -> None:
-    fields.options(path, value, IMAGES)
+def _size(path: str, value: object) -> None:
+    """Channels, height and width."""
+    for index, number in enumerate(fields.items(path, value, 3, 3)):
+        fields.integer(f"{path}[{index}]", number, 1, 2**14)
 
 
-def _each(names: str, check: Check) -> dict[str, Check]:
-    return dict.fromkeys(names.split(), check)
-
-
-OVERLAY = "pretrained_cfg_overlay"
-"""timm's option for what a model says of itself."""
-
-IMAGES: dict[str, Check] = {
-    **_each("mean std", _channels),
-    **_each("crop_pct", _real(0, 1)),
-    **_each("crop_mode interpolation", _word),
+SAYS: dict[str, Callable[[str, object], object]] = {
+    "mean": _channels,
+    "std": _channels,
+    "crop_pct": partial(fields.number, least=0, most=1),
+    "crop_mode": _word,
+    "interpolation": _word,
+    "input_size": _size,
+    "tag": _word,
 }
-"""What a model says of the images that it takes."""
-
-# Nothing that names a file, an address, a class or a function: those stay with the caller.
-ARGUMENTS: dict[str, Check] = {
-    OVERLAY: _images,
-    **_each("img_size patch_size pos_embed_grid_size", _wholes(2**14, 2)),
-    **_each("ref_feat_shape rope_ref_feat_shape", _wholes(2**14, 2)),
-    **_each("num_kv_heads", _wholes(512, 512)),
-    **_each("rope_mrope_section", _wholes(2**16, 3)),
-    **_each("in_chans depth num_heads attn_pool_num_heads", _whole(1, 512)),
-    **_each("embed_dim rel_pos_dim", _whole(1, 2**16)),
-    **_each("num_classes", _whole(0, 2**20)),
-    **_each("reg_tokens num_reg_tokens swiglu_align_to", _whole(0, 1024)),
-    **_each("drop_rate pos_drop_rate patch_drop_rate proj_drop_rate", _real(0, 1)),
-    **_each("attn_drop_rate drop_path_rate", _real(0, 1)),
-    **_each("mlp_ratio attn_pool_mlp_ratio", _real(0, 64)),
-    **_each("init_values head_init_scale rope_temperature", _real(0, 1e9)),
-    **_each("rope_grid_offset rope_shift_coords rope_jitter_coords", _real(-1e6, 1e6)),
-    **_each("rope_rescale_coords", _real(-1e6, 1e6)),
-    **_each("global_pool pos_embed weight_init rope_type rope_grid_indexing", _word),
-    **_each("rel_pos_type attn_type embed_proj_type pos_embed_interp_mode", _word),
-    **_each("norm_layer act_layer embed_norm_layer input_norm_layer", _word),
-    **_each("qkv_bias qkv_fused qk_norm proj_bias class_token no_embed_class", fields.switch),
-    **_each("pre_norm final_norm fc_norm use_fc_norm pool_include_prefix", fields.switch),
-    **_each("scale_attn_norm scale_mlp_norm scale_mlp scale_attn_inner", fields.switch),
-    **_each("scale_attn_inner_norm swiglu_mlp attn_only_layer_scale attn_gated", fields.switch),
-    **_each("use_abs_pos_emb use_rot_pos_emb use_rel_pos_bias", fields.switch),
-    **_each("use_shared_rel_pos_bias shared_rel_pos rope_rotate_half", fields.switch),
-    **_each("use_post_norm use_pre_transformer_norm use_post_transformer_norm", fields.switch),
-    **_each("dynamic_img_size dynamic_img_pad strict_img_size fix_init", fields.switch),
-    **_each("pos_embed_ar_preserving pos_embed_antialias pos_embed_align_corners", fields.switch),
-    **_each("pos_embed_use_grid_sample use_key_only_attn_mask", fields.switch),
-    **_each("patchify_channels_last enable_patch_interpolator", fields.switch),
-}
+"""What a model says of its weights, and of the images that it takes."""
 
 SOURCE = Source(identify, arguments, check, build)

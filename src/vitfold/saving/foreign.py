@@ -1,0 +1,126 @@
+"""Models that others saved: timm, transformers, and vitfold before it wrote plans of all models."""
+
+import json
+import warnings
+from pathlib import Path
+from typing import Any
+
+import timm as timm_library
+import torch
+from torch import nn
+
+from vitfold.errors import PlanError, UnsupportedModel
+from vitfold.folding.families import processor
+from vitfold.saving import fields, sources, upgrade, weights
+from vitfold.saving.sources import Origin, hf, packaged
+
+CONFIG, WEIGHTS = "config.json", "model.safetensors"
+
+LIMIT = 2**24
+"""The most bytes of a configuration."""
+
+IMAGE_CLASSES = {
+    "clip": "CLIPVisionModelWithProjection",
+    "siglip": "SiglipVisionModel",
+    "siglip2": "Siglip2VisionModel",
+}
+"""The class for a checkpoint whose own reads text too, by type of model."""
+
+
+def open_directory(directory: Path, kwargs: dict[str, Any]) -> nn.Module:
+    """The model that is saved in a directory, with its weights."""
+    config = _config(directory)
+    if "architecture" in config:
+        name = f"local-dir:{directory}"
+        return timm_library.create_model(name, pretrained=True, **kwargs)  # type: ignore[no-any-return]
+    if "model_type" in config:
+        return from_transformers(str(directory), True, kwargs)
+    if kwargs:
+        raise UnsupportedModel(f"{directory} is saved whole: leave out {', '.join(kwargs)}")
+    return _from_before(directory)
+
+
+def from_transformers(checkpoint: str, pretrained: bool, kwargs: dict[str, Any]) -> nn.Module:
+    """The model of a checkpoint on the hub or in a directory."""
+    library = hf.library()
+    config = library.AutoConfig.from_pretrained(checkpoint)
+    cls = getattr(library, _class(config))
+    if pretrained:
+        model: Any = cls.from_pretrained(checkpoint, use_safetensors=True, **kwargs)
+    else:
+        model = cls(cls.config_class.from_pretrained(checkpoint, **kwargs))
+    said = processor.read(checkpoint)
+    processor.put(model.config, said)
+    if pretrained and processor.of(model.config) is None:
+        warnings.warn(
+            f"{checkpoint} has no {processor.FILE}: images are prepared as timm does by default",
+            stacklevel=2,
+        )
+    return model  # type: ignore[no-any-return]
+
+
+def _class(config: Any) -> str:
+    """The class that a checkpoint was saved with, or the part of it that reads images."""
+    saved = [name for name in config.architectures or () if name not in hf.TWO_TOWERS]
+    names = [*saved, IMAGE_CLASSES.get(config.model_type)]
+    for name in names:
+        if name in hf.CLASSES:
+            return str(name)
+    given = names[0] or config.model_type
+    raise UnsupportedModel(f"{given} is no image model that can be folded: see vitfold.families()")
+
+
+def _config(directory: Path) -> dict[str, Any]:
+    """What is in the configuration of a directory, where some library knows it."""
+    try:
+        if (directory / CONFIG).stat().st_size > LIMIT:
+            raise PlanError(f"{directory / CONFIG} is too large: expected at most {LIMIT} bytes")
+        config = json.loads((directory / CONFIG).read_text(encoding="utf-8"))
+    except PlanError:
+        raise
+    except (OSError, ValueError, RecursionError):
+        config = None
+    if not isinstance(config, dict) or not config.keys() & {"architecture", "model_type", "source"}:
+        raise PlanError(
+            f"{directory} has neither {fields.FILE} nor a {CONFIG} of timm or transformers"
+        )
+    if not list(directory.glob("*.safetensors")):
+        raise PlanError(f"{directory} has no .safetensors: no other format, as a pickle, is opened")
+    return config
+
+
+def origin_of(directory: Path) -> Origin | None:
+    """What makes a model that vitfold saved before it wrote plans; None for any other."""
+    if not (directory / CONFIG).is_file():
+        return None
+    theirs = _config(directory).keys() & {"architecture", "model_type"}
+    return None if theirs else _origin(directory)
+
+
+def _from_before(directory: Path) -> nn.Module:
+    """The model of a directory that names its source and arguments."""
+    origin = _origin(directory)
+    if not (directory / WEIGHTS).is_file():
+        raise PlanError(f"{directory} has no {WEIGHTS}")
+    stored = weights.read(directory, WEIGHTS)
+    floating = (tensor.dtype for tensor in stored.values() if tensor.is_floating_point())
+    dtype = next(floating, torch.float32)
+    weights.check(stored, sources.sketch(origin).to(dtype).state_dict(), WEIGHTS)
+    model: nn.Module = sources.build(origin).to(dtype)
+    weights.copy(stored, model)
+    return model
+
+
+def _origin(directory: Path) -> Origin:
+    """What makes the model of a directory that names its source and arguments."""
+    try:
+        config = fields.parse((directory / CONFIG).read_bytes())
+        made = fields.record("", config, Origin._fields)
+        fields.choice("source", made["source"], (upgrade.EMBEDDED, *sources.ELSEWHERE))
+        if made["source"] == upgrade.EMBEDDED:
+            made |= {"source": packaged.NAME}
+        sources.source(made["source"]).check(made["name"], made["arguments"])
+    except PlanError as error:  # the fields of a plan are called so
+        told = str(error).replace(fields.FILE, CONFIG, 1).replace("model.", "", 1)
+        raise PlanError(told) from error
+    return Origin(**made)

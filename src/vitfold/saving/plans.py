@@ -1,0 +1,129 @@
+"""The way of a model to a directory, and back."""
+
+import os
+import warnings
+from typing import TypeVar, overload
+
+from torch import Tensor, nn
+
+from vitfold.errors import MethodError, PlanError
+from vitfold.files import held, writing
+from vitfold.folding.calls import folded, folds
+from vitfold.folding.fold import clone, fold_with, unfold
+from vitfold.saving import fields, learned, sources, store, weights
+from vitfold.saving.schema import DTYPES, Plan, decode
+from vitfold.saving.subject import describe, fit, rebuild
+
+ModelT = TypeVar("ModelT", bound=nn.Module)
+
+Directory = str | os.PathLike[str]
+
+
+def save(model: nn.Module, directory: Directory, *, backbone: bool = False) -> None:
+    """Save how `model` is folded, in a directory that may hold an older plan.
+
+    What the method has learned is saved with it.
+
+    backbone: save the model's own weights too. Without them, loading takes the pretrained weights
+        that the model is known by, or a model that is given.
+
+    A model that cannot be made by name, such as one with a head of its own, is saved all the same;
+    to load it, give it.
+    """
+    folded(model)
+    write(model, directory, describe(model, backbone=backbone))
+
+
+def save_model(model: nn.Module, directory: Directory) -> None:
+    """Save a model with its weights, folded or not, in a directory from which `create_model` makes
+    it again."""
+    _refuse_nameless(model)
+    write(model, directory, describe(model, backbone=True))
+
+
+def check_saves(model: nn.Module) -> None:
+    """Refuse a model that `save_model` cannot save, and say of one that cannot be made again by
+    name what it takes to load it: before it is trained, not after."""
+    _refuse_nameless(model)
+    if describe(model).model.source == sources.OTHER:
+        warnings.warn(
+            f"this {type(model).__name__} cannot be made by its name and plain arguments alone: to "
+            "load what is saved, make it yourself, vitfold.load(directory, model)",
+            stacklevel=3,
+        )
+
+
+def _refuse_nameless(model: nn.Module) -> None:
+    if not folds(model) and sources.identify(model)[0] == sources.OTHER:
+        raise PlanError(
+            f"this {type(model).__name__} cannot be saved, as it cannot be made by name and plain "
+            "arguments: make it by vitfold.create_model, timm.create_model or from_pretrained"
+        )
+
+
+def write(model: nn.Module, directory: Directory, plan: Plan) -> None:
+    """Put a model into a directory, as a plan describes it."""
+    directory = store.place(directory)
+    state = learned.state(model)
+    if plan.weights and plan.weights.backbone:
+        state |= weights.stored_as(plan.weights.dtype, clone(model).state_dict())
+    with writing(directory, PlanError), held(directory) as alone:
+        writes = (lambda path: weights.write(state, path)) if plan.weights else None
+        store.write(directory, plan, writes, alone)
+
+
+@overload
+def load(directory: Directory, model: ModelT) -> ModelT: ...
+@overload
+def load(directory: Directory, model: None = None) -> nn.Module: ...
+def load(directory: Directory, model: nn.Module | None = None) -> nn.Module:
+    """The model that was saved, made by name and folded as it was, ready to evaluate.
+
+    model: fold this one instead, in place, and return it. It gets the saved weights where there
+        are any, and stays as it is where the plan does not fit.
+    """
+    plan, own, taught = open_plan(directory)
+    if model is None:
+        model = rebuild(plan, own)
+    else:
+        fit(plan, model, own)
+    _put_on(model, plan)
+    weights.copy(own or {}, model)
+    learned.copy(taught, model)
+    return model
+
+
+def read_plan(directory: Directory) -> Plan:
+    """What the plan in a directory says."""
+    return decode(store.read(store.place(directory)))
+
+
+def has_backbone(directory: Directory) -> bool:
+    """Whether a plan comes with the model's own weights."""
+    stored = read_plan(directory).weights
+    return stored is not None and stored.backbone
+
+
+def open_plan(
+    directory: Directory,
+) -> tuple[Plan, dict[str, Tensor] | None, dict[str, Tensor]]:
+    """The plan, the model's own weights, None where they are not there, and what was learned."""
+    plan, tensors = store.open_together(store.place(directory))
+    own, taught = learned.split(tensors)
+    learned.check(taught, plan)
+    if plan.weights is None or not plan.weights.backbone:
+        weights.check(own, {}, plan.weights.file if plan.weights else "weights")
+        return plan, None, taught
+    if plan.weights.dtype is not None:
+        own = weights.cast(own, DTYPES[plan.model.dtype])
+    return plan, own, taught
+
+
+def _put_on(model: nn.Module, plan: Plan) -> None:
+    if plan.method is None:
+        unfold(model)
+        return
+    try:
+        fold_with(model, plan.method, plan.schedule)
+    except MethodError as error:
+        raise PlanError(f"{fields.FILE}: {error}") from error

@@ -1,0 +1,72 @@
+"""Models that come with vitfold: saved ones, in directories of the package."""
+
+import json
+from functools import cache
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from vitfold.saving import fields, upgrade, weights
+from vitfold.saving.sources import timm
+from vitfold.saving.sources.source import Source
+
+NAME = upgrade.PACKAGED
+
+MODELS = ("digits",)
+"""Their names, and those of their directories."""
+
+
+def directory(name: str) -> Path:
+    """Where the model of that name lies."""
+    return Path(str(resources.files("vitfold").joinpath("assets", name)))
+
+
+@cache
+def plan(name: str) -> dict[str, Any]:
+    """The plan of the model of that name, which is one of timm's."""
+    text = directory(name).joinpath(fields.FILE).read_text(encoding="utf-8")
+    parsed: dict[str, Any] = json.loads(text)
+    return parsed
+
+
+def dataset(name: str) -> str:
+    """The images that the model of that name reads."""
+    return str(plan(name)["model"]["dataset"])
+
+
+def identify(model: nn.Module) -> str | None:
+    """The name of a model that is built as one of them, and says so by the tag of its weights."""
+    tag = (getattr(model, "pretrained_cfg", None) or {}).get("tag")
+    if tag not in MODELS:
+        return None
+    known = plan(tag)["model"]
+    arguments = json.loads(json.dumps(timm.arguments(model), default=str))
+    alike = (timm.identify(model), arguments) == (known["name"], known["arguments"])
+    return str(tag) if alike else None
+
+
+def arguments(_: nn.Module) -> dict[str, Any]:
+    """None are needed."""
+    return {}
+
+
+def check(name: object, arguments: object) -> None:
+    """Refuse other names, and arguments."""
+    fields.choice("model.name", name, MODELS)
+    fields.record("model.arguments", arguments, ())
+
+
+def build(name: str, _arguments: dict[str, Any], pretrained: bool) -> nn.Module:
+    """The model; with the weights that come with it when it is pretrained."""
+    saved = plan(name)
+    made = saved["model"]
+    model = timm.build(made["name"], made["arguments"], False)
+    if pretrained:
+        stored = weights.read(directory(name), saved["weights"]["file"])
+        model.load_state_dict({key: tensor.float() for key, tensor in stored.items()})
+    return model
+
+
+SOURCE = Source(identify, arguments, check, build)

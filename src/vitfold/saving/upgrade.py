@@ -1,0 +1,46 @@
+"""Plans of earlier schemas, as the one of today says the same."""
+
+from typing import Any
+
+from vitfold.saving import fields
+
+SCHEMA = 2
+
+EMBEDDED = "digits"
+"""The name, and in schema 1 the source, of the model that comes with vitfold."""
+
+PACKAGED = "packaged"
+
+_TRUNK = ("depth", "width", "prefix")
+
+
+def upgraded(value: object) -> object:
+    """The JSON value of a plan, of schema 2 whatever it was of; nothing else is looked at."""
+    if not isinstance(value, dict):
+        return value
+    schema = value.get("schema", SCHEMA)
+    if isinstance(schema, bool) or not isinstance(schema, int) or not 1 <= schema <= SCHEMA:
+        raise fields.refusal("schema", schema, f"1 to {SCHEMA}, those that this vitfold reads")
+    return _from_first(value) if schema == 1 else value
+
+
+def _from_first(value: dict[str, Any]) -> dict[str, Any]:
+    model, weights = value.get("model"), value.get("weights")
+    new = value | {"schema": SCHEMA}
+    if isinstance(model, dict):
+        new["model"] = _model(model)
+    if isinstance(weights, dict):
+        new["weights"] = weights | {"dtype": None}
+    return new
+
+
+def _model(model: dict[str, Any]) -> dict[str, Any]:
+    kept = {key: value for key, value in model.items() if key not in _TRUNK}
+    trunk = {key: model[key] for key in _TRUNK if key in model}
+    embedded = model.get("source") == EMBEDDED
+    source = {"source": PACKAGED} if embedded else {}
+    return kept | source | {
+        "trunk": trunk,
+        "dataset": EMBEDDED if embedded else None,
+        "values": None,
+    }  # fmt: skip

@@ -1,0 +1,68 @@
+"""Segmenters by name, and how they are saved: an encoder of timm's, and a decoder by name."""
+
+from typing import Any
+
+from torch import nn
+
+from vitfold.errors import UnsupportedModel
+from vitfold.saving import fields, sources
+from vitfold.saving.models import HUB, create_model, dataset_of, is_folded, origin_of
+from vitfold.saving.sources import timm
+from vitfold.saving.sources.source import Source
+from vitfold.segment.decoders import DECODERS
+from vitfold.segment.segmenter import MOST_CLASSES, Segmenter
+
+NAME = "segmenter"
+"""What the source is called in plans."""
+
+
+def create_segmenter(
+    encoder: str, classes: int, decoder: str = "mask", *, pretrained: bool = False, **kwargs: Any
+) -> Segmenter:
+    """A segmenter around the encoder of that name, with a decoder that is not trained yet.
+
+    encoder: a timm model, or a directory of one with its weights; the head of a classifier goes.
+    kwargs: for the encoder; `img_size` is the window.
+    """
+    if encoder.startswith(HUB) or dataset_of(encoder) is not None or is_folded(encoder):
+        raise UnsupportedModel(
+            f"{fields.clip(encoder, 100)} cannot be an encoder: give a timm model, or the "
+            "directory of one that is not folded"
+        )
+    given = {"num_classes": 0, **kwargs}
+    return Segmenter(create_model(encoder, pretrained=pretrained, **given), classes, decoder)
+
+
+def saved_classes(name: str) -> int | None:
+    """How many classes the segmenter in a directory has; None where there is none."""
+    made = origin_of(name)
+    return int(made.arguments["classes"]) if made is not None and made.source == NAME else None
+
+
+def identify(model: nn.Module) -> str | None:
+    """The name of its encoder."""
+    return timm.identify(model.encoder) if type(model) is Segmenter else None
+
+
+def arguments(model: Any) -> dict[str, Any] | None:
+    """Its decoder, and what makes its encoder."""
+    encoder = timm.arguments(model.encoder)
+    return {"decoder": model.kind, "classes": model.classes, "encoder": encoder}
+
+
+def check(name: object, given: object) -> None:
+    """Refuse what makes no encoder, and decoders that there are not."""
+    values = fields.record("model.arguments", given, ("decoder", "classes", "encoder"))
+    fields.choice("model.arguments.decoder", values["decoder"], DECODERS)
+    fields.integer("model.arguments.classes", values["classes"], 2, MOST_CLASSES)
+    timm.check(name, values["encoder"])
+
+
+def build(name: str, given: dict[str, Any], pretrained: bool) -> nn.Module:
+    """The segmenter; nobody publishes weights of one."""
+    if pretrained:
+        raise LookupError("a segmenter comes without pretrained weights")
+    return Segmenter(timm.build(name, given["encoder"], False), given["classes"], given["decoder"])
+
+
+sources.register(NAME, Source(identify, arguments, check, build))
