@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from vitfold.errors import PlanError
 from vitfold.folding.calls import folds
 from vitfold.folding.fold import LEARNED
-from vitfold.methods.steps import Learned
+from vitfold.methods.learned import Learned
 from vitfold.saving import weights
 from vitfold.saving.schema import Plan
 from vitfold.saving.weights import Tensors
