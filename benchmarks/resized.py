@@ -17,7 +17,7 @@ from vitfold import PruneMerge
 from vitfold.cli import show
 from vitfold.data.digits import ARCHITECTURE, create_digits, load_split
 from vitfold.folding.fold import clone
-from vitfold.tools.rates import reaching
+from vitfold.tools.prune_merge.rates import fit_rates
 from vitfold.tools.validate import interval
 
 SIDES = (40, 48, 64, 72)
@@ -62,7 +62,7 @@ def rows() -> Iterator[list[str]]:
         pixels = resized(images, side)
         grid = side // ARCHITECTURE["patch_size"]
         moved = first.resize((grid, grid))
-        other = reaching(model, noise(moved), SHARE, pixels[:1])
+        other = fit_rates(model, noise(moved), SHARE, pixels[:1])
         ways = {"searched": search(model, side), "resized": moved, "at random": other}
         with torch.no_grad():
             dense, whole = model(pixels).argmax(1), vitfold.flops(model, pixels[:1])

@@ -9,15 +9,14 @@ import torch
 import torch.nn.functional as F
 from support.reference import Reference, Token
 from support.small import MODELS, images, vit
-from support.training import Blobs
+from support.training import Blobs, training
 from torch import Tensor, nn
 
 import vitfold
 from vitfold import AViT, DynamicViT, MethodError
 from vitfold.folding.calls import folded, watch
 from vitfold.methods import ready
-from vitfold.train import Recipe, train
-from vitfold.train.outline import Settings, create_accelerator
+from vitfold.train import Recipe
 
 each_model = pytest.mark.parametrize("name", MODELS)
 each_reader = pytest.mark.parametrize("name", [name for name in MODELS if name != "eva"])
@@ -287,8 +286,7 @@ def test_they_train_and_go_on_where_they_were_stopped(method: Any, tmp_path: Pat
         model: nn.Module = vit(grid=(8, 8), num_classes=3)
         vitfold.fold(model, method)
         images: Any = Blobs() if stop is None else Stopping(stop)
-        train(model, recipe, images, Blobs(6), settings=Settings(place, resume=True, every=2),
-              accelerator=create_accelerator("cpu"))  # fmt: skip
+        training(model, recipe, images, place, Blobs(6), resume=True, every=2)
         return model.state_dict()
 
     wanted = run(tmp_path / "a")
@@ -318,11 +316,9 @@ def test_avit_is_brought_to_its_share(beta: float, tmp_path: Path) -> None:
     """From too slow a halting, and from too fast a one."""
     model = vit(grid=(8, 8), num_classes=3).float()
     vitfold.fold(model, AViT(flops=0.8, gamma=0.5, beta=beta))
-    outcome = train(
-        model, Recipe(epochs=1, batch_size=8), Blobs(), settings=Settings(tmp_path / "t"),
-        accelerator=create_accelerator("cpu"), calibration=Blobs(16),
-    )  # fmt: skip
-    assert outcome.reached == pytest.approx(0.8, abs=0.02)
+    recipe = Recipe(epochs=1, batch_size=8)
+    outcome = training(model, recipe, Blobs(), tmp_path / "t", calibration=Blobs(16))
+    assert outcome.share == pytest.approx(0.8, abs=0.02)
 
 
 REFUSED = {

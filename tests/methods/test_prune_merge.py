@@ -26,7 +26,7 @@ from vitfold.folding.fold import clone
 from vitfold.methods.base import from_json
 from vitfold.methods.prune_merge.structure import GROUPINGS, SCOPES, groups
 from vitfold.tools.bench import bound
-from vitfold.tools.importance import Scores
+from vitfold.tools.prune_merge.scores import Scores
 
 HUGGING_FACE = [name for names in FAMILIES.values() for name in names]
 

@@ -2,10 +2,9 @@
 images."""
 
 import math
-import types
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +20,7 @@ from vitfold.methods.checks import (
     whole_numbers,
 )
 from vitfold.methods.prune_merge.structure import AROUND, GROUPINGS, SCOPES, Groups, groups
+from vitfold.methods.recipe import MethodRecipe
 from vitfold.methods.steps import Learned, Weave
 from vitfold.tokens.layout import Layout
 
@@ -52,12 +52,12 @@ class PruneMerge(Base):
     pads: ClassVar[bool] = False
     found_by: ClassVar[str] = "search"
     sought: ClassVar[tuple[str, ...]] = ("flops", "iterations")
-    training: ClassVar[Mapping[str, Any]] = types.MappingProxyType(
-        {"epochs": 30, "opt": "adamw", "lr": 1e-4, "distill_temperature": 20.0}
+    training: ClassVar[MethodRecipe] = MethodRecipe(
+        epochs=30, optimizer={"opt": "adamw", "lr": 1e-4}, temperature=20.0
     )
 
     search: ClassVar[Callable[..., "PruneMerge"]]
-    """Bound in vitfold.importance, as it takes a model."""
+    """Bound in vitfold.tools.prune_merge.search, as it takes a model."""
 
     keep: float = 0.6
     prune: float = 0.1
