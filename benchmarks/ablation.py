@@ -30,7 +30,7 @@ from vitfold.folding.fold import clone
 from vitfold.methods.prune_merge.structure import GROUPINGS, SCOPES
 from vitfold.saving.models import create_model
 from vitfold.tools.answers import logits
-from vitfold.tools.rates import reaching
+from vitfold.tools.prune_merge.rates import fit_rates
 from vitfold.tools.validate import Batch, Predictions, interval, predict
 from vitfold.train.objective import distillation
 from vitfold.train.recipe import Distillation
@@ -81,7 +81,7 @@ def candidates(
     for share in shares:
         for scope, grouping, shortcut in itertools.product(SCOPES, GROUPINGS, (True, False)):
             way = replace(found, scope=scope, grouping=grouping, shortcut=shortcut)
-            made = vitfold.fold(clone(dense), reaching(dense, way, share, image))
+            made = vitfold.fold(clone(dense), fit_rates(dense, way, share, image))
             kind = (f"{share}", scope, grouping, "yes" if shortcut else "no")
             yield (*kind, "no", made)
             if (scope, grouping, shortcut) != (SCOPES[0], GROUPINGS[0], True):

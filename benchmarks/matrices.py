@@ -26,7 +26,7 @@ from vitfold.folding.families import find
 from vitfold.folding.fold import clone
 from vitfold.tools import baselines, results
 from vitfold.tools.measure import flops, interleave, peak_memory, random_inputs, timed
-from vitfold.tools.rates import reaching
+from vitfold.tools.prune_merge.rates import fit_rates
 
 COLUMNS = (
     "model",
@@ -48,7 +48,7 @@ def found(model: nn.Module, share: float) -> PruneMerge:
     scores = tuple(map(tuple, rows.tolist()))
     method = PruneMerge(share, 0.1, blocks, grid=layout.grid, scores=scores)
     image = find(model).example()[find(model).kind.arguments[0]]
-    return reaching(model, method, share, image)
+    return fit_rates(model, method, share, image)
 
 
 def row(name: str, share: float, batch: int, repeats: int, device: str, compiled: bool) -> Any:

@@ -19,7 +19,7 @@ from vitfold.cli import show
 from vitfold.data.digits import load_split
 from vitfold.folding.fold import clone
 from vitfold.saving.models import create_model
-from vitfold.tools.rates import reaching
+from vitfold.tools.prune_merge.rates import fit_rates
 from vitfold.tools.validate import interval
 
 SIDES = (40, 48, 64, 72)
@@ -64,7 +64,7 @@ def rows() -> Iterator[list[str]]:
         pixels = resized(images, side)
         grid = side // model.patch_embed.patch_size[0]
         moved = first.resize((grid, grid))
-        other = reaching(model, noise(moved), SHARE, pixels[:1])
+        other = fit_rates(model, noise(moved), SHARE, pixels[:1])
         ways = {"searched": search(model, side), "resized": moved, "at random": other}
         with torch.no_grad():
             dense, whole = model(pixels).argmax(1), vitfold.flops(model, pixels[:1])

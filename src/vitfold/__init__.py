@@ -155,7 +155,7 @@ PLACES = {
     "vitfold.tools.calibrate": ("calibrate",),
     "vitfold.tools.freeze": ("freeze",),
     # It gives PruneMerge its search.
-    "vitfold.tools.importance": ("PruneMerge",),
+    "vitfold.tools.prune_merge.search": ("PruneMerge",),
     "vitfold.tools.measure": (
         "flops",
         "peak_memory",

@@ -9,14 +9,13 @@ import torch.nn.functional as F
 from support.learning import close, each_reader, halting, made, mixed, same_decisions
 from support.reference import Reference, Token
 from support.small import MODELS, images, vit
-from support.training import Blobs
+from support.training import Blobs, training
 from torch import Tensor
 
 import vitfold
 from vitfold import AViT, MethodError
 from vitfold.folding.calls import folded, watch
-from vitfold.train import Recipe, train
-from vitfold.train.outline import Settings, create_accelerator
+from vitfold.train import Recipe
 
 
 def halted(model: Any, image: Tensor) -> tuple[Tensor, list[int], float]:
@@ -138,11 +137,9 @@ def test_avit_is_brought_to_its_share(beta: float, tmp_path: Path) -> None:
     """From too slow a halting, and from too fast a one."""
     model = vit(grid=(8, 8), num_classes=3).float()
     vitfold.fold(model, AViT(flops=0.8, gamma=0.5, beta=beta))
-    outcome = train(
-        model, Recipe(epochs=1, batch_size=8), Blobs(), settings=Settings(tmp_path / "t"),
-        accelerator=create_accelerator("cpu"), calibration=Blobs(16),
-    )  # fmt: skip
-    assert outcome.reached == pytest.approx(0.8, abs=0.02)
+    recipe = Recipe(epochs=1, batch_size=8)
+    outcome = training(model, recipe, Blobs(), tmp_path / "t", calibration=Blobs(16))
+    assert outcome.share == pytest.approx(0.8, abs=0.02)
 
 
 def test_avit_has_no_form_of_one_shape() -> None:

@@ -13,14 +13,13 @@ from support.learning import (
     without,
 )
 from support.small import MODELS, images, vit
-from support.training import Blobs
+from support.training import Blobs, training
 from torch import Tensor, nn
 
 import vitfold
 from vitfold import AViT, DynamicViT, MethodError
 from vitfold.folding.calls import folded
-from vitfold.train import Recipe, train
-from vitfold.train.outline import Settings, create_accelerator
+from vitfold.train import Recipe
 
 
 @pytest.mark.parametrize("method", KINDS.values(), ids=KINDS)
@@ -49,8 +48,7 @@ def test_they_train_and_go_on_where_they_were_stopped(method: Any, tmp_path: Pat
         model: nn.Module = vit(grid=(8, 8), num_classes=3)
         vitfold.fold(model, method)
         images: Any = Blobs() if stop is None else Stopping(stop)
-        train(model, recipe, images, Blobs(6), settings=Settings(place, resume=True, every=2),
-              accelerator=create_accelerator("cpu"))  # fmt: skip
+        training(model, recipe, images, place, Blobs(6), resume=True, every=2)
         return model.state_dict()
 
     wanted = run(tmp_path / "a")

@@ -25,7 +25,7 @@ import vitfold
 from vitfold import LTMP, ToMe
 from vitfold.errors import DataError, MethodError, PlanError
 from vitfold.folding.calls import folded, watch
-from vitfold.train.reach import reach
+from vitfold.train.fit import fit_learned
 
 # Gradients.
 
@@ -229,7 +229,7 @@ def test_a_share_is_reached_by_whatever_scale_it_takes() -> None:
     model = vit((14, 14))
     x = images(model, 4, dtype=torch.float32)
     vitfold.fold(model, LTMP(prune=False, merge_threshold=0.98, flops=0.8))
-    assert reach(model, 0.8, [x])[0] == pytest.approx(0.8, abs=0.02)
+    assert fit_learned(model, 0.8, [x])[0] == pytest.approx(0.8, abs=0.02)
     learned: Any = folded(model).learned
     assert float(learned.merge.detach()[0]) < 1 - 8 * 0.02  # by more than eight, here
 

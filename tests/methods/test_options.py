@@ -35,7 +35,7 @@ from vitfold import (
     Ward,
 )
 from vitfold.folding.calls import folded
-from vitfold.folding.flops import NEAR
+from vitfold.folding.fit import NEAR
 from vitfold.methods.base import from_json, ready
 from vitfold.methods.schedule import along, per_block
 from vitfold.tokens.layout import Layout

@@ -17,7 +17,7 @@ from vitfold import DataError, MethodError, PruneMerge
 from vitfold.folding.calls import folded
 from vitfold.folding.families.hf import MODELS as FAMILIES
 from vitfold.methods.prune_merge.structure import GROUPINGS
-from vitfold.tools.importance import Scores
+from vitfold.tools.prune_merge.scores import Scores
 
 HUGGING_FACE = [name for names in FAMILIES.values() for name in names]
 

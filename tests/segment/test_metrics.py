@@ -9,7 +9,7 @@ from torch import Tensor
 from vitfold.errors import DataError, UnsupportedModel
 from vitfold.segment import Segmenter, score
 from vitfold.tools.answers import IGNORED, cross_entropy
-from vitfold.train.judge import MeanIoU
+from vitfold.train.evaluators import MeanIoU
 
 
 def test_pixels_without_a_class_count_for_nothing() -> None:
@@ -56,10 +56,10 @@ def test_the_mean_iou_is_that_of_counting() -> None:
     known = real != IGNORED
     assert report.accuracy == pytest.approx((ours == real)[known].float().mean().item())
     assert report.agreement == 1
-    judge = MeanIoU(4)
+    evaluator = MeanIoU(4)
     pairs = [(image[None], labels[None]) for image, labels in zip(images, truth, strict=True)]
-    parts = [judge.count(fixed(), some, torch.device("cpu")) for some in (pairs[:1], pairs[1:])]
-    assert judge.value(parts[0] + parts[1]) == pytest.approx(report.miou, abs=1e-6)
+    parts = [evaluator.count(fixed(), some, torch.device("cpu")) for some in (pairs[:1], pairs[1:])]
+    assert evaluator.value(parts[0] + parts[1]) == pytest.approx(report.miou, abs=1e-6)
     assert report.ious[3] is None
     with pytest.raises(DataError, match="no images"):
         score(fixed(), fixed(), [])
@@ -70,6 +70,6 @@ def test_the_mean_iou_is_that_of_counting() -> None:
 
 
 def test_pixels_without_a_class_are_no_score() -> None:
-    judge = MeanIoU(3)
+    evaluator = MeanIoU(3)
     with pytest.raises(DataError, match="no pixel has a class"):
-        judge.value(torch.zeros(3, 3))
+        evaluator.value(torch.zeros(3, 3))

@@ -1,7 +1,6 @@
-"""How a model is trained, as the command line says it."""
+"""How a model is trained, as the command line says it; defaults are those of `Recipe`."""
 
-from collections.abc import Collection, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Annotated, Any
 
 from torch import nn
@@ -9,40 +8,43 @@ from torch import nn
 from vitfold.cli import values
 from vitfold.cli.groups import Group, option
 from vitfold.errors import TrainError
-from vitfold.folding.calls import folds
 from vitfold.methods import METHODS
+from vitfold.methods.recipe import MethodRecipe
 from vitfold.train import Distillation, Recipe
-from vitfold.train.optimizing import learned_parameters
+from vitfold.train.learned import kinds, learned_parameters
 from vitfold.train.recipe import FREEZES, MOST
+from vitfold.train.settings import LOG_EVERY
 
-USUAL = {
-    "epochs": 10,
-    "opt": "adamw",
-    "lr": 5e-4,
-    "weight_decay": 0.05,
-    "smoothing": 0.0,
-    "log_interval": 50,
-    "distill_temperature": 3.0,
-}
-"""What is done where neither the user nor the method says anything."""
+USUAL = Recipe()
+
+SCHEDULE, AUGMENT = USUAL.schedule, USUAL.augment
 
 
-def by(name: str) -> dict[str, str]:
-    """What is done where the user says nothing, and by which methods something else."""
-    own = [f"{m.name}: {_shown(m.training[name])}" for m in METHODS.values() if name in m.training]
-    first = [_shown(USUAL[name])] if name in USUAL else []
-    return {"show_default": "; ".join([*first, *own])}
+def by(name: str, key: str = "") -> dict[str, str]:
+    """For an option's help: what is done where the user says nothing, and by which methods
+    something else.
+
+    name: a field of what methods say of trainings; `key`: of such a field that is a mapping.
+    """
+    own = [f"{kind.name}: {text}" for kind in METHODS.values() if (text := _of(kind, name, key))]
+    elsewhere: dict[str, Any] = {"temperature": Distillation.temperature, "log_every": LOG_EVERY}
+    usual = elsewhere[name] if name in elsewhere else getattr(USUAL, name)
+    value = usual.get(key) if key else usual
+    return {"show_default": "; ".join([*([] if value is None else [_shown(value)]), *own])}
+
+
+def _of(kind: Any, name: str, key: str) -> str:
+    """What one method does there, where it does something of its own."""
+    recipe: MethodRecipe = kind.training
+    if key == "lr" and recipe.freeze == "model":
+        return "none"
+    value = getattr(recipe, name)
+    value = value.get(key) if key else value
+    return "" if value is None else _shown(value)
 
 
 def _shown(value: Any) -> str:
-    return "none" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
-
-
-def usual(model: nn.Module) -> dict[str, Any]:
-    """What is done where the user says nothing."""
-    return USUAL | {
-        name: value for record in folds(model) for name, value in record.method.training.items()
-    }
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def numbers(name: str, text: str | None) -> list[float] | None:
@@ -55,10 +57,10 @@ def numbers(name: str, text: str | None) -> list[float] | None:
 
 def _range(name: str, text: str | None) -> list[float] | None:
     """The same, of two numbers."""
-    found = numbers(name, text)
-    if found is not None and not (len(found) == 2 and 0 < found[0] <= found[1] < MOST):
-        raise TrainError(f"{name}={found}: expected two numbers, the smaller first")
-    return found
+    ends = numbers(name, text)
+    if ends is not None and not (len(ends) == 2 and 0 < ends[0] <= ends[1] < MOST):
+        raise TrainError(f"{name}={ends}: expected two numbers, the smaller first")
+    return ends
 
 
 @dataclass(frozen=True)
@@ -70,10 +72,14 @@ class Looks(Group):
     no_aug: Annotated[bool, option("No augmentation.", "--no-aug")] = False
     scale: Annotated[str | None, option("Of random crops: 0.6,1.")] = None
     ratio: Annotated[str | None, option("Of random crops: 0.75,1.33.")] = None
-    hflip: Annotated[float, option("How often images are mirrored.", min=0, max=1)] = 0.5
-    color_jitter: Annotated[float, option("How far colours move.", min=0)] = 0.4
+    hflip: Annotated[float, option("How often images are mirrored.", min=0, max=1)] = AUGMENT[
+        "hflip"
+    ]
+    color_jitter: Annotated[float, option("How far colours move.", min=0)] = AUGMENT["color_jitter"]
     aa: Annotated[str | None, option("timm's AutoAugment policy: rand-m9-mstd0.5, ...")] = None
-    reprob: Annotated[float, option("How often a part is erased.", min=0, max=1)] = 0.0
+    reprob: Annotated[float, option("How often a part is erased.", min=0, max=1)] = AUGMENT[
+        "re_prob"
+    ]
     aug_kwargs: Annotated[list[str], option("For timm's transforms.", metavar="KEY=VALUE")] = field(
         default_factory=list
     )
@@ -111,40 +117,50 @@ class Learning(Group):
     epochs: Annotated[
         int | None, option("How often every image is seen.", "--epochs", min=1, **by("epochs"))
     ] = None
-    batch_size: Annotated[int, option("Per process.", "--batch-size", "-b", min=1)] = 128
-    grad_accum_steps: Annotated[int, option("Batches to a step.", min=1)] = 1
-    clip_grad: Annotated[float | None, option("The longest gradient.")] = None
-    opt: Annotated[str | None, option("timm's name of an optimizer.", **by("opt"))] = None
+    batch_size: Annotated[int, option("Per process.", "--batch-size", "-b", min=1)] = (
+        Recipe.batch_size
+    )
+    grad_accum_steps: Annotated[int, option("Batches to a step.", min=1)] = Recipe.accumulate
+    clip_grad: Annotated[float | None, option("The longest gradient.")] = Recipe.clip
+    opt: Annotated[str | None, option("timm's name of an optimizer.", **by("optimizer", "opt"))] = (
+        None
+    )
     lr: Annotated[
         float | None,
-        option("Learning rate; of a method that learns: of the model too.", **by("lr")),
+        option(
+            "Learning rate; of a method that learns: of the model too.", **by("optimizer", "lr")
+        ),
     ] = None
     lr_merge: Annotated[
-        float | None, option("Of thresholds or matrices that merge.", **by("lr_merge"))
+        float | None, option("Of thresholds or matrices that merge.", **by("rates", "merge"))
     ] = None
-    lr_prune: Annotated[float | None, option("Of thresholds for pruning.", **by("lr_prune"))] = None
+    lr_prune: Annotated[
+        float | None, option("Of thresholds for pruning.", **by("rates", "prune"))
+    ] = None
     lr_restore: Annotated[float | None, option("Of matrices that restore.")] = None
-    weight_decay: Annotated[float | None, option("Weight decay.", **by("weight_decay"))] = None
+    weight_decay: Annotated[
+        float | None, option("Weight decay.", **by("optimizer", "weight_decay"))
+    ] = None
     layer_decay: Annotated[float | None, option("Of the rate, block by block.")] = None
     opt_kwargs: Annotated[list[str], option("For the optimizer.", metavar="KEY=VALUE")] = field(
         default_factory=list
     )
-    sched: Annotated[str, option("timm's name of a schedule.")] = "cosine"
-    warmup_epochs: Annotated[int, option("Of a rising rate.", min=0)] = 0
-    warmup_lr: Annotated[float, option("Where that starts.")] = 1e-6
-    min_lr: Annotated[float, option("Where the schedule ends.")] = 0.0
+    sched: Annotated[str, option("timm's name of a schedule.")] = SCHEDULE["sched"]
+    warmup_epochs: Annotated[int, option("Of a rising rate.", min=0)] = SCHEDULE["warmup_epochs"]
+    warmup_lr: Annotated[float, option("Where that starts.")] = SCHEDULE["warmup_lr"]
+    min_lr: Annotated[float, option("Where the schedule ends.")] = SCHEDULE["min_lr"]
     sched_kwargs: Annotated[list[str], option("For the schedule.", metavar="KEY=VALUE")] = field(
         default_factory=list
     )
     sam: Annotated[
         float | None,
         option("Sharpness-aware minimization that looks this far.", metavar="RHO"),
-    ] = None
+    ] = Recipe.sam
     smoothing: Annotated[float | None, option("Of the labels.", **by("smoothing"))] = None
     distill: Annotated[str, option("none, soft or hard: learn from the dense model too.")] = "none"
-    distill_alpha: Annotated[float, option("How much that counts.")] = 1.0
+    distill_alpha: Annotated[float, option("How much that counts.")] = Distillation.alpha
     distill_temperature: Annotated[
-        float | None, option("What soft logits are divided by.", **by("distill_temperature"))
+        float | None, option("What soft logits are divided by.", **by("temperature"))
     ] = None
     teacher: Annotated[str | None, option("Another model to learn from.")] = None
     freeze: Annotated[
@@ -154,7 +170,7 @@ class Learning(Group):
             show_default="none; without a rate for the model: model",
         ),
     ] = None
-    seed: Annotated[int, option("Decides all that is random.", min=0)] = 42
+    seed: Annotated[int, option("Decides all that is random.", min=0)] = Recipe.seed
 
     def check(self, looks: Looks) -> None:
         """Refuse what makes no sense whatever the model."""
@@ -162,55 +178,58 @@ class Learning(Group):
             raise TrainError(f"--teacher {self.teacher}: it is heard by --distill soft, or hard")
         if self.freeze not in (None, *FREEZES):
             raise TrainError(f"--freeze {self.freeze!r}: expected {', '.join(FREEZES)}")
-        self._recipe(USUAL, ["anything"], looks)
+        Recipe.for_method(MethodRecipe(), **self._overrides(looks))
 
     def recipe(self, model: nn.Module, looks: Looks) -> Recipe:
         """How this model is trained: as the user says, as its method is usually, or as all are."""
-        learns = [f"lr_{name}" for name, _ in learned_parameters(model)]
-        return self._recipe(usual(model), learns, looks)
+        learned = kinds(name for name, _ in learned_parameters(model))
+        if self.freeze in ("model", "method") and not learned:
+            raise TrainError(f"--freeze {self.freeze}: give a --method that learns, such as ltmp")
+        if self.freeze == "method" and self._rates:
+            rate = next(iter(self._rates))
+            raise TrainError(f"--freeze method: it stays as it is; leave out --lr-{rate}")
+        return Recipe.for_model(model, **self._overrides(looks))
 
-    def _recipe(self, usual: Mapping[str, Any], learns: Collection[str], looks: Looks) -> Recipe:
-        """The same, from what is usual and from the rates that the method has."""
-        said = values.given(**asdict(self))
-        chosen = {**usual, **said}
-        rates = values.given(
-            lr=chosen["lr"], weight_decay=chosen["weight_decay"], layer_decay=self.layer_decay
+    @property
+    def _rates(self) -> dict[str, float]:
+        """Learning rates of what a method learns, by its names."""
+        return values.given(merge=self.lr_merge, prune=self.lr_prune, restore=self.lr_restore)
+
+    def _overrides(self, looks: Looks) -> dict[str, Any]:
+        """What the user says, as fields of a recipe."""
+        optimizer = values.given(
+            opt=self.opt,
+            lr=self.lr,
+            weight_decay=self.weight_decay,
+            layer_decay=self.layer_decay,
         )
-        warmup = {name: chosen[name] for name in ("warmup_epochs", "warmup_lr", "min_lr")}
-        return Recipe(
-            epochs=chosen["epochs"],
+        schedule = {
+            "sched": self.sched,
+            "warmup_epochs": self.warmup_epochs,
+            "warmup_lr": self.warmup_lr,
+            "min_lr": self.min_lr,
+        }
+        return values.given(
+            epochs=self.epochs,
             batch_size=self.batch_size,
             accumulate=self.grad_accum_steps,
             clip=self.clip_grad,
             sam=self.sam,
             seed=self.seed,
-            smoothing=chosen["smoothing"],
-            optimizer={"opt": chosen["opt"]} | rates | values.parse(self.opt_kwargs),
-            schedule={"sched": self.sched} | warmup | values.parse(self.sched_kwargs),
+            smoothing=self.smoothing,
+            optimizer=optimizer | values.parse(self.opt_kwargs),
+            schedule=schedule | values.parse(self.sched_kwargs),
             augment=looks.augment,
             mix=looks.mix,
-            distill=self._distillation(chosen["distill_temperature"]),
-            rates=({} if self.freeze == "method" else _rates(usual, learns)) | _rates(said, said),
-            freeze=self._frozen(learns, chosen["lr"]),
+            distill=self._distillation,
+            rates=self._rates,
+            freeze=self.freeze,
         )
 
-    def _distillation(self, temperature: float) -> Distillation | None:
+    @property
+    def _distillation(self) -> dict[str, Any] | None:
         if self.distill == "none":
             return None
-        return Distillation(self.distill, self.distill_alpha, temperature)
-
-    def _frozen(self, learns: Collection[str], lr: float | None) -> str:
-        """What stays as it is: the model, where nobody says so and it has no rate."""
-        if self.freeze in ("model", "method") and not learns:
-            raise TrainError(f"--freeze {self.freeze}: give a --method that learns, such as ltmp")
-        said = values.given(**asdict(self))
-        if self.freeze == "method" and (rates := _rates(said, said)):
-            rate = next(iter(rates))
-            raise TrainError(f"--freeze method: it stays as it is; leave out --lr-{rate}")
-        return self.freeze or ("model" if learns and lr is None else "none")
-
-
-def _rates(values: Mapping[str, Any], names: Collection[str]) -> dict[str, float]:
-    """Those learning rates among some values that are for what a method learns, by its names."""
-    rates = {name: rate for name, rate in values.items() if name in names}
-    return {n.removeprefix("lr_"): rate for n, rate in rates.items() if n.startswith("lr_")}
+        return values.given(
+            kind=self.distill, alpha=self.distill_alpha, temperature=self.distill_temperature
+        )

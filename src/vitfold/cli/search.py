@@ -18,8 +18,8 @@ from vitfold.folding.fold import clone, fold
 from vitfold.methods import PruneMerge
 from vitfold.methods.prune_merge.structure import AROUND, GROUPINGS, SCOPES
 from vitfold.saving.models import save_model
-from vitfold.tools.importance import ITERATIONS
-from vitfold.tools.importance import search as search_
+from vitfold.tools.prune_merge.search import ITERATIONS
+from vitfold.tools.prune_merge.search import search as search_
 
 SCORES = "scores.safetensors"
 """Beside the model: the scores so far, from which a search that was stopped goes on."""
@@ -72,59 +72,55 @@ def search(
 
     Train it next, from where it is saved: `vitfold train DIR --distill soft ...`.
     """
+    chosen = {
+        "keep": keep,
+        "prune": prune,
+        "flops": flops,
+        "blocks": None if blocks is None else values.whole_numbers("--blocks", blocks),
+        "scope": scope,
+        "grouping": grouping,
+        "shortcut": not no_shortcut,
+        "iterations": iterations,
+    }
     base = task.model(made, model)
     source = task.source(data, base)
-    found = found_in(
-        base,
-        shuffled_of(base, source, batch_size, iterations, seed, workers),
-        output / SCORES,
-        resume,
-        {
-            "keep": keep,
-            "prune": prune,
-            "flops": flops,
-            "blocks": None if blocks is None else values.whole_numbers("--blocks", blocks),
-            "scope": scope,
-            "grouping": grouping,
-            "shortcut": not no_shortcut,
-            "iterations": iterations,
-        },
-    )
-    _show(model, base, found)
-    save_model(fold(base, found), output)
+    batches = shuffled_of(base, source, batch_size, iterations, seed, workers)
+    method = search_with(base, batches, output / SCORES, resume, chosen)
+    _show(model, base, method)
+    save_model(fold(base, method), output)
     show.written(output)
 
 
-def found_in(
+def search_with(
     model: nn.Module,
     batches: Iterable[Any],
     file: Path | None,
     resume: bool,
-    asked: Mapping[str, Any],
+    options: Mapping[str, Any],
 ) -> PruneMerge:
     """A search with a bar, which goes on where it was stopped if it is to.
 
-    asked: what the search takes, by its own names.
+    options: what the search takes, by its own names.
     """
     known = [n for n in inspect.signature(search_).parameters if n not in OURS]
-    for name in asked:
+    for name in options:
         if name not in known:
             raise MethodError(f"PruneMerge has no option {name!r}{nearest(name, known)}")
     if file is not None:
         values.directory(file.parent)
         if not resume:
             file.unlink(missing_ok=True)
-    with show.bar("scoring patches", asked.get("iterations", ITERATIONS)) as progress:
-        return search_(model, batches, resume=file, progress=progress, **asked)
+    with show.bar("scoring patches", options.get("iterations", ITERATIONS)) as progress:
+        return search_(model, batches, resume=file, progress=progress, **options)
 
 
-def _show(name: str, base: nn.Module, found: PruneMerge) -> None:
+def _show(name: str, base: nn.Module, method: PruneMerge) -> None:
     rows = [
         [f"block {block}", str(max(group) + 1), str(group.count(AROUND)), str(len(group))]
-        for block, group in found.structure.items()
+        for block, group in method.structure.items()
     ]
-    show.table(f"{name}, {found}", ["", "patches it sees", "go around", "of"], rows)
+    show.table(f"{name}, {method}", ["", "patches it sees", "go around", "of"], rows)
     dense = clone(base)
     whole = cost(find(dense))
-    fold(dense, found)
+    fold(dense, method)
     show.console.print(f"{cost(find(dense)) / whole:.1%} of the dense FLOPs")

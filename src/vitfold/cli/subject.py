@@ -13,8 +13,16 @@ from vitfold.cli.groups import Group, option
 from vitfold.cli.images import shuffled_of
 from vitfold.cli.offline import fetching
 from vitfold.cli.recipe import numbers
-from vitfold.cli.search import SCORED, found_in
-from vitfold.data import AnySource, Source, classes_of, data_config, renormalized
+from vitfold.cli.search import SCORED, SCORES, search_with
+from vitfold.data import (
+    AnySource,
+    Source,
+    classes_of,
+    data_config,
+    labelled,
+    renormalized,
+    untouched,
+)
 from vitfold.errors import TrainError
 from vitfold.folding.calls import folds
 from vitfold.folding.fold import fold
@@ -32,10 +40,11 @@ from vitfold.segment import (
 )
 from vitfold.segment.segmenter import MOST_CLASSES
 from vitfold.tools.answers import ONLY, classes_of_head
-from vitfold.tools.importance import ITERATIONS
-from vitfold.train import checkpoint
+from vitfold.tools.prune_merge.search import ITERATIONS
+from vitfold.train import TrainingData, checkpoint
+from vitfold.train.evaluators import Evaluator, MeanIoU, Top1
 from vitfold.train.examples import own_randomness, seed_all
-from vitfold.train.judge import Judge, MeanIoU, Top1
+from vitfold.train.learned import is_ragged
 
 Options = dict[str, Any]
 
@@ -68,6 +77,14 @@ class Data(options.Task):
         """Refuse to begin without images: a model may name a dataset that it was made for."""
         if not (self.given or self.pixels or dataset_of(model)):
             raise options.no_data()
+
+    @property
+    def about(self) -> Options:
+        """What tells the data of two trainings apart."""
+        return {
+            "data": [self.dataset, str(self.data_dir), self.train_split, self.class_map],
+            "val_split": None if self.no_val else self.held_out,
+        }
 
     @property
     def given(self) -> bool:
@@ -150,9 +167,13 @@ class Start(Group):
     @property
     def about(self) -> Options:
         """What tells two beginnings apart."""
-        said = self.arguments | self.overlay | values.given(drop_path=self.drop_path or None)
-        begun = self.initial_checkpoint and str(self.initial_checkpoint)
-        return {"arguments": said, "pretrained": self.pretrained, "initial_checkpoint": begun}
+        arguments = self.arguments | self.overlay | values.given(drop_path=self.drop_path or None)
+        start = self.initial_checkpoint and str(self.initial_checkpoint)
+        return {
+            "arguments": arguments,
+            "pretrained": self.pretrained,
+            "initial_checkpoint": start,
+        }
 
     @property
     def changes(self) -> Options:
@@ -161,17 +182,17 @@ class Start(Group):
             drop_path_rate=self.drop_path or None, pretrained_cfg_overlay=self.overlay or None
         )
 
-    def classifier(self, name: str, asked: int | None, classes: int | None) -> nn.Module:
+    def classifier(self, name: str, head: int | None, classes: int | None) -> nn.Module:
         """The model, with a head for as many classes as are asked for, or as the data has."""
-        made = dict(self.arguments)
+        arguments = dict(self.arguments)
         if is_named(name):
-            made |= values.given(num_classes=asked or classes) | self.changes
-        elif self.changes or asked:
+            arguments |= values.given(num_classes=head or classes) | self.changes
+        elif self.changes or head:
             raise TrainError(
                 f"{name} has its own head and preprocessing: leave out what changes them"
             )
         with fetching(name, self.pretrained, "leave out --pretrained, or give a directory"):
-            model = create_model(name, pretrained=self.pretrained, **made)
+            model = create_model(name, pretrained=self.pretrained, **arguments)
         if isinstance(model, Segmenter):
             raise TrainError(ONLY.format(type(model).__name__))
         _check_classes(model, classes)
@@ -179,12 +200,14 @@ class Start(Group):
 
     def segmenter(self, name: str, classes: int) -> nn.Module:
         """A segmenter as it was saved, or a new one around an encoder."""
-        made = self.arguments | self.changes
+        arguments = self.arguments | self.changes
         if saved_classes(name) is None:
             kind = self.decoder or "mask"
             with fetching(name, self.pretrained, "leave out --pretrained, or give a directory"):
-                return create_segmenter(name, classes, kind, pretrained=self.pretrained, **made)
-        if made or self.decoder:
+                return create_segmenter(
+                    name, classes, kind, pretrained=self.pretrained, **arguments
+                )
+        if arguments or self.decoder:
             raise TrainError(f"{name} is a segmenter already: leave out what makes it another")
         return create_model(name)
 
@@ -215,7 +238,7 @@ class Subject:
     held_out: AnySource
     images: Any
     classes: int | None
-    judge: Judge
+    evaluator: Evaluator
     about: Options = field(default_factory=dict)
 
 
@@ -227,14 +250,15 @@ def choose(name: str, data: Data, start: Start, seed: int) -> Subject:
     with own_randomness():
         seed_all(seed)
         if labels is None:
-            found = classes_of(images)
+            classes = classes_of(images)
             if isinstance(held_out, Source) and not data.no_val:
                 held_out = held_out.like(images)
-            model = start.classifier(name, data.num_classes, found)
-            return Subject(model, source, held_out, images, data.num_classes or found, Top1())
+            model = start.classifier(name, data.num_classes, classes)
+            return Subject(model, source, held_out, images, data.num_classes or classes, Top1())
         model = start.segmenter(name, labels.classes)
-    judge, about = MeanIoU(labels.classes), {"labels": asdict(labels), "decoder": start.decoder}
-    return Subject(model, source, held_out, images, labels.classes, judge, about)
+    about = {"labels": asdict(labels), "decoder": start.decoder}
+    evaluator = MeanIoU(labels.classes)
+    return Subject(model, source, held_out, images, labels.classes, evaluator, about)
 
 
 @dataclass(frozen=True)
@@ -287,6 +311,48 @@ TRAITS: dict[bool, dict[str, Callable[[Any], Any]]] = {
 """What a teacher has in common with a classifier, and with a segmenter."""
 
 
+def begin(
+    subject: Subject, choice: Choice, start: Start, running: Any, seed: int, accelerator: Any
+) -> nn.Module:
+    """The model as training finds it: folded where that was asked for, after a search where the
+    method takes one, with the weights that it starts from.
+
+    running: where results go, whether they go on, and by how many workers.
+    """
+    if choice.searches and not folds(subject.model):
+        scores = running.output / SCORES if accelerator.is_main_process else None
+        subject.model.to(accelerator.device)
+        resume, workers = running.resume, running.workers
+        model = searched(subject.model, choice, subject.source, scores, resume, seed, workers)
+    else:
+        model = folded(subject.model, choice)
+    start.begin(model)
+    return model
+
+
+def material(
+    subject: Subject, model: nn.Module, data: Data, teacher: nn.Module | None, about: Options
+) -> TrainingData:
+    """What a model learns from and is measured on."""
+    held_out = None if data.no_val else untouched(subject.model, subject.held_out)
+    calibration = None
+    if is_ragged(model):
+        calibration = labelled(subject.model, subject.source, CALIBRATION, skip=True)
+    return TrainingData(
+        subject.images,
+        held_out,
+        calibration,
+        subject.classes,
+        subject.evaluator,
+        teacher,
+        about,
+    )
+
+
+CALIBRATION = 512
+"""How many training images, evenly spaced, fit thresholds to the share that was asked for."""
+
+
 def folded(model: nn.Module, choice: Choice) -> nn.Module:
     """The model, folded where that was asked for."""
     if choice.method.lower() == "none":
@@ -312,11 +378,11 @@ def searched(
     """The model, folded by what a search in the images of training finds."""
     if choice.r is not None:
         raise TrainError(f"--r {choice.r}: {choice.method} takes --flops, or keep and prune")
-    asked = values.parse(choice.method_kwargs)
-    if choice.flops is not None and "flops" in asked:
-        raise TrainError(f"--flops {choice.flops} and flops={asked['flops']!r}: give one")
-    asked |= values.given(flops=choice.flops)
-    iterations = asked.get("iterations", ITERATIONS)
+    options = values.parse(choice.method_kwargs)
+    if choice.flops is not None and "flops" in options:
+        raise TrainError(f"--flops {choice.flops} and flops={options['flops']!r}: give one")
+    options |= values.given(flops=choice.flops)
+    iterations = options.get("iterations", ITERATIONS)
     check_whole("iterations", iterations, least=1)
     batches = shuffled_of(model, source, SCORED, iterations, seed, workers)
-    return fold(model, found_in(model, batches, file, resume, asked))
+    return fold(model, search_with(model, batches, file, resume, options))

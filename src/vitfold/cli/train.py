@@ -6,22 +6,19 @@ from typing import Annotated, Any
 
 import torch
 import typer
+from torch import nn
 
 from vitfold.cli import options, show, subject, values
 from vitfold.cli.groups import Group, grouped, option
-from vitfold.cli.recipe import Learning, Looks, by, usual
-from vitfold.cli.search import SCORES
-from vitfold.data import labelled, untouched
+from vitfold.cli.recipe import Learning, Looks, by
 from vitfold.errors import MissingExtra, TrainError
 from vitfold.folding.calls import folds
 from vitfold.lab import plots
-from vitfold.train import Outcome
+from vitfold.train import Outcome, Recipe, Settings, TrainingData, create_accelerator
 from vitfold.train import train as train_
-from vitfold.train.judge import Judge
-from vitfold.train.outline import BEST, LAST, OutOfReach, Settings, begun, create_accelerator
-
-CALIBRATION = 512
-"""How many training images, evenly spaced, bring thresholds to the share that was asked for."""
+from vitfold.train.evaluators import Evaluator
+from vitfold.train.outcome import OutOfReach
+from vitfold.train.output import BEST, LAST, earlier_request
 
 
 @dataclass(frozen=True)
@@ -44,7 +41,7 @@ class Running(Group):
     ] = None
     checkpoint_hist: Annotated[int, option("How many checkpoints stay.", min=1)] = 3
     log_interval: Annotated[
-        int | None, option("Steps between lines in the log.", min=1, **by("log_interval"))
+        int | None, option("Steps between lines in the log.", min=1, **by("log_every"))
     ] = None
     tensorboard: Annotated[bool, option("Log for TensorBoard too.", "--tensorboard")] = False
     torchcompile: Annotated[bool, option("Compile the model.", "--torchcompile")] = False
@@ -58,22 +55,20 @@ class Running(Group):
             raise TrainError(f"--device {self.device!r}: expected auto, cpu or cuda")
         return self.device if self.device == "auto" else values.device(self.device).type
 
-    def settings(self, log_interval: int) -> Settings:
-        """For the loop.
-
-        log_interval: where the user says none.
-        """
+    def settings(self, accelerator: Any) -> Settings:
+        """For the loop."""
         return Settings(
             self.output,
             resume=self.resume,
             every=self.checkpoint_every,
             keep=self.checkpoint_hist,
             workers=self.workers,
-            log_every=self.log_interval or log_interval,
+            log_every=self.log_interval,
             tensorboard=self.tensorboard,
             compiled=self.torchcompile,
+            accelerator=accelerator,
             bar=show.bar,
-            say=_say,
+            report=_report,
         )
 
 
@@ -98,51 +93,30 @@ def train(
     if data.pixels and looks.mix:
         raise TrainError("--mixup, --cutmix: only images of one class are mixed")
     mixed = PRECISIONS[precision.dtype]
-    begun(values.directory(running.output), running.resume)
+    earlier_request(values.directory(running.output), running.resume)
     accelerator = create_accelerator(running.on, mixed)
     chosen = subject.choose(model, data, start, learning.seed)
-    base, source = chosen.model, chosen.source
-    teacher = subject.teacher(learning.teacher, base)
-    if choice.searches and not folds(base):
-        scored = running.output / SCORES if accelerator.is_main_process else None
-        seed, workers = learning.seed, running.workers
-        base.to(accelerator.device)
-        ours = subject.searched(base, choice, source, scored, running.resume, seed, workers)
-    else:
-        ours = subject.folded(base, choice)
-    start.begin(ours)
+    teacher = subject.teacher(learning.teacher, chosen.model)
+    ours = subject.begin(chosen, choice, start, running, learning.seed, accelerator)
     recipe = learning.recipe(ours, looks)
-    chosen.images.transform = source.augment(base, recipe.augment)
-    about = start.about | {
-        "model": model,
-        "method": [record.method.to_json() for record in folds(ours)],
-        "data": [data.dataset, str(data.data_dir), data.train_split, data.class_map],
-        "val_split": None if data.no_val else data.held_out,
-        **chosen.about,
-        "teacher": learning.teacher,
-        "precision": mixed,
-    }
-    drifts = any(record.method.ragged for record in folds(ours))
-    try:
-        outcome = train_(
-            ours,
-            recipe,
-            chosen.images,
-            None if data.no_val else untouched(base, chosen.held_out),
-            settings=running.settings(usual(ours)["log_interval"]),
-            accelerator=accelerator,
-            teacher=teacher,
-            classes=chosen.classes,
-            calibration=labelled(base, source, CALIBRATION, skip=True) if drifts else None,
-            judge=chosen.judge,
-            about=about,
-        )
-    except OutOfReach as missed:
-        if accelerator.is_main_process:
-            _draw(running.output / LEARNED, missed.outcome.steps)
-        raise
+    chosen.images.transform = chosen.source.augment(chosen.model, recipe.augment)
+    about: dict[str, Any] = {"model": model, "teacher": learning.teacher, "precision": mixed}
+    about |= start.about | data.about | chosen.about
+    about["method"] = [record.method.to_json() for record in folds(ours)]
+    material = subject.material(chosen, ours, data, teacher, about)
+    outcome = _train(ours, recipe, material, running.settings(accelerator))
     if accelerator.is_main_process:
-        _show(model, outcome, running.output, chosen.judge)
+        _show(model, outcome, running.output, chosen.evaluator)
+
+
+def _train(model: nn.Module, recipe: Recipe, data: TrainingData, settings: Settings) -> Outcome:
+    """Train; where thresholds miss their share there is a picture of them too."""
+    try:
+        return train_(model, recipe, data, settings)
+    except OutOfReach as error:
+        if settings.accelerator.is_main_process:
+            _draw(settings.output / LEARNED, error.outcome.steps)
+        raise
 
 
 PRECISIONS = {None: "no", torch.bfloat16: "bf16", torch.float16: "fp16"}
@@ -154,7 +128,7 @@ NAMES = {"top1": "top-1", "miou": "mIoU"}
 """What figures of an epoch are called."""
 
 
-def _say(figures: dict[str, float]) -> None:
+def _report(figures: dict[str, float]) -> None:
     known = [f", {NAMES[figure]} {figures[figure]:.2%}" for figure in NAMES if figure in figures]
     show.console.print(
         f"epoch {figures['epoch']:.0f}: loss {figures['loss']:.4f}{''.join(known)}, "
@@ -162,17 +136,18 @@ def _say(figures: dict[str, float]) -> None:
     )
 
 
-def _show(name: str, outcome: Outcome, output: Path, judge: Judge) -> None:
-    if outcome.stopped is not None:
-        show.note(f"stopped after step {outcome.stopped}: go on with --resume")
+def _show(name: str, outcome: Outcome, output: Path, evaluator: Evaluator) -> None:
+    if outcome.stop is not None:
+        show.note(f"stopped after step {outcome.stop}: go on with --resume")
         raise typer.Exit(130)
-    best = [] if outcome.best is None else [[f"best {NAMES[judge.figure]}", f"{outcome.best:.2%}"]]
+    figure = NAMES[evaluator.figure]
+    best = [] if outcome.best is None else [[f"best {figure}", f"{outcome.best:.2%}"]]
     figures = outcome.epochs[-1]
     rows = [["epochs", str(len(outcome.epochs))], ["loss", f"{figures['loss']:.4f}"], *best]
-    if outcome.reached is not None:
+    if outcome.share is not None:
         rows += [
-            ["FLOPs asked", f"{outcome.asked:.1%}"],
-            ["FLOPs reached", f"{outcome.reached:.1%}"],
+            ["FLOPs asked", f"{outcome.target:.1%}"],
+            ["FLOPs reached", f"{outcome.share:.1%}"],
         ]
     show.table(f"{name}, trained", ["", "figures"], rows)
     _draw(output / LEARNED, outcome.steps)

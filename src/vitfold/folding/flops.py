@@ -1,9 +1,8 @@
-"""Counting floating point operations, and finding the schedule that costs a share of them."""
+"""Counting floating point operations: of a call, and of a trunk from shapes alone."""
 
 import copy
-import math
-from collections.abc import Callable, Hashable, Mapping
-from typing import Any, Generic, TypeVar
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,26 +12,13 @@ from torch.utils.module_tracker import ModuleTracker
 from vitfold.errors import MethodError
 from vitfold.folding.families import Found
 from vitfold.tokens import kernels
-from vitfold.tokens.layout import Layout
 from vitfold.tokens.modes import evaluating
-
-CLOSE = 0.002
-"""How near to the share that is asked for the search stops."""
-
-NEAR = 0.01
-"""How far from it a schedule may be and still be given."""
-
-TRIES = 12
 
 FEW = 2**36
 """So many operations are done sooner than they are worked out from shapes."""
 
-T = TypeVar("T", bound=Hashable)
-
 Schedule = tuple[int, ...]
-
-Spread = Callable[[float, int, int], Schedule]
-"""From how many tokens leave a block on average, the depth and the first block that reduces."""
+"""How many tokens every block is asked to remove."""
 
 
 def count(call: Callable[[], Any]) -> int:
@@ -99,92 +85,3 @@ def cost(found: Found, **inputs: Tensor) -> int:
     quick = about < FEW and weights[0].dtype == torch.float32 and not weights[0].is_meta
     with evaluating(trunk):
         return count(lambda: trunk(**given)) if quick else dry_count(trunk, given)
-
-
-class Tried(Generic[T]):
-    """What was tried to reach a share of the FLOPs, and the share that each of it costs."""
-
-    def __init__(self, share: float, cost: Callable[[T], float]) -> None:
-        self.share, self._cost = share, cost
-        self.costs: dict[T, float] = {}
-
-    def off(self, candidate: T) -> float:
-        """By how much one is too dear; worked out once."""
-        if candidate not in self.costs:
-            self.costs[candidate] = self._cost(candidate)
-        return self.costs[candidate] - self.share
-
-    @property
-    def best(self) -> T:
-        """What came nearest."""
-        return min(self.costs, key=lambda candidate: abs(self.off(candidate)))
-
-    @property
-    def reached(self) -> float:
-        """The share that it costs."""
-        return self.costs[self.best]
-
-    @property
-    def miss(self) -> float:
-        """How far that is from the share."""
-        return abs(self.reached - self.share)
-
-
-def solve(
-    share: float, cost: Callable[[Schedule], int], layout: Layout, first: int, spread: Spread
-) -> Schedule:
-    """The schedule that removes tokens as `spread` has it, and costs `share` of what none costs.
-
-    Where that is too coarse, because windows merge several tokens at once, later and later blocks
-    remove more, to make up for what is left.
-    """
-    schedule: Schedule = (0,) * layout.depth
-    whole = cost(schedule)
-    tried = Tried[Schedule](share, lambda schedule: cost(schedule) / whole)
-    tried.costs[schedule] = 1.0
-    for start in sorted({first, first + 1, first + 2, layout.depth // 2, layout.depth - 2}):
-        if first <= start < layout.depth and tried.miss > NEAR / 2:
-            schedule = _add(tried, schedule, layout, start, spread)
-    if tried.miss > NEAR:
-        raise MethodError(
-            f"flops={share} cannot be reached by removing patch tokens from block {first} on: the "
-            f"nearest share that can is {tried.reached:.3f}"
-        )
-    return tried.best
-
-
-def _add(
-    tried: Tried[Schedule], base: Schedule, layout: Layout, start: int, spread: Spread
-) -> Schedule:
-    """`base` with as much more removed from block `start` on as leaves it above the share.
-
-    The share falls as the rate grows, nearly along a line: from a first guess along the line from
-    `base` until there is a bracket, then by false position in it.
-    """
-
-    def more(rate: float) -> Schedule:
-        extra = spread(rate, layout.depth, start)
-        return tuple(a + b for a, b in zip(base, extra, strict=True))
-
-    above, most = tried.off(base), layout.patches / 2
-    # What reaches the share if every block costs what its tokens do.
-    rate = min(above * 2 * layout.depth * layout.patches / (layout.depth - start) ** 2, most)
-    low, high = (0.0, above), (math.inf, 0.0)
-    for attempt in range(TRIES):
-        point = (rate, tried.off(more(rate)))
-        low, high = (point, high) if point[1] > 0 else (low, point)
-        if tried.miss <= CLOSE or low[0] == most:
-            break
-        if high[0] < math.inf:
-            rate = _between(low, high, halve=attempt % 4 == 3)
-        else:
-            saved = above - low[1]
-            rate = min(rate * above / saved, most) if saved > 0 else most
-    return more(low[0])
-
-
-def _between(low: tuple[float, float], high: tuple[float, float], halve: bool) -> float:
-    """The rate at which a line through both would be at the share."""
-    span = low[1] - high[1]
-    weight = 0.5 if halve or span <= 0 else low[1] / span
-    return low[0] + (high[0] - low[0]) * min(max(weight, 0.02), 0.98)

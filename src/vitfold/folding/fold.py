@@ -13,7 +13,8 @@ from torch import nn
 from vitfold.errors import FoldError, MethodError, UnsupportedModel
 from vitfold.folding.calls import MARK, Fold, enter, folds, pass_block
 from vitfold.folding.families import Found, find
-from vitfold.folding.flops import Schedule, cost, solve
+from vitfold.folding.fit import fit_schedule
+from vitfold.folding.flops import Schedule, cost
 from vitfold.folding.pretrained import save_as_before, warn_of_saving
 from vitfold.methods import Base, Method, create_method
 from vitfold.methods.learned import Learned
@@ -171,7 +172,9 @@ def _schedule(record: Fold) -> tuple[int, ...]:
             )
         return able
     share = 1.0 if method.flops is None else method.flops
-    return solve(share, lambda schedule: _cost(record, schedule), layout, first, method.spread)
+    return fit_schedule(
+        share, lambda schedule: _cost(record, schedule), layout, first, method.spread
+    )
 
 
 def _fitting(record: Fold, schedule: tuple[int, ...]) -> tuple[int, ...]:

@@ -10,6 +10,7 @@ from vitfold.errors import MethodError, nearest
 from vitfold.methods.checks import check_inflection, check_reduction, check_share, plain
 from vitfold.methods.learned import Learned
 from vitfold.methods.plugins import METHODS_GROUP, OWN, load_plugins
+from vitfold.methods.recipe import MethodRecipe
 from vitfold.methods.schedule import Reduction, along
 from vitfold.methods.step import Plan, Step
 from vitfold.tokens.layout import Layout
@@ -39,8 +40,8 @@ class Base:
     sought: ClassVar[tuple[str, ...]] = ()
     """What that takes and the method does not, by name."""
 
-    training: ClassVar[Mapping[str, Any]] = types.MappingProxyType({})
-    """How it is trained, by the options of `vitfold train`, where the user says nothing else."""
+    training: ClassVar[MethodRecipe] = MethodRecipe()
+    """How it is trained, where the user says nothing else."""
 
     def __post_init__(self) -> None:
         for f in dataclasses.fields(self):

@@ -1,8 +1,7 @@
 """LTMP: learned thresholds decide what merges and what is dropped, image by image."""
 
 import itertools
-import types
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -15,6 +14,7 @@ from vitfold.methods.base import Base, register
 from vitfold.methods.checks import check_choice, check_cue, check_number, check_share, check_switch
 from vitfold.methods.learned import Learned, Pass, mean_counts
 from vitfold.methods.mergedrop import MergeDrop
+from vitfold.methods.recipe import MethodRecipe
 from vitfold.methods.step import Plan, Received, Shown, Step
 from vitfold.tokens.layout import Layout
 from vitfold.tokens.state import Change, TokenState
@@ -43,17 +43,13 @@ class LTMP(Base):
     """
 
     ragged: ClassVar[bool] = True
-    training: ClassVar[Mapping[str, Any]] = types.MappingProxyType(
-        {
-            "epochs": 1,
-            "opt": "momentum",
-            "lr": None,
-            "weight_decay": 0.0,
-            "smoothing": 0.1,
-            "log_interval": 1,
-            "lr_merge": 5e-3,
-            "lr_prune": 5e-6,
-        }
+    training: ClassVar[MethodRecipe] = MethodRecipe(
+        epochs=1,
+        smoothing=0.1,
+        optimizer={"opt": "momentum", "weight_decay": 0.0},
+        rates={"merge": 5e-3, "prune": 5e-6},
+        freeze="model",
+        log_every=1,
     )
 
     merge: bool = True

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from vitfold.errors import DataError, MethodError
 from vitfold.folding.calls import folded, folds, trunk_inputs
 from vitfold.folding.families import find
-from vitfold.folding.flops import CLOSE, NEAR, Tried, count
+from vitfold.folding.fit import CLOSE, NEAR, Fit
+from vitfold.folding.flops import count
 from vitfold.folding.fold import clone, fold
 from vitfold.folding.inputs import Inputs, batches_in, images_in
 from vitfold.methods.base import Base
@@ -24,7 +25,8 @@ from vitfold.tools.measure import Progress
 
 ModelT = TypeVar("ModelT", bound=nn.Module)
 
-TRIES = 8
+PASSES = 8
+"""How often the images go through the model, at most; `progress` is called after each."""
 
 
 def calibrate(
@@ -37,6 +39,23 @@ def calibrate(
     images: some hundreds, of the kind that it will see, prepared for the model: `[B, C, H, W]`, or
         batches of them, with labels or without.
     """
+    method, heights = _method(model)
+    share = method.flops
+    assert share is not None  # it was checked when the method was made
+    batches = [images_in(batch) for batch in batches_in(images)]
+    if not sum(map(len, batches)):
+        raise DataError("no images to calibrate on: give some")
+    dense = clone(model)
+    pixels = torch.cat(batches).to(next(find(dense).trunk.parameters()).device)
+    with torch.inference_mode(), evaluating(dense):
+        levels = _fit_heights(dense, method, share, pixels, progress)
+    with torch.no_grad():
+        heights.height.copy_(torch.tensor(levels))
+    return model
+
+
+def _method(model: nn.Module) -> tuple[WardCut, Heights]:
+    """The method of a model, and its heights; a model without is refused."""
     record = next(iter(folds(model)), None)
     method, heights = (record.method, record.learned) if record else (None, None)
     if not (isinstance(method, WardCut) and isinstance(heights, Heights)):
@@ -44,45 +63,37 @@ def calibrate(
             f"{method or type(model).__name__} has no heights: calibrate takes a model with "
             "WardCut, vitfold.fold(model, 'wardcut', flops=0.6)"
         )
-    target = method.flops
-    assert target is not None  # it was checked when the method was made
-    batches = [images_in(batch) for batch in batches_in(images)]
-    if not sum(map(len, batches)):
-        raise DataError("no images to calibrate on: give some")
-    dense = clone(model)
-    trunk = find(dense).trunk
-    seen = torch.cat(batches).to(next(trunk.parameters()).device)
+    return method, heights
+
+
+def _fit_heights(
+    model: nn.Module, method: WardCut, share: float, images: Tensor, progress: Progress
+) -> list[float]:
+    """The heights at which these images cost that share. What is varied is by how much Ward would
+    make each of them cheaper: as many tokens merge then, on average."""
+    trunk = find(model).trunk
+    inputs = trunk_inputs(fold(model, Ward(r=0)), images)
+    dense = count(lambda: trunk(**inputs))  # of r=0, which costs what the dense model does
     levels: dict[float, list[float]] = {}
 
-    def cost(asked: float) -> float:
-        """The share of these images where as many tokens merge, on average, as for that one."""
-        cut = Cutting(method, _means(dense, method, asked))
-        fold(dense, cut)
-        share = count(lambda: trunk(**given)) / whole
-        levels[asked] = cut.heights
+    def cost(saving: float) -> float:
+        cut = Cutting(method, _means(model, method, round(1 - saving, 9)))
+        fold(model, cut)
+        part = count(lambda: trunk(**inputs)) / dense
+        levels[saving] = cut.heights
         progress()
-        return share
+        return part
 
-    with torch.inference_mode(), evaluating(dense):
-        given = trunk_inputs(fold(dense, Ward(r=0)), seen)
-        whole = count(lambda: trunk(**given))  # of r=0, which costs what the dense model does
-        tried, asked = Tried[float](target, cost), target
-        for _ in range(TRIES):
-            try:
-                off = tried.off(asked)
-            except MethodError:  # Ward cannot reach that one
-                if not tried.costs:
-                    raise
-                break
-            if abs(off) <= CLOSE:
-                break
-            # Images of many tokens cost more than those of few save: ask for a little less.
-            asked = min(max(asked - off, 0.01), 1.0)
-    if tried.miss > NEAR:
-        raise MethodError(f"flops={target} cannot be reached: the nearest is {tried.reached:.3f}")
-    with torch.no_grad():
-        heights.height.copy_(torch.tensor(levels[tried.best]))
-    return model
+    fit = Fit[float](share, cost)
+    fit.costs[0.0], levels[0.0] = 1.0, [0.0] * len(find(model).blocks)
+    try:
+        fit.along(lambda saving: saving, 1 - share, 0.99, tries=PASSES, close=CLOSE)
+    except MethodError:  # Ward cannot save so much
+        if len(levels) == 1:
+            raise
+    if fit.miss > NEAR:
+        raise MethodError(f"flops={share} cannot be reached: the nearest is {fit.nearest:.3f}")
+    return levels[fit.best]
 
 
 def _means(model: nn.Module, method: WardCut, share: float) -> tuple[int, ...]:

@@ -62,8 +62,8 @@ def _fill(directory: Path, state: Any) -> None:
     save_file(tensors, directory / TENSORS)
     readable(directory / TENSORS)
     _to_disk(directory / TENSORS)
-    held = {"format": FORMAT, "sha256": _digest(directory / TENSORS), "tree": tree}
-    (directory / TREE).write_text(json.dumps(held), encoding="utf-8")
+    file = {"format": FORMAT, "sha256": _digest(directory / TENSORS), "tree": tree}
+    (directory / TREE).write_text(json.dumps(file), encoding="utf-8")
     _to_disk(directory / TREE)
     _to_disk(directory)
 
@@ -81,16 +81,16 @@ def read(directory: Path) -> tuple[int, Any] | None:
 def weights(place: Path) -> dict[str, Tensor]:
     """Those of the model in one checkpoint."""
     try:
-        held: dict[str, Tensor] = _open(place)["model"]
+        state: dict[str, Tensor] = _open(place)["model"]
     except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
         raise TrainError(f"{place} is no checkpoint of a training: {one_line(error)}") from error
-    return held
+    return state
 
 
 def last(directory: Path) -> Path | None:
     """The newest checkpoint."""
-    found = _all(directory)
-    return found[0][1] if found else None
+    newest_first = _all(directory)
+    return newest_first[0][1] if newest_first else None
 
 
 def tidy(directory: Path) -> None:
@@ -103,18 +103,18 @@ def _all(directory: Path) -> list[tuple[int, Path]]:
     """Newest first."""
     if not directory.is_dir():
         return []
-    found = [(_NAME.fullmatch(place.name), place) for place in directory.iterdir()]
-    return sorted(((int(name[1]), place) for name, place in found if name), reverse=True)
+    places = [(_NAME.fullmatch(place.name), place) for place in directory.iterdir()]
+    return sorted(((int(name[1]), place) for name, place in places if name), reverse=True)
 
 
 def _open(place: Path) -> Any:
-    held = json.loads((place / TREE).read_text(encoding="utf-8"))
-    if held["format"] != FORMAT:
-        raise ValueError(f"format {held['format']!r}: expected {FORMAT}")
-    if held["sha256"] != _digest(place / TENSORS):
+    state = json.loads((place / TREE).read_text(encoding="utf-8"))
+    if state["format"] != FORMAT:
+        raise ValueError(f"format {state['format']!r}: expected {FORMAT}")
+    if state["sha256"] != _digest(place / TENSORS):
         raise ValueError(f"{TENSORS} is not what was written")
     with safe_open(place / TENSORS, framework="pt") as file:
-        return _unpack(held["tree"], {key: file.get_tensor(key) for key in file.keys()})  # noqa: SIM118
+        return _unpack(state["tree"], {key: file.get_tensor(key) for key in file.keys()})  # noqa: SIM118
 
 
 def _pack(value: Any, path: str, tensors: dict[str, Tensor]) -> Any:
@@ -137,12 +137,12 @@ def _unpack(tree: Any, tensors: dict[str, Tensor]) -> Any:
         return [_unpack(value, tensors) for value in tree]
     if not isinstance(tree, dict):
         return tree
-    [(kind, held)] = tree.items()
+    [(kind, content)] = tree.items()
     if kind == "tensor":
-        return tensors[held]
+        return tensors[content]
     if kind == "tuple":
-        return tuple(_unpack(value, tensors) for value in held)
-    return {key: _unpack(value, tensors) for key, value in held}
+        return tuple(_unpack(value, tensors) for value in content)
+    return {key: _unpack(value, tensors) for key, value in content}
 
 
 def _digest(path: Path) -> str:

@@ -1,4 +1,4 @@
-"""What training makes small: the loss on labels, and on what a teacher says."""
+"""The loss of a training: on labels, on what a teacher says, and what a method adds."""
 
 from typing import Any
 
@@ -34,7 +34,7 @@ class Objective(nn.Module):
         self.figures: dict[str, Any] = {}
 
     def forward(self, images: Tensor, labels: Tensor) -> Tensor:
-        """The mean loss of a batch. What its method tells of it is in `figures`."""
+        """The mean loss of a batch. What its method logs of it is in `figures`."""
         with watch() as runs:
             student = answers(self.model, images)
         loss = cross_entropy(student, labels, self.smoothing)
@@ -43,8 +43,8 @@ class Objective(nn.Module):
         if self.distill is None:
             return loss
         with torch.no_grad():
-            taught = answers(self.teachers[0], images)
-        return loss + self.distill.alpha * distillation(self.distill, student, taught)
+            teacher = answers(self.teachers[0], images)
+        return loss + self.distill.alpha * distillation(self.distill, student, teacher)
 
     def _methods_own(self, run: Run, student: Tensor, labels: Tensor) -> Tensor | float:
         """What a method that learns adds to the loss."""

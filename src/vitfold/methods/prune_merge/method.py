@@ -2,10 +2,9 @@
 images."""
 
 import math
-import types
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -22,6 +21,7 @@ from vitfold.methods.checks import (
 )
 from vitfold.methods.prune_merge.matrices import Matrices
 from vitfold.methods.prune_merge.structure import GROUPINGS, SCOPES, Groups, groups
+from vitfold.methods.recipe import MethodRecipe
 from vitfold.tokens.layout import Grid
 
 FOUND = "{}: find the scores by PruneMerge.search(model, loader), which gives the whole method"
@@ -52,12 +52,12 @@ class PruneMerge(Base):
     pads: ClassVar[bool] = False
     found_by: ClassVar[str] = "search"
     sought: ClassVar[tuple[str, ...]] = ("flops", "iterations")
-    training: ClassVar[Mapping[str, Any]] = types.MappingProxyType(
-        {"epochs": 30, "opt": "adamw", "lr": 1e-4, "distill_temperature": 20.0}
+    training: ClassVar[MethodRecipe] = MethodRecipe(
+        epochs=30, optimizer={"opt": "adamw", "lr": 1e-4}, temperature=20.0
     )
 
     search: ClassVar[Callable[..., "PruneMerge"]]
-    """Bound in vitfold.importance, as it takes a model."""
+    """Bound in vitfold.tools.prune_merge.search, as it takes a model."""
 
     keep: float = 0.6
     prune: float = 0.1

@@ -9,7 +9,7 @@ import timm.scheduler
 from torch import nn
 
 from vitfold.errors import TrainError, missing, one_line
-from vitfold.folding.calls import folds
+from vitfold.train.learned import kinds, learned_parameters
 from vitfold.train.recipe import Options
 
 
@@ -41,19 +41,12 @@ def optimizer(
             lr = max(group["lr"] for group in groups)
             return timm.optim.create_optimizer_v2(groups, **{**options, "lr": lr})
         with _still(learned.values()):
-            made = timm.optim.create_optimizer_v2(model, **options)
+            whole = timm.optim.create_optimizer_v2(model, **options)
         for group in groups:
-            made.add_param_group(group)
-        return made
+            whole.add_param_group(group)
+        return whole
     except Exception as error:  # constructors of optimizers raise what they like
         raise TrainError(f"optimizer {_shown(options)}: {one_line(error)}") from error
-
-
-def learned_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
-    """What the method of a model learns, by its own names."""
-    for record in folds(model):
-        if record.learned is not None:
-            yield from record.learned.named_parameters()
 
 
 def _rate(rates: Options, name: str, usual: float | None) -> float | None:
@@ -61,10 +54,10 @@ def _rate(rates: Options, name: str, usual: float | None) -> float | None:
 
 
 def _refuse_rates(rates: Options, learned: Collection[str]) -> None:
-    kinds = dict.fromkeys(name.partition(".")[0] for name in learned)
+    parts = kinds(iter(learned))
     for name in rates:
-        if name not in learned and name not in kinds:
-            known = ", ".join(f"lr_{kind}" for kind in kinds) or "none"
+        if name not in learned and name not in parts:
+            known = ", ".join(f"lr_{part}" for part in parts) or "none"
             raise TrainError(f"lr_{name}: the method learns no such thing; it takes {known}")
 
 
@@ -92,16 +85,16 @@ def freezing(model: nn.Module, what: str) -> contextlib.AbstractContextManager[N
 def scheduler(optimizer: Any, options: Options, epochs: int, steps: int) -> Any:
     """timm's schedule, which moves on with every step of the `steps` in an epoch."""
     try:
-        found, length = timm.scheduler.create_scheduler_v2(
+        schedule, length = timm.scheduler.create_scheduler_v2(
             optimizer, num_epochs=epochs, step_on_epochs=False, updates_per_epoch=steps, **options
         )
     except Exception as error:
         raise TrainError(f"schedule {_shown(options)}: {one_line(error)}") from error
-    if found is None:
+    if schedule is None:
         return _Still()
     if length > epochs:
         raise TrainError(f"schedule {_shown(options)} takes {length} epochs: expected {epochs}")
-    return found
+    return schedule
 
 
 class _Still:

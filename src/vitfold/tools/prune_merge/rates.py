@@ -1,5 +1,4 @@
-"""How much stays alone and how much goes around, for a share of the FLOPs: what a search for a
-PruneMerge ends with."""
+"""Rates: how much stays alone and how much goes around, for a share of the FLOPs."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import replace
@@ -9,11 +8,16 @@ from torch import Tensor, nn
 
 from vitfold.errors import MethodError
 from vitfold.folding.families import find
-from vitfold.folding.flops import CLOSE, NEAR, Tried, cost
+from vitfold.folding.fit import NEAR, Fit
+from vitfold.folding.flops import cost
 from vitfold.folding.fold import clone, fold
 from vitfold.methods.prune_merge.method import PruneMerge
 
 TRIES = 14
+"""Rates that are tried for how much stays alone, and for how much goes around."""
+
+MOST = 0.9999
+"""What goes around, at most."""
 
 FAR = 16
 """How many patches more or less stay alone, or go around, where the search has to look closer."""
@@ -22,24 +26,25 @@ LOOKS = 30
 """How often it then does."""
 
 
-def reaching(
+def fit_rates(
     model: nn.Module, method: PruneMerge, share: float, image: Tensor, free: bool = False
 ) -> PruneMerge:
     """The same with rates that cost that share of the dense FLOPs: as much stays alone as does.
     Where that is none, more goes around than the method says, if it is `free`; and where one patch
     more or less is too much, rates a few patches away are tried."""
-    tried = Tried[PruneMerge](share, costs(model, image))
-    _bisect(tried, lambda keep: keeping(method, keep), share)
-    if tried.off(tried.best) > NEAR and free:
-        _bisect(tried, lambda keep: replace(method, keep=0.0, prune=1 - keep), 1 - PruneMerge.prune)
-    if tried.miss > NEAR and min(tried.costs.values()) < share < max(tried.costs.values()):
-        _look(tried, _nearby(tried.best, 1.0 if free else method.prune))
-    if tried.miss > NEAR:
+    fit = Fit[PruneMerge](share, costs(model, image))
+    fit.along(lambda less: keeping(method, round(1 - less, 6)), 1 - share, 1.0, tries=TRIES)
+    if fit.excess(fit.best) > NEAR and free:
+        alone = replace(method, keep=0.0)
+        fit.along(lambda more: replace(alone, prune=more), PruneMerge.prune, MOST, tries=TRIES)
+    if fit.miss > NEAR and min(fit.costs.values()) < share < max(fit.costs.values()):
+        _look(fit, _nearby(fit.best, 1.0 if free else method.prune))
+    if fit.miss > NEAR:
         raise MethodError(
             f"flops={share} cannot be reached by merging in blocks {list(method.blocks or ())}: "
-            f"the nearest share that can is {tried.reached:.3f}; give other blocks"
+            f"the nearest share that can is {fit.nearest:.3f}; give other blocks"
         )
-    return tried.best
+    return fit.best
 
 
 def keeping(method: PruneMerge, keep: float) -> PruneMerge:
@@ -63,29 +68,18 @@ def costs(model: nn.Module, image: Tensor) -> Callable[[PruneMerge], float]:
     return share
 
 
-def _bisect(tried: Tried[PruneMerge], rated: Callable[[float], PruneMerge], start: float) -> None:
-    """Try rates that cost the more the larger their number in [0, 1] is."""
-    low, high, at = 0.0, 1.0, start
-    for _ in range(TRIES):
-        off = tried.off(rated(at))
-        if abs(off) <= CLOSE:
-            break
-        low, high = (low, at) if off > 0 else (at, high)
-        at = (low + high) / 2
-
-
-def _look(tried: Tried[PruneMerge], candidates: Iterable[PruneMerge]) -> None:
+def _look(fit: Fit[PruneMerge], candidates: Iterable[PruneMerge]) -> None:
     """Try those that ought to come near, by how many patches blocks see."""
-    seen = torch.tensor([[_seen(rated), 1.0] for rated in tried.costs], dtype=torch.float64)
-    offs = torch.tensor([[tried.off(rated)] for rated in tried.costs], dtype=torch.float64)
-    slope, start = torch.linalg.lstsq(seen, offs).solution.flatten().tolist()
-    order = sorted(candidates, key=lambda rated: abs(slope * _seen(rated) + start))
+    patches = torch.tensor([[_patches(rated), 1.0] for rated in fit.costs], dtype=torch.float64)
+    excess = torch.tensor([[fit.excess(rated)] for rated in fit.costs], dtype=torch.float64)
+    slope, start = torch.linalg.lstsq(patches, excess).solution.flatten().tolist()
+    order = sorted(candidates, key=lambda rated: abs(slope * _patches(rated) + start))
     for rated in order[:LOOKS]:
-        if abs(tried.off(rated)) <= NEAR / 2:
+        if abs(fit.excess(rated)) <= NEAR / 2:
             break
 
 
-def _seen(method: PruneMerge) -> int:
+def _patches(method: PruneMerge) -> int:
     """How many patches all blocks see, mixed and alone, but for those that see all."""
     gone = sum(len(group) - max(group) - 1 for group in method.structure.values())
     return sum(map(len, method.scores or ())) - gone

@@ -1,4 +1,4 @@
-"""How good a model in training is, on images that it has not seen."""
+"""Evaluators: how good a model in training is, on images that it has not seen."""
 
 from typing import Any, ClassVar
 
@@ -11,10 +11,10 @@ from vitfold.segment.metrics import intersection_over_union, mean_iou, pixels
 from vitfold.tools.answers import logits
 
 
-class Judge:
-    """Counts on some of the images, which add up over processes.
+class Evaluator:
+    """Counts on some of the images, which add up over processes, and makes a figure of them.
 
-    figure: what comes of the counts.
+    figure: the name of the figure; more is better.
     """
 
     figure: ClassVar[str]
@@ -35,7 +35,7 @@ class Judge:
         return DataLoader(share, size, num_workers=workers)
 
 
-class Top1(Judge):
+class Top1(Evaluator):
     """How often the likeliest class of an image is its own."""
 
     figure = "top1"
@@ -54,8 +54,8 @@ class Top1(Judge):
         return float(hits / images)
 
 
-class MeanIoU(Judge):
-    """The mean over classes of the intersection of what is said and what is so over their union.
+class MeanIoU(Evaluator):
+    """The mean over classes of the intersection of answers and labels over their union.
 
     stride: of the windows that slide over an image.
     """
@@ -71,12 +71,12 @@ class MeanIoU(Judge):
         return super().batches(images, process, processes, 1, workers)
 
     def count(self, model: nn.Module, batches: Any, device: torch.device) -> Tensor:
-        """Pixels, by what is so and what is said."""
+        """Pixels, by label and answer."""
         self.meter.reset()
         for images, labels in batches:
             size = (labels.shape[1], labels.shape[2])
-            said = pixels(model, images[0].to(device), size, self.stride)
-            self.meter.update(said.cpu().unsqueeze(0), labels)
+            answer = pixels(model, images[0].to(device), size, self.stride)
+            self.meter.update(answer.cpu().unsqueeze(0), labels)
         counts: Tensor = self.meter.confmat.to(device)
         return counts
 

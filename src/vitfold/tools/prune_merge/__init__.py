@@ -1,0 +1,1 @@
+"""The search for a PruneMerge: which patches matter, and rates that cost a share of the FLOPs."""

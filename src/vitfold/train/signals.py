@@ -1,0 +1,20 @@
+"""Signals that ask a training to end, which it does after its step."""
+
+import contextlib
+import signal
+from collections.abc import Iterator
+
+
+@contextlib.contextmanager
+def stop_signals() -> Iterator[list[int]]:
+    """The signals that came so far, in a list."""
+    received: list[int] = []
+    handlers = {}
+    with contextlib.suppress(ValueError):  # only the main thread may ask for signals
+        for number in (signal.SIGINT, signal.SIGTERM):
+            handlers[number] = signal.signal(number, lambda caught, _: received.append(caught))
+    try:
+        yield received
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
