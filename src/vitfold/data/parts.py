@@ -44,7 +44,7 @@ class Part(Dataset[Any]):
                 if not _unread(error):
                     raise
             place = (place + 1) % len(self)
-        return self.whole[self.places[place]]
+        return item(self.whole, self.places[place])
 
 
 class Strict(Part):
