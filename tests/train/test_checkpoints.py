@@ -14,7 +14,7 @@ from torch import Tensor
 
 from vitfold.errors import DataError, TrainError
 from vitfold.tools import results
-from vitfold.train import checkpoint
+from vitfold.train import checkpoint, evaluation
 from vitfold.train import loop as loop_
 
 LEAVES = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text()
@@ -106,7 +106,8 @@ def test_a_training_goes_on_over_a_full_disk(
     monkeypatch.setattr(results, "write", full_too)
     with pytest.warns(UserWarning, match="No space left"):
         assert same(run(tmp_path / "b"), expected)
-    monkeypatch.setattr(loop_, "save_model", full_too)
+    for module in (loop_, evaluation):
+        monkeypatch.setattr(module, "save_model", full_too)
     with pytest.warns(UserWarning, match="best is not written"), pytest.raises(DataError):
         run(tmp_path / "c")
 

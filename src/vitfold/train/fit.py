@@ -22,6 +22,9 @@ NEAR = 0.02
 MOST = 16.0
 """How much more, at most, all blocks reduce."""
 
+TRIES = 20
+"""How often that is tried: shares of thresholds may fall steeply."""
+
 
 def fit_learned(
     model: nn.Module, share: float, batches: Sequence[Tensor], *, still: bool = False
@@ -52,9 +55,14 @@ def fit_learned(
         before = share + fit.excess(1.0)
         if still:
             return before, None
-        fit.along(lambda by: by, 1.0, MOST)
+        fit.along(_rounded, 1.0, MOST, tries=TRIES)
         scale(fit.best)
         return fit.nearest, before
+
+
+def _rounded(by: float) -> float:
+    """To three digits: processes whose figures differ by rounding come to the same."""
+    return float(f"{by:.3g}")
 
 
 def _learned(model: nn.Module) -> Learned:

@@ -1,6 +1,8 @@
 """Calibrating a model on images, as `vitfold calibrate` shows it."""
 
-from collections.abc import Iterable
+import contextlib
+import itertools
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import torch
@@ -11,7 +13,7 @@ from vitfold.folding.families import find
 from vitfold.folding.fold import clone
 from vitfold.saving.models import save_model
 from vitfold.tokens.modes import evaluating
-from vitfold.tools.calibrate import calibrate
+from vitfold.tools.calibrate import PASSES, calibrate
 from vitfold.tools.measure import flops
 from vitfold.tools.trace import trace
 from vitfold.tools.validate import Batch
@@ -22,11 +24,23 @@ def calibrate_on(
 ) -> None:
     """Find the heights on the first `count` images, show what they come to and save the model."""
     images = torch.cat([pixels for pixels, _ in batches])[:count].to(on)
-    with show.bar("calibrating", None) as progress:
+    with passes() as progress:
         calibrate(model, images, progress=progress)
     _show(model, images)
     save_model(model, output)
     show.written(output)
+
+
+@contextlib.contextmanager
+def passes() -> Iterator[Callable[[], None]]:
+    """Progress from one pass of all images to the next: a bar, or where there is no terminal a line
+    for each."""
+    if show.errors.is_terminal:
+        with show.bar("calibrating", PASSES) as progress:
+            yield progress
+        return
+    number = itertools.count(1)
+    yield lambda: show.errors.print(f"calibrating: pass {next(number)} of at most {PASSES}")
 
 
 def _show(model: nn.Module, images: Tensor) -> None:
