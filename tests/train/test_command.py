@@ -37,7 +37,7 @@ def test_the_command_trains_a_model_for_the_others(
     with (output / "log.csv").open() as file:
         assert [row["epoch"] for row in csv.DictReader(file)] == ["1", "2"]
     model = create_model(str(output / "last"))
-    assert same(model.state_dict(), load_file(output / "last" / "model.safetensors"))
+    assert same(model.state_dict(), load_file(output / "last" / "weights.safetensors"))
     assert model.num_classes == 2
     validate = ["validate", output / "best", "--data-dir", folder, "--split", "train", "--r", "2"]
     assert vitfold_(monkeypatch, *map(str, validate)) == 0
@@ -204,7 +204,7 @@ def test_a_training_begins_from_a_checkpoint(
     kept = max((tmp_path / "one" / "checkpoints").iterdir())
     begun = [*options(folder, tmp_path / "two"), "--initial-checkpoint", str(kept)]
     assert vitfold_(monkeypatch, *begun, "--lr", "1e-30", "--weight-decay", "0") == 0
-    one, two = (load_file(tmp_path / o / "last" / "model.safetensors") for o in ("one", "two"))
+    one, two = (load_file(tmp_path / o / "last" / "weights.safetensors") for o in ("one", "two"))
     assert all(torch.equal(one[name], two[name]) for name in one)
     capsys.readouterr()
     begun[begun.index("patch_size=8 embed_dim=24 num_heads=3 depth=2")] = "depth=1"
@@ -221,7 +221,7 @@ THRESHOLDS = ["--method", "ltmp", "--flops", 0.93, "--lr-merge", 0.05, "--lr-pru
 
 @pytest.mark.parametrize(
     ("way", "file"),
-    [(SHARPNESS_AWARE, "model.safetensors"), (THRESHOLDS, "weights.safetensors")],
+    [(SHARPNESS_AWARE, "weights.safetensors"), (THRESHOLDS, "weights.safetensors")],
     ids=["all", "thresholds"],
 )
 def test_two_processes_come_to_what_one_comes_to(
