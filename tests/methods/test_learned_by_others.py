@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import vitfold
 from vitfold import AViT, DynamicViT, MethodError
-from vitfold.folding.calls import folded, watch
+from vitfold.folding.calls import fold_of, watch
 from vitfold.methods import ready
 from vitfold.train import Recipe, train
 from vitfold.train.outline import Settings, create_accelerator
@@ -66,7 +66,7 @@ def same_decisions(model: Any, x: Tensor) -> None:
 
 def chosen_by(model: Any, prefix: int) -> Any:
     """The same in words: what a network says of each token by itself and of the mean of all."""
-    learned: Any = folded(model).learned
+    learned: Any = fold_of(model).learned
 
     def reduce(block: int, tokens: list[Token], cue: Tensor) -> list[Token]:
         if block not in (1, 3):
@@ -106,7 +106,7 @@ def test_dynamicvit_masks_what_it_removes(name: str) -> None:
 def test_dynamicvit_samples_and_learns() -> None:
     """Gradients reach networks and model; the shares that stay go where they are asked to."""
     model = made("vit", DynamicViT(r=[0, 5, 0, 3], blocks=(1, 3)), torch.float32).train()
-    learned: Any = folded(model).learned
+    learned: Any = fold_of(model).learned
     x = images(model, 8).float()
     optimizer = torch.optim.AdamW(learned.parameters(), lr=3e-3)
     misses = []
@@ -144,7 +144,7 @@ def test_dynamicvit_reaches_its_share_and_is_not_ready() -> None:
 
 def halted(model: Any, image: Tensor) -> tuple[Tensor, list[int], float]:
     """The same in words: logits of one image, the tokens after every block, and the ponder cost."""
-    learned: Any = folded(model).learned
+    learned: Any = fold_of(model).learned
     gamma, beta, eps = float(learned.gamma), float(learned.beta), learned.method.eps
     reference, prefix = Reference(model, "x", proportional=False), model.num_prefix_tokens
     tokens = [Token(x, (i,), i) for i, x in enumerate(reference.embed(image))]
@@ -222,7 +222,7 @@ def test_one_patch_stays_where_all_would_halt() -> None:
 def test_avit_learns_to_stop() -> None:
     """Nearer to the prior; what is read out has gradients too."""
     model = made("vit", AViT(gamma=0.5, beta=-3.0, depth=2.0, ponder=0.0), torch.float32).train()
-    learned: Any = folded(model).learned
+    learned: Any = fold_of(model).learned
     x, labels = images(model, 8).float(), torch.arange(8) % 7
     optimizer = torch.optim.Adam(learned.parameters(), lr=0.1)
     priors = []
@@ -249,7 +249,7 @@ def test_avit_recomputes_what_it_computed() -> None:
         model.set_grad_checkpointing(again)
         with watch() as runs:
             loss = model(mixed(model)).square().sum()
-        learned: Any = folded(model).learned
+        learned: Any = fold_of(model).learned
         (loss + learned.loss(runs[0])).backward()
         grads.append([p.grad.clone() for p in model.parameters() if p.grad is not None])
     for plain, recomputed in zip(*grads, strict=True):
@@ -266,7 +266,7 @@ def test_they_are_saved_copied_and_taken_off(method: Any, tmp_path: Path) -> Non
     model = made("vit", method, torch.float32)
     x = images(model, 2).float()
     with torch.no_grad():
-        for values in folded(model).learned.parameters():  # type: ignore[union-attr]
+        for values in fold_of(model).learned.parameters():  # type: ignore[union-attr]
             values.add_(0.1)
         said = model(x)
         vitfold.save(model, tmp_path / "plan", backbone=True)
@@ -385,8 +385,8 @@ def test_dynamicvit_compiles_and_exports(batch: int) -> None:
 @torch.no_grad()
 def test_a_share_is_the_same_in_training_mode() -> None:
     model = vit(grid=(8, 8), depth=6)
-    schedule = folded(vitfold.fold(model.eval(), DynamicViT(flops=0.7))).schedule
-    assert folded(vitfold.fold(model.train(), DynamicViT(flops=0.7))).schedule == schedule
+    schedule = fold_of(vitfold.fold(model.eval(), DynamicViT(flops=0.7))).schedule
+    assert fold_of(vitfold.fold(model.train(), DynamicViT(flops=0.7))).schedule == schedule
     assert model.training
 
 
@@ -394,7 +394,7 @@ def test_a_share_is_the_same_in_training_mode() -> None:
 def test_one_patch_stays_whatever_is_drawn(make: Any) -> None:
     """With networks that all but surely drop every patch."""
     model = vitfold.fold(make(grid=(2, 2)), DynamicViT(r=1, blocks=(1, 2))).train()
-    learned: Any = folded(model).learned
+    learned: Any = fold_of(model).learned
     with torch.no_grad():
         for predictor in learned.predict.values():
             predictor.out[4].bias.copy_(torch.tensor([-30.0, 30.0]))
@@ -412,7 +412,7 @@ def test_one_patch_stays_whatever_is_drawn(make: Any) -> None:
 def test_what_is_learned_stays_precise_in_a_half_precise_model(method: Any, tmp_path: Path) -> None:
     model = made("vit", method, torch.float32).bfloat16()
     x = images(model, 2).bfloat16()
-    learned = folded(model).learned
+    learned = fold_of(model).learned
     assert learned is not None
     assert {values.dtype for values in learned.parameters()} == {torch.float32}
     with torch.no_grad():

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 import vitfold
 from vitfold.data.digits import create_digits
 from vitfold.errors import FoldError, PlanError, UnsupportedModel
-from vitfold.folding.calls import folded, folds
+from vitfold.folding.calls import fold_of, folds
 from vitfold.methods import METHODS
 from vitfold.methods.base import from_json
 from vitfold.saving import store
@@ -57,7 +57,7 @@ def same(one: nn.Module, other: nn.Module, given: Any = None) -> bool:
     """The same, bit for bit: outputs, state, and how it is folded."""
     pairs = zip(one.state_dict().items(), other.state_dict().items(), strict=True)
     state = all(a == b and x.dtype == y.dtype and torch.equal(x, y) for (a, x), (b, y) in pairs)
-    first, second = folded(one), folded(other)
+    first, second = fold_of(one), fold_of(other)
     fold = (first.method, first.schedule) == (second.method, second.schedule)
     return state and fold and torch.equal(output(one, given), output(other, given))
 
@@ -377,7 +377,7 @@ def test_other_weights_of_the_same_architecture_are_welcome(tmp_path: Path) -> N
     model = tiny()
     model.pretrained_cfg = model.pretrained_cfg | {"tag": "another"}
     vitfold.save(vitfold.fold(tiny(), "tome", r=3), tmp_path)
-    assert folded(vitfold.load(tmp_path, model)).schedule == (3,) * DEPTH
+    assert fold_of(vitfold.load(tmp_path, model)).schedule == (3,) * DEPTH
 
 
 def test_what_cannot_be_folded_is_said_as_ever(tmp_path: Path) -> None:
@@ -938,7 +938,7 @@ def test_mutated_plans_through_all_of_load(copied: Path) -> None:
         except PlanError:
             continue
         assert plan is not None
-        assert (folded(model).method, folded(model).schedule) == (plan.method, plan.schedule)
+        assert (fold_of(model).method, fold_of(model).schedule) == (plan.method, plan.schedule)
         good += 1
     assert good > 5
 

@@ -11,7 +11,7 @@ from vitfold.cli.groups import grouped
 from vitfold.cli.images import batches_of, has_own
 from vitfold.data import AnySource
 from vitfold.errors import DataError
-from vitfold.folding.calls import folded
+from vitfold.folding.calls import fold_of
 from vitfold.folding.inputs import Inputs
 from vitfold.segment import Labels
 from vitfold.segment.segmenter import MOST_CLASSES
@@ -72,10 +72,10 @@ def bench(
 
 def _looks(ours: nn.Module) -> bool:
     """Whether speed depends on images, and there are some without asking."""
-    if not folded(ours).method.ragged:
+    if not fold_of(ours).method.ragged:
         return False
     if not has_own(ours):
-        raise DataError(f"{folded(ours).method} is as fast as its images let it: give --data-dir")
+        raise DataError(f"{fold_of(ours).method} is as fast as its images let it: give --data-dir")
     return True
 
 
@@ -112,7 +112,7 @@ def _measure(
 
 
 def _show(name: str, ours: nn.Module, rows: list[bench_.Row], images: Tensor | None) -> None:
-    record = folded(ours)
+    record = fold_of(ours)
     show.console.print(f"{record.method}\ntokens removed per block: {bench_.removed(ours, images)}")
     for size in sorted({row.batch_size for row in rows}):
         cells = [_cells(row) for row in rows if row.batch_size == size]

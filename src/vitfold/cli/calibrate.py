@@ -10,7 +10,7 @@ from vitfold.cli import options, show, values
 from vitfold.cli.groups import grouped
 from vitfold.cli.images import shuffled_of
 from vitfold.folding.families import find
-from vitfold.folding.fold import clone, fold
+from vitfold.folding.fold import clone, fold_to_learn
 from vitfold.methods import WardCut, create_method
 from vitfold.saving.models import save_model
 from vitfold.tokens.modes import evaluating
@@ -41,7 +41,7 @@ def calibrate(
     values.directory_beside(output, model)
     base = made.image_model(model)
     method = create_method(WardCut.name, {"flops": share, **values.parse(method_kwargs)})
-    ours = fold(base, method)
+    ours = fold_to_learn(base, method)
     batches = shuffled_of(ours, data.source, images, 1, seed, workers)
     seen = torch.cat([pixels for pixels, _ in batches])[:images].to(made.on)
     with show.bar("calibrating", None) as progress:

@@ -15,7 +15,7 @@ from vitfold.cli import options, show, values
 from vitfold.cli.groups import grouped
 from vitfold.cli.images import batches_of
 from vitfold.data import SceneSource, evenly, untouched
-from vitfold.folding.calls import folded
+from vitfold.folding.calls import fold_of
 from vitfold.folding.fold import clone
 from vitfold.saving.models import save_model
 from vitfold.segment import score as score_pixels
@@ -74,7 +74,7 @@ def _of_images(learned: nn.Module, batches: Iterable[Batch], frozen: nn.Module) 
         report = score(predictions, said["dense"])
         span = f"{report.top1_low:.2%} to {report.top1_high:.2%}"
         rows.append([name, f"{report.top1:.2%}", span, f"{report.agreement:.2%}"])
-    show.table(str(folded(frozen).method), ["", "top-1", "95 %", "agrees with dense"], rows)
+    show.table(str(fold_of(frozen).method), ["", "top-1", "95 %", "agrees with dense"], rows)
 
 
 def _of_pixels(
@@ -90,4 +90,4 @@ def _of_pixels(
             )
         rows.append([name, f"{report.miou:.2%}", f"{report.agreement:.2%}"])
     rows.insert(0, ["dense", f"{report.dense_miou:.2%}", ""])
-    show.table(str(folded(frozen).method), ["", "mIoU", "agrees with dense"], rows)
+    show.table(str(fold_of(frozen).method), ["", "mIoU", "agrees with dense"], rows)

@@ -10,7 +10,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from torch import nn
 
-from vitfold.folding.calls import folded
+from vitfold.folding.calls import fold_of
 from vitfold.tools.results import Rows, write
 
 console = Console(highlight=False)
@@ -60,7 +60,7 @@ def results(path: Path | None, command: str, name: str, model: nn.Module, rows: 
     """Rows on a folded model go to a file, where one is asked for."""
     if path is None:
         return
-    method = folded(model).method
+    method = fold_of(model).method
     tags = {"model": name, "method": str(method)}
     about = {"command": command, "model": name, "method": method.to_json()}
     write(path, [tags | dict(row) for row in rows], about)

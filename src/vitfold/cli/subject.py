@@ -16,7 +16,7 @@ from vitfold.cli.search import SCORED, found_in
 from vitfold.data import AnySource, DigitsSource, Source, classes_of, data_config, renormalized
 from vitfold.errors import TrainError
 from vitfold.folding.calls import folds
-from vitfold.folding.fold import fold
+from vitfold.folding.fold import fold, fold_to_learn
 from vitfold.methods import METHODS
 from vitfold.methods.base import named
 from vitfold.methods.checks import check_whole
@@ -295,7 +295,7 @@ def folded(model: nn.Module, choice: Choice) -> nn.Module:
         raise TrainError(
             f"the model is folded by {folds(model)[0].method} already: leave out --method"
         )
-    return fold(model, choice.build())
+    return fold_to_learn(model, choice.build())
 
 
 def searched(

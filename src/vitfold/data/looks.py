@@ -9,7 +9,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from vitfold.errors import DataError, one_line
-from vitfold.folding.families import find, processor
+from vitfold.folding.families import find
 from vitfold.segment.looks import Look
 from vitfold.tools.draw import Channels
 
@@ -19,9 +19,9 @@ Prepare = Callable[[Image.Image], Tensor]
 def data_config(model: nn.Module) -> dict[str, Any]:
     """Size, interpolation, mean and deviation, crop: what the model expects."""
     found = find(model)
-    said = processor.of(getattr(found.trunk, "config", None))
-    given = processor.translated(said) if said else {}
-    config: dict[str, Any] = timm.data.resolve_data_config(given, model=found.trunk)
+    config: dict[str, Any] = timm.data.resolve_data_config(
+        found.preprocessing(), model=found.trunk
+    )
     channels = {name: tuple(config[name])[: found.size[0]] for name in ("mean", "std")}
     return config | channels | {"input_size": found.size}
 

@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from torch.utils.module_tracker import ModuleTracker
 
 from vitfold.errors import MethodError
-from vitfold.folding.families import Found
+from vitfold.folding.families.base import Family
 from vitfold.tokens.layout import Layout
 from vitfold.tokens.modes import evaluating
 
@@ -88,13 +88,13 @@ def _without_values(model: nn.Module) -> nn.Module:
     return twin
 
 
-def cost(found: Found, **inputs: Tensor) -> int:
+def cost(family: Family, **inputs: Tensor) -> int:
     """The floating point operations of a call of a trunk in evaluation, on these inputs or on such
     as it is made for: done where they are few, from shapes alone where they are many."""
-    trunk, given = found.trunk, inputs or found.example()
+    trunk, given = family.trunk, inputs or family.example()
     check_counted(trunk)
     weights = list(trunk.parameters())
-    about = 2 * sum(weight.numel() for weight in weights) * found.layout().tokens
+    about = 2 * sum(weight.numel() for weight in weights) * family.layout().tokens
     quick = about < FEW and weights[0].dtype == torch.float32 and not weights[0].is_meta
     with evaluating(trunk):
         return count(lambda: trunk(**given)) if quick else dry_count(trunk, given)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from vitfold.data import Renormalized
 from vitfold.errors import MethodError
-from vitfold.folding.calls import folded, folds
+from vitfold.folding.calls import fold_of, folds
 from vitfold.folding.families import find
 from vitfold.folding.flops import cost
 from vitfold.folding.fold import clone, fold
@@ -156,7 +156,7 @@ def trained(models: Mapping[str, nn.Module]) -> list[Candidate]:
 
 
 def _trained(name: str, model: nn.Module) -> Candidate:
-    method = folded(model).method
+    method = fold_of(model).method
     options = method.to_json()
     asked = {name: getattr(method, name, None) for name in ("r", "flops")}
     known = {name: value for name, value in asked.items() if value is not None}

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from vitfold.errors import PlanError
-from vitfold.folding.calls import folded
+from vitfold.folding.calls import fold_of
 from vitfold.folding.fold import LEARNED
 from vitfold.saving import weights
 from vitfold.saving.schema import Plan
@@ -15,7 +15,7 @@ PREFIX = f"{LEARNED}."
 
 def state(model: nn.Module) -> dict[str, Tensor]:
     """What the method of a folded model has learned, by name."""
-    module = folded(model).learned
+    module = fold_of(model).learned
     return {} if module is None else module.state_dict(prefix=PREFIX)
 
 
@@ -47,7 +47,7 @@ def check(tensors: Tensors, plan: Plan) -> None:
 
 def copy(tensors: Tensors, model: nn.Module) -> None:
     """Give the method of a folded model what `check` accepts."""
-    module = folded(model).learned
+    module = fold_of(model).learned
     if module is not None:
         _fill(module, tensors)
 

@@ -6,8 +6,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from vitfold.errors import MissingExtra, PlanError, UnsupportedModel
-from vitfold.folding.calls import folded
-from vitfold.folding.families import Found, find
+from vitfold.folding.calls import fold_of
+from vitfold.folding.families import Family, find
 from vitfold.folding.fold import clone
 from vitfold.saving import fields, sources, store, weights
 from vitfold.saving.schema import DTYPES, PACKAGES, Model, Plan, Weights
@@ -17,14 +17,14 @@ REMEDY = "give the model, vitfold.load(directory, model), or save it with backbo
 
 def describe(model: nn.Module, *, backbone: bool = False) -> Plan:
     """The plan of a folded model, as it is saved."""
-    record = folded(model)
+    record = fold_of(model)
     holds = backbone or record.learned is not None
     held = Weights(store.WEIGHTS, backbone) if holds else None
-    made = _describe(clone(model), record.found)
+    made = _describe(clone(model), record.family)
     return Plan(made, record.method, record.schedule, held, _versions(made.source))
 
 
-def _describe(model: nn.Module, found: Found) -> Model:
+def _describe(model: nn.Module, found: Family) -> Model:
     state = model.state_dict()
     floating = (tensor for tensor in state.values() if tensor.is_floating_point())
     return Model(
@@ -46,7 +46,7 @@ def _tables(model: nn.Module) -> list[Tensor]:
     return [table for name, table in buffers if name not in state and table.is_floating_point()]
 
 
-def _facts(found: Found) -> dict[str, Any]:
+def _facts(found: Family) -> dict[str, Any]:
     """What a plan depends on."""
     return {"depth": found.depth, "width": found.width, "prefix": found.prefix}
 
@@ -63,7 +63,7 @@ def _version(package: str) -> str:
         return "unknown"
 
 
-def fit(plan: Plan, model: nn.Module, found: Found, stored: weights.Tensors | None) -> None:
+def fit(plan: Plan, model: nn.Module, found: Family, stored: weights.Tensors | None) -> None:
     """Refuse a model that the plan was not made for, or that its weights do not fit."""
     kind = type(model).__name__
     for field, value in _facts(found).items():

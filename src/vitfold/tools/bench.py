@@ -12,12 +12,12 @@ from torch import Tensor, nn
 
 from vitfold.errors import MethodError
 from vitfold.folding.blocks.attention import Attend
-from vitfold.folding.blocks.capture import tap
+from vitfold.folding.blocks.capture import capture
 from vitfold.folding.blocks.kinds import BlockKind
 from vitfold.folding.blocks.names import by_name
 from vitfold.folding.blocks.proxy import run
-from vitfold.folding.calls import folded
-from vitfold.folding.families import Found, find
+from vitfold.folding.calls import fold_of
+from vitfold.folding.families import Family, find
 from vitfold.folding.flops import dry_count
 from vitfold.folding.fold import clone
 from vitfold.folding.inputs import Inputs
@@ -58,14 +58,14 @@ class Row:
 def removed(model: nn.Module, images: Inputs | None = None) -> tuple[int, ...]:
     """How many tokens leave every block of a folded model, or go around it, for images of its own
     size; where each image keeps its own number, on average over `images`."""
-    if folded(model).method.ragged:
+    if fold_of(model).method.ragged:
         return _removed_on_average(model, images)
     return tuple(_spared(step) for step in _plan(model))
 
 
 def _plan(model: nn.Module) -> Plan:
-    record = folded(model)
-    layout = record.found.layout()
+    record = fold_of(model)
+    layout = record.family.layout()
     if record.learned is not None:
         return record.learned.plan(layout, record.schedule)
     return record.method.plan(layout, record.schedule)
@@ -80,7 +80,7 @@ def _spared(step: Step | Weave | Look | Act | None) -> int:
 
 def _returns(model: nn.Module) -> bool:
     """Whether tokens come back after a block of a folded model."""
-    ragged = folded(model).method.ragged
+    ragged = fold_of(model).method.ragged
     return not ragged and any(isinstance(step, Weave) for step in _plan(model))
 
 
@@ -104,7 +104,7 @@ def _is_whole(model: nn.Module) -> bool:
 
 
 def _removed_on_average(model: nn.Module, images: Inputs | None) -> tuple[int, ...]:
-    method = folded(model).method
+    method = fold_of(model).method
     if images is None:
         raise MethodError(f"{method} keeps another number of tokens for every image: give images")
     with evaluating(model):
@@ -135,7 +135,7 @@ def free_slicing(model: nn.Module, removes: Sequence[int], returns: bool = False
     return sliced
 
 
-def _shown(sliced: nn.Module, found: Found, gone: Iterable[int]) -> Iterator[tuple[nn.Module, int]]:
+def _shown(sliced: nn.Module, found: Family, gone: Iterable[int]) -> Iterator[tuple[nn.Module, int]]:
     """Blocks whose tokens somebody else looks at, with how many of them are gone."""
     every = list(zip(found.blocks, gone, strict=True))
     if _is_whole(sliced):
@@ -144,7 +144,7 @@ def _shown(sliced: nn.Module, found: Found, gone: Iterable[int]) -> Iterator[tup
         yield from every
 
 
-def _shows_any(model: nn.Module, found: Found) -> bool:
+def _shows_any(model: nn.Module, found: Family) -> bool:
     """Whether a model hands out what leaves any of its blocks: a backbone of either library."""
     return type(model).__name__ == "FeatureGetterNet" or hasattr(found.trunk, "out_features")
 
@@ -158,10 +158,10 @@ def _sliced(
     block: nn.Module, kind: BlockKind, cut: "_Cut", left: int, x: Tensor, *args: Any, **kwargs: Any
 ) -> Tensor:
     given = by_name(kind.arguments, args, kwargs)
-    x = x[:, : cut.tokens]  # what was padded is not theirs
+    x = kind.turned(x)[:, : cut.tokens]  # what was padded is not theirs
     x = kind.attend(block, x, Attend(cut, given, False, None))
     x = x[:, :left]
-    return kind.feed(block, x) if kind.feed else x
+    return kind.turned(kind.feed(block, x) if kind.feed else x)
 
 
 def _spared_from(
@@ -210,7 +210,7 @@ def _textbook(
     index, last = place
     size = sizes[0] if index else torch.ones_like(x[..., :1])
     keys: list[Tensor] = []
-    parts = {**tap(block.attn, "k", keys.append), "fused_attn": False}
+    parts = {**capture(block.attn, "k", keys.append), "fused_attn": False}
     bias = size.log()[:, None, None, :, 0]
     attended = run(block.attn, "forward", parts, block.norm1(x), attn_mask=bias)
     x = x + block.drop_path1(block.ls1(attended))
@@ -245,9 +245,9 @@ def candidates(ours: nn.Module, images: Inputs | None = None) -> dict[str, nn.Mo
 
     images: what that number is a mean over, where each keeps its own.
     """
-    record = folded(ours)
+    record = fold_of(ours)
     if not record.method.ragged:  # images that do not fit, first
-        dry_count(record.found.trunk, record.found.example())
+        dry_count(record.family.trunk, record.family.example())
     removes, back = removed(ours, images), _returns(ours)
     named = {
         DENSE: clone(ours),

@@ -104,7 +104,7 @@ def search(
 def _grid(model: nn.Module, images: Tensor) -> tuple[int, int]:
     """Of the patches of these images."""
     found = find(model)
-    grid = found.kind.grid(found.trunk, {found.kind.arguments[0]: images})
+    grid = found.grid({found.arguments[0]: images})
     if grid is None:
         raise DataError("these images have no common patch grid: give images of one size")
     return grid

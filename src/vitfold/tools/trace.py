@@ -9,8 +9,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 from vitfold.errors import DataError
-from vitfold.folding.calls import folded, follow
-from vitfold.folding.families import processor
+from vitfold.folding.calls import fold_of, follow
+from vitfold.folding.families import Family
 from vitfold.folding.inputs import Inputs, images_in
 from vitfold.tokens.tokenmap import PackedMap, TokenMap
 from vitfold.tools import draw
@@ -105,14 +105,11 @@ def trace(model: nn.Module, images: Inputs) -> Trace:
         prefix=books[0].prefix,
         grid=books[0].grid,
         images=pixels if pixels.dim() == 4 else None,
-        look=_channels(folded(model).found.trunk),
+        look=_channels(fold_of(model).family),
     )
 
 
-def _channels(trunk: Any) -> draw.Channels | None:
-    """How the images of a model are normalized, where timm or its checkpoint says so."""
-    said = processor.of(getattr(trunk, "config", None))
-    config = processor.translated(said) if said else getattr(trunk, "pretrained_cfg", None)
-    if not isinstance(config, dict) or not {"mean", "std"} <= config.keys():
-        return None
-    return config["mean"], config["std"]
+def _channels(family: Family) -> draw.Channels | None:
+    """How the images of a model are normalized, where it or its checkpoint says so."""
+    told = family.preprocessing()
+    return (told["mean"], told["std"]) if {"mean", "std"} <= told.keys() else None

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from vitfold.folding.calls import folded, trunk_inputs
+from vitfold.folding.calls import fold_of, trunk_inputs
 from vitfold.folding.flops import CLOSE, Tried, count
 from vitfold.tokens.modes import evaluating
 
@@ -31,7 +31,7 @@ def reach(
 
     still: leave it as it is, and there is no before.
     """
-    trunk, learned = folded(model).found.trunk, folded(model).learned
+    trunk, learned = fold_of(model).family.trunk, fold_of(model).learned
     assert learned is not None
     state = {name: values.clone() for name, values in learned.state_dict().items()}
 

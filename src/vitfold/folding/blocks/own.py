@@ -10,7 +10,6 @@ from torch.overrides import TorchFunctionMode
 
 from vitfold.errors import UnsupportedModel
 from vitfold.folding.blocks.attention import Attend
-from vitfold.folding.blocks.proxy import StandIn
 from vitfold.tokens.state import Ledger, additive
 
 
@@ -32,6 +31,7 @@ class OwnAttend(Attend):
 
     wanted: whether the attention that tokens receive is wanted.
     received: `[B, n]` that attention, a mean over heads and queries, once it is there.
+    calls: how often the module's code attended.
     """
 
     def __init__(
@@ -45,17 +45,30 @@ class OwnAttend(Attend):
         super().__init__(ledger, given, proportional, cue)
         self.wanted = wanted
         self.received: Tensor | None = None
+        self.calls = 0
 
     def __call__(self, attention: nn.Module, x: Tensor, **arguments: Any) -> Tensor:
         with Instead(self._function):
-            return super().__call__(attention, x, **arguments)
+            out = super().__call__(attention, x, **arguments)
+        return self._checked(attention, out)
 
     def whole(self, block: nn.Module, x: Tensor, **arguments: Any) -> Tensor:
         with Instead(self._function):
-            return super().whole(block, x, **arguments)
+            out = super().whole(block, x, **arguments)
+        return self._checked(block, out)
 
-    def _tap(self, attention: Any) -> dict[str, Any]:
-        return super()._tap(attention) | fused(attention)
+    def _checked(self, attention: nn.Module, out: Tensor) -> Tensor:
+        """`out`, if our function was called: else images would have mixed, or counted too much."""
+        if not self.calls:
+            raise UnsupportedModel(
+                f"a {type(attention).__name__} does not attend by torch's "
+                "scaled_dot_product_attention, which this method needs: say in its family, by "
+                "`fused`, how it does"
+            )
+        return out
+
+    def _capture(self, attention: Any) -> dict[str, Any]:
+        return dict(self.family.fused(attention)) | super()._capture(attention)
 
     def _function(
         self,
@@ -70,6 +83,7 @@ class OwnAttend(Attend):
     ) -> Tensor:
         if is_causal or others.get("enable_gqa"):
             raise UnsupportedModel("causal and grouped attention cannot be folded")
+        self.calls += 1
         bias = None if attn_mask is None else additive(attn_mask, q.dtype)
         out, received = self.attend(q, k, v, bias, scale)
         if received is not None:  # a block may attend several times: what matters is the sum
@@ -146,13 +160,3 @@ def received(weights: Tensor, here: Tensor) -> Tensor:
     queries = here.to(weights.dtype)
     seen = (weights * queries[:, None, :, None]).sum(dim=-2).mean(dim=1)
     return seen / queries.sum(dim=1, keepdim=True)
-
-
-def fused(attention: Any) -> dict[str, Any]:
-    """Parts with which a module calls torch's attention."""
-    parts: dict[str, Any] = {}
-    if hasattr(attention, "fused_attn"):
-        parts["fused_attn"] = True
-    if hasattr(getattr(attention, "config", None), "_attn_implementation"):
-        parts["config"] = StandIn(attention.config, _attn_implementation="sdpa")
-    return parts

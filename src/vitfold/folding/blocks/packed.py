@@ -35,7 +35,7 @@ class PackedAttend(OwnAttend):
     def biased(self, given: str = "attn_mask") -> bool:
         return False
 
-    def _parts(self, attention: Any, x: Tensor) -> dict[str, Any]:
+    def _overrides(self, attention: Any, x: Tensor) -> dict[str, Any]:
         return {}
 
     def positions(self, table: Tensor, still: Tensor) -> Tensor:
@@ -55,7 +55,6 @@ class PackedAttend(OwnAttend):
         out = way(q, k, v, images)
         return out, within.seen(q, k, images) if self.wanted else None
 
-    def _tap(self, attention: Any) -> dict[str, Any]:
+    def _capture(self, attention: Any) -> dict[str, Any]:
         """No prefix of its own either: those of all images lie among the others."""
-        parts = super()._tap(attention)
-        return parts | {"num_prefix_tokens": 0}
+        return super()._capture(attention) | {"num_prefix_tokens": 0}

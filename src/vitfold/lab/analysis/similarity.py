@@ -76,7 +76,8 @@ def _seen(
 ) -> Tensor:
     """A block that shows its tokens on the way."""
     given = by_name(kind.arguments, args, kwargs)
+    x = kind.turned(x)
     attend = Attend(ledger, given, False, "x_attn")
     after = kind.attend(block, x, attend)
     see(x, attend.cues, after)
-    return kind.feed(block, after) if kind.feed else after
+    return kind.turned(kind.feed(block, after) if kind.feed else after)

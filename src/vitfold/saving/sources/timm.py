@@ -7,7 +7,7 @@ import timm
 from torch import nn
 
 from vitfold.errors import PlanError
-from vitfold.folding.families import trunk_kind
+from vitfold.folding.families import family_of
 from vitfold.saving import fields
 from vitfold.saving.fields import Check
 from vitfold.saving.sources.source import Source
@@ -18,7 +18,7 @@ NAME = r"[A-Za-z0-9_]{1,100}(\.[A-Za-z0-9_]{1,100})?"
 def identify(model: nn.Module) -> str | None:
     """Its name, with the tag that it was created with."""
     config = getattr(model, "pretrained_cfg", None)
-    if trunk_kind(type(model)) is None or not isinstance(config, dict):
+    if family_of(type(model)) is None or not isinstance(config, dict):
         return None
     name, tag = config.get("architecture"), config.get("tag")
     if not isinstance(name, str) or not timm.is_model(name):
