@@ -12,8 +12,8 @@ from vitfold.errors import (
     VitfoldError,
 )
 from vitfold.folding.calls import masked
-from vitfold.folding.families import families
-from vitfold.folding.fold import fold, unfold
+from vitfold.folding.families import Family, families, register_family
+from vitfold.folding.fold import Folded, fold, folded, unfold
 from vitfold.methods import (
     DFE,
     LGTM,
@@ -47,7 +47,9 @@ __version__ = "0.1.0"
 __all__ = [
     # on and off
     "calibrate",
+    "Folded",
     "fold",
+    "folded",
     "freeze",
     "masked",
     "unfold",
@@ -79,8 +81,10 @@ __all__ = [
     "peak_memory",
     "throughput",
     # models
+    "Family",
     "create_model",
     "families",
+    "register_family",
     "load",
     "save",
     # errors

@@ -19,9 +19,7 @@ Prepare = Callable[[Image.Image], Tensor]
 def data_config(model: nn.Module) -> dict[str, Any]:
     """Size, interpolation, mean and deviation, crop: what the model expects."""
     found = find(model)
-    config: dict[str, Any] = timm.data.resolve_data_config(
-        found.preprocessing(), model=found.trunk
-    )
+    config: dict[str, Any] = timm.data.resolve_data_config(found.preprocessing(), model=found.trunk)
     channels = {name: tuple(config[name])[: found.size[0]] for name in ("mean", "std")}
     return config | channels | {"input_size": found.size}
 

@@ -91,11 +91,30 @@ def enter(trunk: nn.Module, method: str, *args: Any, **kwargs: Any) -> Any:
         return record.family.call(method, run, args, kwargs)
     record.running.append(None)
     try:
-        with explained(record.family, (*args, *kwargs.values())):
+        with explained(record.family, (*args, *kwargs.values())), _at_hand(record.learned):
             run = start(record, args, kwargs)
             return record.family.call(method, run, args, kwargs)
     finally:
         record.running.pop()
+
+
+@contextlib.contextmanager
+def _brought(learned: nn.Module, hook: Any) -> Iterator[None]:
+    hook.pre_forward(learned)
+    try:
+        yield
+    finally:
+        hook.post_forward(learned, None)
+
+
+def _at_hand(learned: nn.Module | None) -> contextlib.AbstractContextManager[None]:
+    """Within it what a method learned is where it is used: accelerate may keep it elsewhere, and
+    bring it when a module is called, as this one never is."""
+    hook = None if learned is None else vars(learned).get("_hf_hook")
+    return NOTHING if learned is None or hook is None else _brought(learned, hook)
+
+
+NOTHING = contextlib.nullcontext()
 
 
 def pass_block(
@@ -163,7 +182,7 @@ def _of_one_shape(fold: Fold) -> str:
     )
 
 
-@torch.compiler.assume_constant_result  # so that it runs while a graph is made
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]  # runs while tracing
 def _refuse_one_graph(why: str) -> None:
     """Refuse `torch.compile(fullgraph=True)`, which would say it in thousands of characters."""
     from torch._dynamo.exc import UserError, UserErrorType

@@ -12,6 +12,7 @@ from torch.utils.module_tracker import ModuleTracker
 
 from vitfold.errors import MethodError
 from vitfold.folding.families.base import Family
+from vitfold.folding.inputs import VALUES
 from vitfold.tokens.layout import Layout
 from vitfold.tokens.modes import evaluating
 
@@ -38,8 +39,13 @@ def count(call: Callable[[], Any]) -> int:
     """The floating point operations (two per multiply-add) of a call."""
     counter = FlopCounterMode(display=False)
     counter.mod_tracker = _NoModules()
-    with torch.no_grad(), counter:
-        call()
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)  # whose operations are not counted
+    try:
+        with torch.no_grad(), counter:
+            call()
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
     return int(counter.get_total_flops())
 
 
@@ -67,7 +73,7 @@ class _NoModules(ModuleTracker):
 def dry_count(model: nn.Module, inputs: Mapping[str, Tensor]) -> int:
     """The same of a call from shapes alone: nothing is computed, unless the model looks at its
     inputs. A twin does it, because what is computed on the way may be kept for later calls."""
-    blank = {name: tensor.to("meta") for name, tensor in inputs.items()}
+    blank = {n: t.cpu() if n in VALUES else t.to("meta") for n, t in inputs.items()}
     try:
         twin = _without_values(model)
         return count(lambda: twin(**blank))

@@ -140,8 +140,8 @@ def _refuse_copied(record: Fold, model: nn.Module) -> None:
     """Refuse a copy that has its blocks in common with the model that was folded."""
     if not any(module is record.family.trunk for module in model.modules()):
         raise FoldError(
-            f"a shallow copy of a folded {type(record.family.trunk).__name__}: unfold that, or make "
-            "a copy by copy.deepcopy"
+            f"a shallow copy of a folded {type(record.family.trunk).__name__}: unfold that, or "
+            "make a copy by copy.deepcopy"
         )
 
 
@@ -319,5 +319,6 @@ def _refuse_idle(record: Fold) -> None:
     if blocks and not any(step is not None for step in plan):
         raise MethodError(
             f"{method} removes nothing: its numbers above zero lie in blocks {', '.join(blocks)}, "
-            f"and it reduces from block {_first(record)} of {layout.depth} on, while patches are left"
+            f"and it reduces from block {_first(record)} of {layout.depth} on, while there are "
+            "patches"
         )

@@ -135,7 +135,9 @@ def free_slicing(model: nn.Module, removes: Sequence[int], returns: bool = False
     return sliced
 
 
-def _shown(sliced: nn.Module, found: Family, gone: Iterable[int]) -> Iterator[tuple[nn.Module, int]]:
+def _shown(
+    sliced: nn.Module, found: Family, gone: Iterable[int]
+) -> Iterator[tuple[nn.Module, int]]:
     """Blocks whose tokens somebody else looks at, with how many of them are gone."""
     every = list(zip(found.blocks, gone, strict=True))
     if _is_whole(sliced):

@@ -45,7 +45,7 @@ class Whole(Proxy):
         method = getattr(type(module), name, None)
         if not isinstance(method, types.FunctionType) or replaced(module, name):
             return getattr(module, name)
-        return types.MethodType(method, self)
+        return functools.partial(method, self)  # which torch.compile follows
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if hooked(self._module):
@@ -91,7 +91,7 @@ def call(module: nn.Module, overrides: dict[str, Any], *args: Any, **kwargs: Any
     if not hooked(module):
         return run(module, "forward", overrides, *args, **kwargs)
     forward = overrides.get("forward") or type(module).forward
-    proxy = Proxy(module, **overrides)
+    proxy = Heir(module, **overrides)  # of the class that hooks expect
     proxy.__dict__["forward"] = functools.partial(forward, proxy)
     return nn.Module._call_impl(proxy, *args, **kwargs)  # type: ignore[arg-type]
 

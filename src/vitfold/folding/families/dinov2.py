@@ -1,7 +1,7 @@
 """DINOv2 in the layout of its own repository: `DinoVisionTransformer`, whose blocks may lie in
 chunks, with attention that takes no bias by itself."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -36,15 +36,15 @@ MANY_IMAGES = 0.1
 class DINOv2(Family):
     """DINOv2, with and without registers."""
 
-    trunks: ClassVar = tuple(trunk + "DinoVisionTransformer" for trunk, _ in PLACES)
-    entries: ClassVar = ("forward", "forward_features", "get_intermediate_layers")
-    arguments: ClassVar = ("x", "masks")
-    block_types: ClassVar = tuple(
-        f"{layers}block.{name}"
-        for _, layers in PLACES
-        for name in ("Block", "NestedTensorBlock")
+    trunks: ClassVar[tuple[str, ...]] = tuple(
+        trunk + "DinoVisionTransformer" for trunk, _ in PLACES
     )
-    attention_types: ClassVar = tuple(
+    entries: ClassVar[tuple[str, ...]] = ("forward", "forward_features", "get_intermediate_layers")
+    arguments: ClassVar[tuple[str, ...]] = ("x", "masks")
+    block_types: ClassVar[tuple[str, ...]] = tuple(
+        f"{layers}block.{name}" for _, layers in PLACES for name in ("Block", "NestedTensorBlock")
+    )
+    attention_types: ClassVar[tuple[str, ...]] = tuple(
         f"{layers}attention.{name}"
         for _, layers in PLACES
         for name in ("Attention", "MemEffAttention")

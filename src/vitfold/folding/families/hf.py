@@ -26,8 +26,6 @@ from vitfold.tokens.state import Ledger
 
 HF = "transformers.models."
 
-MASKED_POSITIONS = ("pixel_values", "bool_masked_pos", "attention_mask")
-
 BIASED = frozenset({"", "eager", "sdpa"})
 """Implementations of attention that add a bias to the logits."""
 
@@ -52,14 +50,14 @@ class HFFamily(Family):
 
     models: ClassVar[Mapping[str, tuple[str, ...]]] = {}
     readers: ClassVar[frozenset[str]] = frozenset()
-    entries: ClassVar = ("forward",)
-    arguments: ClassVar = ("pixel_values",)
-    block_arguments: ClassVar = ("attention_mask",)
+    entries: ClassVar[tuple[str, ...]] = ("forward",)
+    arguments: ClassVar[tuple[str, ...]] = ("pixel_values",)
+    block_arguments: ClassVar[tuple[str, ...]] = ("attention_mask",)
     attention: ClassVar = "attention"
 
     def __init_subclass__(cls) -> None:
         cls.trunks = tuple(HF + place for place in cls.models)
-        MODELS.update(zip(cls.trunks, cls.models.values(), strict=True))
+        MODELS.update({HF + place: names for place, names in cls.models.items()})
         KNOWN.update(name for names in cls.models.values() for name in names)
 
     # The trunk

@@ -29,15 +29,19 @@ class HFBeit(HFFamily):
         {"BeitForMaskedImageModeling", "BeitForSemanticSegmentation", "BeitBackbone"}
     )
     path: ClassVar = "layers"
-    arguments: ClassVar = (
+    arguments: ClassVar[tuple[str, ...]] = (
         "pixel_values",
         "bool_masked_pos",
         "interpolate_pos_encoding",
         "attention_mask",
     )
-    block_types: ClassVar = (HF + BEIT + "BeitLayer",)
-    block_arguments: ClassVar = ("attention_mask", "interpolate_pos_encoding", "resolution")
-    attention_types: ClassVar = (HF + BEIT + "BeitAttention",)
+    block_types: ClassVar[tuple[str, ...]] = (HF + BEIT + "BeitLayer",)
+    block_arguments: ClassVar[tuple[str, ...]] = (
+        "attention_mask",
+        "interpolate_pos_encoding",
+        "resolution",
+    )
+    attention_types: ClassVar[tuple[str, ...]] = (HF + BEIT + "BeitAttention",)
 
     def attend(self, block: Block, x: Tensor, attend: Attend) -> Tensor:
         check_bias(block.attention, attend)

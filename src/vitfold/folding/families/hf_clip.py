@@ -25,8 +25,8 @@ class HFClip(HFFamily):
     readers: ClassVar = frozenset({"CLIPForImageClassification"})
     path: ClassVar = "encoder.layers"
     attention: ClassVar = "self_attn"
-    block_types: ClassVar = (HF + "clip.modeling_clip.CLIPEncoderLayer",)
-    attention_types: ClassVar = (HF + "clip.modeling_clip.CLIPAttention",)
+    block_types: ClassVar[tuple[str, ...]] = (HF + "clip.modeling_clip.CLIPEncoderLayer",)
+    attention_types: ClassVar[tuple[str, ...]] = (HF + "clip.modeling_clip.CLIPAttention",)
 
     def attend(self, block: Block, x: Tensor, attend: Attend) -> Tensor:
         bias = self.bias(block.self_attn, x, attend)
@@ -48,6 +48,6 @@ class HFSiglip(HFClip):
         )
     }
     readers: ClassVar = frozenset()
-    block_types: ClassVar = (HF + "siglip.modeling_siglip.SiglipEncoderLayer",)
-    attention_types: ClassVar = (HF + "siglip.modeling_siglip.SiglipAttention",)
+    block_types: ClassVar[tuple[str, ...]] = (HF + "siglip.modeling_siglip.SiglipEncoderLayer",)
+    attention_types: ClassVar[tuple[str, ...]] = (HF + "siglip.modeling_siglip.SiglipAttention",)
     prefix: Any = 0

@@ -1,12 +1,12 @@
 """Hugging Face's DINOv2, with and without registers, as a model and as a backbone."""
 
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from torch import Tensor
 
 from vitfold.folding.blocks.attention import Attend
 from vitfold.folding.blocks.kinds import Block
-from vitfold.folding.families.hf import HF, MASKED_POSITIONS, HFFamily
+from vitfold.folding.families.hf import HF, HFFamily
 from vitfold.folding.families.registry import register_family
 
 DINOV2 = "dinov2.modeling_dinov2."
@@ -19,29 +19,24 @@ class HFDinov2(HFFamily):
 
     models: ClassVar = {
         DINOV2 + "Dinov2Model": ("Dinov2Model", "Dinov2ForImageClassification"),
-        DINOV2 + "Dinov2Backbone": ("Dinov2Backbone",),
         REGISTERS + "Dinov2WithRegistersModel": (
             "Dinov2WithRegistersModel",
             "Dinov2WithRegistersForImageClassification",
         ),
-        REGISTERS + "Dinov2WithRegistersBackbone": ("Dinov2WithRegistersBackbone",),
     }
     readers: ClassVar = frozenset(
         {"Dinov2ForImageClassification", "Dinov2WithRegistersForImageClassification"}
     )
     path: ClassVar = "encoder.layer"
-    block_types: ClassVar = (
+    arguments: ClassVar[tuple[str, ...]] = ("pixel_values", "bool_masked_pos", "attention_mask")
+    block_types: ClassVar[tuple[str, ...]] = (
         HF + DINOV2 + "Dinov2Layer",
         HF + REGISTERS + "Dinov2WithRegistersLayer",
     )
-    attention_types: ClassVar = (
+    attention_types: ClassVar[tuple[str, ...]] = (
         HF + DINOV2 + "Dinov2Attention",
         HF + REGISTERS + "Dinov2WithRegistersAttention",
     )
-
-    @property
-    def arguments(self) -> Any:
-        return ("pixel_values", "attention_mask") if self.is_backbone else MASKED_POSITIONS
 
     @property
     def prefix(self) -> int:
@@ -54,3 +49,14 @@ class HFDinov2(HFFamily):
 
     def feed(self, block: Block, x: Tensor) -> Tensor:
         return block.drop_path(block.layer_scale2(block.mlp(block.norm2(x)))) + x
+
+
+@register_family
+class HFDinov2Backbone(HFDinov2):
+    """DINOv2 that hands out maps of its layers."""
+
+    models: ClassVar = {
+        DINOV2 + "Dinov2Backbone": ("Dinov2Backbone",),
+        REGISTERS + "Dinov2WithRegistersBackbone": ("Dinov2WithRegistersBackbone",),
+    }
+    arguments: ClassVar[tuple[str, ...]] = ("pixel_values", "attention_mask")

@@ -23,10 +23,10 @@ class HFDinov3(HFDinov2):
     }
     readers: ClassVar = frozenset()
     path: ClassVar = "model.layer"
-    arguments: ClassVar = HFFamily.arguments
-    block_types: ClassVar = (HF + DINOV3 + "DINOv3ViTLayer",)
-    block_arguments: ClassVar = ("attention_mask", "position_embeddings")
-    attention_types: ClassVar = (HF + DINOV3 + "DINOv3ViTAttention",)
+    arguments: ClassVar[tuple[str, ...]] = HFFamily.arguments
+    block_types: ClassVar[tuple[str, ...]] = (HF + DINOV3 + "DINOv3ViTLayer",)
+    block_arguments: ClassVar[tuple[str, ...]] = ("attention_mask", "position_embeddings")
+    attention_types: ClassVar[tuple[str, ...]] = (HF + DINOV3 + "DINOv3ViTAttention",)
 
     def attend(self, block: Block, x: Tensor, attend: Attend) -> Tensor:
         bias = self.bias(block.attention, x, attend)

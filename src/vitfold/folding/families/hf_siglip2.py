@@ -22,9 +22,13 @@ class HFSiglip2(HFSiglip):
             "Siglip2ForImageClassification",
         )
     }
-    arguments: ClassVar = ("pixel_values", "pixel_attention_mask", "spatial_shapes")
-    block_types: ClassVar = (HF + "siglip2.modeling_siglip2.Siglip2EncoderLayer",)
-    attention_types: ClassVar = (HF + "siglip2.modeling_siglip2.Siglip2Attention",)
+    arguments: ClassVar[tuple[str, ...]] = (
+        "pixel_values",
+        "pixel_attention_mask",
+        "spatial_shapes",
+    )
+    block_types: ClassVar[tuple[str, ...]] = (HF + "siglip2.modeling_siglip2.Siglip2EncoderLayer",)
+    attention_types: ClassVar[tuple[str, ...]] = (HF + "siglip2.modeling_siglip2.Siglip2Attention",)
 
     @property
     def size(self) -> Size:
@@ -44,6 +48,7 @@ class HFSiglip2(HFSiglip):
         patch = self.config.patch_size
         patches = (side // patch) ** 2
         pixels = blank_images(self.trunk, (patches, channels * patch**2), batch)
-        shape = torch.tensor([[side // patch] * 2] * batch, device=pixels.device)
+        at = "cpu" if pixels.is_meta else pixels.device  # the model looks at these
+        shape = torch.tensor([[side // patch] * 2] * batch, device=at)
         mask = torch.ones(batch, patches, dtype=torch.long, device=pixels.device)
         return {"pixel_values": pixels, "pixel_attention_mask": mask, "spatial_shapes": shape}

@@ -23,14 +23,14 @@ class HFViT(HFFamily):
     }
     readers: ClassVar = frozenset({"ViTForMaskedImageModeling"})
     path: ClassVar = "layers"
-    arguments: ClassVar = (
+    arguments: ClassVar[tuple[str, ...]] = (
         "pixel_values",
         "bool_masked_pos",
         "interpolate_pos_encoding",
         "attention_mask",
     )
-    block_types: ClassVar = (HF + "vit.modeling_vit.ViTLayer",)
-    attention_types: ClassVar = (HF + "vit.modeling_vit.ViTAttention",)
+    block_types: ClassVar[tuple[str, ...]] = (HF + "vit.modeling_vit.ViTLayer",)
+    attention_types: ClassVar[tuple[str, ...]] = (HF + "vit.modeling_vit.ViTAttention",)
 
     def attend(self, block: Block, x: Tensor, attend: Attend) -> Tensor:
         bias = self.bias(block.attention, x, attend)
@@ -54,6 +54,6 @@ class HFDeiT(HFViT):
         )
     }
     readers: ClassVar = frozenset({"DeiTForMaskedImageModeling"})
-    block_types: ClassVar = (HF + "deit.modeling_deit.DeiTLayer",)
-    attention_types: ClassVar = (HF + "deit.modeling_deit.DeiTAttention",)
+    block_types: ClassVar[tuple[str, ...]] = (HF + "deit.modeling_deit.DeiTLayer",)
+    attention_types: ClassVar[tuple[str, ...]] = (HF + "deit.modeling_deit.DeiTAttention",)
     prefix: Any = 2

@@ -25,12 +25,12 @@ OPEN_CLIP = "open_clip.transformer."
 class OpenClip(Family):
     """The vision tower of CLIP, CoCa and the like, as open_clip builds it itself."""
 
-    trunks: ClassVar = (OPEN_CLIP + "VisionTransformer",)
+    trunks: ClassVar[tuple[str, ...]] = (OPEN_CLIP + "VisionTransformer",)
     path: ClassVar = "transformer.resblocks"
-    entries: ClassVar = ("forward", "forward_intermediates")
-    block_types: ClassVar = (OPEN_CLIP + "ResidualAttentionBlock",)
-    block_arguments: ClassVar = ("k_x", "v_x", "attn_mask")
-    attention_types: ClassVar = ("torch.nn.modules.activation.MultiheadAttention",)
+    entries: ClassVar[tuple[str, ...]] = ("forward", "forward_intermediates")
+    block_types: ClassVar[tuple[str, ...]] = (OPEN_CLIP + "ResidualAttentionBlock",)
+    block_arguments: ClassVar[tuple[str, ...]] = ("k_x", "v_x", "attn_mask")
+    attention_types: ClassVar[tuple[str, ...]] = ("torch.nn.modules.activation.MultiheadAttention",)
     prefix: Any = 1
     class_token: Any = True
 
@@ -104,6 +104,8 @@ def _attend_turned(block: Block, x: Tensor, attend: Attend) -> Tensor:
     """The first half where a block, and all that is in it, takes `[N, B, C]`."""
     x = x.transpose(0, 1)
     out = _attended(block, block.ln_1(x), attend.bias(x.transpose(0, 1)), attend)
+    if attend.cue == "x_attn":
+        attend.shown[-1] = out.transpose(0, 1)
     return (x + block.ls_1(out)).transpose(0, 1)
 
 

@@ -123,4 +123,6 @@ def advice(model: nn.Module) -> str:
     twins = (TWINS.get(full_name(cls)) for m in model.modules() for cls in type(m).__mro__)
     describe = "describe it to vitfold.register_family (docs/adding-a-family.md)"
     twin = next((twin for twin in twins if twin), None)
-    return f"{twin}; or {describe}" if twin else f"{describe}, or take a model of timm or transformers"
+    return (
+        f"{twin}; or {describe}" if twin else f"{describe}, or take a model of timm or transformers"
+    )

@@ -38,7 +38,7 @@ class TimmFamily(Family):
         dense tokens.
     """
 
-    entries: ClassVar = ("forward", "forward_features", "forward_intermediates")
+    entries: ClassVar[tuple[str, ...]] = ("forward", "forward_features", "forward_intermediates")
     attention: ClassVar = "attn"
     readers: ClassVar[frozenset[str]] = frozenset()
 

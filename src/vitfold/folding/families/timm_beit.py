@@ -18,11 +18,11 @@ BEIT = "timm.models.beit."
 class TimmBeit(TimmFamily):
     """timm's BEiT."""
 
-    trunks: ClassVar = (BEIT + "Beit",)
+    trunks: ClassVar[tuple[str, ...]] = (BEIT + "Beit",)
     readers: ClassVar = frozenset({BEIT + "Beit"})
-    block_types: ClassVar = (BEIT + "Block",)
-    block_arguments: ClassVar = ("shared_rel_pos_bias",)
-    attention_types: ClassVar = (BEIT + "Attention",)
+    block_types: ClassVar[tuple[str, ...]] = (BEIT + "Block",)
+    block_arguments: ClassVar[tuple[str, ...]] = ("shared_rel_pos_bias",)
+    attention_types: ClassVar[tuple[str, ...]] = (BEIT + "Attention",)
 
     def attend(self, block: Block, x: Tensor, attend: Attend) -> Tensor:
         bias = attend.bias(x, "shared_rel_pos_bias")

@@ -38,9 +38,7 @@ def _post_norm_attend(b: Block, x: Tensor, attend: Attend) -> Tensor:
     return x + b.drop_path1(b.norm1(out))
 
 
-def capture_beside_bias(
-    attention: Any, cue: str, show: Callable[[Tensor], None]
-) -> dict[str, Any]:
+def capture_beside_bias(attention: Any, cue: str, show: Callable[[Tensor], None]) -> dict[str, Any]:
     """What shows a cue of a fused projection whose bias lies in separate tensors."""
     if not hasattr(attention, "q_bias") or hasattr(attention, f"{cue}_norm"):
         return capture(attention, cue, show)
@@ -74,10 +72,10 @@ HALVES = {
 class TimmEva(TimmFamily):
     """timm's vision transformers with rotary positions."""
 
-    trunks: ClassVar = (EVA + "Eva",)
+    trunks: ClassVar[tuple[str, ...]] = (EVA + "Eva",)
     readers: ClassVar = frozenset({EVA + "Eva"})
-    arguments: ClassVar = ("x", "attn_mask")
-    attention_types: ClassVar = (
+    arguments: ClassVar[tuple[str, ...]] = ("x", "attn_mask")
+    attention_types: ClassVar[tuple[str, ...]] = (
         EVA + "EvaAttention",
         "timm.layers.attention.Attention",
         "timm.layers.attention.AttentionRope",

@@ -22,13 +22,14 @@ NAFLEX = "timm.models.naflexvit.NaFlexVit"
 class TimmNaFlex(TimmVisionTransformer):
     """timm's NaFlex, whose blocks are those of its other vision transformers."""
 
-    trunks: ClassVar = (NAFLEX,)
+    trunks: ClassVar[tuple[str, ...]] = (NAFLEX,)
     readers: ClassVar = frozenset({NAFLEX})
-    arguments: ClassVar = ("x", "patch_coord", "patch_valid")
-    attention_types: ClassVar = (
+    arguments: ClassVar[tuple[str, ...]] = ("x", "patch_coord", "patch_valid")
+    attention_types: ClassVar[tuple[str, ...]] = (
         *TimmVisionTransformer.attention_types,
         *TimmEva.attention_types,
     )
+
     @property
     def class_token(self) -> bool:
         return getattr(self.embed, "cls_token", None) is not None

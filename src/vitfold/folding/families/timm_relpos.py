@@ -37,9 +37,9 @@ HALVES = {
 class TimmRelPos(TimmFamily):
     """timm's vision transformers with relative positions."""
 
-    trunks: ClassVar = (RELPOS + "VisionTransformerRelPos",)
+    trunks: ClassVar[tuple[str, ...]] = (RELPOS + "VisionTransformerRelPos",)
     readers: ClassVar = frozenset({RELPOS + "VisionTransformerRelPos"})
-    attention_types: ClassVar = (RELPOS + "RelPosAttention",)
+    attention_types: ClassVar[tuple[str, ...]] = (RELPOS + "RelPosAttention",)
 
     def kind(self, block: nn.Module) -> BlockKind | None:
         halves = HALVES.get(maker(type(block)))

@@ -81,12 +81,12 @@ def unseen(family: TimmFamily, arguments: Arguments) -> Tensor | None:
 class TimmVisionTransformer(TimmFamily):
     """timm's vision transformers with global attention and absolute positions."""
 
-    trunks: ClassVar = (VIT + "VisionTransformer",)
+    trunks: ClassVar[tuple[str, ...]] = (VIT + "VisionTransformer",)
     readers: ClassVar = frozenset(
         {VIT + "VisionTransformer", "timm.models.deit.VisionTransformerDistilled"}
     )
-    arguments: ClassVar = ("x", "attn_mask")
-    attention_types: ClassVar = (
+    arguments: ClassVar[tuple[str, ...]] = ("x", "attn_mask")
+    attention_types: ClassVar[tuple[str, ...]] = (
         "timm.layers.attention.Attention",
         "timm.layers.attention.AttentionRope",
         "timm.layers.diff_attention.DiffAttention",
