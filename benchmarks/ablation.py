@@ -25,7 +25,7 @@ from vitfold import PruneMerge
 from vitfold.cli import options, show, values
 from vitfold.cli.images import batches_of, shuffled_of
 from vitfold.data import Source
-from vitfold.folding.calls import folded
+from vitfold.folding.calls import fold_of
 from vitfold.folding.fold import clone
 from vitfold.methods.prune_merge.structure import GROUPINGS, SCOPES
 from vitfold.saving.models import create_model
@@ -87,14 +87,14 @@ def candidates(
             if (scope, grouping, shortcut) != (SCOPES[0], GROUPINGS[0], True):
                 continue
             for name, parts in TRAINED.items():
-                again = vitfold.fold(clone(dense), folded(made).method)
+                again = vitfold.fold(clone(dense), fold_of(made).method)
                 train(again, dense, parts, taught)
                 yield (*kind, name, again)
 
 
 def train(model: nn.Module, dense: nn.Module, parts: tuple[str, ...], batches: list[Batch]) -> None:
     """Train some of the matrices to say what the dense model says."""
-    learned = folded(model).learned
+    learned = fold_of(model).learned
     assert learned is not None
     chosen = [p for n, p in learned.named_parameters() if n.partition(".")[0] in parts]
     optimizer = torch.optim.AdamW(chosen, lr=1e-3, weight_decay=0.0)

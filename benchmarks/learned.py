@@ -29,7 +29,7 @@ import vitfold
 from vitfold.cli import options, show, values
 from vitfold.cli.images import batches_of
 from vitfold.data import Source, labelled
-from vitfold.folding.calls import folded
+from vitfold.folding.calls import fold_of
 from vitfold.folding.families import find
 from vitfold.folding.fold import clone
 from vitfold.saving.models import create_model
@@ -231,7 +231,7 @@ def other_folds(
         for name in [name for name in trainings if name not in dense]:
             made = create_model(str(setting.train(name, share, trainings[name])))
             for other in FROM.get(name, ()):  # as they were found, on the weights that they fit
-                yield other, share, vitfold.fold(clone(bench.dense), folded(made).method), "0"
+                yield other, share, vitfold.fold(clone(bench.dense), fold_of(made).method), "0"
             yield name, share, made, minutes(setting.place(name, share))
 
 

@@ -47,7 +47,7 @@ def found(model: nn.Module, share: float) -> PruneMerge:
     rows = torch.rand(len(blocks), layout.patches, generator=generator)
     scores = tuple(map(tuple, rows.tolist()))
     method = PruneMerge(share, 0.1, blocks, grid=layout.grid, scores=scores)
-    image = find(model).example()[find(model).kind.arguments[0]]
+    image = find(model).example()[find(model).arguments[0]]
     return fit_rates(model, method, share, image)
 
 

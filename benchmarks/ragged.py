@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 import vitfold
 from vitfold.cli import show
-from vitfold.folding.calls import folded
+from vitfold.folding.calls import fold_of
 from vitfold.folding.fold import clone
 from vitfold.tools import baselines, results
 from vitfold.tools.measure import interleave, peak_memory, timed
@@ -71,8 +71,8 @@ def thresholds(model: nn.Module, seen: Tensor, share: float) -> None:
     tome = vitfold.fold(clone(model), vitfold.ToMe(flops=share))
     removes = removed(tome)
     vitfold.fold(model, vitfold.LTMP(merge_threshold=1.0, prune_threshold=0.0))
-    learned: Any = folded(model).learned
-    left = float(folded(model).found.layout().tokens)
+    learned: Any = fold_of(model).learned
+    left = float(fold_of(model).family.layout().tokens)
     for block, count in enumerate(removes):
         for name, part, reverse in (("merge", 0.5, True), ("prune", 1.0, False)):
             level = getattr(learned, name).data
@@ -136,8 +136,8 @@ def measure(case: Case, device: str, repeats: int, amp: bool) -> list[dict[str, 
 
 def _again(ours: nn.Module, model: nn.Module) -> nn.Module:
     """Another model with the same thresholds."""
-    other = vitfold.fold(clone(model), folded(ours).method)
-    learned, state = folded(other).learned, folded(ours).learned
+    other = vitfold.fold(clone(model), fold_of(ours).method)
+    learned, state = fold_of(other).learned, fold_of(ours).learned
     assert learned is not None
     assert state is not None
     learned.load_state_dict(state.state_dict())

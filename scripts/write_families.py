@@ -4,7 +4,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from vitfold.folding.families import families
-from vitfold.folding.families.table import Family
+from vitfold.folding.families.table import Group
 
 PAGE = Path(__file__).parents[1] / "docs" / "families.md"
 
@@ -38,16 +38,16 @@ def page() -> str:
     return "\n".join(parts)
 
 
-def count(families: list[Family]) -> int:
+def count(families: list[Group]) -> int:
     return sum(len(family.names) for family in families)
 
 
-def folds(family: Family) -> tuple[str, ...]:
+def folds(family: Group) -> tuple[str, ...]:
     names = str(len(family.names)) if family.library == "timm" else ", ".join(family.names)
     return f"`{family.module}`", f"`{family.kind}`", names
 
 
-def refuses(family: Family) -> tuple[str, ...]:
+def refuses(family: Group) -> tuple[str, ...]:
     names = str(len(family.names)) if family.library == "timm" else ", ".join(family.names)
     return f"`{family.module}`", names, str(family.reason)
 

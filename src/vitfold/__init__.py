@@ -20,8 +20,8 @@ if TYPE_CHECKING:
         VitfoldError,
     )
     from vitfold.folding.calls import masked
-    from vitfold.folding.families import families
-    from vitfold.folding.fold import fold, unfold
+    from vitfold.folding.families import Family, families, register_family
+    from vitfold.folding.fold import Folded, fold, folded, unfold
     from vitfold.methods import (
         DFE,
         LGTM,
@@ -56,7 +56,9 @@ __version__ = "0.1.0"
 __all__ = [
     # on and off
     "calibrate",
+    "Folded",
     "fold",
+    "folded",
     "freeze",
     "masked",
     "unfold",
@@ -90,8 +92,10 @@ __all__ = [
     "throughput",
     "validate",
     # models
+    "Family",
     "create_model",
     "families",
+    "register_family",
     "load",
     "save",
     # errors
@@ -119,9 +123,15 @@ PLACES = {
         "VitfoldError",
     ),
     "vitfold.folding.calls": ("masked",),
-    "vitfold.folding.families": ("families",),
+    "vitfold.folding.families": (
+        "Family",
+        "families",
+        "register_family",
+    ),
     "vitfold.folding.fold": (
+        "Folded",
         "fold",
+        "folded",
         "unfold",
     ),
     "vitfold.methods": (

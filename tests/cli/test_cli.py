@@ -20,7 +20,7 @@ from typer.testing import CliRunner
 import vitfold
 from vitfold.cli import options, values
 from vitfold.cli.groups import Group, grouped, option
-from vitfold.folding.calls import folded
+from vitfold.folding.calls import fold_of
 from vitfold.saving.models import create_model, save_model
 
 TINY = ["--model-kwargs", "depth=2 embed_dim=48 num_heads=3"]
@@ -322,7 +322,7 @@ def test_every_command_takes_a_model_with_learned_thresholds(
     frozen = tmp_path / "frozen"
     assert run("freeze", trained, *where, "--output", frozen) == 0
     assert "frozen" in capsys.readouterr().out
-    assert isinstance(folded(vitfold.load(frozen)).method, vitfold.MergeDrop)
+    assert isinstance(fold_of(vitfold.load(frozen)).method, vitfold.MergeDrop)
 
 
 @pytest.mark.parametrize("library", ["timm", "transformers"])
@@ -336,7 +336,7 @@ def test_an_embedding_model_is_frozen(run, capsys, tmp_path: Path, library: str)
     where = ["--data-dir", data.parent, "--val-split", "train"]
     assert run("freeze", tmp_path / "learned", *where, "-o", tmp_path / "frozen") == 0
     assert "cosine with dense" in capsys.readouterr().out
-    assert isinstance(folded(vitfold.load(tmp_path / "frozen")).method, vitfold.MergeDrop)
+    assert isinstance(fold_of(vitfold.load(tmp_path / "frozen")).method, vitfold.MergeDrop)
 
 
 def embedder(library: str) -> torch.nn.Module:
@@ -407,7 +407,7 @@ def test_calibration_makes_a_model_for_the_others(run, capsys, tmp_path: Path) -
 def test_the_embedded_model_is_searched_on_its_own_digits(run, tmp_path: Path) -> None:
     pytest.importorskip("sklearn")
     assert run("search", "digits", "--iterations", "1", "-b", "4", "-o", tmp_path / "d") == 0
-    assert isinstance(folded(vitfold.load(tmp_path / "d")).method, vitfold.PruneMerge)
+    assert isinstance(fold_of(vitfold.load(tmp_path / "d")).method, vitfold.PruneMerge)
 
 
 def test_a_sweep_takes_what_was_trained(run, capsys, trained: Path, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from support.cli import pictures, vitfold_
 
 import vitfold
 from vitfold.errors import MethodError
-from vitfold.folding.calls import folded
+from vitfold.folding.calls import fold_of
 from vitfold.methods import plugins
 
 README = Path(__file__).parents[2] / "README.md"
@@ -122,7 +122,7 @@ def test_a_package_brings_methods_by_an_entry_point(
     assert module not in sys.modules
     with pytest.warns(UserWarning, match="the plugin broken = no_such_package"):
         model = vitfold.fold(vitfold.create_model("digits"), "tail", r=4)
-    assert type(folded(model).method).__name__ == "Tail"
+    assert type(fold_of(model).method).__name__ == "Tail"
 
 
 def test_known_methods_load_no_package(installed) -> None:

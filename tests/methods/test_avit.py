@@ -14,13 +14,13 @@ from torch import Tensor
 
 import vitfold
 from vitfold import AViT, MethodError
-from vitfold.folding.calls import folded, watch
+from vitfold.folding.calls import fold_of, watch
 from vitfold.train import Recipe
 
 
 def halted(model: Any, image: Tensor) -> tuple[Tensor, list[int], float]:
     """The same in words: logits of one image, the tokens after every block, and the ponder cost."""
-    learned: Any = folded(model).learned
+    learned: Any = fold_of(model).learned
     gamma, beta, eps = float(learned.gamma), float(learned.beta), learned.method.eps
     reference, prefix = Reference(model, "x", proportional=False), model.num_prefix_tokens
     tokens = [Token(x, (i,), i) for i, x in enumerate(reference.embed(image))]
@@ -98,7 +98,7 @@ def test_one_patch_stays_where_all_would_halt() -> None:
 def test_avit_learns_to_stop() -> None:
     """Nearer to the prior; what is read out has gradients too."""
     model = made("vit", AViT(gamma=0.5, beta=-3.0, depth=2.0, ponder=0.0), torch.float32).train()
-    learned: Any = folded(model).learned
+    learned: Any = fold_of(model).learned
     x, labels = images(model, 8).float(), torch.arange(8) % 7
     optimizer = torch.optim.Adam(learned.parameters(), lr=0.1)
     priors = []
@@ -125,7 +125,7 @@ def test_avit_recomputes_what_it_computed() -> None:
         model.set_grad_checkpointing(again)
         with watch() as runs:
             loss = model(mixed(model)).square().sum()
-        learned: Any = folded(model).learned
+        learned: Any = fold_of(model).learned
         (loss + learned.loss(runs[0])).backward()
         grads.append([p.grad.clone() for p in model.parameters() if p.grad is not None])
     for plain, recomputed in zip(*grads, strict=True):

@@ -11,13 +11,13 @@ from torch import Tensor
 
 import vitfold
 from vitfold import DynamicViT
-from vitfold.folding.calls import folded, watch
+from vitfold.folding.calls import fold_of, watch
 from vitfold.methods import ready
 
 
 def chosen_by(model: Any, prefix: int) -> Any:
     """The same in words: what a network says of each token by itself and of the mean of all."""
-    learned: Any = folded(model).learned
+    learned: Any = fold_of(model).learned
 
     def reduce(block: int, tokens: list[Token], cue: Tensor) -> list[Token]:
         if block not in (1, 3):
@@ -57,7 +57,7 @@ def test_dynamicvit_masks_what_it_removes(name: str) -> None:
 def test_dynamicvit_samples_and_learns() -> None:
     """Gradients reach networks and model; the shares that stay go where they are asked to."""
     model = made("vit", DynamicViT(r=[0, 5, 0, 3], blocks=(1, 3)), torch.float32).train()
-    learned: Any = folded(model).learned
+    learned: Any = fold_of(model).learned
     x = images(model, 8).float()
     optimizer = torch.optim.AdamW(learned.parameters(), lr=3e-3)
     misses = []
@@ -107,8 +107,8 @@ def test_dynamicvit_compiles_and_exports(batch: int) -> None:
 @torch.no_grad()
 def test_a_share_is_the_same_in_training_mode() -> None:
     model = vit(grid=(8, 8), depth=6)
-    schedule = folded(vitfold.fold(model.eval(), DynamicViT(flops=0.7))).schedule
-    assert folded(vitfold.fold(model.train(), DynamicViT(flops=0.7))).schedule == schedule
+    schedule = fold_of(vitfold.fold(model.eval(), DynamicViT(flops=0.7))).schedule
+    assert fold_of(vitfold.fold(model.train(), DynamicViT(flops=0.7))).schedule == schedule
     assert model.training
 
 
@@ -116,7 +116,7 @@ def test_a_share_is_the_same_in_training_mode() -> None:
 def test_one_patch_stays_whatever_is_drawn(make: Any) -> None:
     """With networks that all but surely drop every patch."""
     model = vitfold.fold(make(grid=(2, 2)), DynamicViT(r=1, blocks=(1, 2))).train()
-    learned: Any = folded(model).learned
+    learned: Any = fold_of(model).learned
     with torch.no_grad():
         for predictor in learned.predict.values():
             predictor.out[4].bias.copy_(torch.tensor([-30.0, 30.0]))

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 import vitfold
 from vitfold import AViT, DynamicViT, MethodError
-from vitfold.folding.calls import folded
+from vitfold.folding.calls import fold_of
 from vitfold.train import Recipe
 
 
@@ -27,7 +27,7 @@ def test_they_are_saved_copied_and_taken_off(method: Any, tmp_path: Path) -> Non
     model = made("vit", method, torch.float32)
     x = images(model, 2).float()
     with torch.no_grad():
-        for values in folded(model).learned.parameters():  # type: ignore[union-attr]
+        for values in fold_of(model).learned.parameters():  # type: ignore[union-attr]
             values.add_(0.1)
         said = model(x)
         vitfold.save(model, tmp_path / "plan", backbone=True)
@@ -103,7 +103,7 @@ def test_what_makes_no_sense_is_refused(wrong: Any, says: str) -> None:
 def test_what_is_learned_stays_precise_in_a_half_precise_model(method: Any, tmp_path: Path) -> None:
     model = made("vit", method, torch.float32).bfloat16()
     x = images(model, 2).bfloat16()
-    learned = folded(model).learned
+    learned = fold_of(model).learned
     assert learned is not None
     assert {values.dtype for values in learned.parameters()} == {torch.float32}
     with torch.no_grad():

@@ -24,7 +24,7 @@ from vitfold import LTMP, ToMe
 from vitfold.data.digits import load_split
 from vitfold.errors import MethodError, ShapeError
 from vitfold.folding.blocks import within
-from vitfold.folding.calls import folded, watch
+from vitfold.folding.calls import fold_of, watch
 from vitfold.saving.models import create_model
 from vitfold.tokens.masked import Masked
 from vitfold.tokens.tokenmap import DROPPED
@@ -33,7 +33,7 @@ from vitfold.tokens.tokenmap import DROPPED
 
 
 def acts(method: LTMP, model: Any) -> list[tuple[str, list[float]]]:
-    learned: Any = folded(model).learned
+    learned: Any = fold_of(model).learned
     return [(act, learned.of(act).detach().double().tolist()) for act in method.acts]
 
 
@@ -218,7 +218,7 @@ def test_copies_have_thresholds_of_their_own() -> None:
     for values in model.vitfold.parameters():
         values.data.zero_()
     for other in copies:
-        assert folded(other).learned is other.vitfold
+        assert fold_of(other).learned is other.vitfold
         assert torch.equal(other(x), before)
 
 

@@ -24,7 +24,7 @@ from torch import Tensor
 import vitfold
 from vitfold import LTMP, ToMe
 from vitfold.errors import DataError, MethodError, PlanError
-from vitfold.folding.calls import folded, watch
+from vitfold.folding.calls import fold_of, watch
 from vitfold.train.fit import fit_learned
 
 # Gradients.
@@ -102,7 +102,7 @@ def test_thresholds_get_the_gradients_of_the_paper() -> None:
     method = LTMP(flops=0.6, merge_threshold=MERGE, prune_threshold=PRUNE)
     model = made("vit", method).train()
     x, labels = mixed_images(model), torch.tensor([0, 1, 2, 3])
-    learned: Any = folded(model).learned
+    learned: Any = fold_of(model).learned
     with watch() as runs:
         logits = model(x)
     penalty = learned.loss(runs[0])
@@ -141,7 +141,7 @@ def test_thresholds_come_back(method: LTMP, backbone: bool, tmp_path: Path) -> N
     assert names <= set(held)
     assert backbone == (len(held) > len(names))
     fresh = vitfold.load(tmp_path, vit())
-    assert folded(fresh).method == method
+    assert fold_of(fresh).method == method
     assert torch.equal(fresh(x), model(x))
 
 
@@ -204,7 +204,7 @@ def test_frozen_numbers_come_from_batches_of_any_form() -> None:
     x = mixed_images(made("vit", VARIANTS["both"]))
     given: list[Any] = [x, {"x": x}, [{"x": x[:1]}, {"x": x[1:]}], [(x, torch.zeros(len(x)))]]
     found = [vitfold.freeze(made("vit", VARIANTS["both"]), images) for images in given]
-    assert len({str(folded(model).method) for model in found}) == 1
+    assert len({str(fold_of(model).method) for model in found}) == 1
 
 
 def test_nothing_is_taken_from_images_that_are_no_numbers() -> None:
@@ -212,7 +212,7 @@ def test_nothing_is_taken_from_images_that_are_no_numbers() -> None:
     x = mixed_images(model)
     with pytest.raises(DataError, match="batch 1 holds values that are no numbers"):
         vitfold.freeze(model, [x, x * torch.nan])
-    assert folded(model).method == VARIANTS["both"]
+    assert fold_of(model).method == VARIANTS["both"]
 
 
 def test_frozen_numbers_do_not_depend_on_how_it_is_evaluated() -> None:
@@ -221,8 +221,8 @@ def test_frozen_numbers_do_not_depend_on_how_it_is_evaluated() -> None:
     vitfold.freeze(models[0], x)
     with vitfold.masked():
         vitfold.freeze(models[1], x)
-    assert folded(models[0]).method == folded(models[1]).method
-    assert any(folded(models[0]).schedule)
+    assert fold_of(models[0]).method == fold_of(models[1]).method
+    assert any(fold_of(models[0]).schedule)
 
 
 def test_a_share_is_reached_by_whatever_scale_it_takes() -> None:
@@ -230,7 +230,7 @@ def test_a_share_is_reached_by_whatever_scale_it_takes() -> None:
     x = images(model, 4, dtype=torch.float32)
     vitfold.fold(model, LTMP(prune=False, merge_threshold=0.98, flops=0.8))
     assert fit_learned(model, 0.8, [x])[0] == pytest.approx(0.8, abs=0.02)
-    learned: Any = folded(model).learned
+    learned: Any = fold_of(model).learned
     assert float(learned.merge.detach()[0]) < 1 - 8 * 0.02  # by more than eight, here
 
 

@@ -34,7 +34,7 @@ from vitfold import (
     VitfoldError,
     Ward,
 )
-from vitfold.folding.calls import folded
+from vitfold.folding.calls import fold_of
 from vitfold.folding.fit import NEAR
 from vitfold.methods.base import from_json, ready
 from vitfold.methods.schedule import along, per_block
@@ -81,12 +81,12 @@ def test_every_form_of_r_goes_to_json_and_back(kind: type[Method], r: Any) -> No
 def test_a_name_and_options_are_a_method(name: str) -> None:
     a = vitfold.fold(vit(), name, r=3)
     b = vitfold.fold(vit(), METHODS[name](r=3))
-    assert folded(a).method == folded(b).method
+    assert fold_of(a).method == fold_of(b).method
     assert torch.equal(a(images(a, dtype=torch.float32)), b(images(b, dtype=torch.float32)))
 
 
 def test_names_are_found_in_any_case() -> None:
-    assert folded(vitfold.fold(vit(), "LGTM", r=3)).method == LGTM(r=3)
+    assert fold_of(vitfold.fold(vit(), "LGTM", r=3)).method == LGTM(r=3)
 
 
 # How many tokens leave.
@@ -143,7 +143,7 @@ def test_ramps_of_a_share_are_whole_and_straight(
 def test_a_share_is_reached_along_a_ramp() -> None:
     falling = vitfold.fold(vit(depth=12), ToMe(flops=0.7, inflection=-1))
     rising = vitfold.fold(vit(depth=12), ToMe(flops=0.7, inflection=1))
-    early, late = (folded(model).schedule for model in (falling, rising))
+    early, late = (fold_of(model).schedule for model in (falling, rising))
     assert early[0] > early[5] > early[11]
     assert late[0] < late[5] < late[11]
     assert sum(early) < sum(late)  # what leaves early costs nothing in all later blocks
@@ -151,12 +151,12 @@ def test_a_share_is_reached_along_a_ramp() -> None:
 
 def test_ward_merges_more_of_a_share_early() -> None:
     usual, named, even = (
-        folded(vitfold.fold(vit(depth=12), Ward(flops=0.7, **options))).schedule
+        fold_of(vitfold.fold(vit(depth=12), Ward(flops=0.7, **options))).schedule
         for options in ({}, {"inflection": -0.5}, {"inflection": 0.0})
     )
     assert usual == named
     assert usual[0] > even[0] >= even[-1] > usual[-1]
-    assert folded(vitfold.fold(vit(depth=12), Ward(r=2))).schedule == (2,) * 12
+    assert fold_of(vitfold.fold(vit(depth=12), Ward(r=2))).schedule == (2,) * 12
 
 
 @settings(max_examples=200, deadline=None)
@@ -217,7 +217,7 @@ def test_schedules_are_the_same_whether_operations_are_done_or_worked_out(
     kind: type[Method], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def solved() -> tuple[int, ...]:
-        return folded(vitfold.fold(vit((9, 9), depth=6), kind(flops=0.7))).schedule
+        return fold_of(vitfold.fold(vit((9, 9), depth=6), kind(flops=0.7))).schedule
 
     done, quick = solved(), counting.FEW
     monkeypatch.setattr(counting, "FEW", 0)
@@ -228,11 +228,11 @@ def test_schedules_are_the_same_whether_operations_are_done_or_worked_out(
 def test_shares_are_solved_without_running_the_model() -> None:
     model = vit((9, 9)).to("meta")
     vitfold.fold(model, ToMe(flops=0.7))
-    assert sum(folded(model).schedule) > 0
+    assert sum(fold_of(model).schedule) > 0
 
 
 def test_the_whole_share_is_the_dense_model() -> None:
-    assert folded(vitfold.fold(vit(), ToMe(flops=1.0))).schedule == (0, 0, 0, 0)
+    assert fold_of(vitfold.fold(vit(), ToMe(flops=1.0))).schedule == (0, 0, 0, 0)
 
 
 def test_a_share_that_cannot_be_reached_is_refused_with_the_nearest() -> None:
@@ -349,7 +349,7 @@ def test_a_ramp_is_cut_where_more_than_half_would_leave_and_it_is_told(kind: typ
     with pytest.warns(UserWarning, match=r"goes up to 40; of 49 .* at most 24 can leave") as told:
         model = vitfold.fold(vit(), kind(r=(20, -1), skip=0))
     assert Path(told[0].filename) == Path(__file__)
-    assert max(folded(model).schedule) == 24
+    assert max(fold_of(model).schedule) == 24
     assert vitfold.trace(model, images(model, dtype=torch.float32)).counts[-1][0] >= 2
 
 
@@ -386,7 +386,7 @@ def test_a_refused_fold_leaves_everything_as_it_was(method: Method) -> None:
             vitfold.fold(model, method)
     assert torch.equal(dense(x), logits[0])
     assert torch.equal(before(x), logits[1])
-    assert folded(before).method == LGTM(r=5)
+    assert fold_of(before).method == LGTM(r=5)
 
 
 @pytest.mark.parametrize(

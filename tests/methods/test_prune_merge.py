@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 import vitfold
 from vitfold import FoldError, MethodError, PlanError, PruneMerge
-from vitfold.folding.calls import folded
+from vitfold.folding.calls import fold_of
 from vitfold.folding.families import find
 from vitfold.folding.families.hf import MODELS as FAMILIES
 from vitfold.folding.fold import clone
@@ -31,7 +31,7 @@ HUGGING_FACE = [name for names in FAMILIES.values() for name in names]
 
 def reference(model: Any, x: Tensor, fold: PruneMerge) -> Tensor:
     """methods.md as it stands: merge, block, restore, and the shortcut of what was pruned."""
-    learned: Any = folded(model).learned
+    learned: Any = fold_of(model).learned
     dense = clone(model)
     start = dense.prefix if hasattr(dense, "prefix") else dense.num_prefix_tokens
     tokens = dense.norm_pre(dense._pos_embed(dense.patch_embed(x)))
@@ -95,7 +95,7 @@ class TestBlocks:
     def test_gradients_reach_the_matrices(self) -> None:
         model = vitfold.fold(vit(global_pool="avg"), method()).train()
         model(images(model, dtype=torch.float32)).square().sum().backward()
-        learned = folded(model).learned
+        learned = fold_of(model).learned
         assert learned is not None
         for name, values in learned.named_parameters():
             assert values.grad is not None, name
@@ -108,8 +108,8 @@ class TestBlocks:
         dense = model(x)
         vitfold.fold(model, method(keep=1.0, prune=0.0))
         assert torch.equal(model(x), dense)
-        assert folded(model).learned is not None
-        assert not list(folded(model).learned.parameters())  # type: ignore[union-attr]
+        assert fold_of(model).learned is not None
+        assert not list(fold_of(model).learned.parameters())  # type: ignore[union-attr]
 
     @torch.no_grad()
     def test_a_look_at_a_block_shows_dense_tokens(self) -> None:
@@ -167,7 +167,7 @@ class TestFamilies:
     @torch.no_grad()
     def check(self, model: Any, call: Any) -> None:
         dense = call(model)
-        found = folded(vitfold.fold(model, "drop", r=0)).found
+        found = fold_of(vitfold.fold(model, "drop", r=0)).family
         grid = found.layout().grid
         assert grid is not None
         vitfold.fold(model, last_around(grid, found.depth))
@@ -202,7 +202,7 @@ class TestFamilies:
 
 
 def folded_layout(model: nn.Module) -> Any:
-    return folded(vitfold.fold(clone(model), "drop", r=0)).found.layout()
+    return fold_of(vitfold.fold(clone(model), "drop", r=0)).family.layout()
 
 
 class TestSaving:
@@ -213,8 +213,8 @@ class TestSaving:
         vitfold.save(model, tmp_path)
         again = vitfold.load(tmp_path, vit())
         assert torch.equal(again(x), model(x))
-        assert folded(again).method == method()
-        assert str(folded(again).method) == "PruneMerge(keep=0.3, prune=0.2, blocks=(1, 2, 3))"
+        assert fold_of(again).method == method()
+        assert str(fold_of(again).method) == "PruneMerge(keep=0.3, prune=0.2, blocks=(1, 2, 3))"
 
     def test_matrices_of_another_shape_are_refused(self, tmp_path: Path) -> None:
         model = vitfold.fold(vit(), method())
@@ -254,19 +254,19 @@ class TestSaving:
 
 
 class TestShapes:
-    def folded(self) -> Any:
+    def fold_of(self) -> Any:
         model = vitfold.fold(vit(depth=5), method())
         stir(model)
         return model
 
     def test_compiles(self) -> None:
-        model = self.folded()
+        model = self.fold_of()
         x = images(model, 7, dtype=torch.float32)
         compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
         torch.testing.assert_close(compiled(x), model(x))
 
     def test_exports(self) -> None:
-        model = self.folded()
+        model = self.fold_of()
         x = images(model, 7, dtype=torch.float32)
         dynamic = ({0: torch.export.Dim("batch", min=1, max=64)},)
         exported: Any = torch.export.export(model, (x,), dynamic_shapes=dynamic).module()
@@ -274,7 +274,7 @@ class TestShapes:
             torch.testing.assert_close(exported(some), model(some))
 
     def test_copies_and_batches(self) -> None:
-        model = self.folded().double()
+        model = self.fold_of().double()
         x = images(model, 3)
         assert torch.equal(copy.deepcopy(model)(x), model(x))
         alone = torch.cat([model(x[i : i + 1]) for i in range(3)])

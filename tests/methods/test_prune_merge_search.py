@@ -14,7 +14,7 @@ from torch import Tensor
 
 import vitfold
 from vitfold import DataError, MethodError, PruneMerge
-from vitfold.folding.calls import folded
+from vitfold.folding.calls import fold_of
 from vitfold.folding.families.hf import MODELS as FAMILIES
 from vitfold.methods.prune_merge.structure import GROUPINGS
 from vitfold.tools.prune_merge.scores import Scores
@@ -129,7 +129,7 @@ class TestSearch:
         model = vit()
         plain = PruneMerge.search(model, batches(model))
         assert PruneMerge.search(vitfold.fold(model, "tome", r=5), batches(model)) == plain
-        assert isinstance(folded(model).method, vitfold.ToMe)
+        assert isinstance(fold_of(model).method, vitfold.ToMe)
 
     def test_a_search_that_was_stopped_goes_on(self, tmp_path: Path) -> None:
         model, file = vit(), tmp_path / "scores.safetensors"

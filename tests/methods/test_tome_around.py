@@ -12,7 +12,7 @@ from torch import Tensor
 
 import vitfold
 from vitfold import MethodError, ToMeAround
-from vitfold.folding.calls import folded
+from vitfold.folding.calls import fold_of
 from vitfold.tools.baselines import bound
 from vitfold.tools.removal import removed
 
@@ -134,7 +134,7 @@ def test_it_is_trained_copied_and_saved(tmp_path: Path) -> None:
     model.eval()
     vitfold.save(model, tmp_path)
     fresh = vitfold.load(tmp_path, vit().float())
-    assert folded(fresh).method == ToMeAround(r=8, proportional=False)
+    assert fold_of(fresh).method == ToMeAround(r=8, proportional=False)
     for other in (fresh, copy.deepcopy(model)):
         assert torch.equal(other(x), model(x))
 

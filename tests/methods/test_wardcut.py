@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import vitfold
 from vitfold import DataError, MethodError, PlanError, WardCut
-from vitfold.folding.calls import folded, watch
+from vitfold.folding.calls import fold_of, watch
 from vitfold.tokens.tokenmap import DROPPED
 
 calibrate_ = importlib.import_module("vitfold.tools.calibrate")
@@ -36,7 +36,7 @@ def cut(name: str, dtype: torch.dtype = torch.float64, flops: float = 0.7) -> An
 
 
 def heights(model: nn.Module) -> list[float]:
-    learned: Any = folded(model).learned
+    learned: Any = fold_of(model).learned
     found: list[float] = learned.height.tolist()
     return found
 
@@ -146,10 +146,10 @@ def test_frozen_it_is_ward_with_the_mean_numbers() -> None:
     model = cut("vit", torch.float32)
     x = mixed(model, 8)
     means = torch.tensor(vitfold.trace(model, x).counts).double().mean(1).tolist()
-    heights_, cue = heights(model), folded(model).method.to_json()["cue"]
+    heights_, cue = heights(model), fold_of(model).method.to_json()["cue"]
     assert max(heights_) > 0
     vitfold.freeze(model, [x[:3], x[3:]])
-    method = folded(model).method
+    method = fold_of(model).method
     assert isinstance(method, vitfold.Ward)
     assert method.cue == cue
     counts = [numbers[0] for numbers in vitfold.trace(model, x).counts]

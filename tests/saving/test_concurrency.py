@@ -16,7 +16,7 @@ from support.saving import tiny
 import vitfold
 from vitfold import files
 from vitfold.errors import PlanError
-from vitfold.folding.calls import folded
+from vitfold.folding.calls import fold_of
 from vitfold.saving import store, weights
 
 FORK = multiprocessing.get_context("fork")
@@ -32,7 +32,7 @@ def marked(number: int) -> Any:
 
 
 def is_marked(model: Any) -> bool:
-    number = folded(model).method.r
+    number = fold_of(model).method.r
     return bool((model.norm.bias == number).all())
 
 

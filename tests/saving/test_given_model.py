@@ -15,7 +15,7 @@ from torch import nn
 
 import vitfold
 from vitfold.errors import FoldError, UnsupportedModel
-from vitfold.folding.calls import folded, folds
+from vitfold.folding.calls import fold_of, folds
 from vitfold.saving.models import create_model
 
 
@@ -103,7 +103,7 @@ def test_other_weights_of_the_same_architecture_are_welcome(tmp_path: Path) -> N
     model = tiny()
     model.pretrained_cfg = model.pretrained_cfg | {"tag": "another"}
     vitfold.save(vitfold.fold(tiny(), "tome", r=3), tmp_path)
-    assert folded(vitfold.load(tmp_path, model)).schedule == (3,) * DEPTH
+    assert fold_of(vitfold.load(tmp_path, model)).schedule == (3,) * DEPTH
 
 
 def test_what_cannot_be_folded_is_said_as_ever(tmp_path: Path) -> None:

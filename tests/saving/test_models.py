@@ -12,7 +12,7 @@ from support import models
 
 import vitfold
 from vitfold.errors import MissingExtra, PlanError, UnsupportedModel
-from vitfold.folding.calls import folded
+from vitfold.folding.calls import fold_of
 from vitfold.folding.families import find
 from vitfold.saving.models import create_model, dataset_of, save_model
 
@@ -133,7 +133,7 @@ def test_a_saved_plan_is_a_name(tmp_path: Path) -> None:
     model = vitfold.fold(models.kind("test_vit"), "lgtm", r=3)
     vitfold.save(model, tmp_path, backbone=True)
     again = create_model(str(tmp_path))
-    assert folded(again).method == vitfold.LGTM(3)
+    assert fold_of(again).method == vitfold.LGTM(3)
     images = models.images(model)
     with torch.no_grad():
         assert torch.equal(again(images), model(images))

@@ -11,7 +11,7 @@ from support.saving import refused, tiny
 
 import vitfold
 from vitfold.errors import PlanError
-from vitfold.folding.calls import folded
+from vitfold.folding.calls import fold_of
 from vitfold.saving.models import create_model
 from vitfold.saving.schema import Plan, decode, encode
 from vitfold.saving.subject import describe
@@ -125,7 +125,7 @@ def test_mutated_plans_through_all_of_load(copied: Path) -> None:
         except PlanError:
             continue
         assert plan is not None
-        assert (folded(model).method, folded(model).schedule) == (plan.method, plan.schedule)
+        assert (fold_of(model).method, fold_of(model).schedule) == (plan.method, plan.schedule)
         good += 1
     assert good > 5
 

@@ -11,7 +11,7 @@ from support.segment import scenes, segmenter
 from torchvision.transforms.v2.functional import to_pil_image
 
 import vitfold
-from vitfold.folding.calls import folded
+from vitfold.folding.calls import fold_of
 from vitfold.saving.models import create_model, save_model, saved_classes
 
 
@@ -145,10 +145,10 @@ def test_segmenters_are_frozen_and_searched(
     asked = ["freeze", learned, *where, "--output", tmp_path / "fixed"]
     assert vitfold_(monkeypatch, *map(str, asked)) == 0
     assert "mIoU" in capsys.readouterr().out
-    assert folded(create_model(tmp_path / "fixed")).method.name == "mergedrop"
+    assert fold_of(create_model(tmp_path / "fixed")).method.name == "mergedrop"
     asked = ["search", dense, *where, "--iterations", 2, "-b", 2, "--output", tmp_path / "found"]
     assert vitfold_(monkeypatch, *map(str, asked)) == 0
-    method = folded(create_model(tmp_path / "found")).method
+    method = fold_of(create_model(tmp_path / "found")).method
     assert isinstance(method, vitfold.PruneMerge)
     loader = [(torch.rand(2, 3, 48, 48), torch.randint(0, 2, (2, 48, 48)))] * 2
     assert vitfold.PruneMerge.search(segmenter(), loader, iterations=2).grid == method.grid

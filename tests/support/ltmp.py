@@ -9,7 +9,7 @@ from torch import Tensor, nn
 import vitfold
 from support.small import MODELS, images
 from vitfold import LTMP
-from vitfold.folding.calls import folded
+from vitfold.folding.calls import fold_of
 
 MERGE, PRUNE = 0.35, 0.016
 
@@ -32,7 +32,7 @@ def exactly(a: Tensor, b: Tensor, atol: float = 1e-9) -> None:
 def scattered(model: nn.Module, seed: int = 0) -> nn.Module:
     """Thresholds of their own for every block, around those that they start from."""
     generator = torch.Generator().manual_seed(seed)
-    learned = folded(model).learned
+    learned = fold_of(model).learned
     assert learned is not None
     for values in learned.parameters():
         noise = torch.rand(values.shape, generator=generator, dtype=torch.float64) - 0.5

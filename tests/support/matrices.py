@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from support.small import images
 from vitfold import PruneMerge
-from vitfold.folding.calls import folded
+from vitfold.folding.calls import fold_of
 
 
 def scores(blocks: int, patches: int, seed: int = 0) -> list[list[float]]:
@@ -29,7 +29,7 @@ def method(grid: tuple[int, int] = (7, 7), **options: Any) -> PruneMerge:
 def stir(model: nn.Module) -> None:
     """Matrices as training may leave them: no zeros."""
     generator = torch.Generator().manual_seed(5)
-    learned = folded(model).learned
+    learned = fold_of(model).learned
     assert learned is not None
     for values in learned.parameters():
         noise = torch.randn(values.shape, generator=generator, dtype=torch.float64)

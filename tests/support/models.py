@@ -12,7 +12,7 @@ from timm.layers import Attention
 from torch import Tensor, nn
 
 from vitfold.folding.calls import watch
-from vitfold.folding.families import Found, find
+from vitfold.folding.families import Family, find
 from vitfold.tokens.tokenmap import TokenMap
 
 CELLS = 5
@@ -219,7 +219,7 @@ def _averaging(stage: TokenMap) -> Callable[[Tensor], None]:
     return average
 
 
-def _at(stage: TokenMap, found: Found) -> Callable[..., Any]:
+def _at(stage: TokenMap, found: Family) -> Callable[..., Any]:
     """Gives every token the position of the one that its group went into."""
     place = stage.keep.gather(1, stage.slot)
     patch = place[:, found.prefix :] - found.prefix
@@ -257,7 +257,7 @@ def _both(table: Tensor, place: Tensor) -> Tensor:
 
 
 @contextlib.contextmanager
-def _biases(found: Found, stages: list[TokenMap]) -> Iterator[None]:
+def _biases(found: Family, stages: list[TokenMap]) -> Iterator[None]:
     """Relative position biases that an attention module makes by itself."""
     changed = []
     for block, stage in zip(found.blocks, stages, strict=False):

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 import vitfold
 from support import models
 from vitfold.errors import PlanError
-from vitfold.folding.calls import folded
+from vitfold.folding.calls import fold_of
 
 DEPTH = 4
 
@@ -32,7 +32,7 @@ def same(one: nn.Module, other: nn.Module, given: Any = None) -> bool:
     """The same, bit for bit: outputs, state, and how it is folded."""
     pairs = zip(one.state_dict().items(), other.state_dict().items(), strict=True)
     state = all(a == b and x.dtype == y.dtype and torch.equal(x, y) for (a, x), (b, y) in pairs)
-    first, second = folded(one), folded(other)
+    first, second = fold_of(one), fold_of(other)
     fold = (first.method, first.schedule) == (second.method, second.schedule)
     return state and fold and torch.equal(output(one, given), output(other, given))
 

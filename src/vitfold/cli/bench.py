@@ -11,7 +11,7 @@ from vitfold.cli.groups import grouped
 from vitfold.cli.images import batches_of
 from vitfold.data import AnySource
 from vitfold.errors import DataError
-from vitfold.folding.calls import folded
+from vitfold.folding.calls import fold_of
 from vitfold.folding.inputs import Inputs
 from vitfold.saving.models import dataset_of
 from vitfold.segment import Labels
@@ -79,10 +79,10 @@ def bench(
 
 def _looks(ours: nn.Module) -> bool:
     """Whether speed depends on images, and there are some without asking."""
-    if not folded(ours).method.ragged:
+    if not fold_of(ours).method.ragged:
         return False
     if not dataset_of(ours):
-        raise DataError(f"{folded(ours).method} is as fast as its images let it: give --data-dir")
+        raise DataError(f"{fold_of(ours).method} is as fast as its images let it: give --data-dir")
     return True
 
 
@@ -119,7 +119,7 @@ def _measure(
 
 
 def _show(name: str, ours: nn.Module, rows: list[Row], images: Tensor | None) -> None:
-    record = folded(ours)
+    record = fold_of(ours)
     show.console.print(f"{record.method}\ntokens removed per block: {removed(ours, images)}")
     for size in sorted({row.batch_size for row in rows}):
         cells = [_cells(row) for row in rows if row.batch_size == size]
@@ -130,7 +130,7 @@ def _show(name: str, ours: nn.Module, rows: list[Row], images: Tensor | None) ->
 
 def share_of_trunk(ours: nn.Module) -> float | None:
     """The share of the FLOPs that a fold was asked for, where that is of what is timed."""
-    share: float | None = getattr(folded(ours).method, "flops", None)
+    share: float | None = getattr(fold_of(ours).method, "flops", None)
     return None if is_whole(ours) else share
 
 

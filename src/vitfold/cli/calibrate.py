@@ -30,11 +30,11 @@ def calibrate(
     """
     from vitfold.cli.images import shuffled_of
     from vitfold.cli.work.calibrate import calibrate_on
-    from vitfold.folding.fold import fold
+    from vitfold.folding.fold import fold_to_learn
     from vitfold.methods import WardCut, create_method
 
     values.directory_beside(output, model)
     method = create_method(WardCut.name, {"flops": share, **values.parse(method_kwargs)})
-    ours = fold(model_options.image_model(model), method)
+    ours = fold_to_learn(model_options.image_model(model), method)
     batches = shuffled_of(ours, data.source, images, 1, seed, workers)
     calibrate_on(ours, batches, images, model_options.on, output)

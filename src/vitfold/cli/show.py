@@ -62,10 +62,10 @@ def results(path: Path | None, command: str, name: str, model: "nn.Module", rows
     """Rows on a folded model go to a file, where one is asked for."""
     if path is None:
         return
-    from vitfold.folding.calls import folded
+    from vitfold.folding.calls import fold_of
     from vitfold.tools.results import write
 
-    method = folded(model).method
+    method = fold_of(model).method
     tags = {"model": name, "method": str(method)}
     about = {"command": command, "model": name, "method": method.to_json()}
     write(path, [tags | dict(row) for row in rows], about)

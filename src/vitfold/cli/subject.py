@@ -25,7 +25,7 @@ from vitfold.data import (
 )
 from vitfold.errors import TrainError
 from vitfold.folding.calls import folds
-from vitfold.folding.fold import fold
+from vitfold.folding.fold import fold, fold_to_learn
 from vitfold.methods import METHODS
 from vitfold.methods.base import named
 from vitfold.methods.checks import check_whole
@@ -363,7 +363,7 @@ def folded(model: nn.Module, choice: Choice) -> nn.Module:
         raise TrainError(
             f"the model is folded by {folds(model)[0].method} already: leave out --method"
         )
-    return fold(model, choice.build())
+    return fold_to_learn(model, choice.build())
 
 
 def searched(

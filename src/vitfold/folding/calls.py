@@ -16,8 +16,8 @@ from vitfold.folding.blocks.kinds import BlockKind
 from vitfold.folding.blocks.names import by_name
 from vitfold.folding.blocks.recompute import checkpointed
 from vitfold.folding.explain import explained
-from vitfold.folding.families import Found
-from vitfold.folding.families.trunks import with_prefix
+from vitfold.folding.families.base import Family
+from vitfold.folding.families.common import with_prefix
 from vitfold.folding.inputs import Inputs, call, check, lacks_text
 from vitfold.folding.run import Form, Run
 from vitfold.methods import Base
@@ -37,12 +37,13 @@ _masked: contextvars.ContextVar[bool] = contextvars.ContextVar("masked", default
 class Fold:
     """What lies on a trunk while it is folded.
 
+    family: what describes the trunk.
     schedule: how many tokens each block is asked to remove.
     learned: what the method learns, where it does; a module of the trunk.
     running: one entry for every call under way.
     """
 
-    found: Found
+    family: Family
     method: Base
     schedule: tuple[int, ...]
     learned: Learned | None = None
@@ -50,14 +51,14 @@ class Fold:
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Fold":
         learned = copy.deepcopy(self.learned, memo)
-        return Fold(copy.deepcopy(self.found, memo), self.method, self.schedule, learned)
+        return Fold(copy.deepcopy(self.family, memo), self.method, self.schedule, learned)
 
     @property
     def form(self) -> Form:
         """How tokens travel in the next call."""
         if not (self.method.ragged or self.method.masks):
             return "alike"
-        if self.found.trunk.training or _masked.get():
+        if self.family.trunk.training or _masked.get():
             return "masked"
         return "packed" if self.method.ragged else "alike"
 
@@ -69,7 +70,7 @@ def folds(model: nn.Module) -> list[Fold]:
     return [module.__dict__[MARK] for module in model.modules() if MARK in module.__dict__]
 
 
-def folded(model: nn.Module) -> Fold:
+def fold_of(model: nn.Module) -> Fold:
     """What lies on the trunk of `model`, or an error that says that nothing does."""
     records = folds(model)
     if not records:
@@ -87,14 +88,33 @@ def enter(trunk: nn.Module, method: str, *args: Any, **kwargs: Any) -> Any:
         )
     if torch.compiler.is_compiling():
         run = start(record, args, kwargs)
-        return record.found.kind.call(trunk, method, run, args, kwargs)
+        return record.family.call(method, run, args, kwargs)
     record.running.append(None)
     try:
-        with explained(record.found, (*args, *kwargs.values())):
+        with explained(record.family, (*args, *kwargs.values())), _at_hand(record.learned):
             run = start(record, args, kwargs)
-            return record.found.kind.call(trunk, method, run, args, kwargs)
+            return record.family.call(method, run, args, kwargs)
     finally:
         record.running.pop()
+
+
+@contextlib.contextmanager
+def _brought(learned: nn.Module, hook: Any) -> Iterator[None]:
+    hook.pre_forward(learned)
+    try:
+        yield
+    finally:
+        hook.post_forward(learned, None)
+
+
+def _at_hand(learned: nn.Module | None) -> contextlib.AbstractContextManager[None]:
+    """Within it what a method learned is where it is used: accelerate may keep it elsewhere, and
+    bring it when a module is called, as this one never is."""
+    hook = None if learned is None else vars(learned).get("_hf_hook")
+    return NOTHING if learned is None or hook is None else _brought(learned, hook)
+
+
+NOTHING = contextlib.nullcontext()
 
 
 def pass_block(
@@ -107,6 +127,8 @@ def pass_block(
             warnings.warn(_outside(block), stacklevel=2)
         return type(block).forward(block, x, *args, **kwargs)
     given = by_name(kind.arguments, args, kwargs)
+    if kind.axis == 0:
+        return kind.turned(run.block(index, block, kind, kind.turned(x), given))
     return checkpointed(block, lambda tokens: run.block(index, block, kind, tokens, given), x)
 
 
@@ -118,18 +140,18 @@ def _outside(block: nn.Module) -> str:
 def start(fold: Fold, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Run:
     """A new run for a call with these arguments."""
     _check_graph(fold)
-    found = fold.found
-    given = by_name(found.kind.arguments, args, kwargs)
+    family = fold.family
+    given = by_name(family.arguments, args, kwargs)
     run = Run(
         fold.method,
         fold.schedule,
-        found.layout_of(found.kind.grid(found.trunk, given)),
-        found.blocks,
+        family.layout_of(family.grid(given)),
+        family.blocks,
         fold.learned,
         fold.form,
-        soft=found.trunk.training,
+        soft=family.trunk.training,
     )
-    run.valid = _valid(found.kind.padding(found.trunk, given), found.prefix)
+    run.valid = _valid(family.padding(given), family.prefix)
     if not torch.compiler.is_compiling() and (runs := _watched.get()) is not None:
         run.arguments = given
         runs.append(run)
@@ -142,14 +164,32 @@ def _check_graph(fold: Fold) -> None:
         raise FoldError(
             "the older ONNX exporter loses what becomes of tokens: torch.onnx.export(dynamo=True)"
         )
-    if fold.form == "packed" and recording():
-        remedy = "fold with EViT or another method of fixed numbers, then export it"
-        if has_fixed(fold.method):
-            remedy = "give the model to vitfold.freeze(model, images), then export it"
-        raise FoldError(
-            f"{type(fold.method).__name__} keeps another number of tokens for every image, and a "
-            f"graph has one shape: {remedy}"
-        )
+    if fold.form != "packed":
+        return
+    if recording():
+        raise FoldError(_of_one_shape(fold))
+    if torch.compiler.is_compiling():
+        _refuse_one_graph(_of_one_shape(fold))
+
+
+def _of_one_shape(fold: Fold) -> str:
+    remedy = "fold with EViT or another method of fixed numbers first"
+    if has_fixed(fold.method):
+        remedy = "give the model to vitfold.freeze(model, images) first"
+    return (
+        f"{type(fold.method).__name__} keeps another number of tokens for every image, and a graph "
+        f"has one shape: {remedy}"
+    )
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]  # runs while tracing
+def _refuse_one_graph(why: str) -> None:
+    """Refuse `torch.compile(fullgraph=True)`, which would say it in thousands of characters."""
+    from torch._dynamo.exc import UserError, UserErrorType
+    from torch._dynamo.symbolic_convert import InstructionTranslator
+
+    if getattr(InstructionTranslator.current_tx(), "one_graph", False):
+        raise UserError(UserErrorType.DYNAMIC_CONTROL_FLOW, why)
 
 
 def _valid(padding: Tensor | None, prefix: int) -> Tensor | None:
@@ -173,7 +213,7 @@ def masked(on: bool = True) -> Iterator[None]:
 def follow(model: nn.Module, inputs: Inputs) -> Run:
     """What becomes of the tokens of a folded model in one call; in one of its trunk alone, where
     the model reads text too and there is none."""
-    trunk = folded(model).found.trunk
+    trunk = fold_of(model).family.trunk
     check(inputs)
     with watch() as runs, torch.no_grad():
         call(trunk if lacks_text(model, inputs) else model, inputs)
@@ -189,7 +229,7 @@ def trunk_inputs(model: nn.Module, inputs: Inputs) -> dict[str, Any]:
     """What of these inputs reaches the trunk of a folded model, by name: what is around it may
     prepare images first."""
     given = follow(model, inputs).arguments
-    return {name: given[name] for name in folded(model).found.kind.arguments if name in given}
+    return {name: given[name] for name in fold_of(model).family.arguments if name in given}
 
 
 @contextlib.contextmanager

@@ -2,42 +2,60 @@
 
 import contextlib
 from collections.abc import Iterator
+from types import TracebackType
 from typing import Any
 
 from torch import Tensor
 
 from vitfold.errors import FoldError, ShapeError, VitfoldError, one_line
-from vitfold.folding.families import Found
+from vitfold.folding.families.base import Family
+from vitfold.folding.families.registry import REGISTRY
 from vitfold.folding.inputs import images_in
 
 Given = tuple[Any, ...]
 """The arguments of a call."""
 
+LIBRARIES = frozenset({"vitfold", "torch", "contextlib", "functools", "einops", "torchvision"})
+"""Packages whose errors are put in other words, besides those that trunks come from."""
+
 
 @contextlib.contextmanager
-def explained(found: Found, given: Given) -> Iterator[None]:
+def explained(family: Family, given: Given) -> Iterator[None]:
     """What other libraries say of images that a model does not take, or of blocks that were not
-    run, as an error of ours."""
+    run, as an error of ours. What code of the user says, as a hook's, comes through as it is."""
     try:
         yield
     except EXPLAINED as error:
-        told = (explain(error, found, given) for explain in EXPLANATIONS)
-        ours = next((said for said in told if said is not None), None)
+        ours = _not_handed_on(error, family)
+        if ours is None and _of_libraries(error.__traceback__):
+            told = (explain(error, family, given) for explain in EXPLANATIONS)
+            ours = next((words for words in told if words is not None), None)
         if ours is None:
             raise
         raise ours from error
 
 
-def _not_handed_on(error: Exception, found: Found, _: Given) -> VitfoldError | None:
+def _of_libraries(trace: TracebackType | None) -> bool:
+    """Whether nothing but libraries ran where an error comes from."""
+    roots = LIBRARIES | {name.partition(".")[0] for name in REGISTRY}
+    while trace is not None:
+        module = str(trace.tb_frame.f_globals.get("__name__", ""))
+        if module.partition(".")[0] not in roots:
+            return False
+        trace = trace.tb_next
+    return True
+
+
+def _not_handed_on(error: Exception, family: Family) -> VitfoldError | None:
     if not isinstance(error, TypeError) or "'vitfold'" not in str(error):
         return None
     return FoldError(
-        f"{type(found.trunk).__name__} does not run the blocks that were folded, or does not hand "
+        f"{type(family.trunk).__name__} does not run the blocks that were folded, or does not hand "
         "keyword arguments down to them: unfold it before its blocks change"
     )
 
 
-def _in_a_list(error: Exception, _: Found, given: Given) -> VitfoldError | None:
+def _in_a_list(error: Exception, _: Family, given: Given) -> VitfoldError | None:
     images = given[0] if given else None
     if not isinstance(error, AttributeError) or not isinstance(images, list | tuple):
         return None
@@ -47,33 +65,33 @@ def _in_a_list(error: Exception, _: Found, given: Given) -> VitfoldError | None:
     )
 
 
-def _without_a_batch(error: Exception, found: Found, given: Given) -> VitfoldError | None:
+def _without_a_batch(error: Exception, family: Family, given: Given) -> VitfoldError | None:
     image = next((part for part in given if isinstance(part, Tensor)), None)
     if isinstance(error, VitfoldError) or not isinstance(error, OF_SHAPES) or image is None:
         return None
-    if image.dim() != 3 or image.shape[0] != found.size[0] or _takes_patches(found):
+    if image.dim() != 3 or image.shape[0] != family.size[0] or _takes_patches(family):
         return None
     return ShapeError(
         f"an image of {list(image.shape)} came without a batch: give images[None], [B, C, H, W]"
     )
 
 
-def _takes_patches(found: Found) -> bool:
+def _takes_patches(family: Family) -> bool:
     """Whether images come as rows of patches, which have three axes with their batch."""
-    return images_in(found.example()).dim() == 3
+    return images_in(family.example()).dim() == 3
 
 
-def _of_another_size(error: Exception, found: Found, given: Given) -> VitfoldError | None:
+def _of_another_size(error: Exception, family: Family, given: Given) -> VitfoldError | None:
     images = next((part for part in given if isinstance(part, Tensor) and part.dim() == 4), None)
     if isinstance(error, VitfoldError) or not isinstance(error, OF_SHAPES) or images is None:
         return None
-    if isinstance(error, RuntimeError) and images.shape[1:2] == found.size[:1]:
+    if isinstance(error, RuntimeError) and images.shape[1:2] == family.size[:1]:
         return None
-    shape, wanted = ("x".join(map(str, size)) for size in (images.shape[1:], found.size))
-    other = tuple(images.shape[1:]) != found.size
+    shape, wanted = ("x".join(map(str, size)) for size in (images.shape[1:], family.size))
+    other = tuple(images.shape[1:]) != family.size
     takes = f"takes {wanted}: resize them, or create" if other else "does not take them: create"
     return ShapeError(
-        f"images of {shape} do not fit {type(found.trunk).__name__}, which {takes} the model for "
+        f"images of {shape} do not fit {type(family.trunk).__name__}, which {takes} the model for "
         f"them ({one_line(error)})"
     )
 
@@ -83,5 +101,5 @@ OF_SHAPES = (AssertionError, ValueError, RuntimeError)
 
 EXPLAINED = (TypeError, AttributeError, *OF_SHAPES)
 
-EXPLANATIONS = (_not_handed_on, _in_a_list, _without_a_batch, _of_another_size)
+EXPLANATIONS = (_in_a_list, _without_a_batch, _of_another_size)
 """What may be meant by them, the surest first."""

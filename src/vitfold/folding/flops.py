@@ -10,7 +10,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from torch.utils.module_tracker import ModuleTracker
 
 from vitfold.errors import MethodError
-from vitfold.folding.families import Found
+from vitfold.folding.families.base import Family
+from vitfold.folding.inputs import VALUES
 from vitfold.tokens import kernels
 from vitfold.tokens.modes import evaluating
 
@@ -25,8 +26,13 @@ def count(call: Callable[[], Any]) -> int:
     """The floating point operations (two per multiply-add) of a call."""
     counter = FlopCounterMode(display=False, custom_mapping=kernels.flop_formulas())
     counter.mod_tracker = _NoModules()
-    with torch.no_grad(), counter:
-        call()
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)  # whose operations are not counted
+    try:
+        with torch.no_grad(), counter:
+            call()
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
     return int(counter.get_total_flops())
 
 
@@ -54,7 +60,7 @@ class _NoModules(ModuleTracker):
 def dry_count(model: nn.Module, inputs: Mapping[str, Tensor]) -> int:
     """The same of a call from shapes alone: nothing is computed, unless the model looks at its
     inputs. A twin does it, because what is computed on the way may be kept for later calls."""
-    blank = {name: tensor.to("meta") for name, tensor in inputs.items()}
+    blank = {n: t.cpu() if n in VALUES else t.to("meta") for n, t in inputs.items()}
     try:
         twin = _without_values(model)
         return count(lambda: twin(**blank))
@@ -75,13 +81,13 @@ def _without_values(model: nn.Module) -> nn.Module:
     return twin
 
 
-def cost(found: Found, **inputs: Tensor) -> int:
+def cost(family: Family, **inputs: Tensor) -> int:
     """The floating point operations of a call of a trunk in evaluation, on these inputs or on such
     as it is made for: done where they are few, from shapes alone where they are many."""
-    trunk, given = found.trunk, inputs or found.example()
+    trunk, given = family.trunk, inputs or family.example()
     check_counted(trunk)
     weights = list(trunk.parameters())
-    about = 2 * sum(weight.numel() for weight in weights) * found.layout().tokens
+    about = 2 * sum(weight.numel() for weight in weights) * family.layout().tokens
     quick = about < FEW and weights[0].dtype == torch.float32 and not weights[0].is_meta
     with evaluating(trunk):
         return count(lambda: trunk(**given)) if quick else dry_count(trunk, given)

@@ -5,6 +5,7 @@ import functools
 import inspect
 import warnings
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
@@ -12,7 +13,7 @@ from torch import nn
 
 from vitfold.errors import FoldError, MethodError, UnsupportedModel
 from vitfold.folding.calls import MARK, Fold, enter, folds, pass_block
-from vitfold.folding.families import Found, find
+from vitfold.folding.families import Family, find
 from vitfold.folding.fit import fit_schedule
 from vitfold.folding.flops import Schedule, cost
 from vitfold.folding.pretrained import save_as_before, warn_of_saving
@@ -36,12 +37,54 @@ def _entry(trunk: nn.Module, method: str) -> Callable[..., Any]:
     return entry
 
 
+@dataclass(frozen=True)
+class Folded:
+    """How a model is folded.
+
+    method: the method that lies on it.
+    schedule: how many tokens every block is asked to remove; zeros where the method goes by what
+        an image shows.
+    """
+
+    method: Base
+    schedule: Schedule
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(method={self.method}, schedule={self.schedule})"
+
+
+def folded(model: nn.Module) -> Folded | None:
+    """How `model` is folded; None where it is not."""
+    records = folds(model)
+    return Folded(records[0].method, records[0].schedule) if records else None
+
+
 def fold(model: ModelT, method: Base | str, /, **options: Any) -> ModelT:
     """Fold `model` in place and return it: `fold(model, ToMe(r=13))`, `fold(model, "lgtm", r=16)`.
 
     A model that is folded already holds the new method alone.
     """
-    return _replace(model, _method(method, options), _schedule)
+    chosen = _method(method, options)
+    if todo := _to_be_learned(chosen):
+        warnings.warn(todo, stacklevel=2)
+    return fold_to_learn(model, chosen)
+
+
+def fold_to_learn(model: ModelT, method: Base) -> ModelT:
+    """The same, by somebody who finds or trains what the method learns."""
+    return _replace(model, method, _schedule)
+
+
+def _to_be_learned(method: Base) -> str | None:
+    """What makes the share true that a method is asked for, where shapes alone do not."""
+    share = getattr(method, "flops", None)
+    if share is None or isinstance(method, Method):
+        return None
+    command = method.found_by or "train"
+    return (
+        f"flops={share} is what {type(method).__name__} costs once it has learned how: "
+        f"vitfold {command} MODEL --method {method.name} --flops {share}"
+    )
 
 
 def fold_with(model: ModelT, method: Base, schedule: tuple[int, ...]) -> ModelT:
@@ -51,15 +94,16 @@ def fold_with(model: ModelT, method: Base, schedule: tuple[int, ...]) -> ModelT:
 
 def _replace(model: ModelT, method: Base, resolve: Callable[[Fold], tuple[int, ...]]) -> ModelT:
     """Fold with the schedule that is resolved for the new fold; when it fails, all is as before."""
-    found = find(model)
-    before: Fold | None = getattr(found.trunk, MARK, None)
+    family = find(model)
+    before: Fold | None = getattr(family.trunk, MARK, None)
     _refuse_running(before)
-    _refuse_patched(found)
-    new = Fold(found, method, (0,) * found.depth, _learned(found, method))
+    _refuse_patched(family)
+    new = Fold(family, method, (0,) * family.depth, _learned(family, method))
     unfold(model)
     try:
         _put_on(new)
         new.schedule = resolve(new)
+        _refuse_idle(new)
     except BaseException:
         unfold(model)
         if before is not None:
@@ -76,20 +120,21 @@ def unfold(model: ModelT) -> ModelT:
         _refuse_running(record)
         _refuse_copied(record, model)
         _refuse_changed(record)
-        found = record.found
-        for module, entry in _entries(found):
+        family = record.family
+        for module, entry in _entries(family):
             del module.__dict__[entry]
-        del found.trunk.__dict__[MARK]
+        for name in (MARK, *SHOWN):
+            del family.trunk.__dict__[name]
         if record.learned is not None:
-            del found.trunk._modules[LEARNED]
+            del family.trunk._modules[LEARNED]
     save_as_before(model)
     return model
 
 
-def _entries(found: Found) -> list[tuple[nn.Module, str]]:
+def _entries(family: Family) -> list[tuple[nn.Module, str]]:
     """What lies over methods of their classes while a trunk is folded."""
-    trunk = [(found.trunk, entry) for entry in found.kind.entries]
-    return trunk + [(block, "forward") for block in found.blocks]
+    trunk = [(family.trunk, entry) for entry in family.methods]
+    return trunk + [(block, "forward") for block in family.blocks]
 
 
 def _is_ours(module: nn.Module, entry: str) -> bool:
@@ -98,16 +143,16 @@ def _is_ours(module: nn.Module, entry: str) -> bool:
 
 def _refuse_copied(record: Fold, model: nn.Module) -> None:
     """Refuse a copy that has its blocks in common with the model that was folded."""
-    if not any(module is record.found.trunk for module in model.modules()):
+    if not any(module is record.family.trunk for module in model.modules()):
         raise FoldError(
-            f"a shallow copy of a folded {type(record.found.trunk).__name__}: unfold that, or make "
-            "a copy by copy.deepcopy"
+            f"a shallow copy of a folded {type(record.family.trunk).__name__}: unfold that, or "
+            "make a copy by copy.deepcopy"
         )
 
 
 def _refuse_changed(record: Fold) -> None:
     """Refuse to take off what somebody has put something over, or taken away."""
-    for module, entry in _entries(record.found):
+    for module, entry in _entries(record.family):
         if not _is_ours(module, entry):
             raise FoldError(
                 f"the {entry} of a {type(module).__name__} was replaced after folding: put back "
@@ -132,36 +177,56 @@ def _method(method: object, options: dict[str, Any]) -> Base:
     return method
 
 
+SHOWN = ("extra_repr", "__prepare_scriptable__")
+"""What lies on a trunk besides, so that a fold is seen where it is printed and scripted."""
+
+
+def _line(trunk: nn.Module) -> str:
+    """What a trunk prints of itself: also how it is folded."""
+    own = type(trunk).extra_repr(trunk)
+    return "\n".join(part for part in (own, f"(vitfold): {folded(trunk)}") if part)
+
+
+def _refuse_script(name: str) -> None:
+    raise FoldError(
+        f"torch.jit.script cannot compile a folded {name}: use torch.jit.trace, torch.compile or "
+        "torch.export, or unfold it first"
+    )
+
+
 def _put_on(record: Fold) -> None:
-    found = record.found
-    for entry in found.kind.entries:
-        found.trunk.__dict__[entry] = _entry(found.trunk, entry)
-    for index, (block, kind) in enumerate(zip(found.blocks, found.kinds, strict=True)):
+    family = record.family
+    for entry in family.methods:
+        family.trunk.__dict__[entry] = _entry(family.trunk, entry)
+    for index, (block, kind) in enumerate(zip(family.blocks, family.kinds, strict=True)):
         block.__dict__["forward"] = functools.partial(pass_block, block, index, kind)
-    found.trunk.__dict__[MARK] = record
+    family.trunk.__dict__[MARK] = record
+    name = type(family.trunk).__name__
+    shown = (functools.partial(_line, family.trunk), functools.partial(_refuse_script, name))
+    family.trunk.__dict__.update(zip(SHOWN, shown, strict=True))
     if record.learned is not None:
-        found.trunk.add_module(LEARNED, record.learned)
+        family.trunk.add_module(LEARNED, record.learned)
 
 
-def _learned(found: Found, method: Base) -> Learned | None:
+def _learned(family: Family, method: Base) -> Learned | None:
     """What a method learns on a trunk, where its weights are."""
-    weight = next(found.trunk.parameters())
+    weight = next(family.trunk.parameters())
     with torch.inference_mode(False):  # it is to be trained later
-        learned = method.learn(found.depth, found.width)
+        learned = method.learn(family.depth, family.width)
         if learned is None:
             return None
         learned.to(weight.device, torch.promote_types(weight.dtype, torch.float32))
-    if hasattr(found.trunk, LEARNED) and MARK not in found.trunk.__dict__:
-        raise FoldError(f"{type(found.trunk).__name__} has a part of its own called {LEARNED!r}")
-    return learned.train(found.trunk.training)
+    if hasattr(family.trunk, LEARNED) and MARK not in family.trunk.__dict__:
+        raise FoldError(f"{type(family.trunk).__name__} has a part of its own called {LEARNED!r}")
+    return learned.train(family.trunk.training)
 
 
 def _schedule(record: Fold) -> tuple[int, ...]:
-    method, found, first = record.method, record.found, _first(record)
-    layout = found.layout()
+    method, family, first = record.method, record.family, _first(record)
+    layout = family.layout()
     method.check(layout)
     if not isinstance(method, Method):
-        return (0,) * found.depth
+        return (0,) * family.depth
     if method.r is not None:
         asked, able = _numbers(method, layout, first)
         if asked != able:
@@ -179,7 +244,7 @@ def _schedule(record: Fold) -> tuple[int, ...]:
 
 def _fitting(record: Fold, schedule: tuple[int, ...]) -> tuple[int, ...]:
     """Numbers that were resolved before, if they are those of the method on such a model."""
-    method, first, layout = record.method, _first(record), record.found.layout()
+    method, first, layout = record.method, _first(record), record.family.layout()
     method.check(layout)
     depth, patches = layout.depth, layout.patches
     if len(schedule) != depth:
@@ -215,7 +280,7 @@ def _numbers(method: Method, layout: Layout, first: int) -> tuple[Schedule, Sche
 
 
 def _first(record: Fold) -> int:
-    first, depth = record.method.first(record.found.depth), record.found.depth
+    first, depth = record.method.first(record.family.depth), record.family.depth
     if first > depth:
         raise MethodError(f"skip={first} is more than the {depth} blocks of the model")
     return first
@@ -223,7 +288,7 @@ def _first(record: Fold) -> int:
 
 def _cost(record: Fold, schedule: tuple[int, ...]) -> int:
     record.schedule = schedule
-    return cost(record.found)
+    return cost(record.family)
 
 
 def _refuse_running(record: Fold | None) -> None:
@@ -231,10 +296,36 @@ def _refuse_running(record: Fold | None) -> None:
         raise FoldError("a forward of this model is running: fold and unfold between calls")
 
 
-def _refuse_patched(found: Found) -> None:
-    for module, entry in _entries(found):
+def _refuse_patched(family: Family) -> None:
+    """Refuse modules over whose methods somebody else has laid something."""
+    attentions = {a for block in family.blocks for a in family.attentions(block)}
+    inner = [(attention, "forward") for attention in attentions - set(family.blocks)]
+    for module, entry in _entries(family) + inner:
         if entry in module.__dict__ and not _is_ours(module, entry):
+            name = type(module).__name__
+            if hasattr(module, "_hf_hook"):
+                raise UnsupportedModel(
+                    f"a {name} has hooks of accelerate, so that its {entry} is replaced: take "
+                    "them off (accelerate.hooks.remove_hook_from_module(model, recurse=True)), "
+                    "fold, then dispatch the model again"
+                )
             raise UnsupportedModel(
-                f"the {entry} of a {type(module).__name__} is replaced, by offloading hooks "
-                "perhaps: fold before that"
+                f"the {entry} of a {name} is replaced: put back what was there, fold, and then "
+                "replace it again"
             )
+
+
+def _refuse_idle(record: Fold) -> None:
+    """Refuse a request above zero that removes nothing."""
+    method, layout = record.method, record.family.layout()
+    if not isinstance(method, Method) or method.r is None:
+        return
+    numbers = per_block(method.r, layout.depth, 0)
+    blocks = [str(block) for block, number in enumerate(numbers) if number > 0]
+    plan = (record.learned or method).plan(layout, record.schedule) if blocks else ()
+    if blocks and not any(step is not None for step in plan):
+        raise MethodError(
+            f"{method} removes nothing: its numbers above zero lie in blocks {', '.join(blocks)}, "
+            f"and it reduces from block {_first(record)} of {layout.depth} on, while there are "
+            "patches"
+        )

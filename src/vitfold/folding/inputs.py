@@ -15,6 +15,9 @@ Inputs = Tensor | Mapping[str, Any]
 IMAGES = ("pixel_values", "x", "patches")
 """What images are called among the inputs of a model."""
 
+VALUES = ("spatial_shapes",)
+"""Those that a model looks at, and not only computes with."""
+
 
 def check(inputs: object) -> None:
     """Refuse what is no input of any model."""

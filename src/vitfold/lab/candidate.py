@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from vitfold.data import Renormalized
 from vitfold.errors import MethodError
-from vitfold.folding.calls import folded, folds
+from vitfold.folding.calls import fold_of, folds
 from vitfold.folding.families import find
 from vitfold.folding.flops import cost
 from vitfold.folding.fold import clone, fold
@@ -129,7 +129,7 @@ def trained(models: Mapping[str, nn.Module]) -> list[Candidate]:
 
 
 def _trained(name: str, model: nn.Module) -> Candidate:
-    method = folded(model).method
+    method = fold_of(model).method
     source = f"{name} {fingerprint(model.state_dict())[:12]}"
     share = getattr(method, "flops", None) or 0.0
     return Candidate(_title(method), share, lambda: model, source)

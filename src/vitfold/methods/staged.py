@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from vitfold.errors import MethodError
 from vitfold.methods.base import Method
 from vitfold.methods.checks import check_blocks, rising
 from vitfold.methods.step import Step
@@ -30,6 +31,15 @@ class Staged(Method):
 
     def check(self, layout: Layout) -> None:
         check_blocks(self.blocks, layout.depth)
+        chosen = self.chosen(layout.depth)
+        numbers = self.r if isinstance(self.r, list) else []
+        others = [str(b) for b, number in enumerate(numbers) if number and b not in chosen]
+        if others:
+            raise MethodError(
+                f"r={self.r}: of blocks {', '.join(others)} nothing would leave, as "
+                f"{type(self).__name__} reduces in blocks {', '.join(map(str, chosen))}: put the "
+                "numbers there, or give blocks"
+            )
 
     def chosen(self, depth: int) -> tuple[int, ...]:
         """The blocks that reduce."""

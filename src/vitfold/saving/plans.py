@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from vitfold.errors import MethodError, PlanError
 from vitfold.files import held, writing
-from vitfold.folding.calls import folded, folds
+from vitfold.folding.calls import fold_of, folds
 from vitfold.folding.fold import clone, fold_with, unfold
 from vitfold.saving import fields, learned, sources, store, weights
 from vitfold.saving.schema import DTYPES, Plan, decode
@@ -30,7 +30,7 @@ def save(model: nn.Module, directory: Directory, *, backbone: bool = False) -> N
     A model that cannot be made by name, such as one with a head of its own, is saved all the same;
     to load it, give it.
     """
-    folded(model)
+    fold_of(model)
     write(model, directory, describe(model, backbone=backbone))
 
 

@@ -24,7 +24,7 @@ def describe(model: nn.Module, *, backbone: bool = False) -> Plan:
     """The plan of a model, as it is saved."""
     records = folds(model)
     if len(records) > 1:
-        kinds = " and ".join(type(record.found.trunk).__name__ for record in records)
+        kinds = " and ".join(type(record.family.trunk).__name__ for record in records)
         raise PlanError(
             f"{type(model).__name__} has {len(records)} folded parts ({kinds}), and a plan is of "
             "one: save each of them by itself"

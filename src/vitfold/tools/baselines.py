@@ -10,10 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vitfold.folding.blocks.capture import tap
+from vitfold.folding.blocks.capture import capture
 from vitfold.folding.blocks.proxy import run
-from vitfold.folding.calls import folded
-from vitfold.folding.families import Found, find
+from vitfold.folding.calls import fold_of
+from vitfold.folding.families import Family, find
 from vitfold.folding.flops import dry_count
 from vitfold.folding.fold import clone
 from vitfold.folding.inputs import Inputs
@@ -30,9 +30,9 @@ def candidates(ours: nn.Module, images: Inputs | None = None) -> dict[str, nn.Mo
 
     images: what that number is a mean over, where each keeps its own.
     """
-    record = folded(ours)
+    record = fold_of(ours)
     if not record.method.ragged:  # images that do not fit, first
-        dry_count(record.found.trunk, record.found.example())
+        dry_count(record.family.trunk, record.family.example())
     removes, back = removed(ours, images), returns(ours)
     named = {
         DENSE: clone(ours),
@@ -95,7 +95,7 @@ def _put_back(
     return torch.cat([forward(x[:, :tokens], *args, **kwargs), x[:, tokens:]], dim=1)
 
 
-def _pad_outputs(sliced: nn.Module, trunk: Found, removes: Sequence[int]) -> None:
+def _pad_outputs(sliced: nn.Module, trunk: Family, removes: Sequence[int]) -> None:
     """Pad what somebody else looks at to the length that it has in the dense model."""
     for block, gone in _visible(sliced, trunk, itertools.accumulate(removes)):
         forward = block.__dict__["forward"]
@@ -103,7 +103,7 @@ def _pad_outputs(sliced: nn.Module, trunk: Found, removes: Sequence[int]) -> Non
 
 
 def _visible(
-    sliced: nn.Module, trunk: Found, gone: Iterable[int]
+    sliced: nn.Module, trunk: Family, gone: Iterable[int]
 ) -> Iterator[tuple[nn.Module, int]]:
     """Blocks whose tokens somebody else looks at, with how many of them are gone."""
     every = list(zip(trunk.blocks, gone, strict=True))
@@ -113,7 +113,7 @@ def _visible(
         yield from every
 
 
-def _shows_any(model: nn.Module, trunk: Found) -> bool:
+def _shows_any(model: nn.Module, trunk: Family) -> bool:
     """Whether a model hands out what leaves any of its blocks: a backbone of either library."""
     return type(model).__name__ == "FeatureGetterNet" or hasattr(trunk.trunk, "out_features")
 
@@ -151,7 +151,7 @@ def _textbook(
     index, last = place
     size = sizes[0] if index else torch.ones_like(x[..., :1])
     keys: list[Tensor] = []
-    overrides = {**tap(block.attn, "k", keys.append), "fused_attn": False}
+    overrides = {**capture(block.attn, "k", keys.append), "fused_attn": False}
     bias = size.log()[:, None, None, :, 0]
     attended = run(block.attn, "forward", overrides, block.norm1(x), attn_mask=bias)
     x = x + block.drop_path1(block.ls1(attended))

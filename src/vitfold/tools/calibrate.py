@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from vitfold.errors import DataError, MethodError
-from vitfold.folding.calls import folded, folds, trunk_inputs
+from vitfold.folding.calls import fold_of, folds, trunk_inputs
 from vitfold.folding.families import find
 from vitfold.folding.fit import CLOSE, NEAR, Fit
 from vitfold.folding.flops import count
@@ -104,7 +104,7 @@ def _means(model: nn.Module, method: WardCut, share: float) -> tuple[int, ...]:
         cue=method.cue,
         proportional=method.proportional,
     )
-    return folded(fold(model, ward)).schedule
+    return fold_of(fold(model, ward)).schedule
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from vitfold.errors import DataError, MethodError
-from vitfold.folding.calls import folded, follow, masked
+from vitfold.folding.calls import fold_of, follow, masked
 from vitfold.folding.fold import fold
 from vitfold.folding.inputs import Inputs, batches_in, images_in
 from vitfold.folding.run import Run
@@ -37,7 +37,7 @@ def freeze(model: ModelT, images: Inputs | Iterable[Any]) -> ModelT:
 
 def check_ragged(model: nn.Module) -> Base:
     """The method of a model; refused where there is nothing to freeze."""
-    method = folded(model).method
+    method = fold_of(model).method
     if not method.ragged:
         raise MethodError(
             f"{type(method).__name__} removes fixed numbers already: freeze takes a model with "
@@ -51,7 +51,7 @@ def check_ragged(model: nn.Module) -> Base:
 def _means(model: nn.Module, batches: Iterable[Inputs]) -> tuple[list[float], list[float]]:
     """How many tokens of an image merge in every block, and how many are dropped."""
     total = 0
-    counts = torch.zeros(2, folded(model).found.depth, dtype=torch.float64)
+    counts = torch.zeros(2, fold_of(model).family.depth, dtype=torch.float64)
     for images in batches:
         with masked(False), evaluating(model):
             counts += _gone(follow(model, images))

@@ -5,7 +5,7 @@ import itertools
 from torch import nn
 
 from vitfold.errors import MethodError
-from vitfold.folding.calls import folded
+from vitfold.folding.calls import fold_of
 from vitfold.folding.inputs import Inputs
 from vitfold.methods.schedule import whole
 from vitfold.methods.step import Plan, Step
@@ -17,20 +17,20 @@ from vitfold.tools.trace import trace
 def removed(model: nn.Module, images: Inputs | None = None) -> tuple[int, ...]:
     """How many tokens leave every block of a folded model, or go around it, for images of its own
     size; where each image keeps its own number, on average over `images`."""
-    if folded(model).method.ragged:
+    if fold_of(model).method.ragged:
         return _removed_on_average(model, images)
     return tuple(_spared(step) for step in _plan(model))
 
 
 def returns(model: nn.Module) -> bool:
     """Whether tokens come back after a block of a folded model."""
-    ragged = folded(model).method.ragged
+    ragged = fold_of(model).method.ragged
     return not ragged and any(step.aside for step in _plan(model) if step)
 
 
 def _plan(model: nn.Module) -> Plan:
-    record = folded(model)
-    layout = record.found.layout()
+    record = fold_of(model)
+    layout = record.family.layout()
     if record.learned is not None:
         return record.learned.plan(layout, record.schedule)
     return record.method.plan(layout, record.schedule)
@@ -42,7 +42,7 @@ def _spared(step: Step | None) -> int:
 
 
 def _removed_on_average(model: nn.Module, images: Inputs | None) -> tuple[int, ...]:
-    method = folded(model).method
+    method = fold_of(model).method
     if images is None:
         raise MethodError(f"{method} keeps another number of tokens for every image: give images")
     with evaluating(model):

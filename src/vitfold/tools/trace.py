@@ -3,14 +3,14 @@
 import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from PIL import Image
 from torch import Tensor, nn
 
 from vitfold.errors import DataError
-from vitfold.folding.calls import folded, follow
-from vitfold.folding.families import processor
+from vitfold.folding.calls import fold_of, follow
+from vitfold.folding.families import Family
 from vitfold.folding.inputs import Inputs, images_in
 from vitfold.tokens.layout import Grid
 from vitfold.tokens.tokenmap import PackedMap, TokenMap
@@ -113,14 +113,11 @@ def trace(model: nn.Module, images: Inputs) -> Trace:
         prefix=first.prefix,
         grid=first.grid,
         images=pixels if pixels.dim() == 4 else None,
-        channels=_channels(folded(model).found.trunk),
+        channels=_channels(fold_of(model).family),
     )
 
 
-def _channels(trunk: Any) -> draw.Channels | None:
-    """How the images of a model are normalized, where timm or its checkpoint says so."""
-    theirs = processor.of(getattr(trunk, "config", None))
-    config = processor.translated(theirs) if theirs else getattr(trunk, "pretrained_cfg", None)
-    if not isinstance(config, dict) or not {"mean", "std"} <= config.keys():
-        return None
-    return config["mean"], config["std"]
+def _channels(family: Family) -> draw.Channels | None:
+    """How the images of a model are normalized, where it or its checkpoint says so."""
+    config = family.preprocessing()
+    return (config["mean"], config["std"]) if {"mean", "std"} <= config.keys() else None

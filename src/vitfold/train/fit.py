@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from vitfold.errors import TrainError
-from vitfold.folding.calls import folded, trunk_inputs
+from vitfold.folding.calls import fold_of, trunk_inputs
 from vitfold.folding.fit import Fit
 from vitfold.folding.flops import count
 from vitfold.methods.learned import Learned
@@ -48,7 +48,7 @@ def fit_learned(
         return count(lambda: [trunk(**each) for each in inputs])
 
     with evaluating(model), torch.inference_mode():
-        trunk, inputs = folded(model).found.trunk, [trunk_inputs(model, each) for each in batches]
+        trunk, inputs = fold_of(model).family.trunk, [trunk_inputs(model, each) for each in batches]
         dense = cost(0.0)
         fit = Fit[float](share, lambda by: cost(by) / dense)
         fit.costs[0.0] = 1.0
@@ -67,7 +67,7 @@ def _rounded(by: float) -> float:
 
 def _learned(model: nn.Module) -> Learned:
     """What the method of a model has learned."""
-    record = folded(model)
+    record = fold_of(model)
     if record.learned is None:
         raise TrainError(f"{record.method} learns nothing: there is nothing to fit to its share")
     return record.learned

@@ -10,7 +10,7 @@ from torch import Tensor
 
 import vitfold
 from vitfold import LTMP
-from vitfold.folding.calls import folded
+from vitfold.folding.calls import fold_of
 from vitfold.folding.families.hf import MODELS
 
 IDLE = LTMP(merge_threshold=1.0, prune_threshold=0.0)
@@ -21,8 +21,8 @@ HUGGING_FACE = [name for names in MODELS.values() for name in names]
 def halving(model: Any, call: Any) -> None:
     """Fold a model with thresholds at which about half of its patches leave."""
     found = vitfold.fold(model, IDLE)
-    learned: Any = folded(found).learned
-    patches = folded(found).found.layout().patches
+    learned: Any = fold_of(found).learned
+    patches = fold_of(found).family.layout().patches
     learned.merge.data.fill_(0.55)
     learned.prune.data.fill_(0.6 / patches)
     with torch.no_grad():
@@ -54,13 +54,13 @@ def check(model: Any, given: dict[str, Tensor]) -> None:
         near(together, call())
     seen = given["x"] if "x" in given else {k: given[k] for k in given if k != "input_ids"}
     counts = vitfold.trace(model, seen).counts
-    layout = folded(model).found.layout()
+    layout = fold_of(model).family.layout()
     assert max(counts[-1]) < layout.tokens, "nothing has left"
     batch = len(next(iter(given.values())))
     if "input_ids" not in given:
         alone = [call(row(given, index)) for index in range(batch)]
         near(together, [torch.cat(parts) for parts in zip(*alone, strict=True)])
-    learned: Any = folded(model).learned
+    learned: Any = fold_of(model).learned
     learned.prune.data.zero_()
     learned.merge.data[0] = 1.0  # the first blocks look at nothing, and attend as the model does
     some = call()
@@ -134,8 +134,8 @@ def test_what_an_image_loses_does_not_change_how_another_is_computed() -> None:
     model.set_attn_implementation("eager")
     given = {k: v.double() for k, v in inputs(model, 3).items()}
     vitfold.fold(model, IDLE)
-    learned: Any = folded(model).learned
-    tokens = folded(model).found.layout().tokens
+    learned: Any = fold_of(model).learned
+    tokens = fold_of(model).family.layout().tokens
     low, high = 0.0, 1.0
     for _ in range(50):  # until some image has lost tokens, and some other none
         learned.merge.data[0] = (low + high) / 2

@@ -15,8 +15,8 @@ from support.models import CELLS, images, registered
 
 import vitfold
 from vitfold.errors import UnsupportedModel
-from vitfold.folding.families import families, trunk_kind
-from vitfold.folding.families.table import UNDESCRIBED, Family
+from vitfold.folding.families import families, family_of
+from vitfold.folding.families.table import UNDESCRIBED, Group
 
 TESTED = "1.0.31"
 """The version of timm whose registry is told apart name by name."""
@@ -63,13 +63,13 @@ def test_every_registered_name_is_told_apart(made: Callable[[str], type]) -> Non
     verdicts = {name: f for f in (*told.folded, *told.refused) for name in f.names}
     for name in timm.list_models():
         cls, verdict = made(name), verdicts[name]
-        assert (trunk_kind(cls) is not None) == (verdict.reason is None), name
+        assert (family_of(cls) is not None) == (verdict.reason is None), name
         if verdict.reason is None:
             assert verdict.kind == cls.__name__
             assert verdict.module in ISOTROPIC
 
 
-def of_timm(families: tuple[Family, ...]) -> list[Family]:
+def of_timm(families: tuple[Group, ...]) -> list[Group]:
     return [family for family in families if family.library == "timm"]
 
 

@@ -17,8 +17,6 @@ from timm.models.naflexvit import NaFlexVit, NaFlexVitCfg
 from torch import Tensor
 
 import vitfold
-from vitfold.folding.blocks.capture import tap
-from vitfold.folding.blocks.kinds import KINDS as BLOCKS
 from vitfold.folding.blocks.proxy import run
 from vitfold.folding.families import find
 from vitfold.folding.flops import count, dry_count
@@ -75,13 +73,13 @@ def test_attention_that_is_not_fused(name: str) -> None:
 @every_kind
 def test_cues_are_what_attention_attends_with(name: str, cue: str) -> None:
     model = kind(name)
-    block = find(model).blocks[0]
-    [attention, *_] = BLOCKS[f"{type(block).__module__}.{type(block).__name__}"].attentions(block)
+    family = find(model)
+    [attention, *_] = family.attentions(family.blocks[0])
     x = torch.randn(2, model.num_prefix_tokens + CELLS**2, model.embed_dim)
     seen: list[Tensor] = []
     with torch.no_grad(), attended() as calls:
         plain = attention(x)
-        shown = run(attention, "forward", tap(attention, cue, seen.append), x)
+        shown = run(attention, "forward", dict(family.capture(attention, cue, seen.append)), x)
     assert torch.equal(plain, shown)
     expected = [call["qkv".index(cue)].sum(dim=1) for call in calls[: len(calls) // 2]]
     near([F.normalize(seen[0], dim=-1)], [F.normalize(sum(expected), dim=-1)])

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 from vitfold.cli import show
 from vitfold.data import evenly, untouched
 from vitfold.errors import DataError
-from vitfold.folding.calls import folded
+from vitfold.folding.calls import fold_of
 from vitfold.folding.fold import clone
 from vitfold.saving.models import save_model
 from vitfold.segment import SceneSource
@@ -74,7 +74,7 @@ def _of_classes(learned: nn.Module, batches: Iterable[Batch], frozen: nn.Module)
         report = score(predictions, answers["dense"])
         span = f"{report.top1_low:.2%} to {report.top1_high:.2%}"
         rows.append([name, f"{report.top1:.2%}", span, f"{report.agreement:.2%}"])
-    show.table(str(folded(frozen).method), ["", "top-1", "95 %", "agrees with dense"], rows)
+    show.table(str(fold_of(frozen).method), ["", "top-1", "95 %", "agrees with dense"], rows)
 
 
 def _of_vectors(learned: nn.Module, batches: Iterable[Batch], frozen: nn.Module) -> None:
@@ -87,7 +87,7 @@ def _of_vectors(learned: nn.Module, batches: Iterable[Batch], frozen: nn.Module)
         cosines = F.cosine_similarity(vectors[name], vectors["dense"])
         rows.append([name, f"{cosines.mean():.4f}", f"{cosines.min():.4f}"])
     columns = ["", "cosine with dense", "the least"]
-    show.table(str(folded(frozen).method), columns, rows)
+    show.table(str(fold_of(frozen).method), columns, rows)
 
 
 def _vectors(model: nn.Module, batches: Iterable[Batch], progress: Callable[[], None]) -> Tensor:
@@ -129,4 +129,4 @@ def _of_pixels(
             )
         rows.append([name, f"{report.miou:.2%}", f"{report.agreement:.2%}"])
     rows.insert(0, ["dense", f"{report.dense_miou:.2%}", ""])
-    show.table(str(folded(frozen).method), ["", "mIoU", "agrees with dense"], rows)
+    show.table(str(fold_of(frozen).method), ["", "mIoU", "agrees with dense"], rows)

@@ -12,7 +12,7 @@ from torchvision.transforms.v2.functional import to_pil_image
 from vitfold.cli import show, values
 from vitfold.cli.images import batches_of
 from vitfold.data import Source, classes_of, evenly, untouched
-from vitfold.folding.calls import folded
+from vitfold.folding.calls import fold_of
 from vitfold.folding.fold import clone
 from vitfold.segment import Report as SceneReport
 from vitfold.segment import SceneSource, score
@@ -99,7 +99,7 @@ def _show_pixels(name: str, model: nn.Module, report: SceneReport) -> None:
         ["agrees with dense", f"{report.agreement:.2%}"],
         ["images/s", f"{report.images_per_second:.1f}"],
     ]
-    show.table(f"{name}, {folded(model).method}", ["", "folded"], rows)
+    show.table(f"{name}, {fold_of(model).method}", ["", "folded"], rows)
     shown = ["-" if iou is None else f"{iou:.2%}" for iou in report.ious]
     each = [[str(number), iou] for number, iou in enumerate(shown)]
     show.table("by class", ["class", "IoU"], each)
@@ -115,4 +115,4 @@ def _show(name: str, model: nn.Module, report: Report) -> None:
         ["agrees with dense", f"{report.agreement:.2%}"],
         ["images/s", f"{report.images_per_second:.1f}"],
     ]
-    show.table(f"{name}, {folded(model).method}", ["", "folded"], rows)
+    show.table(f"{name}, {fold_of(model).method}", ["", "folded"], rows)

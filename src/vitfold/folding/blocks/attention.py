@@ -1,16 +1,18 @@
-"""Attention over a reduced sequence: the module's own code, sizes as a bias, cues tapped."""
+"""Attention over a reduced sequence: the module's own code, sizes as a bias, cues captured."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from vitfold.errors import UnsupportedModel
-from vitfold.folding.blocks.capture import tap
 from vitfold.folding.blocks.proxy import call, run
 from vitfold.tokens.cues import PROJECTIONS
 from vitfold.tokens.state import TokenState
+
+if TYPE_CHECKING:
+    from vitfold.folding.blocks.kinds import Attentions
 
 
 class Attend:
@@ -25,6 +27,9 @@ class Attend:
         there; where it is not wanted, None.
     """
 
+    family: "Attentions"
+    """What is known of its attention modules."""
+
     def __init__(
         self, state: TokenState, given: Mapping[str, Any], proportional: bool, cue: str | None
     ) -> None:
@@ -37,8 +42,8 @@ class Attend:
 
     def __call__(self, attention: nn.Module, x: Tensor, **arguments: Any) -> Tensor:
         """Run an attention module on its normalized tokens."""
-        parts = self._parts(attention, x) | self._tap(attention)
-        out = call(attention, parts, x, **arguments)
+        overrides = self._overrides(attention, x) | self._capture(attention)
+        out = call(attention, overrides, x, **arguments)
         out = out[0] if isinstance(out, tuple) else out
         if self.cue == "x_attn":
             self.shown.append(out)
@@ -46,7 +51,7 @@ class Attend:
 
     def whole(self, block: nn.Module, x: Tensor, **arguments: Any) -> Tensor:
         """Run the forward of a block that attends and feeds forward in one."""
-        out = run(block, "forward", self._tap(block), x, **arguments)
+        out = run(block, "forward", self._capture(block), x, **arguments)
         if self.cue == "x_attn":  # the two share an output: what the block adds
             self.shown.append(out - x)
         return out
@@ -56,9 +61,10 @@ class Attend:
         """What was shown, added up over the attention modules of the block."""
         return sum(self.shown[1:], self.shown[0])
 
-    def _tap(self, attention: nn.Module) -> dict[str, Any]:
-        shows = self.cue in PROJECTIONS
-        return tap(attention, str(self.cue), self.shown.append) if shows else {}
+    def _capture(self, attention: nn.Module) -> dict[str, Any]:
+        if self.cue not in PROJECTIONS:
+            return {}
+        return dict(self.family.capture(attention, str(self.cue), self.shown.append))
 
     def bias(self, x: Tensor, given: str = "attn_mask") -> Tensor | None:
         """What is added to the logits: the mask or bias that the block was given, and log sizes."""
@@ -98,26 +104,8 @@ class Attend:
         nothing."""
         return self.state.positions(table, still)
 
-    def _parts(self, attention: Any, x: Tensor) -> dict[str, Any]:
-        """Parts in place of a bias that the module itself makes for the original tokens."""
+    def _overrides(self, attention: Any, x: Tensor) -> dict[str, Any]:
+        """Overrides of a bias that the module itself makes for the original tokens."""
         if self.state.origin is None:
             return {}
-        if getattr(attention, "relative_position_bias_table", None) is not None:
-            bias = self.state.mask(attention._get_rel_pos_bias(), x.dtype)
-            return {"_get_rel_pos_bias": lambda: bias}
-        if getattr(attention, "rel_pos", None) is not None:
-            return {"rel_pos": _Bias(self.join(attention.rel_pos.get_bias(), x))}
-        return {}
-
-
-class _Bias:
-    """A relative position bias that is already made, in the shape of timm's module for it."""
-
-    def __init__(self, bias: Tensor | None) -> None:
-        self.bias = bias
-
-    def get_bias(self) -> Tensor | None:
-        return self.bias
-
-    def __call__(self, logits: Tensor, **_: Tensor | None) -> Tensor:
-        return logits if self.bias is None else logits + self.bias
+        return dict(self.family.overrides(attention, self, x))

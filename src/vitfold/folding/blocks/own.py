@@ -10,7 +10,6 @@ from torch.overrides import TorchFunctionMode
 
 from vitfold.errors import UnsupportedModel
 from vitfold.folding.blocks.attention import Attend
-from vitfold.folding.blocks.proxy import StandIn
 from vitfold.tokens.kernels import PIECE
 from vitfold.tokens.modes import compiling
 from vitfold.tokens.state import TokenState, additive
@@ -30,18 +29,35 @@ class Instead(TorchFunctionMode):
 
 
 class OwnAttend(Attend):
-    """Attends with a function of ours, on the queries, keys and values of the module's own code."""
+    """Attends with a function of ours, on the queries, keys and values of the module's own code.
+
+    calls: how often that code attended.
+    """
+
+    calls = 0
 
     def __call__(self, attention: nn.Module, x: Tensor, **arguments: Any) -> Tensor:
         with Instead(self._function):
-            return super().__call__(attention, x, **arguments)
+            out = super().__call__(attention, x, **arguments)
+        return self._checked(attention, out)
 
     def whole(self, block: nn.Module, x: Tensor, **arguments: Any) -> Tensor:
         with Instead(self._function):
-            return super().whole(block, x, **arguments)
+            out = super().whole(block, x, **arguments)
+        return self._checked(block, out)
 
-    def _tap(self, attention: Any) -> dict[str, Any]:
-        return super()._tap(attention) | fused(attention)
+    def _checked(self, attention: nn.Module, out: Tensor) -> Tensor:
+        """`out`, if our function was called: else images would have mixed, or counted too much."""
+        if not self.calls:
+            raise UnsupportedModel(
+                f"a {type(attention).__name__} does not attend by torch's "
+                "scaled_dot_product_attention, which this method needs: say in its family, by "
+                "`fused`, how it does"
+            )
+        return out
+
+    def _capture(self, attention: Any) -> dict[str, Any]:
+        return dict(self.family.fused(attention)) | super()._capture(attention)
 
     def _function(
         self,
@@ -56,6 +72,7 @@ class OwnAttend(Attend):
     ) -> Tensor:
         if is_causal or others.get("enable_gqa"):
             raise UnsupportedModel("causal and grouped attention cannot be folded")
+        self.calls += 1
         bias = None if attn_mask is None else additive(attn_mask, q.dtype)
         out, received = self.attend(q, k, v, bias, scale)
         if received is not None:  # a block may attend several times: what matters is the sum
@@ -183,13 +200,3 @@ def received(weights: Tensor, here: Tensor) -> Tensor:
     queries = here.to(weights.dtype)
     total = (weights * queries[:, None, :, None]).sum(dim=-2).mean(dim=1)
     return total / queries.sum(dim=1, keepdim=True)
-
-
-def fused(attention: Any) -> dict[str, Any]:
-    """Parts with which a module calls torch's attention."""
-    parts: dict[str, Any] = {}
-    if hasattr(attention, "fused_attn"):
-        parts["fused_attn"] = True
-    if hasattr(getattr(attention, "config", None), "_attn_implementation"):
-        parts["config"] = StandIn(attention.config, _attn_implementation="sdpa")
-    return parts

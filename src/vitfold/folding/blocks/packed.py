@@ -27,7 +27,7 @@ class PackedAttend(OwnAttend):
     def biased(self, given: str = "attn_mask") -> bool:
         return False
 
-    def _parts(self, attention: Any, x: Tensor) -> dict[str, Any]:
+    def _overrides(self, attention: Any, x: Tensor) -> dict[str, Any]:
         return {}
 
     def attend(
@@ -41,10 +41,9 @@ class PackedAttend(OwnAttend):
         attend = within.scored if self.wanted else within.attend
         return attend(q, k, v, images)
 
-    def _tap(self, attention: Any) -> dict[str, Any]:
+    def _capture(self, attention: Any) -> dict[str, Any]:
         """No prefix of its own either: those of all images lie among the others."""
-        parts = super()._tap(attention)
-        return parts | {"num_prefix_tokens": 0}
+        return super()._capture(attention) | {"num_prefix_tokens": 0}
 
 
 class ScoredPackedAttend(PackedAttend):

@@ -1,31 +1,33 @@
-"""Running a module's own forward with some of its parts replaced, for one call only."""
+"""Running a module's own forward with some of its parts overridden, for one call only."""
 
 import functools
+import types
 from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.modules.module import _has_any_global_hook
 
 from vitfold.errors import FoldError
 
 
-class StandIn:
-    """What a module's forward sees as `self`: the module, but for the parts given here.
+class Proxy:
+    """What a module's forward sees as `self`: the module, but for the overrides given here.
 
     Nothing on the module changes, so calls may overlap, nest and be recomputed, and whatever the
     forward does without us it does with us.
     """
 
-    def __init__(self, module: nn.Module, **parts: Any) -> None:
-        self.__dict__.update(parts)
+    def __init__(self, module: nn.Module, **overrides: Any) -> None:
+        self.__dict__.update(overrides)
         self.__dict__["_module"] = module
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._module, name)
 
 
-class Heir(StandIn):
-    """A stand-in for a forward that calls `super()`, which asks for an instance of the class.
+class Heir(Proxy):
+    """A proxy for a forward that calls `super()`, which asks for an instance of the class.
 
     A class of its own, because `torch.compile` does not follow a `__class__` that is computed.
     """
@@ -35,35 +37,85 @@ class Heir(StandIn):
         return type(self.__dict__.get("_module"))
 
 
-def run(module: nn.Module, method: str, parts: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
-    """`module.method(*args, **kwargs)` as its class defines it, with `parts` replaced."""
-    function = getattr(type(module), method)
-    if not parts:
+class Whole(Proxy):
+    """A proxy whose methods, too, see the overrides; called, it runs its forward and hooks."""
+
+    def __getattr__(self, name: str) -> Any:
+        module = self._module
+        method = getattr(type(module), name, None)
+        if not isinstance(method, types.FunctionType) or replaced(module, name):
+            return getattr(module, name)
+        return functools.partial(method, self)  # which torch.compile follows
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if hooked(self._module):
+            return nn.Module._call_impl(self, *args, **kwargs)  # type: ignore[arg-type]
+        return self.forward(*args, **kwargs)
+
+
+class WholeHeir(Whole, Heir):
+    """The same for methods that call `super()`."""
+
+
+def whole(module: nn.Module, **overrides: Any) -> Whole:
+    """A proxy of a module for all its methods."""
+    methods = (m for name, m in vars(type(module)).items() if not name.startswith("__"))
+    return (WholeHeir if any(map(_calls_super, methods)) else Whole)(module, **overrides)
+
+
+def replaced(module: nn.Module, name: str) -> bool:
+    """Whether a method was replaced on this instance, by somebody else than a fold."""
+    own = vars(module).get(name)
+    ours = getattr(getattr(own, "func", None), "__module__", "") == "vitfold.folding.calls"
+    return own is not None and not ours
+
+
+def run(
+    module: nn.Module, method: str, overrides: dict[str, Any], *args: Any, **kwargs: Any
+) -> Any:
+    """`module.method(*args, **kwargs)` as its class defines it, with `overrides`."""
+    function = overrides.get(method) or getattr(type(module), method)
+    if not overrides:
         return function(module, *args, **kwargs)
-    stand_in = Heir if _calls_super(function) else StandIn
-    return function(stand_in(module, **parts), *args, **kwargs)
+    proxy = Heir if _calls_super(function) else Proxy
+    return function(proxy(module, **overrides), *args, **kwargs)
 
 
-def call(module: nn.Module, parts: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
-    """The module called with `parts` replaced: its forward, and the hooks around that."""
-    if not parts:
+def call(module: nn.Module, overrides: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+    """The module called with `overrides`: its forward (or what is overridden by that name, a
+    function that takes the module first), and the hooks around it."""
+    if not overrides:
         return module(*args, **kwargs)
     if not torch.compiler.is_compiling() and "forward" in vars(module):
-        raise FoldError(
-            f"the forward of a {type(module).__name__} was replaced after folding, by offloading "
-            "hooks perhaps: unfold the model first, or keep that module as it is"
-        )
+        return _offloaded(module, overrides, args, kwargs)
     if not hooked(module):
-        return run(module, "forward", parts, *args, **kwargs)
-    stand_in = StandIn(module, **parts)
-    stand_in.__dict__["forward"] = functools.partial(type(module).forward, stand_in)
-    return nn.Module._call_impl(stand_in, *args, **kwargs)  # type: ignore[arg-type]
+        return run(module, "forward", overrides, *args, **kwargs)
+    forward = overrides.get("forward") or type(module).forward
+    proxy = Heir(module, **overrides)  # of the class that hooks expect
+    proxy.__dict__["forward"] = functools.partial(forward, proxy)
+    return nn.Module._call_impl(proxy, *args, **kwargs)  # type: ignore[arg-type]
+
+
+def _offloaded(
+    module: nn.Module, overrides: dict[str, Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Any:
+    """The same between accelerate's hook, which it laid over the forward of a folded model."""
+    hook: Any = vars(module).get("_hf_hook")
+    if hook is None:
+        raise FoldError(
+            f"the forward of a {type(module).__name__} was replaced after folding: put back what "
+            "was there, or unfold the model first"
+        )
+    args, kwargs = hook.pre_forward(module, *args, **kwargs)
+    return hook.post_forward(module, run(module, "forward", overrides, *args, **kwargs))
 
 
 def hooked(module: nn.Module) -> bool:
-    """Whether somebody looks at what goes in or comes out, forwards or backwards."""
+    """Whether somebody looks at what goes in or comes out, forwards or backwards: at this module,
+    or at all there are."""
     forwards = module._forward_hooks or module._forward_pre_hooks
-    return bool(forwards or module._backward_hooks or module._backward_pre_hooks)
+    own = forwards or module._backward_hooks or module._backward_pre_hooks
+    return bool(own) or (not torch.compiler.is_compiling() and bool(_has_any_global_hook()))
 
 
 def _calls_super(function: Any) -> bool:

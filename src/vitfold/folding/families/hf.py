@@ -1,56 +1,175 @@
-"""Hugging Face's trunks: vision models that hand their keyword arguments down to every layer,
-and so the run of a folded call too."""
+"""Hugging Face's trunks: they hand their keyword arguments down to every layer, and so the run of
+a folded call too."""
 
-import functools
-from collections.abc import Callable
-from dataclasses import replace
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
 
-import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from vitfold.errors import UnsupportedModel
+from vitfold.folding.blocks.attention import Attend
+from vitfold.folding.blocks.proxy import Proxy
 from vitfold.folding.blocks.proxy import call as call_module
-from vitfold.folding.families.trunks import (
+from vitfold.folding.families import processor
+from vitfold.folding.families.base import Family
+from vitfold.folding.families.common import (
     Arguments,
     Grid,
     Size,
-    TrunkKind,
     blank_images,
     check_depth,
     check_ran,
-    common_grid,
+    key_bias,
 )
 from vitfold.folding.run import Run
 from vitfold.tokens.state import TokenState
 
+HF = "transformers.models."
 
-def call(
-    path: str, trunk: Any, method: str, run: Run, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> Any:
-    """Run the trunk's forward on the folded layers that lie at `path`; its outputs are dense."""
-    if _asked(trunk, "output_attentions", kwargs):
-        raise UnsupportedModel(
-            "a folded model has no dense attention maps: call without output_attentions, "
-            "or unfold it first"
-        )
-    check_depth(trunk, trunk.get_submodule(path), run)
-    shows = _is_backbone(trunk) or _asked(trunk, "output_hidden_states", kwargs)
-    run.shape = "dense" if shows else "dense at the end"
-    outputs = getattr(type(trunk), method)(trunk, *args, vitfold=run, **kwargs)
-    check_ran(trunk, run)
-    if _is_backbone(trunk) or not run.last.drops:
-        return outputs
-    return _read_again(outputs, trunk, run.last)
+BIASED = frozenset({"", "eager", "sdpa"})
+"""Implementations of attention that add a bias to the logits."""
+
+OPTIONAL = ("flash", "flex")
+"""In the names of those that attend all the same where there is none."""
 
 
-def _asked(trunk: Any, option: str, kwargs: dict[str, Any]) -> bool:
-    return bool(kwargs.get(option) or getattr(trunk.config, option, False))
+MODELS: dict[str, tuple[str, ...]] = {}
+"""Trunks by their full names, and the classes that are one, or a trunk and a head."""
+
+KNOWN: set[str] = set()
+"""All those classes."""
 
 
-def _is_backbone(trunk: Any) -> bool:
-    """Whether it hands out what leaves every layer, and nothing else."""
-    return hasattr(trunk, "out_features")
+class HFFamily(Family):
+    """What transformers' vision models have in common.
+
+    models: the classes of trunks, by their place in transformers, and for each the classes that are
+        one, or a trunk and a head.
+    readers: those among them that read patches, whatever their trunk does.
+    """
+
+    models: ClassVar[Mapping[str, tuple[str, ...]]] = {}
+    readers: ClassVar[frozenset[str]] = frozenset()
+    entries: ClassVar[tuple[str, ...]] = ("forward",)
+    arguments: ClassVar[tuple[str, ...]] = ("pixel_values",)
+    block_arguments: ClassVar[tuple[str, ...]] = ("attention_mask",)
+    attention: ClassVar = "attention"
+
+    def __init_subclass__(cls) -> None:
+        cls.trunks = tuple(HF + place for place in cls.models)
+        MODELS.update({HF + place: names for place, names in cls.models.items()})
+        KNOWN.update(name for names in cls.models.values() for name in names)
+
+    # The trunk
+
+    @property
+    def config(self) -> Any:
+        """The configuration of the trunk."""
+        return self.trunk.config
+
+    @property
+    def width(self) -> int:
+        return int(self.config.hidden_size)
+
+    @property
+    def prefix(self) -> int:
+        return 1
+
+    @property
+    def class_token(self) -> bool:
+        return self.prefix > 0
+
+    @property
+    def is_backbone(self) -> bool:
+        """Whether it hands out what leaves its layers, and nothing else."""
+        return hasattr(self.trunk, "out_features")
+
+    @property
+    def reads_patches(self) -> bool:
+        averages = getattr(self.config, "use_mean_pooling", False)
+        return not self.class_token or averages or self.is_backbone
+
+    @property
+    def size(self) -> Size:
+        size = self.config.image_size
+        height, width = (size, size) if isinstance(size, int) else size
+        return int(getattr(self.config, "num_channels", 3)), int(height), int(width)
+
+    def grid(self, arguments: Arguments) -> Grid:
+        images, patch = arguments.get("pixel_values"), self.config.patch_size
+        if images is None:
+            return None
+        height, width = (patch, patch) if isinstance(patch, int) else patch
+        return images.shape[-2] // height, images.shape[-1] // width
+
+    def example(self, batch: int = 1) -> dict[str, Any]:
+        return {"pixel_values": blank_images(self.trunk, self.size, batch)}
+
+    def padding(self, arguments: Arguments) -> Tensor | None:
+        """What a mask over all tokens says of the patches."""
+        mask = arguments.get("attention_mask")
+        return None if mask is None or mask.dim() != 2 else mask[:, self.prefix :].bool()
+
+    def read_by(self, hosts: Sequence[nn.Module]) -> bool:
+        """A class of transformers with a head of its own reads what that says; any other may read
+        the patches that a trunk hands out."""
+        if super().read_by(hosts):
+            return True
+        for host in hosts:
+            names = {cls.__name__ for cls in type(host).__mro__}
+            if names & self.readers:
+                return True
+            if names & KNOWN:
+                return False
+        return bool(hosts)
+
+    def preprocessing(self) -> dict[str, Any]:
+        told = processor.of(self.config)
+        return processor.translated(told) if told else {}
+
+    # A call
+
+    def call(self, method: str, run: Run, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        trunk = self.trunk
+        if self._wants("output_attentions", kwargs):
+            raise UnsupportedModel(
+                "a folded model has no dense attention maps: call without output_attentions, "
+                "or unfold it first"
+            )
+        check_depth(trunk, trunk.get_submodule(self.path), run)
+        shows = self.is_backbone or self._wants("output_hidden_states", kwargs)
+        run.shape = "dense" if shows else "dense at the end"
+        outputs = getattr(type(trunk), method)(trunk, *args, vitfold=run, **kwargs)
+        check_ran(trunk, run)
+        if self.is_backbone or not run.last.drops:
+            return outputs
+        return _read_again(outputs, trunk, run.last)
+
+    def _wants(self, option: str, kwargs: dict[str, Any]) -> bool:
+        return bool(kwargs.get(option) or getattr(self.config, option, False))
+
+    # Attention
+
+    def bias(self, attention: Any, x: Tensor, attend: Attend) -> Tensor | None:
+        """What is added to the logits; refused where the model's way to attend takes none."""
+        check_bias(attention, attend)
+        return attend.bias(x, "attention_mask")
+
+    def fused(self, attention: Any) -> Mapping[str, Any]:
+        return {"config": Proxy(attention.config, _attn_implementation="sdpa")}
+
+
+def check_bias(attention: Any, attend: Attend) -> None:
+    """Refuse a bias where the implementation of attention that the model is set to takes none, or
+    is not known to take one."""
+    name = getattr(attention.config, "_attn_implementation", None) or ""
+    if name in BIASED or not attend.biased("attention_mask"):
+        return
+    takes = "takes no bias" if any(part in name for part in OPTIONAL) else "may take no bias"
+    raise UnsupportedModel(
+        f"{name} {takes}, by which merged tokens count as often as their sizes: load the "
+        "model with attn_implementation='sdpa', or fold it with proportional=False"
+    )
 
 
 def _read_again(outputs: Any, trunk: Any, state: TokenState) -> Any:
@@ -69,219 +188,10 @@ def _read_again(outputs: Any, trunk: Any, state: TokenState) -> Any:
 
 def _pool(head: Any, x: Tensor, state: TokenState) -> Tensor:
     """Attention pooling over tokens that count as often as their sizes, padding not at all."""
-    bias = state.sizes().log().to(x.dtype)
-    if state.valid is not None:
-        bias = bias.masked_fill(~state.valid, float("-inf"))
+    bias = key_bias(x, state)
 
     def attention(probe: Tensor, keys: Tensor, values: Tensor, **_: Any) -> Any:
         mask = bias.repeat_interleave(head.attention.num_heads, dim=0).unsqueeze(1)
         return head.attention(probe, keys, values, attn_mask=mask)
 
     return call_module(head, {"attention": attention}, x)
-
-
-def _width(trunk: Any) -> int:
-    return int(trunk.config.hidden_size)
-
-
-def _class_token(prefix: Callable[[Any], int], trunk: Any) -> bool:
-    return prefix(trunk) > 0
-
-
-def _reads_patches(prefix: Callable[[Any], int], trunk: Any) -> bool:
-    averages = getattr(trunk.config, "use_mean_pooling", False)
-    return prefix(trunk) == 0 or averages or _is_backbone(trunk)
-
-
-def _size(trunk: Any) -> Size:
-    size = trunk.config.image_size
-    height, width = (size, size) if isinstance(size, int) else size
-    return int(getattr(trunk.config, "num_channels", 3)), int(height), int(width)
-
-
-def _grid(trunk: Any, arguments: Arguments) -> Grid:
-    images, patch = arguments.get("pixel_values"), trunk.config.patch_size
-    if images is None:
-        return None
-    height, width = (patch, patch) if isinstance(patch, int) else patch
-    return images.shape[-2] // height, images.shape[-1] // width
-
-
-def _example(trunk: Any, batch: int) -> dict[str, Any]:
-    return {"pixel_values": blank_images(trunk, _size(trunk), batch)}
-
-
-def _trunk(
-    blocks: str, prefix: Callable[[Any], int], arguments: tuple[str, ...] = ("pixel_values",)
-) -> TrunkKind:
-    return TrunkKind(
-        blocks=blocks,
-        entries=("forward",),
-        call=functools.partial(call, blocks),
-        width=_width,
-        prefix=prefix,
-        class_token=functools.partial(_class_token, prefix),
-        reads_patches=functools.partial(_reads_patches, prefix),
-        size=_size,
-        arguments=arguments,
-        grid=_grid,
-        example=_example,
-        padding=functools.partial(_padding, prefix),
-    )
-
-
-def _padding(prefix: Callable[[Any], int], trunk: Any, arguments: Arguments) -> Tensor | None:
-    """What a mask over all tokens says of the patches."""
-    mask = arguments.get("attention_mask")
-    return None if mask is None or mask.dim() != 2 else mask[:, prefix(trunk) :].bool()
-
-
-def _siglip2_size(trunk: Any) -> Size:
-    side = int(trunk.config.num_patches**0.5) * trunk.config.patch_size
-    return int(trunk.config.num_channels), side, side
-
-
-def _siglip2_example(trunk: Any, batch: int) -> dict[str, Any]:
-    channels, side, _ = _siglip2_size(trunk)
-    patch = trunk.config.patch_size
-    patches = (side // patch) ** 2
-    pixels = blank_images(trunk, (patches, channels * patch**2, 1), batch).squeeze(-1)
-    shape = torch.tensor([[side // patch] * 2] * batch, device=pixels.device)
-    mask = torch.ones(batch, patches, dtype=torch.long, device=pixels.device)
-    return {"pixel_values": pixels, "pixel_attention_mask": mask, "spatial_shapes": shape}
-
-
-def _siglip2_grid(_: Any, arguments: Arguments) -> Grid:
-    shapes = arguments.get("spatial_shapes")
-    return None if shapes is None else common_grid(shapes)
-
-
-def _siglip2_padding(_: Any, arguments: Arguments) -> Tensor | None:
-    mask = arguments.get("pixel_attention_mask")
-    return None if mask is None else mask.bool()
-
-
-def _none(_: Any) -> int:
-    return 0
-
-
-def _one(_: Any) -> int:
-    return 1
-
-
-def _two(_: Any) -> int:
-    return 2
-
-
-def _registers(trunk: Any) -> int:
-    return 1 + int(trunk.config.num_register_tokens)
-
-
-_MASKED = ("pixel_values", "bool_masked_pos", "interpolate_pos_encoding", "attention_mask")
-_DINO_MASKED = ("pixel_values", "bool_masked_pos", "attention_mask")
-_BACKBONE_MASKED = ("pixel_values", "attention_mask")
-
-_SIGLIP2 = replace(
-    _trunk("encoder.layers", _none, ("pixel_values", "pixel_attention_mask", "spatial_shapes")),
-    size=_siglip2_size,
-    grid=_siglip2_grid,
-    example=_siglip2_example,
-    padding=_siglip2_padding,
-)
-
-_KNOWN: dict[str, tuple[TrunkKind, tuple[str, ...]]] = {
-    "vit.modeling_vit.ViTModel": (
-        _trunk("layers", _one, _MASKED),
-        ("ViTModel", "ViTForImageClassification", "ViTForMaskedImageModeling"),
-    ),
-    "deit.modeling_deit.DeiTModel": (
-        _trunk("layers", _two, _MASKED),
-        (
-            "DeiTModel",
-            "DeiTForImageClassification",
-            "DeiTForImageClassificationWithTeacher",
-            "DeiTForMaskedImageModeling",
-        ),
-    ),
-    "beit.modeling_beit.BeitModel": (
-        _trunk("layers", _one, _MASKED),
-        (
-            "BeitModel",
-            "BeitForImageClassification",
-            "BeitForMaskedImageModeling",
-            "BeitForSemanticSegmentation",
-            "BeitBackbone",
-        ),
-    ),
-    "dinov2.modeling_dinov2.Dinov2Model": (
-        _trunk("encoder.layer", _one, _DINO_MASKED),
-        ("Dinov2Model", "Dinov2ForImageClassification"),
-    ),
-    "dinov2.modeling_dinov2.Dinov2Backbone": (
-        _trunk("encoder.layer", _one, _BACKBONE_MASKED),
-        ("Dinov2Backbone",),
-    ),
-    "dinov2_with_registers.modeling_dinov2_with_registers.Dinov2WithRegistersModel": (
-        _trunk("encoder.layer", _registers, _DINO_MASKED),
-        ("Dinov2WithRegistersModel", "Dinov2WithRegistersForImageClassification"),
-    ),
-    "dinov2_with_registers.modeling_dinov2_with_registers.Dinov2WithRegistersBackbone": (
-        _trunk("encoder.layer", _registers, _BACKBONE_MASKED),
-        ("Dinov2WithRegistersBackbone",),
-    ),
-    "dinov3_vit.modeling_dinov3_vit.DINOv3ViTModel": (
-        _trunk("model.layer", _registers),
-        ("DINOv3ViTModel",),
-    ),
-    "dinov3_vit.modeling_dinov3_vit.DINOv3ViTBackbone": (
-        _trunk("model.layer", _registers),
-        ("DINOv3ViTBackbone",),
-    ),
-    "clip.modeling_clip.CLIPVisionModel": (
-        _trunk("encoder.layers", _one),
-        (
-            "CLIPVisionModel",
-            "CLIPVisionModelWithProjection",
-            "CLIPModel",
-            "CLIPForImageClassification",
-        ),
-    ),
-    "siglip.modeling_siglip.SiglipVisionModel": (
-        _trunk("encoder.layers", _none),
-        ("SiglipVisionModel", "SiglipModel", "SiglipForImageClassification"),
-    ),
-    "siglip2.modeling_siglip2.Siglip2VisionModel": (
-        _SIGLIP2,
-        ("Siglip2VisionModel", "Siglip2Model", "Siglip2ForImageClassification"),
-    ),
-}
-"""Trunks by their place in transformers, and the classes that are one, or a trunk and a head."""
-
-TRUNKS = {f"transformers.models.{place}": kind for place, (kind, _) in _KNOWN.items()}
-
-MODELS = {f"transformers.models.{place}": classes for place, (_, classes) in _KNOWN.items()}
-
-CLASSES = tuple(name for names in MODELS.values() for name in names)
-
-READERS = frozenset(
-    {
-        "BeitForMaskedImageModeling",
-        "BeitForSemanticSegmentation",
-        "CLIPForImageClassification",
-        "DeiTForMaskedImageModeling",
-        "Dinov2ForImageClassification",
-        "Dinov2WithRegistersForImageClassification",
-        "ViTForMaskedImageModeling",
-    }
-)
-"""Those among them that read patches, whatever their trunk does."""
-
-HOSTS = frozenset(
-    {
-        "TimmBackbone",
-        "TimmWrapperForImageClassification",
-        "TimmWrapperModel",
-        "ShieldGemma2ForImageClassification",
-    }
-)
-"""Classes that hold a model of another family, and fold if that does."""

@@ -1,6 +1,12 @@
 """Why models cannot be folded, by the package that defines them. Each completes "it cannot be
 folded: ...". What folding needs is one sequence of tokens, all of which attend to all others."""
 
+import inspect
+
+from torch import nn
+
+from vitfold.folding.blocks.names import full_name
+
 _CONVOLUTIONS = "it is a convolutional network and has no tokens"
 _STAGES = (
     "it is a pyramid of convolutional stages; where it attends, it does so over the map of a stage"
@@ -84,11 +90,39 @@ def reason(cls: type) -> str | None:
         why = reason_for(base.__module__)
         if why is not None:
             return why
-        if base.__module__.startswith("transformers.models.") and "Text" in base.__name__:
-            return TEXT
-    return None
+    return TEXT if _reads_text(cls) else None
 
 
 def reason_for(module: str) -> str | None:
     """The same for all classes of a module."""
     return REASONS.get(module) or REASONS.get(".".join(module.split(".")[:3]))
+
+
+def _reads_text(cls: type) -> bool:
+    """Whether a model of transformers takes words, and no images beside them."""
+    if not cls.__module__.startswith("transformers.models.") or not hasattr(cls, "forward"):
+        return False
+    named = set(inspect.signature(cls.forward).parameters)
+    return "input_ids" in named and not named & {"pixel_values", "images", "image_embeds"}
+
+
+TWINS = {
+    "torchvision.models.vision_transformer.VisionTransformer": (
+        "timm has the same model, which folds: timm.create_model('vit_base_patch16_224')"
+    ),
+    "clip.model.VisionTransformer": (
+        "open_clip and timm have the same model, which folds: "
+        "timm.create_model('vit_base_patch16_clip_224.openai')"
+    ),
+}
+"""Where the same architecture is found with a family."""
+
+
+def advice(model: nn.Module) -> str:
+    """What can be done where no family describes a model."""
+    twins = (TWINS.get(full_name(cls)) for m in model.modules() for cls in type(m).__mro__)
+    describe = "describe it to vitfold.register_family (docs/adding-a-family.md)"
+    twin = next((twin for twin in twins if twin), None)
+    return (
+        f"{twin}; or {describe}" if twin else f"{describe}, or take a model of timm or transformers"
+    )

@@ -4,22 +4,36 @@ import importlib
 import importlib.util
 import inspect
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import timm
 
-from vitfold.folding.families.hf import HOSTS, MODELS
+from vitfold.folding.families.hf import MODELS
 from vitfold.folding.families.reasons import reason, reason_for
+from vitfold.folding.families.registry import REGISTRY, family_of
 
 UNDESCRIBED = "no family describes it"
 
+LISTED = ("timm", "transformers")
+"""Libraries that list their models."""
+
+HOSTS = frozenset(
+    {
+        "TimmBackbone",
+        "TimmWrapperForImageClassification",
+        "TimmWrapperModel",
+        "ShieldGemma2ForImageClassification",
+    }
+)
+"""Classes of transformers that hold a model of another family, and fold if that does."""
+
 
 @dataclass(frozen=True)
-class Family:
+class Group:
     """The models of one module of a library that are of one class.
 
-    names: as timm registers them; of transformers, the classes that can be loaded.
+    names: as timm registers them; of transformers, the classes that can be loaded; of others none.
     reason: why they are refused; None for those that can be folded.
     """
 
@@ -34,8 +48,8 @@ class Family:
 class Families:
     """What can be folded and what is refused with the libraries that are installed here."""
 
-    folded: tuple[Family, ...]
-    refused: tuple[Family, ...]
+    folded: tuple[Group, ...]
+    refused: tuple[Group, ...]
 
     def __repr__(self) -> str:
         return "\n".join(
@@ -48,46 +62,53 @@ class Families:
         )
 
 
-def _count(families: Iterable[Family]) -> int:
+def _count(families: Iterable[Group]) -> int:
     return sum(len(family.names) for family in families)
 
 
-def _lines(families: tuple[Family, ...]) -> list[str]:
+def _lines(families: tuple[Group, ...]) -> list[str]:
     rows = [(f.library, f.module, f"{len(f.names):3}", f.reason or f.kind) for f in families]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     padded = (zip(row, widths, strict=True) for row in rows)
     return ["  " + "  ".join(cell.ljust(width) for cell, width in row).rstrip() for row in padded]
 
 
-def tabulate(folds: Callable[[type], bool]) -> Families:
-    """All of timm's registry, and what transformers loads to classify images or as a backbone."""
-    families = _timm(folds)
+def tabulate() -> Families:
+    """All of timm's registry, and what transformers loads to classify images or as a backbone; the
+    trunks of other libraries that have a family."""
+    groups = _timm()
     if importlib.util.find_spec("transformers") is not None:
-        families += _transformers()
-    folded = tuple(family for family in families if family.reason is None)
-    return Families(folded, tuple(family for family in families if family.reason is not None))
+        groups += _transformers()
+    folded = tuple(group for group in groups + _others() if group.reason is None)
+    return Families(folded, tuple(group for group in groups if group.reason is not None))
 
 
-def _timm(folds: Callable[[type], bool]) -> list[Family]:
-    families = dict[tuple[str, str, str | None], list[str]]()
+def _others() -> list[Group]:
+    names = [name for name in sorted(REGISTRY) if name.partition(".")[0] not in LISTED]
+    parts = [(name.partition(".")[0], *name.partition(".")[2].rpartition(".")) for name in names]
+    return [Group(library, module, kind, ()) for library, module, _, kind in parts]
+
+
+def _timm() -> list[Group]:
+    groups = dict[tuple[str, str, str | None], list[str]]()
     for module in timm.list_modules():
         for name in timm.list_models(module=module):
-            kind, why = _judge(name, module, folds)
-            families.setdefault((module, kind, why), []).append(name)
-    return [Family("timm", *key[:2], tuple(names), key[2]) for key, names in families.items()]
+            kind, why = _verdict(name, module)
+            groups.setdefault((module, kind, why), []).append(name)
+    return [Group("timm", *key[:2], tuple(names), key[2]) for key, names in groups.items()]
 
 
-def _judge(name: str, module: str, folds: Callable[[type], bool]) -> tuple[str, str | None]:
+def _verdict(name: str, module: str) -> tuple[str, str | None]:
     """The class that folds, or the reason; by what the entry point says it makes, if it does."""
     cls = inspect.signature(timm.models.model_entrypoint(name)).return_annotation
     if not isinstance(cls, type) or cls is inspect.Signature.empty:
         return "", reason_for(f"timm.models.{module}") or UNDESCRIBED
-    return (cls.__name__, None) if folds(cls) else ("", reason(cls) or UNDESCRIBED)
+    return (cls.__name__, None) if family_of(cls) else ("", reason(cls) or UNDESCRIBED)
 
 
-def _transformers() -> list[Family]:
+def _transformers() -> list[Group]:
     folded = [
-        Family("transformers", module, trunk, names)
+        Group("transformers", module, trunk, names)
         for (_, _, module, _, trunk), names in (
             (m.split("."), names) for m, names in MODELS.items()
         )
@@ -98,7 +119,7 @@ def _transformers() -> list[Family]:
         left = tuple(name for name in names if name not in described)
         if left:
             why = _hf_reason(kind) or UNDESCRIBED
-            refused.append(Family("transformers", kind, "", left, why))
+            refused.append(Group("transformers", kind, "", left, why))
     return folded + refused
 
 

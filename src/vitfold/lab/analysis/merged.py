@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vitfold.errors import MethodError
-from vitfold.folding.calls import folded
+from vitfold.folding.calls import fold_of
 from vitfold.folding.fold import clone, fold, fold_with
 from vitfold.methods import Base, Method, Step, create_method
 from vitfold.methods.base import learns, named
@@ -108,7 +108,7 @@ def _one(
     model: nn.Module, images: Sequence[Tensor], method: Base, progress: Progress
 ) -> list[float | None]:
     ours = fold(clone(model).eval(), method)
-    record = folded(ours)
+    record = fold_of(ours)
     cosines: Cosines = {}
     fold_with(ours, Watched(inner=method, cosines=cosines), record.schedule)
     device = next(ours.parameters()).device

@@ -8,14 +8,14 @@ from torch import nn
 
 from vitfold.errors import DataError, PlanError, missing
 from vitfold.folding.families import processor
-from vitfold.folding.families.hf import CLASSES as FOLDABLE
+from vitfold.folding.families.hf import MODELS
 from vitfold.saving import fields
 from vitfold.saving.sources.source import Source
 
 UNSAVED = ("BeitForSemanticSegmentation", "BeitBackbone")
 """Those that a configuration and weights alone do not make again as they were."""
 
-CLASSES = tuple(name for name in FOLDABLE if name not in UNSAVED)
+CLASSES = tuple(name for names in MODELS.values() for name in names if name not in UNSAVED)
 
 TWO_TOWERS = ("CLIPModel", "SiglipModel", "Siglip2Model")
 """Those that read text too."""

@@ -58,7 +58,7 @@ def costs(model: nn.Module, image: Tensor) -> Callable[[PruneMerge], float]:
     found = find(ours)
     weight = next(found.trunk.parameters())
     blank = torch.zeros_like(image, device=weight.device, dtype=weight.dtype)
-    given = {found.kind.arguments[0]: blank}
+    given = {found.arguments[0]: blank}
     whole = cost(found, **given)
 
     def share(rated: PruneMerge) -> float:

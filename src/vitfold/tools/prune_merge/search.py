@@ -88,7 +88,7 @@ def _rated(
 def _grid(model: nn.Module, images: Tensor) -> tuple[int, int]:
     """Height and width of these images, in patches."""
     found = find(model)
-    grid = found.kind.grid(found.trunk, {found.kind.arguments[0]: images})
+    grid = found.grid({found.arguments[0]: images})
     if grid is None or len(grid) != 2:
         raise DataError("these images have no common patch grid: give images of one size")
     return grid[0], grid[1]

@@ -1,0 +1,59 @@
+"""Hugging Face's ViT and DeiT."""
+
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from vitfold.folding.blocks.attention import Attend
+from vitfold.folding.blocks.kinds import Block
+from vitfold.folding.families.hf import HF, HFFamily
+from vitfold.folding.families.registry import register_family
+
+
+@register_family
+class HFViT(HFFamily):
+    """ViT."""
+
+    models: ClassVar = {
+        "vit.modeling_vit.ViTModel": (
+            "ViTModel",
+            "ViTForImageClassification",
+            "ViTForMaskedImageModeling",
+        )
+    }
+    readers: ClassVar = frozenset({"ViTForMaskedImageModeling"})
+    path: ClassVar = "layers"
+    arguments: ClassVar[tuple[str, ...]] = (
+        "pixel_values",
+        "bool_masked_pos",
+        "interpolate_pos_encoding",
+        "attention_mask",
+    )
+    block_types: ClassVar[tuple[str, ...]] = (HF + "vit.modeling_vit.ViTLayer",)
+    attention_types: ClassVar[tuple[str, ...]] = (HF + "vit.modeling_vit.ViTAttention",)
+
+    def attend(self, block: Block, x: Tensor, attend: Attend) -> Tensor:
+        bias = self.bias(block.attention, x, attend)
+        out = attend(block.attention, block.layernorm_before(x), attention_mask=bias)
+        return block.dropout(out) + x
+
+    def feed(self, block: Block, x: Tensor) -> Tensor:
+        return block.dropout(block.mlp(block.layernorm_after(x))) + x
+
+
+@register_family
+class HFDeiT(HFViT):
+    """DeiT: a second token that stands for the image, for distillation."""
+
+    models: ClassVar = {
+        "deit.modeling_deit.DeiTModel": (
+            "DeiTModel",
+            "DeiTForImageClassification",
+            "DeiTForImageClassificationWithTeacher",
+            "DeiTForMaskedImageModeling",
+        )
+    }
+    readers: ClassVar = frozenset({"DeiTForMaskedImageModeling"})
+    block_types: ClassVar[tuple[str, ...]] = (HF + "deit.modeling_deit.DeiTLayer",)
+    attention_types: ClassVar[tuple[str, ...]] = (HF + "deit.modeling_deit.DeiTAttention",)
+    prefix: Any = 2
