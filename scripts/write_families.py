@@ -20,6 +20,11 @@ A model that holds one of these trunks (a head, a detector, a vision-language mo
 it.
 """
 
+OTHERS = """\
+Trunks of packages that vitfold does not depend on. Any other is described in a class of some 40
+lines: [adding a family](adding-a-family.md).
+"""
+
 
 def page() -> str:
     """The page as it should be."""
@@ -35,7 +40,9 @@ def page() -> str:
             f"## {library}: refused ({count(refused)})\n",
             table(("Module", names, "Why"), [refuses(family) for family in refused]),
         ]
-    return "\n".join(parts)
+    others = [f for f in told.folded if f.library not in ("timm", "transformers")]
+    rows = [(f"`{f.library}.{f.module}`", f"`{f.kind}`") for f in others]
+    return "\n".join([*parts, "## Others: folded\n", OTHERS, table(("Module", "Trunk"), rows)])
 
 
 def count(families: list[Group]) -> int:

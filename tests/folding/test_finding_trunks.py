@@ -8,13 +8,14 @@ import pytest
 import timm
 import torch
 from support.compare import check_nothing_to_reduce, check_twin
-from support.models import images, registered, scatter
+from support.models import hf, images, registered, scatter
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
 import vitfold
-from vitfold.errors import FoldError, ShapeError, UnsupportedModel
+from vitfold.errors import FoldError, MethodError, ShapeError, UnsupportedModel
 from vitfold.folding.families import find
+from vitfold.folding.families.reasons import TEXT, reason
 
 
 class Heir(VisionTransformer):
@@ -254,3 +255,73 @@ def test_a_shallow_copy_is_told_from_a_copy() -> None:
     with pytest.raises(FoldError, match="shallow copy"):
         other(images(model, 1))
     assert model(images(model, 1)).isfinite().all()
+
+
+# What reads patches, and what reads text
+
+
+def llava(vision: Any) -> Any:
+    transformers = pytest.importorskip("transformers")
+    text = transformers.LlamaConfig(
+        hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
+        num_key_value_heads=2, vocab_size=40,
+    )  # fmt: skip
+    return transformers.LlavaForConditionalGeneration(
+        transformers.LlavaConfig(vision_config=vision.config, text_config=text)
+    )
+
+
+def encoder_decoder(vision: Any) -> Any:
+    transformers = pytest.importorskip("transformers")
+    decoder = transformers.BertConfig(
+        hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16,
+        vocab_size=40, is_decoder=True, add_cross_attention=True,
+    )  # fmt: skip
+    return transformers.VisionEncoderDecoderModel(
+        encoder=vision, decoder=transformers.BertLMHeadModel(decoder)
+    )
+
+
+def test_hosts_that_read_patches_are_known() -> None:
+    transformers = pytest.importorskip("transformers")
+    timm_backbone = transformers.TimmBackboneConfig(
+        backbone="vit_tiny_patch16_224", use_pretrained_backbone=False, out_indices=(-1,)
+    )
+    for model in (
+        llava(hf("CLIPVisionModel")),
+        encoder_decoder(hf("ViTModel")),
+        transformers.TimmBackbone(timm_backbone),
+        hf("Dinov2Backbone"),
+        nn.Sequential(hf("ViTModel")),  # which hands its patches to somebody
+    ):
+        with pytest.raises(MethodError, match="reads out its patches"):
+            vitfold.fold(model, vitfold.AViT())
+    for model in (hf("ViTModel"), hf("ViTForImageClassification"), hf("CLIPModel"), own()):
+        vitfold.fold(model, vitfold.AViT())
+    vitfold.fold(nn.Sequential(hf("ViTForImageClassification"), nn.Identity()), vitfold.AViT())
+    vitfold.fold(nn.Sequential(own(), nn.ReLU()), vitfold.AViT())
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("BertModel", True),
+        ("CLIPTextModel", True),
+        ("BlipForImageTextRetrieval", False),
+        ("ViltForImageAndTextRetrieval", False),
+        ("PPOCRV5ServerRecForTextRecognition", False),
+    ],
+)
+def test_text_is_what_takes_words_and_no_images(name: str, text: bool) -> None:
+    transformers = pytest.importorskip("transformers")
+    assert (reason(getattr(transformers, name)) == TEXT) == text
+
+
+def test_the_nearest_that_folds_is_named() -> None:
+    torchvision = pytest.importorskip("torchvision")
+    with torch.device("meta"):
+        model = torchvision.models.vit_b_16()
+    with pytest.raises(UnsupportedModel, match=r"timm has the same model, which folds"):
+        vitfold.fold(model, "tome", r=2)
+    with pytest.raises(UnsupportedModel, match=r"vitfold\.register_family"):
+        vitfold.fold(nn.Sequential(nn.Linear(2, 2)), "tome", r=2)

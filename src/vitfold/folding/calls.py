@@ -193,8 +193,11 @@ def _refuse_one_graph(why: str) -> None:
 
 
 def _valid(padding: Tensor | None, prefix: int) -> Tensor | None:
-    """`[B, tokens]`: what is not padding; None where nothing is, as far as one may look."""
-    if padding is None or (not torch.compiler.is_compiling() and bool(padding.all())):
+    """`[B, tokens]`: what is not padding; None where nothing is, as far as one may look. Where
+    there are shapes alone, nothing is."""
+    if padding is None or padding.is_meta:
+        return None
+    if not torch.compiler.is_compiling() and bool(padding.all()):
         return None
     return with_prefix(padding, prefix)
 

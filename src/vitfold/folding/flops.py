@@ -57,16 +57,22 @@ class _NoModules(ModuleTracker):
         pass
 
 
-def dry_count(model: nn.Module, inputs: Mapping[str, Tensor]) -> int:
+def dry_count(model: nn.Module, inputs: Mapping[str, Tensor | None]) -> int:
     """The same of a call from shapes alone: nothing is computed, unless the model looks at its
     inputs. A twin does it, because what is computed on the way may be kept for later calls."""
-    blank = {n: t.cpu() if n in VALUES else t.to("meta") for n, t in inputs.items()}
+    blank = {name: _blank(name, value) for name, value in inputs.items()}
     try:
         twin = _without_values(model)
         return count(lambda: twin(**blank))
     # There are no values to look at, or a part cannot be copied: whatever they raise.
     except Exception:
         return count(lambda: model(**inputs))
+
+
+def _blank(name: str, value: Tensor | None) -> Tensor | None:
+    if value is None:
+        return None
+    return value.cpu() if name in VALUES else value.to("meta")
 
 
 def _without_values(model: nn.Module) -> nn.Module:

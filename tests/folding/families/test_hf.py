@@ -331,6 +331,30 @@ def test_attention_without_bias_is_refused(name: str, flash: str) -> None:
             assert all(t.isfinite().all() for t in outputs(model, given))
 
 
+def test_attention_that_may_take_no_bias_is_refused() -> None:
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+    def deaf(*args: Any, attention_mask: Any = None, **options: Any) -> Any:
+        return sdpa_attention_forward(*args[:4], None, **options)
+
+    transformers.AttentionInterface.register("deaf", deaf)
+    model = hf("ViTModel")
+    model.config._attn_implementation = "deaf"
+    vitfold.fold(model, vitfold.ToMe(r=4))
+    with pytest.raises(UnsupportedModel, match="deaf may take no bias"):
+        model(**inputs(model))
+    vitfold.fold(model, vitfold.ToMe(r=4, proportional=False))
+    assert all(t.isfinite().all() for t in outputs(model, inputs(model)))
+
+
+def test_flops_are_solved_where_there_are_shapes_alone() -> None:
+    for name in ("SiglipVisionModel", "Siglip2VisionModel"):
+        model = hf(name)
+        schedule = vitfold.folded(vitfold.fold(model, vitfold.ToMe(flops=0.8)))
+        vitfold.unfold(model)
+        assert vitfold.folded(vitfold.fold(model.to("meta"), vitfold.ToMe(flops=0.8))) == schedule
+
+
 def test_attention_maps_are_refused() -> None:
     model = vitfold.fold(hf("ViTModel"), vitfold.ToMe(r=4))
     model.set_attn_implementation("eager")

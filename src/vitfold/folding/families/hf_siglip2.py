@@ -48,7 +48,8 @@ class HFSiglip2(HFSiglip):
         patch = self.config.patch_size
         patches = (side // patch) ** 2
         pixels = blank_images(self.trunk, (patches, channels * patch**2), batch)
-        at = "cpu" if pixels.is_meta else pixels.device  # the model looks at these
+        # The model looks at both, where it can.
+        at = "cpu" if pixels.is_meta else pixels.device
         shape = torch.tensor([[side // patch] * 2] * batch, device=at)
-        mask = torch.ones(batch, patches, dtype=torch.long, device=pixels.device)
+        mask = None if pixels.is_meta else torch.ones(batch, patches, dtype=torch.long, device=at)
         return {"pixel_values": pixels, "pixel_attention_mask": mask, "spatial_shapes": shape}
