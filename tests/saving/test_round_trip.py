@@ -132,6 +132,7 @@ def test_the_embedded_model_comes_back(backbone: bool, tmp_path: Path) -> None:
 
 OPTIONS: dict[str, list[dict[str, Any]]] = {
     "tome": [{"r": 13}, {"r": [0, 5, 2]}, {"r": (6, -1.0)}, {"r": (6, 1), "cue": "v"}],
+    "tome-around": [{"r": 13}, {"r": [0, 5, 2], "skip": 1}],
     "dfe": [{"r": 5}, {"r": 5, "skip": 3}, {"flops": 0.8, "proportional": False}],
     "lgtm": [{"r": 9}, {"r": [4, 4], "window": 2, "location": "2d"}, {"flops": 0.7, "skip": 1}],
     "ward": [{"r": 5}, {"flops": 0.8}, {"flops": 0.8, "inflection": 0.25, "cue": "k"}],

@@ -13,8 +13,9 @@ from torch import nn
 
 import vitfold
 from vitfold.errors import DataError, MethodError, PlanError, ShapeError, UnsupportedModel
-from vitfold.saving.models import create_model, create_segmenter, save_model, saved_classes
+from vitfold.saving.models import create_model, save_model
 from vitfold.segment import Segmenter
+from vitfold.segment.models import create_segmenter, saved_classes
 from vitfold.tools.answers import IGNORED
 
 METHODS = [

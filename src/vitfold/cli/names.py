@@ -12,6 +12,7 @@ METHODS = (
     "mergedrop",
     "prune-merge",
     "tome",
+    "tome-around",
     "ward",
     "wardcut",
 )

@@ -18,7 +18,7 @@ Dashes = str | tuple[int, tuple[int, ...]]
 
 ORDER = (
     "tome", "dfe", "lgtm", "drop", "evit", "ward", "wardcut", "ltmp", "mergedrop", "prune-merge",
-    "dynamicvit", "avit", "smaller input",
+    "dynamicvit", "avit", "smaller input", "tome-around",
 )  # fmt: skip
 """Ours by hand, so that another method of ours does not change their colours."""
 

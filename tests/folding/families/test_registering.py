@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 import vitfold
 from vitfold.errors import FoldError, ShapeError, UnsupportedModel
-from vitfold.folding.families.registry import GROUP, REGISTRY, load_installed
+from vitfold.folding.families.registry import REGISTRY
+from vitfold.methods.plugins import FAMILIES_GROUP, load_plugins
 
 PAGE = Path(__file__).parents[3] / "docs" / "adding-a-family.md"
 
@@ -146,15 +147,20 @@ def test_attention_that_is_not_torchs_is_refused_where_it_matters(names: dict[st
 
 def test_packages_bring_families(names: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     class Entry:
+        name = value = "later"
+
         @staticmethod
         def load() -> Any:
-            return type("Later", (vitfold.Family,), {"trunks": ("later.ViT",)})
+            family = type("Later", (vitfold.Family,), {"trunks": ("later.ViT",)})
+            return vitfold.register_family(family)
 
     def installed(group: str) -> list[type[Entry]]:
-        return [Entry] if group == GROUP else []
+        return [Entry] if group == FAMILIES_GROUP else []
 
     monkeypatch.setattr(importlib.metadata, "entry_points", installed)
-    load_installed()
+    load_plugins.cache_clear()
+    vitfold.families()
+    load_plugins.cache_clear()
     assert REGISTRY["later.ViT"].__name__ == "Later"
 
 
