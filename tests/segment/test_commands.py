@@ -12,7 +12,8 @@ from torchvision.transforms.v2.functional import to_pil_image
 
 import vitfold
 from vitfold.folding.calls import folded
-from vitfold.saving.models import create_model, save_model, saved_classes
+from vitfold.saving.models import create_model, save_model
+from vitfold.segment import saved_classes
 
 
 @pytest.fixture
