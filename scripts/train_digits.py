@@ -1,28 +1,30 @@
 """Train the embedded digits model: `python scripts/train_digits.py`.
 
-Writes its weights in half precision, and a card that says how they came about. The held-out digits
-are looked at once, at the end.
+Saves it as any other model, with weights in half precision, and a card that says how they came
+about. The held-out digits are looked at once, at the end.
 """
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
-import safetensors.torch
 import torch
 import torch.nn.functional as F
 import typer
 from rich.progress import Progress
 from timm.optim import create_optimizer_v2
 from timm.scheduler import CosineLRScheduler
-from torch import Tensor, nn
+from torch import nn
 
 from vitfold.data.digits import load_split
+from vitfold.saving import plans
 from vitfold.saving.models import create_model
-from vitfold.saving.sources import packaged
+from vitfold.saving.sources import Origin, packaged
+from vitfold.saving.subject import describe, describe_dense
 
-ASSETS = Path(__file__).parent.parent / "src" / "vitfold" / "assets"
+ASSETS = Path(__file__).parent.parent / "src" / "vitfold" / "assets" / "digits"
 
 LICENCE = "Optical Recognition of Handwritten Digits, UCI Machine Learning Repository, CC BY 4.0"
 INPUTS = (
@@ -68,18 +70,26 @@ def train_epoch(
     return float(sums[0]) / len(labels), float(sums[1]) / len(labels)
 
 
-def halved(model: nn.Module) -> dict[str, Tensor]:
-    """The weights in half precision."""
-    return {name: weight.half().contiguous() for name, weight in model.state_dict().items()}
+def rounded(model: nn.Module) -> nn.Module:
+    """The model with weights that half precision can hold, in place."""
+    model.load_state_dict({name: w.half().float() for name, w in model.state_dict().items()})
+    return model.eval()
 
 
-def held_out(weights: dict[str, Tensor]) -> float:
-    """Accuracy of such weights on the held-out digits."""
-    model = create_model("digits").eval()
-    model.load_state_dict({name: weight.float() for name, weight in weights.items()})
+def held_out(model: nn.Module) -> float:
+    """Accuracy on the held-out digits."""
     images, labels = load_split("test")
     with torch.no_grad():
         return float((model(images).argmax(1) == labels).float().mean())
+
+
+def publish(model: nn.Module, directory: Path) -> None:
+    """Save the model as the one that comes with vitfold: a dense one of timm's."""
+    known = plans.read_plan(packaged.directory("digits"))
+    origin = Origin(known.model.source, known.model.name, known.model.arguments)
+    made = describe_dense(model, backbone=True, origin=origin)
+    plan = replace(describe(model, backbone=True), model=made, weights=known.weights)
+    plans.write(model, directory, plan)
 
 
 def main(
@@ -97,7 +107,7 @@ def main(
     model = create_model("digits")
     curve = train(model, 8, coarse_epochs, batch_size, lr, weight_decay)
     curve += train(model, 4, epochs, batch_size, lr / 2, weight_decay)
-    weights = halved(model)
+    rounded(model)
     card = {
         "architecture": packaged.plan("digits")["model"]["arguments"],
         "command": " ".join(["python", "scripts/train_digits.py", *sys.argv[1:]]),
@@ -106,14 +116,14 @@ def main(
         "batch_size": batch_size,
         "lr": {"patches of 8 px": lr, "patches of 4 px": lr / 2},
         "weight_decay": weight_decay,
-        "held_out_accuracy": round(held_out(weights), 4),
+        "held_out_accuracy": round(held_out(model), 4),
         "inputs": INPUTS,
         "data": LICENCE,
         "curve": curve,
     }
     output.mkdir(parents=True, exist_ok=True)
-    safetensors.torch.save_file(weights, output / "digits.safetensors")
-    (output / "digits.json").write_text(json.dumps(card, indent=2) + "\n", encoding="utf-8")
+    publish(model, output)
+    (output / "training.json").write_text(json.dumps(card, indent=2) + "\n", encoding="utf-8")
     print(f"held-out accuracy {card['held_out_accuracy']:.2%}")
 
 

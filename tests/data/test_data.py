@@ -96,7 +96,8 @@ def test_what_is_said_of_images_goes_with_the_model(tmp_path: Path) -> None:
     wanted = data_config(model)
     assert wanted["mean"] == pytest.approx((0.4, 0.3, 0.2))
     save_model(model, tmp_path / "dense")
-    assert json.loads((tmp_path / "dense" / processor.FILE).read_text()) == SAID
+    dense = json.loads((tmp_path / "dense" / "plan.json").read_text())
+    assert dense["model"]["arguments"]["images"] == SAID
     vitfold.fold(model, "tome", r=2)
     save_model(model, tmp_path / "folded")
     for name in "dense", "folded":

@@ -16,9 +16,9 @@ from vitfold.saving.models import create_model
 
 
 def test_the_embedded_model_is_small_and_reads_digits() -> None:
-    assets = resources.files("vitfold").joinpath("assets")
-    assert len(assets.joinpath("digits.safetensors").read_bytes()) <= 3_000_000
-    card = json.loads(assets.joinpath("digits.json").read_text())
+    assets = resources.files("vitfold").joinpath("assets", "digits")
+    assert len(assets.joinpath("weights.safetensors").read_bytes()) <= 3_000_000
+    card = json.loads(assets.joinpath("training.json").read_text())
     model = create_model("digits", pretrained=True).eval()
     images, labels = load_split("test")
     with torch.no_grad():

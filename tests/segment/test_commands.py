@@ -13,7 +13,7 @@ from torchvision.transforms.v2.functional import to_pil_image
 import vitfold
 from vitfold.folding.calls import fold_of
 from vitfold.saving.models import create_model, save_model
-from vitfold.segment.models import saved_classes
+from vitfold.segment import saved_classes
 
 
 @pytest.fixture

@@ -8,14 +8,15 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
+from safetensors.torch import save_file
 from support.segment import SMALL, segmenter
 from torch import nn
 
 import vitfold
 from vitfold.errors import DataError, MethodError, PlanError, ShapeError, UnsupportedModel
+from vitfold.saving import sources
 from vitfold.saving.models import create_model, save_model
-from vitfold.segment import Segmenter
-from vitfold.segment.models import create_segmenter, saved_classes
+from vitfold.segment import Segmenter, create_segmenter, saved_classes
 from vitfold.tools.answers import IGNORED
 
 METHODS = [
@@ -136,25 +137,57 @@ def test_what_makes_no_segmenter_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ShapeError, match="48"):
         vitfold.fold(segmenter(), "tome", r=2)(torch.randn(1, 3, 64, 64))
     save_model(segmenter(), tmp_path / "m")
-    config = json.loads((tmp_path / "m" / "config.json").read_text())
+    file = tmp_path / "m" / "plan.json"
+    plan = json.loads(file.read_text())
     for change in ({"source": "timm"}, {"arguments": {}}, {"more": 1}):
-        (tmp_path / "m" / "config.json").write_text(json.dumps(config | change))
-        with pytest.raises(PlanError):
+        file.write_text(json.dumps(plan | {"model": plan["model"] | change}))
+        with pytest.raises(PlanError, match=r"^plan\.json: model"):
             create_model(str(tmp_path / "m"))
-    (tmp_path / "m" / "config.json").write_text("[" * 200_000)
+    file.write_text("[" * 200_000)
     with pytest.raises(PlanError):
         create_model(str(tmp_path / "m"))
-    wrong = json.dumps(config).replace('"classes": 4', '"classes": 1')
-    (tmp_path / "m" / "config.json").write_text(wrong)
-    with pytest.raises(PlanError, match=r"^config\.json: arguments\.classes=1"):
+    file.write_text(json.dumps(plan).replace('"classes": 4', '"classes": 1'))
+    with pytest.raises(PlanError, match=r"^plan\.json: model\.arguments\.classes=1"):
         create_model(str(tmp_path / "m"))
-    (tmp_path / "m" / "config.json").write_text(json.dumps(config))
-    (tmp_path / "m" / "model.safetensors").rename(tmp_path / "m" / "other.safetensors")
-    with pytest.raises(PlanError, match=r"no model\.safetensors"):
+    file.write_text(json.dumps(plan))
+    weights = tmp_path / "m" / "weights.safetensors"
+    weights.rename(tmp_path / "m" / "other.safetensors")
+    with pytest.raises(PlanError, match="no such file"):
         create_model(str(tmp_path / "m"))
-    (tmp_path / "m" / "model.safetensors").write_bytes(b"\x80\x04pickle")
+    weights.write_bytes(b"\x80\x04pickle")
     with pytest.raises(PlanError, match="pickle"):
         create_model(str(tmp_path / "m"))
+
+
+def before(directory: Path, model: Segmenter) -> Path:
+    """A segmenter as it was saved before every model was a plan."""
+    made = sources.describe(model)
+    directory.mkdir()
+    (directory / "config.json").write_text(json.dumps(made._asdict()))
+    save_file(model.state_dict(), directory / "model.safetensors")
+    return directory
+
+
+def test_segmenters_that_were_saved_before_plans_come_back(tmp_path: Path) -> None:
+    model, images = segmenter().bfloat16(), torch.randn(1, 3, 48, 48).bfloat16()
+    directory = before(tmp_path / "m", model)
+    assert saved_classes(str(directory)) == 4
+    with torch.no_grad():
+        assert torch.equal(create_model(directory).eval()(images), model(images))
+    config = json.loads((directory / "config.json").read_text())
+    for change, said in (
+        ({"source": "timm"}, "source="),
+        ({"arguments": {}}, "arguments"),
+        ({"more": 1}, "more is unknown"),
+        ({"arguments": config["arguments"] | {"classes": 1}}, "arguments.classes=1"),
+    ):
+        (directory / "config.json").write_text(json.dumps(config | change))
+        with pytest.raises(PlanError, match=rf"^config\.json: {said}"):
+            create_model(directory)
+    (directory / "config.json").write_text(json.dumps(config))
+    (directory / "model.safetensors").rename(directory / "other.safetensors")
+    with pytest.raises(PlanError, match=r"no model\.safetensors"):
+        create_model(directory)
 
 
 def test_a_segmenter_keeps_its_precision_and_says_what_it_cannot(tmp_path: Path) -> None:
@@ -162,7 +195,8 @@ def test_a_segmenter_keeps_its_precision_and_says_what_it_cannot(tmp_path: Path)
     save_model(model, tmp_path / "m")
     with torch.no_grad():
         assert torch.equal(create_model(str(tmp_path / "m")).eval()(images), model(images))
-    odd = Segmenter(create_model("digits"), 3)
+    odd = segmenter()
+    del odd.encoder.pretrained_cfg
     with pytest.raises(PlanError, match="cannot be made by name"):
         save_model(odd, tmp_path / "odd")
 

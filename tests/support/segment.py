@@ -6,8 +6,7 @@ from typing import Any
 import torch
 from torchvision.transforms.v2.functional import to_pil_image
 
-from vitfold.segment import Segmenter
-from vitfold.segment.models import create_segmenter
+from vitfold.segment import Segmenter, create_segmenter
 
 SMALL: dict[str, Any] = {"embed_dim": 48, "num_heads": 3, "depth": 3}
 

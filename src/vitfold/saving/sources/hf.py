@@ -31,10 +31,10 @@ LEFT_OUT = ("transformers_version", "dtype", "_name_or_path", "model_type", "arc
 LABELS = ("id2label", "label2id")
 
 COUNTS = {
-    "num_hidden_layers": 512,
+    "num_hidden_layers": 256,
     "num_attention_heads": 512,
-    "auxiliary_num_convs": 512,
-    "num_labels": 2**20,
+    "auxiliary_num_convs": 256,
+    "num_labels": 2**17,
 }
 """What is made one by one, and the most of it."""
 

@@ -26,10 +26,10 @@ REFUSED = frozenset(
 )
 """Words in the names of arguments that reach files, addresses or code: a plan sets none of them."""
 
-COUNTS = frozenset(("blocks", "depth", "depths", "heads", "layers", "repeats", "stages", "tokens"))
+COUNTS = frozenset(("blocks", "depth", "depths", "layers", "repeats", "stages", "tokens"))
 """Words in the names of what is made one by one."""
 
-MANY, MOST, LONGEST = 1024, 2**20, 512
+MANY, MOST, LONGEST = 256, 2**20, 512
 """The most of these, the largest of other numbers, and the longest list."""
 
 
