@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import vitfold
 from vitfold.errors import PlanError
-from vitfold.folding.calls import folded
+from vitfold.folding.calls import fold_of
 from vitfold.saving.models import save_model
 
 MAKERS: dict[str, tuple[Any, str, list[str]]] = {
@@ -128,4 +128,4 @@ def test_a_quantized_model_is_saved_without_its_weights(tmp_path: Path) -> None:
     assert "\n" not in str(e.value)
     vitfold.save(model, tmp_path)
     assert "model.source='other'" in refused(tmp_path)
-    assert folded(vitfold.load(tmp_path, quantized())).schedule == folded(model).schedule
+    assert fold_of(vitfold.load(tmp_path, quantized())).schedule == fold_of(model).schedule
