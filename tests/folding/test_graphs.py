@@ -37,7 +37,7 @@ FAMILIES = [
 def woven(model: nn.Module) -> vitfold.PruneMerge:
     """Matrices for a model and its images, in all of its blocks."""
     found = find(model)
-    grid = found.kind.grid(found.trunk, {"x": images(model, 1)})
+    grid = found.grid({"x": images(model, 1)})
     assert grid is not None
     generator = torch.Generator().manual_seed(0)
     scores = torch.rand(found.depth, math.prod(grid), generator=generator).tolist()
