@@ -41,7 +41,7 @@ def page() -> str:
             table(("Module", names, "Why"), [refuses(family) for family in refused]),
         ]
     others = [f for f in told.folded if f.library not in ("timm", "transformers")]
-    rows = [(f"`{f.library}.{f.module}`", f"`{f.kind}`") for f in others]
+    rows: list[tuple[str, ...]] = [(f"`{f.library}.{f.module}`", f"`{f.kind}`") for f in others]
     return "\n".join([*parts, "## Others: folded\n", OTHERS, table(("Module", "Trunk"), rows)])
 
 
