@@ -67,7 +67,7 @@ def fold(model: ModelT, method: Base | str, /, **options: Any) -> ModelT:
     chosen = _method(method, options)
     if todo := _to_be_learned(chosen):
         warnings.warn(todo, stacklevel=2)
-    return fold_to_learn(model, chosen)
+    return _replace(model, chosen, _schedule)
 
 
 def fold_to_learn(model: ModelT, method: Base) -> ModelT:
