@@ -18,7 +18,7 @@ from vitfold.folding.flops import dry_count
 from vitfold.folding.fold import clone
 from vitfold.folding.inputs import Inputs
 from vitfold.tokens.match import biggest_first
-from vitfold.tools.halves import FirstTokens, halved
+from vitfold.tools.halves import FirstTokens, halved, turned
 from vitfold.tools.removal import removed, returns
 
 DENSE, TEXTBOOK, BOUND, FOLDED = "dense", "textbook ToMe", "free slicing", "folded"
@@ -75,6 +75,8 @@ def free_slicing(model: nn.Module, removes: Sequence[int], back: bool = False) -
         tokens = tokens if back else left
     if not back:
         _pad_outputs(sliced, trunk, removes)
+    for block, kind in zip(trunk.blocks, trunk.kinds, strict=True):
+        block.__dict__["forward"] = turned(kind, block.__dict__["forward"])
     return sliced
 
 

@@ -35,7 +35,7 @@ class FirstTokens(Dense):
 def halved(
     block: nn.Module, kind: BlockKind, state: TokenState, between: Between
 ) -> Callable[..., Tensor]:
-    """The forward of a block, with something between its halves."""
+    """The forward of a block on `[B, N, C]`, with something between its halves."""
     return functools.partial(_forward, block, kind, state, between)
 
 
@@ -51,3 +51,14 @@ def _forward(
     arguments = by_name(kind.arguments, args, kwargs)
     x = between(kind.attend(block, x, Attend(state, arguments, False, None)))
     return kind.feed(block, x) if kind.feed else x
+
+
+def turned(kind: BlockKind, forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """A forward of `[B, N, C]` as one of what the block takes."""
+    return functools.partial(_turned, kind, forward)
+
+
+def _turned(
+    kind: BlockKind, forward: Callable[..., Tensor], x: Tensor, *args: Any, **kwargs: Any
+) -> Tensor:
+    return kind.turned(forward(kind.turned(x), *args, **kwargs))
