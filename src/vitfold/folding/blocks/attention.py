@@ -1,7 +1,7 @@
 """Attention over a reduced sequence: the module's own code, sizes as a bias, cues captured."""
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -11,8 +11,23 @@ from vitfold.folding.blocks.proxy import call, run
 from vitfold.tokens.cues import PROJECTIONS
 from vitfold.tokens.state import TokenState
 
-if TYPE_CHECKING:
-    from vitfold.folding.blocks.kinds import Attentions
+
+class Attentions(Protocol):
+    """What is known of the attention modules of a block; a family says it."""
+
+    def attentions(self, block: Any) -> Sequence[nn.Module]:
+        """The modules of a block that attend."""
+
+    def capture(
+        self, attention: Any, cue: str, show: Callable[[Tensor], None]
+    ) -> Mapping[str, Any]:
+        """Overrides that hand out the queries, keys or values that a module computes."""
+
+    def overrides(self, attention: Any, attend: "Attend", x: Tensor) -> Mapping[str, Any]:
+        """Overrides of what a module makes for the original tokens by itself."""
+
+    def fused(self, attention: Any) -> Mapping[str, Any]:
+        """Overrides with which a module calls `scaled_dot_product_attention`."""
 
 
 class Attend:
@@ -27,7 +42,7 @@ class Attend:
         there; where it is not wanted, None.
     """
 
-    family: "Attentions"
+    family: Attentions
     """What is known of its attention modules."""
 
     def __init__(

@@ -1,12 +1,12 @@
 """How a block runs in two halves, between which its tokens are reduced."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
-from vitfold.folding.blocks.attention import Attend
+from vitfold.folding.blocks.attention import Attend, Attentions
 
 Block = Any
 
@@ -15,24 +15,6 @@ First = Callable[[Block, Tensor, Attend], Tensor]
 
 Second = Callable[[Block, Tensor], Tensor]
 """The same by way of the MLP."""
-
-
-class Attentions(Protocol):
-    """What is known of the attention modules of a block; a family says it."""
-
-    def attentions(self, block: Block) -> Sequence[nn.Module]:
-        """The modules of a block that attend."""
-
-    def capture(
-        self, attention: Any, cue: str, show: Callable[[Tensor], None]
-    ) -> Mapping[str, Any]:
-        """Overrides that hand out the queries, keys or values that a module computes."""
-
-    def overrides(self, attention: Any, attend: Attend, x: Tensor) -> Mapping[str, Any]:
-        """Overrides of what a module makes for the original tokens by itself."""
-
-    def fused(self, attention: Any) -> Mapping[str, Any]:
-        """Overrides with which a module calls `scaled_dot_product_attention`."""
 
 
 @dataclass(frozen=True, eq=False)
