@@ -17,11 +17,12 @@ import vitfold
 from vitfold import files
 from vitfold.errors import PlanError
 from vitfold.folding.calls import fold_of
-from vitfold.saving import store, weights
+from vitfold.saving import plans, store, weights
+from vitfold.saving.subject import describe
 
 FORK = multiprocessing.get_context("fork")
 
-SAVERS, ROUNDS = 4, 6
+SAVERS, ROUNDS = 4, 40
 
 
 def marked(number: int) -> Any:
@@ -37,10 +38,12 @@ def is_marked(model: Any) -> bool:
 
 
 def save_often(directory: Path, number: int, rounds: int = ROUNDS) -> None:
+    """Save again and again, without pausing to describe the model."""
     model = marked(number)
+    whole, bare = (describe(model, backbone=backbone) for backbone in (True, False))
     for round_ in range(rounds):
-        vitfold.save(model, directory, backbone=(round_ + number) % 5 > 0)
-        vitfold.save(model, directory, backbone=True)
+        plans.write(model, directory, bare if (round_ + number) % 5 == 0 else whole)
+    plans.write(model, directory, whole)
 
 
 def started(task: Callable[..., object], *arguments: Any) -> Any:
@@ -49,28 +52,46 @@ def started(task: Callable[..., object], *arguments: Any) -> Any:
     return process
 
 
+def save_together(directory: Path, number: int, gate: Any) -> None:
+    """Save at the same moments as others, and wait while what is there then is looked at."""
+    model = marked(number)
+    plan = describe(model, backbone=True)
+    for _ in range(ROUNDS):
+        gate.wait()
+        plans.write(model, directory, plan)
+        gate.wait()
+
+
+def look_on(directory: Path, gate: Any) -> None:
+    for _ in range(ROUNDS):
+        gate.wait()
+        gate.wait()
+        plan, tensors = store.open_together(directory)
+        assert (tensors["norm.bias"] == vars(plan.method)["r"]).all()
+        assert sorted(os.listdir(directory)) == ["plan.json", "weights.safetensors"]
+    assert is_marked(vitfold.load(directory))
+
+
 def test_processes_that_save_at_once_leave_a_model_that_loads(tmp_path: Path) -> None:
-    savers = [started(save_often, tmp_path / "m", number + 1) for number in range(SAVERS)]
+    gate = FORK.Barrier(SAVERS + 1, timeout=60)
+    savers = [started(save_together, tmp_path / "m", n + 1, gate) for n in range(SAVERS)]
+    look_on(tmp_path / "m", gate)
     for saver in savers:
         saver.join()
         assert saver.exitcode == 0
-    assert is_marked(vitfold.load(tmp_path / "m"))
-    assert sorted(os.listdir(tmp_path / "m")) == ["plan.json", "weights.safetensors"]
 
 
 def test_threads_that_save_at_once_leave_a_model_that_loads(tmp_path: Path) -> None:
-    for attempt in range(2):
-        directory = tmp_path / str(attempt)
-        threads = [
-            threading.Thread(target=save_often, args=(directory, number + 1, 3))
-            for number in range(SAVERS)
-        ]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        assert is_marked(vitfold.load(directory))
-        assert sorted(os.listdir(directory)) == ["plan.json", "weights.safetensors"]
+    gate = threading.Barrier(SAVERS + 1, timeout=60)
+    threads = [
+        threading.Thread(target=save_together, args=(tmp_path / "m", n + 1, gate), daemon=True)
+        for n in range(SAVERS)
+    ]
+    for thread in threads:
+        thread.start()
+    look_on(tmp_path / "m", gate)
+    for thread in threads:
+        thread.join()
 
 
 def test_whoever_loads_meanwhile_gets_a_plan_with_its_weights(tmp_path: Path) -> None:

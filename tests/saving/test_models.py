@@ -1,6 +1,7 @@
 """Models by name."""
 
 import json
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import torch
 from support import models
 
 import vitfold
+from vitfold import segment
 from vitfold.errors import MissingExtra, PlanError, UnsupportedModel
 from vitfold.folding.calls import fold_of
 from vitfold.folding.families import find
@@ -206,6 +208,21 @@ def test_models_that_cannot_be_folded_are_saved_dense(tmp_path: Path) -> None:
     images = torch.randn(1, 3, 64, 64)
     with torch.no_grad():
         assert torch.equal(create_model(tmp_path)(images), model(images))
+
+
+def test_a_segmenter_is_opened_by_whoever_has_not_asked_for_segmenters(tmp_path: Path) -> None:
+    options: Any = {"img_size": 32, "depth": 2, "embed_dim": 48, "num_heads": 3}
+    model = segment.create_segmenter("vit_tiny_patch16_224", 3, **options)
+    save_model(vitfold.fold(model, "tome", r=1), tmp_path)
+    script = """
+import sys, vitfold.saving.models
+assert "vitfold.segment" not in sys.modules
+model = vitfold.saving.models.create_model(sys.argv[1])
+print(type(model).__name__, model.classes, model.training)
+"""
+    command = [sys.executable, "-c", script, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["Segmenter", "3", "False"]
 
 
 def test_a_dense_model_takes_the_place_of_a_plan(tmp_path: Path) -> None:

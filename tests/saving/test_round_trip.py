@@ -2,7 +2,6 @@
 
 import copy
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -159,7 +158,7 @@ def test_methods_come_back(
     def solve(*_: Any) -> None:
         raise AssertionError("a plan is resolved already")
 
-    monkeypatch.setattr(sys.modules["vitfold.folding.fold"], "solve", solve)
+    monkeypatch.setattr("vitfold.folding.fold.fit_schedule", solve)
     assert same(model, vitfold.load(tmp_path))
 
 
