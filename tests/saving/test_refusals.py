@@ -252,7 +252,7 @@ def test_a_directory_in_place_of_weights_is_refused(copied: Path) -> None:
 
 
 CONFIGS: list[tuple[str, Any, str]] = [
-    ("name", "PreTrainedModel", "model.name='PreTrainedModel': expected one of ViTModel"),
+    ("name", "PreTrainedModel", "model.name='PreTrainedModel': expected one of BeitModel"),
     ("name", "Dinov2Model", "model.arguments.config."),
     ("arguments/attention", "evil/kernel", "attention='evil/kernel': expected one of eager"),
     ("arguments/checkpoint", "../x", "model.arguments.checkpoint='../x': expected the name"),
