@@ -48,9 +48,9 @@ def sweep(
 
     shares, sizes = values.shares(flops), values.batch_sizes(batch_size)
     names = [values.method_name(name) for name in methods.split(",")]
-    given, dtype = values.parse(method_kwargs), precision.dtype
+    kwargs, dtype = values.parse(method_kwargs), precision.dtype
     base = model_options.image_model(model)
-    entries = work.entries(base, names, shares, given)
+    entries = work.entries(base, names, shares, kwargs)
     entries += work.smaller_inputs(base, shares) if smaller_input else []
     entries += work.trained_folds(base, trained)
     entries += work.dense_models(base, smaller_model)
@@ -62,19 +62,12 @@ def sweep(
         "data": [data.dataset, str(data.data_dir), data.split, data.class_map, limit],
         "batch_sizes": sizes,
         "device": str(model_options.on),
-        "options": given,
+        "options": kwargs,
         "amp": str(dtype),
     }
     batches = work.images_for(base, data.source, limit, val_batch_size, workers)
-    rows = work.run(
-        base,
-        entries,
-        batches,
-        sizes,
-        repeats,
-        dtype,
-        work.SweepFile(results_file, about, overwrite),
-    )
+    file = work.SweepFile(results_file, about, overwrite)
+    rows = work.run(base, entries, batches, sizes, repeats, dtype, file)
     work.show_rows(model, rows, sizes)
     if results_file:
         show.written(results_file)

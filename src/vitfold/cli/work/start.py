@@ -1,5 +1,5 @@
-"""The model as training finds it: folded, after a search where its method takes one, with the weights
-that it starts from."""
+"""The model as training finds it: folded, after a search where its method takes one, and with the
+weights that it starts from."""
 
 from pathlib import Path
 from typing import Any
