@@ -25,6 +25,7 @@ from torch import Tensor, nn
 import vitfold
 from vitfold.cli import options, show, values
 from vitfold.cli.images import batches_of, shuffled_of
+from vitfold.cli.work import models
 from vitfold.data import Source
 from vitfold.errors import MethodError
 from vitfold.folding.calls import folds
@@ -129,7 +130,7 @@ def main(
     sharpness: Annotated[bool, typer.Option(help="Of the minimum, too.")] = True,
 ) -> None:
     """Run what is missing, and write the tables."""
-    dense = options.model(model, [], True, None, values.device(device))
+    dense = models.model(model, [], True, None, values.device(device))
     source = Source(dataset, data_dir, split)
     name = Path(model).name
     said = Answers(output / f"evidence-{name}.safetensors")

@@ -11,8 +11,11 @@ import pytest
 import vitfold
 from vitfold import __main__ as entry
 from vitfold.cli import commands, names
-from vitfold.methods import METHODS
+from vitfold.methods import METHODS, PruneMerge, ready
+from vitfold.methods.prune_merge import structure
+from vitfold.methods.recipe import MethodRecipe
 from vitfold.segment import DECODERS, VOID
+from vitfold.tools.prune_merge.search import ITERATIONS
 
 SOURCE = Path(vitfold.__file__).parent
 
@@ -60,7 +63,12 @@ def test_folding_imports_the_core_alone() -> None:
     [
         ("--help",),
         ("--version",),
+        ("demo", "--help"),
+        ("bench", "--help"),
         ("validate", "--help"),
+        ("sweep", "--help"),
+        ("train", "--help"),
+        ("search", "--help"),
         ("trace", "--help"),
         ("calibrate", "--help"),
         ("freeze", "--help"),
@@ -78,7 +86,28 @@ def test_help_needs_no_library_of_models(arguments: tuple[str, ...]) -> None:
 def test_names_in_help_are_those_of_what_there_is() -> None:
     ours = {name for name, kind in METHODS.items() if kind.__module__.startswith("vitfold.")}
     assert set(names.METHODS) == ours
+    assert [*names.READY] == [name for name in ready() if name in ours]
     assert (*names.DECODERS, names.VOID) == (*DECODERS, VOID)
+
+
+def test_what_help_says_of_a_search_is_what_it_does() -> None:
+    assert (PruneMerge.keep, PruneMerge.prune) == (names.KEEP, names.PRUNE)
+    assert (names.SCOPES, names.GROUPINGS) == (structure.SCOPES, structure.GROUPINGS)
+    assert names.ITERATIONS == ITERATIONS
+
+
+def test_what_help_says_of_trainings_is_what_methods_want() -> None:
+    wanted = {name: own_training(METHODS[name].training) for name in names.METHODS}
+    assert {name: wants for name, wants in wanted.items() if wants} == names.TRAINING
+
+
+def own_training(recipe: MethodRecipe) -> dict[str, object]:
+    """What it says, flat; a model that stays as it is has no rate."""
+    wants = {name: value for name, value in vars(recipe).items() if value not in (None, {})}
+    flat: dict[str, object] = {"lr": None} if wants.pop("freeze", None) == "model" else {}
+    for name, value in wants.items():
+        flat |= value if isinstance(value, dict) else {name: value}
+    return flat
 
 
 @pytest.mark.parametrize("name", commands.COMMANDS)

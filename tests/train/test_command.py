@@ -17,7 +17,7 @@ from support.training import options, same, small
 from torch import Tensor
 
 import vitfold
-from vitfold.cli import subject
+from vitfold.cli.work import subject
 from vitfold.data import Renormalized, Source
 from vitfold.data import digits as digits_
 from vitfold.saving.models import create_model, save_model

@@ -18,6 +18,37 @@ METHODS = (
 )
 """The methods that come with vitfold."""
 
+READY = ("dfe", "drop", "evit", "lgtm", "tome", "tome-around", "ward")
+"""Those that reach a share of the FLOPs without training."""
+
+TRAINING: dict[str, dict[str, object]] = {
+    "ltmp": {
+        "epochs": 1,
+        "smoothing": 0.1,
+        "opt": "momentum",
+        "lr": None,
+        "weight_decay": 0.0,
+        "merge": 5e-3,
+        "prune": 5e-6,
+        "log_every": 1,
+    },
+    "prune-merge": {"epochs": 30, "opt": "adamw", "lr": 1e-4, "temperature": 20.0},
+}
+"""What methods do in training otherwise than any model, by fields of their recipes and by keys of
+those fields that are mappings; `lr` None: the model itself does not learn."""
+
+KEEP, PRUNE = 0.6, 0.1
+"""Shares of patches that Prune and Merge keeps, and prunes, where nobody says otherwise."""
+
+SCOPES = ("global", "block")
+"""What these shares may be of."""
+
+GROUPINGS = ("runs", "centers")
+"""What Prune and Merge may merge."""
+
+ITERATIONS = 250
+"""Batches that its search looks at, where nobody says how many."""
+
 DECODERS = ("linear", "mask")
 """Those of a segmenter."""
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vitfold.cli import show, values
+from vitfold.cli import values
 from vitfold.cli.groups import Group, option
 from vitfold.cli.names import DECODERS, METHODS, VOID
 from vitfold.errors import DataError, MethodError
@@ -94,9 +94,6 @@ Stride = Annotated[
 
 TASKS = ("classify", "segment")
 
-CLASSES = 150
-"""Of a segmenter that is only timed, where nobody says how many: ADE20K's."""
-
 DTYPES = ("bfloat16", "float16")
 
 
@@ -158,6 +155,8 @@ class ModelOptions(Group):
 
     def model(self, name: str) -> nn.Module:
         """The model, in eval mode."""
+        from vitfold.cli.work.models import model
+
         return model(name, self.model_kwargs, self.pretrained, self.img_size, self.on)
 
     def image_model(self, name: str) -> nn.Module:
@@ -268,25 +267,6 @@ class Precision(Group):
         return getattr(torch, self.amp_dtype)  # type: ignore[no-any-return]
 
 
-def model(
-    name: str, kwargs: list[str], pretrained: bool, img_size: int | None, on: torch.device
-) -> nn.Module:
-    """The model by name, in eval mode, where it is to run; random weights are always the same."""
-    import torch
-
-    from vitfold.cli.offline import fetching
-    from vitfold.saving.models import create_model
-
-    torch.manual_seed(0)
-    arguments = values.arguments(kwargs, img_size)
-    with fetching(name, pretrained, WITHOUT):
-        return create_model(name, pretrained=pretrained, **arguments).to(on).eval()
-
-
-WITHOUT = "give --no-pretrained for random weights, or a directory that holds weights"
-"""What to do where published weights cannot be fetched."""
-
-
 def segments(task: str) -> bool:
     """Whether every pixel gets a class."""
     if task not in TASKS:
@@ -297,51 +277,3 @@ def segments(task: str) -> bool:
 def no_data() -> DataError:
     """The error where labelled images are needed and nobody says where they are."""
     return DataError("no data: give --data-dir FOLDER (or tar) or --dataset NAME")
-
-
-def segmenter(
-    name: str,
-    kwargs: list[str],
-    img_size: int | None,
-    decoder: str,
-    classes: int | None,
-    on: torch.device,
-) -> nn.Module:
-    """The segmenter in a directory, or a new one with random weights around an encoder."""
-    from vitfold.segment import create_segmenter, saved_classes
-
-    saved = saved_classes(name)
-    if saved is not None and classes not in (None, saved):
-        raise DataError(f"{name} has {saved} classes: leave out --num-classes")
-    if saved is not None:
-        return model(name, kwargs, True, img_size, on)
-    arguments = values.arguments(kwargs, img_size)
-    return create_segmenter(name, classes or CLASSES, decoder, **arguments).to(on).eval()
-
-
-def folded_by(model: nn.Module, plan: Path | None, choice: Choice) -> nn.Module:
-    """The model, folded by the plan or by the method; what came folded stays as it is."""
-    from vitfold.folding.calls import folds
-    from vitfold.folding.fold import fold
-    from vitfold.methods.base import learns
-    from vitfold.saving import has_backbone, load
-
-    if choice.given and (plan is not None or folds(model)):
-        what = f"--plan {plan}" if plan is not None else "a saved plan"
-        raise MethodError(f"{what} says how to fold: leave out --method, --r, --flops and the like")
-    if plan is not None:
-        ours = load(plan, model)
-        if not folds(ours):
-            raise MethodError(f"--plan {plan} is a dense model: give it in the place of MODEL")
-        if has_backbone(plan):
-            show.note(f"--plan {plan} comes with weights: they are in the place of the model's own")
-        return ours
-    if folds(model):
-        return model
-    method = choice.build()
-    if learns(type(method)):
-        show.note(
-            f"{method}: nothing is learned yet, it is as training finds it: `vitfold train MODEL "
-            f"--method {method.name} ...`, and give what that writes"
-        )
-    return fold(model, method)

@@ -1,19 +1,18 @@
 """How a model is trained, as the command line says it; defaults are those of `Recipe`."""
 
-from dataclasses import dataclass, field
-from typing import Annotated, Any
+from __future__ import annotations
 
-from torch import nn
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Annotated, Any
 
 from vitfold.cli import values
 from vitfold.cli.groups import Group, option
+from vitfold.cli.names import TRAINING
 from vitfold.errors import TrainError
-from vitfold.methods import METHODS
-from vitfold.methods.recipe import MethodRecipe
-from vitfold.train import Distillation, Recipe
-from vitfold.train.learned import kinds, learned_parameters
-from vitfold.train.recipe import FREEZES, MOST
-from vitfold.train.settings import LOG_EVERY
+from vitfold.train.recipe import FREEZES, LOG_EVERY, MOST, Distillation, Recipe
+
+if TYPE_CHECKING:
+    from torch import nn
 
 USUAL = Recipe()
 
@@ -26,24 +25,17 @@ def by(name: str, key: str = "") -> dict[str, str]:
 
     name: a field of what methods say of trainings; `key`: of such a field that is a mapping.
     """
-    own = [f"{kind.name}: {text}" for kind in METHODS.values() if (text := _of(kind, name, key))]
+    field_ = key or name
+    own = [f"{method}: {_shown(of[field_])}" for method, of in TRAINING.items() if field_ in of]
     elsewhere: dict[str, Any] = {"temperature": Distillation.temperature, "log_every": LOG_EVERY}
     usual = elsewhere[name] if name in elsewhere else getattr(USUAL, name)
     value = usual.get(key) if key else usual
     return {"show_default": "; ".join([*([] if value is None else [_shown(value)]), *own])}
 
 
-def _of(kind: Any, name: str, key: str) -> str:
-    """What one method does there, where it does something of its own."""
-    recipe: MethodRecipe = kind.training
-    if key == "lr" and recipe.freeze == "model":
+def _shown(value: object) -> str:
+    if value is None:
         return "none"
-    value = getattr(recipe, name)
-    value = value.get(key) if key else value
-    return "" if value is None else _shown(value)
-
-
-def _shown(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
@@ -174,6 +166,8 @@ class Learning(Group):
 
     def check(self, looks: Looks) -> None:
         """Refuse what makes no sense whatever the model."""
+        from vitfold.methods.recipe import MethodRecipe
+
         if self.teacher is not None and self.distill == "none":
             raise TrainError(f"--teacher {self.teacher}: it is heard by --distill soft, or hard")
         if self.freeze not in (None, *FREEZES):
@@ -182,6 +176,8 @@ class Learning(Group):
 
     def recipe(self, model: nn.Module, looks: Looks) -> Recipe:
         """How this model is trained: as the user says, as its method is usually, or as all are."""
+        from vitfold.train.learned import kinds, learned_parameters
+
         learned = kinds(name for name, _ in learned_parameters(model))
         if self.freeze in ("model", "method") and not learned:
             raise TrainError(f"--freeze {self.freeze}: give a --method that learns, such as ltmp")

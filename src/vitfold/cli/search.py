@@ -1,31 +1,13 @@
 """`vitfold search`: which patches merge in a model, found from labelled images."""
 
-import inspect
-from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
-from torch import nn
 
-from vitfold.cli import options, show, values
+from vitfold.cli import options, values
 from vitfold.cli.groups import grouped
-from vitfold.cli.images import shuffled_of
-from vitfold.errors import MethodError, nearest
-from vitfold.folding.families import find
-from vitfold.folding.flops import cost
-from vitfold.folding.fold import clone, fold
-from vitfold.methods import PruneMerge
-from vitfold.methods.prune_merge.structure import AROUND, GROUPINGS, SCOPES
-from vitfold.saving.models import save_model
-from vitfold.tools.prune_merge.search import ITERATIONS
-from vitfold.tools.prune_merge.search import search as search_
-
-SCORES = "scores.safetensors"
-"""Beside the model: the scores so far, from which a search that was stopped goes on."""
-
-OURS = ("model", "loader", "resume", "progress")
-"""What a search takes from the command line in other ways."""
+from vitfold.cli.names import GROUPINGS, ITERATIONS, KEEP, PRUNE, SCOPES
 
 SCORED = 32
 """How many images are scored at once."""
@@ -34,19 +16,17 @@ SCORED = 32
 @grouped
 def search(
     data: options.TrainingImages,
-    made: options.ModelOptions,
+    model_options: options.ModelOptions,
     task: options.Task,
     model: options.ModelName,
     output: Annotated[Path, typer.Option("--output", "-o", help="The folded model goes here.")],
     keep: Annotated[
         float | None,
-        typer.Option(help="Share of patches that stay alone.", show_default=str(PruneMerge.keep)),
+        typer.Option(help="Share of patches that stay alone.", show_default=str(KEEP)),
     ] = None,
     prune: Annotated[
         float | None,
-        typer.Option(
-            help="Share that goes around blocks, at most.", show_default=str(PruneMerge.prune)
-        ),
+        typer.Option(help="Share that goes around blocks, at most.", show_default=str(PRUNE)),
     ] = None,
     flops: Annotated[
         float | None, typer.Option(help="Share of the dense FLOPs, in place of --keep.")
@@ -72,6 +52,9 @@ def search(
 
     Train it next, from where it is saved: `vitfold train DIR --distill soft ...`.
     """
+    from vitfold.cli.images import shuffled_of
+    from vitfold.cli.work.search import SCORES, save, search_with
+
     chosen = {
         "keep": keep,
         "prune": prune,
@@ -82,45 +65,7 @@ def search(
         "shortcut": not no_shortcut,
         "iterations": iterations,
     }
-    base = task.model(made, model)
+    base = task.model(model_options, model)
     source = task.source(data, base)
     batches = shuffled_of(base, source, batch_size, iterations, seed, workers)
-    method = search_with(base, batches, output / SCORES, resume, chosen)
-    _show(model, base, method)
-    save_model(fold(base, method), output)
-    show.written(output)
-
-
-def search_with(
-    model: nn.Module,
-    batches: Iterable[Any],
-    file: Path | None,
-    resume: bool,
-    options: Mapping[str, Any],
-) -> PruneMerge:
-    """A search with a bar, which goes on where it was stopped if it is to.
-
-    options: what the search takes, by its own names.
-    """
-    known = [n for n in inspect.signature(search_).parameters if n not in OURS]
-    for name in options:
-        if name not in known:
-            raise MethodError(f"PruneMerge has no option {name!r}{nearest(name, known)}")
-    if file is not None:
-        values.directory(file.parent)
-        if not resume:
-            file.unlink(missing_ok=True)
-    with show.bar("scoring patches", options.get("iterations", ITERATIONS)) as progress:
-        return search_(model, batches, resume=file, progress=progress, **options)
-
-
-def _show(name: str, base: nn.Module, method: PruneMerge) -> None:
-    rows = [
-        [f"block {block}", str(max(group) + 1), str(group.count(AROUND)), str(len(group))]
-        for block, group in method.structure.items()
-    ]
-    show.table(f"{name}, {method}", ["", "patches it sees", "go around", "of"], rows)
-    dense = clone(base)
-    whole = cost(find(dense))
-    fold(dense, method)
-    show.console.print(f"{cost(find(dense)) / whole:.1%} of the dense FLOPs")
+    save(model, base, search_with(base, batches, output / SCORES, resume, chosen), output)

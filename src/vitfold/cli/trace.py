@@ -29,9 +29,10 @@ def trace(
     the truth where the image lies in images/ and its labels in annotations/.
     """
     from vitfold.cli.work import trace as work
+    from vitfold.cli.work.models import folded_by
 
     values.directory(output)
-    ours = options.folded_by(model_options.model(model), plan, choice)
+    ours = folded_by(model_options.model(model), plan, choice)
     if task.pixels:
         work.check_pixels(ours)
     work.trace_images(ours, images, model_options.on, task, stride, output)

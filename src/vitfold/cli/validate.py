@@ -35,11 +35,12 @@ def validate(
     Without data, the embedded model is validated on its held-out digits.
     """
     from vitfold.cli.work import validate as work
+    from vitfold.cli.work.models import folded_by
 
     dtype = precision.dtype
     if pictures and not task.pixels:
         raise DataError(f"--pictures {pictures} are of a segmenter: give --task segment")
-    ours = options.folded_by(task.model(model_options, model), plan, choice)
+    ours = folded_by(task.model(model_options, model), plan, choice)
     source = task.source(data, ours)
     if isinstance(source, work.SceneSource):
         report = work.of_pixels(model, ours, source, limit, stride, workers, dtype)

@@ -21,8 +21,8 @@ from vitfold.train.log import Log
 from vitfold.train.optimizer import freezing
 from vitfold.train.outcome import Outcome, check_share
 from vitfold.train.output import Output
-from vitfold.train.recipe import Recipe
-from vitfold.train.settings import LOG_EVERY, Settings, TrainingData, create_accelerator, no_bar
+from vitfold.train.recipe import LOG_EVERY, Recipe
+from vitfold.train.settings import Settings, TrainingData, create_accelerator, no_bar
 from vitfold.train.signals import stop_signals
 
 

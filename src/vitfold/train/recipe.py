@@ -4,16 +4,19 @@ Its fields hold the only defaults that there are: Python and the command line bo
 here. What a method wants otherwise it says itself (`Base.training`); `Recipe.for_model` has both.
 """
 
+from __future__ import annotations
+
 import dataclasses
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
-from typing import Any
-
-from torch import nn
+from typing import TYPE_CHECKING, Any
 
 from vitfold.errors import TrainError, nearest
-from vitfold.methods.recipe import MethodRecipe
-from vitfold.train.learned import kinds, learned_parameters, method_recipe
+
+if TYPE_CHECKING:  # help of the command line reads the defaults, and needs no torch
+    from torch import nn
+
+    from vitfold.methods.recipe import MethodRecipe
 
 Options = dict[str, Any]
 
@@ -26,6 +29,9 @@ MOST = 3.4e38
 
 MOST_SEED = 2**63 - 1
 """The largest seed that every random generator takes."""
+
+LOG_EVERY = 50
+"""Steps between lines in the log, where neither the user nor the method says how many."""
 
 
 @dataclass(frozen=True)
@@ -95,20 +101,22 @@ class Recipe:
     freeze: str = "none"
 
     @classmethod
-    def for_model(cls, model: nn.Module, **overrides: Any) -> "Recipe":
+    def for_model(cls, model: nn.Module, **overrides: Any) -> Recipe:
         """The recipe by which `vitfold train` trains this model: as any model, but for what its
         method wants, but for `overrides`.
 
         overrides: fields. A mapping is laid over what would be there, key by key:
             `Recipe.for_model(model, epochs=2, optimizer={"lr": 1e-3}, distill={"kind": "soft"})`.
         """
+        from vitfold.train.learned import kinds, learned_parameters, method_recipe
+
         names = kinds(name for name, _ in learned_parameters(model))
         return cls.for_method(method_recipe(model), names, **overrides)
 
     @classmethod
     def for_method(
         cls, method: MethodRecipe, learned: Collection[str] = (), **overrides: Any
-    ) -> "Recipe":
+    ) -> Recipe:
         """The same of any model with a method that wants to be trained so.
 
         learned: the names of what it learns: it has rates for more where options switch some off.

@@ -14,9 +14,6 @@ from vitfold.train.evaluators import Evaluator, Top1
 Bar = Callable[[str, int | None], AbstractContextManager[Callable[[], None]]]
 """Makes a progress bar of a name and a length; what it yields moves it on."""
 
-LOG_EVERY = 50
-"""Steps between lines in the log, where neither the user nor the method says how many."""
-
 
 @dataclass(frozen=True)
 class TrainingData:

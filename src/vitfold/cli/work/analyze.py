@@ -8,6 +8,7 @@ from torch import nn
 
 from vitfold.cli import options, show
 from vitfold.cli.images import batches_of
+from vitfold.cli.work.models import folded_by
 from vitfold.data import Source
 from vitfold.folding.calls import folds
 from vitfold.folding.fold import clone
@@ -45,7 +46,7 @@ def sharpnesses(
 ) -> dict[str, float]:
     """The largest eigenvalue of the dense model's loss, and of the folded one's."""
     dense = clone(base)
-    ours = options.folded_by(base, None, choice)
+    ours = folded_by(base, None, choice)
     figures: dict[str, float] = {}
     for name, model in {"dense": dense, str(folds(ours)[0].method): ours}.items():
         with show.bar(f"products with the Hessian, {name}", None) as progress:

@@ -1,0 +1,171 @@
+"""Many folds of one model on the same images, as `vitfold sweep` shows it."""
+
+import base64
+import functools
+import io
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from vitfold.cli import show
+from vitfold.cli.images import batches_of
+from vitfold.data import AnySource, renormalized
+from vitfold.errors import MethodError
+from vitfold.folding.calls import folds
+from vitfold.lab.candidate import Candidate, smaller_inputs, smaller_models, trained
+from vitfold.lab.candidate import candidates as entries
+from vitfold.lab.report.columns import GFLOPS
+from vitfold.lab.sweep import sweep
+from vitfold.lab.sweep_file import SweepFile
+from vitfold.lab.timing import Speed, busy
+from vitfold.saving.models import create_model
+from vitfold.tools import draw
+from vitfold.tools.digest import fingerprint
+from vitfold.tools.trace import trace
+from vitfold.tools.validate import Batch
+
+__all__ = [
+    "SweepFile",
+    "dense_models",
+    "entries",
+    "images_for",
+    "run",
+    "show_rows",
+    "smaller_inputs",
+    "trained_folds",
+    "weights_of",
+]
+
+PICTURES = 4
+"""How many images are drawn for every method."""
+
+
+def trained_folds(base: nn.Module, names: list[str]) -> list[Candidate]:
+    """Models that were trained folded, on the images of the base."""
+    return trained({name: renormalized(_folded(name, base), base) for name in names})
+
+
+def dense_models(base: nn.Module, names: list[str]) -> list[Candidate]:
+    """Other dense models on the images of the base, each made when its turn comes."""
+    return smaller_models({name: functools.partial(_of_others, name, base) for name in names})
+
+
+def weights_of(model: nn.Module) -> str:
+    """What tells its weights from others."""
+    return fingerprint(model.state_dict())
+
+
+def images_for(
+    base: nn.Module, source: AnySource, limit: int | None, batch_size: int, workers: int
+) -> Callable[[], Iterable[Batch]]:
+    """Gives the same labelled images at every call."""
+    return functools.partial(batches_of, base, source, limit, batch_size, workers)
+
+
+def run(
+    base: nn.Module,
+    every: list[Candidate],
+    batches: Callable[[], Iterable[Batch]],
+    sizes: list[int],
+    repeats: int,
+    dtype: torch.dtype | None,
+    file: SweepFile,
+) -> list[dict[str, Any]]:
+    """Measure what is not in the file yet. All rows."""
+    once = {candidate.key: candidate for candidate in every}.values()
+    left = [candidate for candidate in once if candidate.key not in file.done]
+    first: Any = batches()
+    count = len(first) * len(left) if hasattr(first, "__len__") else None
+    on = next(base.parameters()).device
+    images = next(iter(first))[0][:PICTURES].to(on) if left else None
+    speeds: dict[str, Sequence[Speed]] = {}
+    with show.bar("sweeping", count) as progress:
+        for row, ours in sweep(
+            base, left, batches, sizes=sizes, repeats=repeats, amp=dtype, progress=progress,
+            skip=show.note,
+        ):  # fmt: skip
+            file.add(row, _picture(ours, images))
+            speeds[f"{row.method} {row.flops:.2f}"] = row.speeds
+    if (warning := busy(speeds)) is not None:
+        show.note(warning)
+    return file.rows
+
+
+def show_rows(name: str, rows: list[dict[str, Any]], sizes: list[int]) -> None:
+    """A table of accuracy, and one of speed for every batch size."""
+    show.table(f"{name}: {len(rows)} candidates", COLUMNS, _cells(rows))
+    for size in sizes:
+        show.table(f"Speed, batch size {size}", SPEED_COLUMNS, _speeds(rows, size))
+
+
+def _other(name: str, base: nn.Module) -> nn.Module:
+    on = next(base.parameters()).device
+    return create_model(name, pretrained=True).to(on).eval()
+
+
+def _of_others(name: str, base: nn.Module) -> nn.Module:
+    """A model on the images of another."""
+    return renormalized(_other(name, base), base)
+
+
+def _folded(name: str, base: nn.Module) -> nn.Module:
+    model = _other(name, base)
+    if not folds(model):
+        raise MethodError(f"--trained {name} is not folded: give it as --smaller-model")
+    return model
+
+
+def _picture(model: nn.Module, images: torch.Tensor | None) -> str | None:
+    """The tokens of some images after the last block, as a web page holds pictures."""
+    if images is None or not folds(model):
+        return None
+    traced = trace(model, images)
+    if traced.grid is None:
+        return None
+    plain = [draw.plain(image) for image in images]
+    drawn = [traced.draw(number) for number in range(len(images))]
+    labels = ["image"] * len(plain) + [f"{counts} tokens" for counts in traced.counts[-1]]
+    out = io.BytesIO()
+    draw.row(plain + drawn, labels).save(out, "PNG")
+    return "data:image/png;base64," + base64.b64encode(out.getvalue()).decode()
+
+
+COLUMNS = ("method", "FLOPs asked for", "FLOPs, of dense", "top-1", "95 %", "agrees", GFLOPS)
+
+SPEED_COLUMNS = ("method", "FLOPs asked for", "images/s", "x dense", "share of bound")
+
+SPEEDS = (("images_per_second", 0), ("speedup", 2), ("share", 3))
+
+
+def _cells(rows: list[dict[str, Any]]) -> list[list[str]]:
+    return [
+        [
+            row["method"],
+            f"{float(row['flops']):.2f}",
+            _figure(row, "flops_share", 3),
+            f"{float(row['top1']):.2%}",
+            f"{float(row['top1_low']):.1%}-{float(row['top1_high']):.1%}",
+            f"{float(row['agreement']):.2%}",
+            f"{float(row['gflops']):.3f}",
+        ]
+        for row in rows
+    ]
+
+
+def _speeds(rows: list[dict[str, Any]], size: int) -> list[list[str]]:
+    return [
+        [
+            row["method"],
+            f"{float(row['flops']):.2f}",
+            *(_figure(row, f"{name}_b{size}", digits) for name, digits in SPEEDS),
+        ]
+        for row in rows
+    ]
+
+
+def _figure(row: dict[str, Any], name: str, digits: int) -> str:
+    """Empty where there is none, as in the rows of an older sweep."""
+    value = row.get(name)
+    return "" if value in (None, "") else f"{float(value):.{digits}f}"
