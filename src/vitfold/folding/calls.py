@@ -126,10 +126,10 @@ def pass_block(
         if not torch.compiler.is_compiling():
             warnings.warn(_outside(block), stacklevel=2)
         return type(block).forward(block, x, *args, **kwargs)
-    given = by_name(kind.arguments, args, kwargs)
+    arguments = by_name(kind.arguments, args, kwargs)
     if kind.axis == 0:
-        return kind.turned(run.block(index, block, kind, kind.turned(x), given))
-    return checkpointed(block, lambda tokens: run.block(index, block, kind, tokens, given), x)
+        return kind.turned(run.block(index, block, kind, kind.turned(x), arguments))
+    return checkpointed(block, lambda tokens: run.block(index, block, kind, tokens, arguments), x)
 
 
 def _outside(block: nn.Module) -> str:
@@ -141,19 +141,19 @@ def start(fold: Fold, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Run:
     """A new run for a call with these arguments."""
     _check_graph(fold)
     family = fold.family
-    given = by_name(family.arguments, args, kwargs)
+    arguments = by_name(family.arguments, args, kwargs)
     run = Run(
         fold.method,
         fold.schedule,
-        family.layout_of(family.grid(given)),
+        family.layout_of(family.grid(arguments)),
         family.blocks,
         fold.learned,
         fold.form,
         soft=family.trunk.training,
     )
-    run.valid = _valid(family.padding(given), family.prefix)
+    run.valid = _valid(family.padding(arguments), family.prefix)
     if not torch.compiler.is_compiling() and (runs := _watched.get()) is not None:
-        run.arguments = given
+        run.arguments = arguments
         runs.append(run)
     return run
 
@@ -231,8 +231,8 @@ def follow(model: nn.Module, inputs: Inputs) -> Run:
 def trunk_inputs(model: nn.Module, inputs: Inputs) -> dict[str, Any]:
     """What of these inputs reaches the trunk of a folded model, by name: what is around it may
     prepare images first."""
-    given = follow(model, inputs).arguments
-    return {name: given[name] for name in fold_of(model).family.arguments if name in given}
+    arguments = follow(model, inputs).arguments
+    return {name: arguments[name] for name in fold_of(model).family.arguments if name in arguments}
 
 
 @contextlib.contextmanager

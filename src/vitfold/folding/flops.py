@@ -90,10 +90,10 @@ def _without_values(model: nn.Module) -> nn.Module:
 def cost(family: Family, **inputs: Tensor) -> int:
     """The floating point operations of a call of a trunk in evaluation, on these inputs or on such
     as it is made for: done where they are few, from shapes alone where they are many."""
-    trunk, given = family.trunk, inputs or family.example()
+    trunk, arguments = family.trunk, inputs or family.example()
     check_counted(trunk)
     weights = list(trunk.parameters())
     about = 2 * sum(weight.numel() for weight in weights) * family.layout().tokens
     quick = about < FEW and weights[0].dtype == torch.float32 and not weights[0].is_meta
     with evaluating(trunk):
-        return count(lambda: trunk(**given)) if quick else dry_count(trunk, given)
+        return count(lambda: trunk(**arguments)) if quick else dry_count(trunk, arguments)

@@ -228,14 +228,14 @@ def _schedule(record: Fold) -> tuple[int, ...]:
     if not isinstance(method, Method):
         return (0,) * family.depth
     if method.r is not None:
-        asked, able = _numbers(method, layout, first)
-        if asked != able:
+        numbers, possible = _numbers(method, layout, first)
+        if numbers != possible:
             warnings.warn(
-                f"r={method.r}: the ramp goes up to {max(asked)}; of {layout.patches} patch tokens "
-                f"at most {max(able)} can leave a block, and no more do",
+                f"r={method.r}: the ramp goes up to {max(numbers)}; of {layout.patches} patch "
+                f"tokens at most {max(possible)} can leave a block, and no more do",
                 stacklevel=4,
             )
-        return able
+        return possible
     share = 1.0 if method.flops is None else method.flops
     return fit_schedule(
         share, lambda schedule: _cost(record, schedule), layout, first, method.spread
@@ -253,30 +253,30 @@ def _fitting(record: Fold, schedule: tuple[int, ...]) -> tuple[int, ...]:
         if not 0 <= r <= patches:
             raise MethodError(f"schedule[{block}]={r}: expected 0 to {patches}, the patch tokens")
     if isinstance(method, Method) and method.r is not None:
-        asked, able = _numbers(method, layout, first)
-        if schedule not in (asked, able):
-            raise MethodError(f"schedule={list(schedule)}: {method} gives {list(able)}")
+        numbers, possible = _numbers(method, layout, first)
+        if schedule not in (numbers, possible):
+            raise MethodError(f"schedule={list(schedule)}: {method} gives {list(possible)}")
     return schedule
 
 
 def _numbers(method: Method, layout: Layout, first: int) -> tuple[Schedule, Schedule]:
-    """The number of a method for every block: as it is asked for, and as many as can leave."""
+    """`r` for every block: what the method states, and of that what can leave a block."""
     assert method.r is not None  # else they follow from a share
     most = method.most(layout.patches)
-    said = (
+    rates = (
         [method.r]
         if isinstance(method.r, int)
         else method.r[:1]
         if isinstance(method.r, tuple)
         else method.r
     )
-    if said and max(said) > most:
+    if rates and max(rates) > most:
         raise MethodError(
-            f"r={max(said)}: of {layout.patches} patch tokens at most {most} can leave a block: "
+            f"r={max(rates)}: of {layout.patches} patch tokens at most {most} can leave a block: "
             "give fewer"
         )
-    asked = per_block(method.r, layout.depth, first)
-    return asked, tuple(min(r, most) for r in asked)
+    numbers = per_block(method.r, layout.depth, first)
+    return numbers, tuple(min(r, most) for r in numbers)
 
 
 def _first(record: Fold) -> int:

@@ -34,7 +34,7 @@ def images_in(inputs: Inputs) -> Tensor:
     """The images among them, or else the first tensor."""
     if isinstance(inputs, Tensor):
         return inputs
-    tensors = [name for name, given in inputs.items() if isinstance(given, Tensor)]
+    tensors = [name for name, value in inputs.items() if isinstance(value, Tensor)]
     images: Tensor = inputs[next((name for name in IMAGES if name in tensors), tensors[0])]
     return images
 

@@ -125,10 +125,10 @@ class Method(Base):
         if not self.by_share and (self.r is None or self.flops is not None):
             raise MethodError(f"{type(self).__name__} takes r, not flops: give r")
         if (self.r is None) == (self.flops is None):
-            given = "neither" if self.r is None else "both"
+            which = "neither" if self.r is None else "both"
             ramp = " (a ramp goes with flops as inflection)" if isinstance(self.r, tuple) else ""
             raise MethodError(
-                f"{type(self).__name__} takes r or flops, got {given}: give one{ramp}"
+                f"{type(self).__name__} takes r or flops, got {which}: give one{ramp}"
             )
         if self.r is not None:
             check_reduction(self.r)

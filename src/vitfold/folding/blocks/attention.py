@@ -31,25 +31,25 @@ class Attentions(Protocol):
 
 
 class Attend:
-    """How one block attends, once: what it was called with, and what it showed.
+    """How one block attends in one call: what it was called with, and what it captured.
 
     state: of the tokens that it attends over.
-    given: the arguments that the block was called with, besides its tokens.
+    arguments: those that the block was called with, besides its tokens.
     proportional: whether a token of size s counts s times.
     cue: what its attention modules are to show; those of `k`, `q`, `v` and `x_attn` end up in
         `shown`, one for each attention module of the block.
     received: `[B, n]` the attention that tokens received, a mean over heads and queries, once it is
-        there; where it is not wanted, None.
+        computed; None where no step asks for it.
     """
 
     family: Attentions
     """What is known of its attention modules."""
 
     def __init__(
-        self, state: TokenState, given: Mapping[str, Any], proportional: bool, cue: str | None
+        self, state: TokenState, arguments: Mapping[str, Any], proportional: bool, cue: str | None
     ) -> None:
         self.state = state
-        self.given = given
+        self.arguments = arguments
         self.proportional = proportional
         self.cue = cue
         self.shown: list[Tensor] = []
@@ -73,7 +73,7 @@ class Attend:
 
     @property
     def cues(self) -> Tensor:
-        """What was shown, added up over the attention modules of the block."""
+        """`[B, n, C]` what was captured, added up over the attention modules of the block."""
         return sum(self.shown[1:], self.shown[0])
 
     def _capture(self, attention: nn.Module) -> dict[str, Any]:
@@ -81,18 +81,18 @@ class Attend:
             return {}
         return dict(self.family.capture(attention, str(self.cue), self.shown.append))
 
-    def bias(self, x: Tensor, given: str = "attn_mask") -> Tensor | None:
-        """What is added to the logits: the mask or bias that the block was given, and log sizes."""
-        if self.given.get("is_causal"):
+    def bias(self, x: Tensor, mask: str = "attn_mask") -> Tensor | None:
+        """What is added to the logits: the argument `mask` of the block, and log sizes."""
+        if self.arguments.get("is_causal"):
             raise UnsupportedModel("causal attention cannot be folded: call without is_causal")
-        return self.join(self.given.get(given), x)
+        return self.join(self.arguments.get(mask), x)
 
-    def biased(self, given: str = "attn_mask") -> bool:
-        """Whether tokens of now need a bias that the model itself would not have given them."""
+    def biased(self, mask: str = "attn_mask") -> bool:
+        """Whether tokens of now need a bias besides one that the model makes itself."""
         if self.state.origin is None:
             return False
         sized = self.proportional and self.state.size is not None
-        return sized or self.given.get(given) is not None
+        return sized or self.arguments.get(mask) is not None
 
     def join(self, bias: Tensor | None, x: Tensor) -> Tensor | None:
         """A bias over the original tokens, for the tokens of now, with their log sizes."""
@@ -107,8 +107,8 @@ class Attend:
         return self.state.log_size(x)
 
     def rope(self) -> Tensor | None:
-        """The rotary table that the block was given, sines beside cosines."""
-        table = self.given.get("rope")
+        """The argument `rope` of the block, sines beside cosines, for the tokens of now."""
+        table = self.arguments.get("rope")
         if table is None:
             return None
         half = torch.arange(table.shape[-1], device=table.device) >= table.shape[-1] // 2

@@ -92,12 +92,12 @@ class TorchAttend(OwnAttend):
     def __init__(
         self,
         state: TokenState,
-        given: Mapping[str, Any],
+        arguments: Mapping[str, Any],
         proportional: bool,
         cue: str | None,
         watch: Callable[[Tensor, Tensor, Tensor], None],
     ) -> None:
-        super().__init__(state, given, proportional, cue)
+        super().__init__(state, arguments, proportional, cue)
         self.watch = watch
 
     def attend(

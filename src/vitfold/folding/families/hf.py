@@ -124,8 +124,8 @@ class HFFamily(Family):
         return bool(hosts)
 
     def preprocessing(self) -> dict[str, Any]:
-        told = processor.of(self.config)
-        return processor.translated(told) if told else {}
+        options = processor.of(self.config)
+        return processor.translated(options) if options else {}
 
     # A call
 

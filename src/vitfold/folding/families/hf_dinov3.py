@@ -36,7 +36,7 @@ class HFDinov3(HFDinov2):
 
 
 def _positions(attend: Attend) -> dict[str, Any]:
-    tables = attend.given.get("position_embeddings")
+    tables = attend.arguments.get("position_embeddings")
     if tables is None:
         return {}
     cosine, sine = tables
