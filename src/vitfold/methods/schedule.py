@@ -1,4 +1,4 @@
-"""How many tokens every block is asked to remove."""
+"""Schedules: how many tokens every block is to remove."""
 
 import itertools
 import math
