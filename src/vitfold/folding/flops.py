@@ -58,8 +58,9 @@ class _NoModules(ModuleTracker):
 
 
 def dry_count(model: nn.Module, inputs: Mapping[str, Tensor | None]) -> int:
-    """The same of a call from shapes alone: nothing is computed, unless the model looks at its
-    inputs. A twin does it, because what is computed on the way may be kept for later calls."""
+    """The floating point operations of a call, from shapes alone: nothing is computed, unless the
+    model looks at its inputs. A copy runs, because what is computed on the way may be kept for
+    later calls."""
     blank = {name: _blank(name, value) for name, value in inputs.items()}
     try:
         twin = _without_values(model)

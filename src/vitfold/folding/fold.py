@@ -71,12 +71,14 @@ def fold(model: ModelT, method: Base | str, /, **options: Any) -> ModelT:
 
 
 def fold_to_learn(model: ModelT, method: Base) -> ModelT:
-    """The same, by somebody who finds or trains what the method learns."""
+    """Fold for a caller that finds or trains what the method learns: no hint that this is
+    missing."""
     return _replace(model, method, _schedule)
 
 
 def _to_be_learned(method: Base) -> str | None:
-    """What makes the share true that a method is asked for, where shapes alone do not."""
+    """What to run before the method costs its share of the FLOPs; None where shapes alone decide
+    that."""
     share = getattr(method, "flops", None)
     if share is None or isinstance(method, Method):
         return None
@@ -132,7 +134,7 @@ def unfold(model: ModelT) -> ModelT:
 
 
 def _entries(family: Family) -> list[tuple[nn.Module, str]]:
-    """What lies over methods of their classes while a trunk is folded."""
+    """The methods of the trunk and its blocks that a fold overrides: module and name."""
     trunk = [(family.trunk, entry) for entry in family.methods]
     return trunk + [(block, "forward") for block in family.blocks]
 
@@ -182,7 +184,7 @@ SHOWN = ("extra_repr", "__prepare_scriptable__")
 
 
 def _line(trunk: nn.Module) -> str:
-    """What a trunk prints of itself: also how it is folded."""
+    """What printing a trunk shows: also how it is folded."""
     own = type(trunk).extra_repr(trunk)
     return "\n".join(part for part in (own, f"(vitfold): {folded(trunk)}") if part)
 
@@ -209,7 +211,7 @@ def _put_on(record: Fold) -> None:
 
 
 def _learned(family: Family, method: Base) -> Learned | None:
-    """What a method learns on a trunk, where its weights are."""
+    """The module that a method learns on a trunk, on the device of its weights."""
     weight = next(family.trunk.parameters())
     with torch.inference_mode(False):  # it is to be trained later
         learned = method.learn(family.depth, family.width)
@@ -243,7 +245,7 @@ def _schedule(record: Fold) -> tuple[int, ...]:
 
 
 def _fitting(record: Fold, schedule: tuple[int, ...]) -> tuple[int, ...]:
-    """Numbers that were resolved before, if they are those of the method on such a model."""
+    """A schedule that was resolved before, refused unless the method gives it on this model."""
     method, first, layout = record.method, _first(record), record.family.layout()
     method.check(layout)
     depth, patches = layout.depth, layout.patches

@@ -13,10 +13,10 @@ from vitfold.tokens.state import TokenState
 
 
 class Attentions(Protocol):
-    """What is known of the attention modules of a block; a family says it."""
+    """What a family knows of the attention modules of its blocks."""
 
     def attentions(self, block: Any) -> Sequence[nn.Module]:
-        """The modules of a block that attend."""
+        """The attention modules of a block."""
 
     def capture(
         self, attention: Any, cue: str, show: Callable[[Tensor], None]
@@ -24,7 +24,7 @@ class Attentions(Protocol):
         """Overrides that hand out the queries, keys or values that a module computes."""
 
     def overrides(self, attention: Any, attend: "Attend", x: Tensor) -> Mapping[str, Any]:
-        """Overrides of what a module makes for the original tokens by itself."""
+        """Overrides of what a module computes by itself for the original tokens, such as a bias."""
 
     def fused(self, attention: Any) -> Mapping[str, Any]:
         """Overrides with which a module calls `scaled_dot_product_attention`."""
@@ -33,17 +33,17 @@ class Attentions(Protocol):
 class Attend:
     """How one block attends in one call: what it was called with, and what it captured.
 
-    state: of the tokens that it attends over.
+    state: the state of the tokens that it attends over.
     arguments: those that the block was called with, besides its tokens.
     proportional: whether a token of size s counts s times.
-    cue: what its attention modules are to show; those of `k`, `q`, `v` and `x_attn` end up in
+    cue: what its attention modules are to capture; `k`, `q`, `v` and `x_attn` end up in
         `shown`, one for each attention module of the block.
     received: `[B, n]` the attention that tokens received, a mean over heads and queries, once it is
         computed; None where no step asks for it.
     """
 
     family: Attentions
-    """What is known of its attention modules."""
+    """The family of the block, which describes its attention modules."""
 
     def __init__(
         self, state: TokenState, arguments: Mapping[str, Any], proportional: bool, cue: str | None
@@ -88,14 +88,14 @@ class Attend:
         return self.join(self.arguments.get(mask), x)
 
     def biased(self, mask: str = "attn_mask") -> bool:
-        """Whether tokens of now need a bias besides one that the model makes itself."""
+        """Whether current tokens need a bias besides one that the model makes itself."""
         if self.state.origin is None:
             return False
         sized = self.proportional and self.state.size is not None
         return sized or self.arguments.get(mask) is not None
 
     def join(self, bias: Tensor | None, x: Tensor) -> Tensor | None:
-        """A bias over the original tokens, for the tokens of now, with their log sizes."""
+        """A bias over the original tokens, for the current ones, with their log sizes."""
         bias = self.state.mask(bias, x.dtype)
         size = self.sizes(x) if self.proportional else None
         if bias is None or size is None:
@@ -103,11 +103,11 @@ class Attend:
         return bias + size
 
     def sizes(self, x: Tensor) -> Tensor | None:
-        """`[B, 1, 1, n]`: log sizes, once they differ."""
+        """`[B, 1, 1, n]`: log sizes; None while all are one."""
         return self.state.log_size(x)
 
     def rope(self) -> Tensor | None:
-        """The argument `rope` of the block, sines beside cosines, for the tokens of now."""
+        """The argument `rope` of the block, sines beside cosines, for the current tokens."""
         table = self.arguments.get("rope")
         if table is None:
             return None
@@ -115,12 +115,13 @@ class Attend:
         return self.positions(table, half)
 
     def positions(self, table: Tensor, still: Tensor) -> Tensor:
-        """A table over original patches, for the tokens of now. `still` is the row that would turn
+        """A table over original patches, for the current tokens. `still` is the row that would turn
         nothing."""
         return self.state.positions(table, still)
 
     def _overrides(self, attention: Any, x: Tensor) -> dict[str, Any]:
-        """Overrides of a bias that the module itself makes for the original tokens."""
+        """Overrides of what the module computes by itself for the original tokens, once some have
+        left."""
         if self.state.origin is None:
             return {}
         return dict(self.family.overrides(attention, self, x))

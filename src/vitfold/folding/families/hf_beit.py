@@ -14,7 +14,7 @@ BEIT = "beit.modeling_beit."
 
 @register_family
 class HFBeit(HFFamily):
-    """BEiT, with positions of its own in every layer, or of all of them."""
+    """transformers' BEiT, with a relative position bias in every layer, or one for all."""
 
     models: ClassVar = {
         BEIT + "BeitModel": (
