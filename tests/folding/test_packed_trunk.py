@@ -66,7 +66,7 @@ class Block(nn.Module):
 
 
 def attend(block: Any, x: Tensor, attend: Any) -> Tensor:
-    rope = attend.positions(attend.given["rope"], torch.zeros(()))
+    rope = attend.positions(attend.arguments["rope"], torch.zeros(()))
     out: Tensor = attend(block.attn, block.norm1(x), rope=rope, bias=attend.join(None, x))
     return x + out
 

@@ -74,8 +74,8 @@ def _import(name: str) -> None:
                 f"--import {name}: there is no module of that name, neither installed nor in the "
                 "working directory"
             ) from error
-        told = f"{type(error).__name__}: {one_line(error)}"
-        raise MethodError(f"--import {name}: {told}") from error
+        message = f"{type(error).__name__}: {one_line(error)}"
+        raise MethodError(f"--import {name}: {message}") from error
 
 
 IMPORT = inspect.Parameter(

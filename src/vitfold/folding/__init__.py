@@ -1,1 +1,1 @@
-"""A method on a model: put on, run, taken off without a trace."""
+"""Folding: put a method on a model, run it, and take it off without a trace."""

@@ -1,4 +1,4 @@
-"""One call of a folded model: what its trunk's methods, and its blocks, do instead."""
+"""One call of a folded model: what takes the place of its trunk's and its blocks' forwards."""
 
 import contextlib
 import contextvars
@@ -35,10 +35,10 @@ _masked: contextvars.ContextVar[bool] = contextvars.ContextVar("masked", default
 
 @dataclass(eq=False)
 class Fold:
-    """What lies on a trunk while it is folded.
+    """How a trunk is folded.
 
     family: what describes the trunk.
-    schedule: how many tokens each block is asked to remove.
+    schedule: how many tokens each block is to remove.
     learned: what the method learns, where it does; a module of the trunk.
     running: one entry for every call under way.
     """
@@ -64,14 +64,14 @@ class Fold:
 
 
 def folds(model: nn.Module) -> list[Fold]:
-    """What lies on the trunks of `model`."""
+    """The folds that lie on the trunks of `model`."""
     if not isinstance(model, nn.Module):
         raise UnsupportedModel(f"{type(model).__name__} is not a torch.nn.Module: give a model")
     return [module.__dict__[MARK] for module in model.modules() if MARK in module.__dict__]
 
 
 def fold_of(model: nn.Module) -> Fold:
-    """What lies on the trunk of `model`, or an error that says that nothing does."""
+    """The fold on the trunk of `model`, or an error that says that it is not folded."""
     records = folds(model)
     if not records:
         raise FoldError(f"{type(model).__name__} is not folded: call vitfold.fold on it first")
@@ -126,10 +126,10 @@ def pass_block(
         if not torch.compiler.is_compiling():
             warnings.warn(_outside(block), stacklevel=2)
         return type(block).forward(block, x, *args, **kwargs)
-    given = by_name(kind.arguments, args, kwargs)
+    arguments = by_name(kind.arguments, args, kwargs)
     if kind.axis == 0:
-        return kind.turned(run.block(index, block, kind, kind.turned(x), given))
-    return checkpointed(block, lambda tokens: run.block(index, block, kind, tokens, given), x)
+        return kind.turned(run.block(index, block, kind, kind.turned(x), arguments))
+    return checkpointed(block, lambda tokens: run.block(index, block, kind, tokens, arguments), x)
 
 
 def _outside(block: nn.Module) -> str:
@@ -141,19 +141,19 @@ def start(fold: Fold, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Run:
     """A new run for a call with these arguments."""
     _check_graph(fold)
     family = fold.family
-    given = by_name(family.arguments, args, kwargs)
+    arguments = by_name(family.arguments, args, kwargs)
     run = Run(
         fold.method,
         fold.schedule,
-        family.layout_of(family.grid(given)),
+        family.layout_of(family.grid(arguments)),
         family.blocks,
         fold.learned,
         fold.form,
         soft=family.trunk.training,
     )
-    run.valid = _valid(family.padding(given), family.prefix)
+    run.valid = _valid(family.padding(arguments), family.prefix)
     if not torch.compiler.is_compiling() and (runs := _watched.get()) is not None:
-        run.arguments = given
+        run.arguments = arguments
         runs.append(run)
     return run
 
@@ -193,8 +193,8 @@ def _refuse_one_graph(why: str) -> None:
 
 
 def _valid(padding: Tensor | None, prefix: int) -> Tensor | None:
-    """`[B, tokens]`: what is not padding; None where nothing is, as far as one may look. Where
-    there are shapes alone, nothing is."""
+    """`[B, tokens]` False for padding; None where nothing is padded, or where tensors are shapes
+    alone."""
     if padding is None or padding.is_meta:
         return None
     if not torch.compiler.is_compiling() and bool(padding.all()):
@@ -214,8 +214,8 @@ def masked(on: bool = True) -> Iterator[None]:
 
 
 def follow(model: nn.Module, inputs: Inputs) -> Run:
-    """What becomes of the tokens of a folded model in one call; in one of its trunk alone, where
-    the model reads text too and there is none."""
+    """The run of a folded model on these inputs; of its trunk alone, where the model reads text too
+    and they have none."""
     trunk = fold_of(model).family.trunk
     check(inputs)
     with watch() as runs, torch.no_grad():
@@ -229,10 +229,10 @@ def follow(model: nn.Module, inputs: Inputs) -> Run:
 
 
 def trunk_inputs(model: nn.Module, inputs: Inputs) -> dict[str, Any]:
-    """What of these inputs reaches the trunk of a folded model, by name: what is around it may
-    prepare images first."""
-    given = follow(model, inputs).arguments
-    return {name: given[name] for name in fold_of(model).family.arguments if name in given}
+    """The arguments with which a folded model calls its trunk on these inputs, by name: what is
+    around the trunk may prepare images first."""
+    arguments = follow(model, inputs).arguments
+    return {name: arguments[name] for name in fold_of(model).family.arguments if name in arguments}
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""What other libraries say of mistakes, in words of ours."""
+"""Errors of other libraries about wrong images, as errors that say what to do."""
 
 import contextlib
 from collections.abc import Iterator
@@ -12,15 +12,15 @@ from vitfold.folding.families.base import Family
 from vitfold.folding.families.registry import REGISTRY
 from vitfold.folding.inputs import images_in
 
-Given = tuple[Any, ...]
+Arguments = tuple[Any, ...]
 """The arguments of a call."""
 
 LIBRARIES = frozenset({"vitfold", "torch", "contextlib", "functools", "einops", "torchvision"})
-"""Packages whose errors are put in other words, besides those that trunks come from."""
+"""Packages whose errors are explained, besides those that trunks come from."""
 
 
 @contextlib.contextmanager
-def explained(family: Family, given: Given) -> Iterator[None]:
+def explained(family: Family, arguments: Arguments) -> Iterator[None]:
     """What other libraries say of images that a model does not take, or of blocks that were not
     run, as an error of ours. What code of the user says, as a hook's, comes through as it is."""
     try:
@@ -28,8 +28,8 @@ def explained(family: Family, given: Given) -> Iterator[None]:
     except EXPLAINED as error:
         ours = _not_handed_on(error, family)
         if ours is None and _of_libraries(error.__traceback__):
-            told = (explain(error, family, given) for explain in EXPLANATIONS)
-            ours = next((words for words in told if words is not None), None)
+            explanations = (explain(error, family, arguments) for explain in EXPLANATIONS)
+            ours = next((e for e in explanations if e is not None), None)
         if ours is None:
             raise
         raise ours from error
@@ -55,8 +55,8 @@ def _not_handed_on(error: Exception, family: Family) -> VitfoldError | None:
     )
 
 
-def _in_a_list(error: Exception, _: Family, given: Given) -> VitfoldError | None:
-    images = given[0] if given else None
+def _in_a_list(error: Exception, _: Family, arguments: Arguments) -> VitfoldError | None:
+    images = arguments[0] if arguments else None
     if not isinstance(error, AttributeError) or not isinstance(images, list | tuple):
         return None
     return ShapeError(
@@ -65,8 +65,8 @@ def _in_a_list(error: Exception, _: Family, given: Given) -> VitfoldError | None
     )
 
 
-def _without_a_batch(error: Exception, family: Family, given: Given) -> VitfoldError | None:
-    image = next((part for part in given if isinstance(part, Tensor)), None)
+def _without_a_batch(error: Exception, family: Family, arguments: Arguments) -> VitfoldError | None:
+    image = next((part for part in arguments if isinstance(part, Tensor)), None)
     if isinstance(error, VitfoldError) or not isinstance(error, OF_SHAPES) or image is None:
         return None
     if image.dim() != 3 or image.shape[0] != family.size[0] or _takes_patches(family):
@@ -81,15 +81,17 @@ def _takes_patches(family: Family) -> bool:
     return images_in(family.example()).dim() == 3
 
 
-def _of_another_size(error: Exception, family: Family, given: Given) -> VitfoldError | None:
-    images = next((part for part in given if isinstance(part, Tensor) and part.dim() == 4), None)
+def _of_another_size(error: Exception, family: Family, arguments: Arguments) -> VitfoldError | None:
+    images = next(
+        (part for part in arguments if isinstance(part, Tensor) and part.dim() == 4), None
+    )
     if isinstance(error, VitfoldError) or not isinstance(error, OF_SHAPES) or images is None:
         return None
     if isinstance(error, RuntimeError) and images.shape[1:2] == family.size[:1]:
         return None
-    shape, wanted = ("x".join(map(str, size)) for size in (images.shape[1:], family.size))
+    shape, expected = ("x".join(map(str, size)) for size in (images.shape[1:], family.size))
     other = tuple(images.shape[1:]) != family.size
-    takes = f"takes {wanted}: resize them, or create" if other else "does not take them: create"
+    takes = f"takes {expected}: resize them, or create" if other else "does not take them: create"
     return ShapeError(
         f"images of {shape} do not fit {type(family.trunk).__name__}, which {takes} the model for "
         f"them ({one_line(error)})"

@@ -40,24 +40,24 @@ class Fit(Generic[T]):
         self.costs: dict[T, float] = {}
 
     def excess(self, candidate: T) -> float:
-        """By how much a candidate costs more than the share; worked out once."""
+        """By how much a candidate costs more than the share; computed once for each."""
         if candidate not in self.costs:
             self.costs[candidate] = self._cost(candidate)
         return self.costs[candidate] - self.share
 
     @property
     def best(self) -> T:
-        """The candidate that comes nearest."""
+        """The candidate whose cost is nearest to the share."""
         return min(self.costs, key=lambda candidate: abs(self.excess(candidate)))
 
     @property
     def nearest(self) -> float:
-        """The share that it costs."""
+        """The share that the best candidate costs."""
         return self.costs[self.best]
 
     @property
     def miss(self) -> float:
-        """How far that is from the share."""
+        """How far the best candidate is from the share."""
         return abs(self.nearest - self.share)
 
     def along(
@@ -99,7 +99,7 @@ def _further(low: Point, top: float, most: float) -> float:
 
 
 def _between(low: Point, high: Point, halve: bool) -> float:
-    """Where a line through both meets the share, well within the two."""
+    """Where a line through both points meets the share, well within the two."""
     span = low[1] - high[1]
     weight = 0.5 if halve or span <= 0 else low[1] / span
     return low[0] + (high[0] - low[0]) * min(max(weight, 0.02), 0.98)

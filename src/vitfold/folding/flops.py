@@ -58,8 +58,9 @@ class _NoModules(ModuleTracker):
 
 
 def dry_count(model: nn.Module, inputs: Mapping[str, Tensor | None]) -> int:
-    """The same of a call from shapes alone: nothing is computed, unless the model looks at its
-    inputs. A twin does it, because what is computed on the way may be kept for later calls."""
+    """The floating point operations of a call, from shapes alone: nothing is computed, unless the
+    model looks at its inputs. A copy runs, because what is computed on the way may be kept for
+    later calls."""
     blank = {name: _blank(name, value) for name, value in inputs.items()}
     try:
         twin = _without_values(model)
@@ -90,10 +91,10 @@ def _without_values(model: nn.Module) -> nn.Module:
 def cost(family: Family, **inputs: Tensor) -> int:
     """The floating point operations of a call of a trunk in evaluation, on these inputs or on such
     as it is made for: done where they are few, from shapes alone where they are many."""
-    trunk, given = family.trunk, inputs or family.example()
+    trunk, arguments = family.trunk, inputs or family.example()
     check_counted(trunk)
     weights = list(trunk.parameters())
     about = 2 * sum(weight.numel() for weight in weights) * family.layout().tokens
     quick = about < FEW and weights[0].dtype == torch.float32 and not weights[0].is_meta
     with evaluating(trunk):
-        return count(lambda: trunk(**given)) if quick else dry_count(trunk, given)
+        return count(lambda: trunk(**arguments)) if quick else dry_count(trunk, arguments)

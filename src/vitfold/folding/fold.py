@@ -71,12 +71,14 @@ def fold(model: ModelT, method: Base | str, /, **options: Any) -> ModelT:
 
 
 def fold_to_learn(model: ModelT, method: Base) -> ModelT:
-    """The same, by somebody who finds or trains what the method learns."""
+    """Fold for a caller that finds or trains what the method learns: no hint that this is
+    missing."""
     return _replace(model, method, _schedule)
 
 
 def _to_be_learned(method: Base) -> str | None:
-    """What makes the share true that a method is asked for, where shapes alone do not."""
+    """What to run before the method costs its share of the FLOPs; None where shapes alone decide
+    that."""
     share = getattr(method, "flops", None)
     if share is None or isinstance(method, Method):
         return None
@@ -132,7 +134,7 @@ def unfold(model: ModelT) -> ModelT:
 
 
 def _entries(family: Family) -> list[tuple[nn.Module, str]]:
-    """What lies over methods of their classes while a trunk is folded."""
+    """The methods of the trunk and its blocks that a fold overrides: module and name."""
     trunk = [(family.trunk, entry) for entry in family.methods]
     return trunk + [(block, "forward") for block in family.blocks]
 
@@ -182,7 +184,7 @@ SHOWN = ("extra_repr", "__prepare_scriptable__")
 
 
 def _line(trunk: nn.Module) -> str:
-    """What a trunk prints of itself: also how it is folded."""
+    """What printing a trunk shows: also how it is folded."""
     own = type(trunk).extra_repr(trunk)
     return "\n".join(part for part in (own, f"(vitfold): {folded(trunk)}") if part)
 
@@ -209,7 +211,7 @@ def _put_on(record: Fold) -> None:
 
 
 def _learned(family: Family, method: Base) -> Learned | None:
-    """What a method learns on a trunk, where its weights are."""
+    """The module that a method learns on a trunk, on the device of its weights."""
     weight = next(family.trunk.parameters())
     with torch.inference_mode(False):  # it is to be trained later
         learned = method.learn(family.depth, family.width)
@@ -228,14 +230,14 @@ def _schedule(record: Fold) -> tuple[int, ...]:
     if not isinstance(method, Method):
         return (0,) * family.depth
     if method.r is not None:
-        asked, able = _numbers(method, layout, first)
-        if asked != able:
+        numbers, possible = _numbers(method, layout, first)
+        if numbers != possible:
             warnings.warn(
-                f"r={method.r}: the ramp goes up to {max(asked)}; of {layout.patches} patch tokens "
-                f"at most {max(able)} can leave a block, and no more do",
+                f"r={method.r}: the ramp goes up to {max(numbers)}; of {layout.patches} patch "
+                f"tokens at most {max(possible)} can leave a block, and no more do",
                 stacklevel=4,
             )
-        return able
+        return possible
     share = 1.0 if method.flops is None else method.flops
     return fit_schedule(
         share, lambda schedule: _cost(record, schedule), layout, first, method.spread
@@ -243,7 +245,7 @@ def _schedule(record: Fold) -> tuple[int, ...]:
 
 
 def _fitting(record: Fold, schedule: tuple[int, ...]) -> tuple[int, ...]:
-    """Numbers that were resolved before, if they are those of the method on such a model."""
+    """A schedule that was resolved before, refused unless the method gives it on this model."""
     method, first, layout = record.method, _first(record), record.family.layout()
     method.check(layout)
     depth, patches = layout.depth, layout.patches
@@ -253,30 +255,30 @@ def _fitting(record: Fold, schedule: tuple[int, ...]) -> tuple[int, ...]:
         if not 0 <= r <= patches:
             raise MethodError(f"schedule[{block}]={r}: expected 0 to {patches}, the patch tokens")
     if isinstance(method, Method) and method.r is not None:
-        asked, able = _numbers(method, layout, first)
-        if schedule not in (asked, able):
-            raise MethodError(f"schedule={list(schedule)}: {method} gives {list(able)}")
+        numbers, possible = _numbers(method, layout, first)
+        if schedule not in (numbers, possible):
+            raise MethodError(f"schedule={list(schedule)}: {method} gives {list(possible)}")
     return schedule
 
 
 def _numbers(method: Method, layout: Layout, first: int) -> tuple[Schedule, Schedule]:
-    """The number of a method for every block: as it is asked for, and as many as can leave."""
+    """`r` for every block: what the method states, and of that what can leave a block."""
     assert method.r is not None  # else they follow from a share
     most = method.most(layout.patches)
-    said = (
+    rates = (
         [method.r]
         if isinstance(method.r, int)
         else method.r[:1]
         if isinstance(method.r, tuple)
         else method.r
     )
-    if said and max(said) > most:
+    if rates and max(rates) > most:
         raise MethodError(
-            f"r={max(said)}: of {layout.patches} patch tokens at most {most} can leave a block: "
+            f"r={max(rates)}: of {layout.patches} patch tokens at most {most} can leave a block: "
             "give fewer"
         )
-    asked = per_block(method.r, layout.depth, first)
-    return asked, tuple(min(r, most) for r in asked)
+    numbers = per_block(method.r, layout.depth, first)
+    return numbers, tuple(min(r, most) for r in numbers)
 
 
 def _first(record: Fold) -> int:

@@ -1,4 +1,4 @@
-"""What a model is called with: images, or what it takes by name."""
+"""What a model is called with: images, or a mapping of inputs by name."""
 
 import inspect
 from collections.abc import Iterable, Iterator, Mapping
@@ -31,10 +31,10 @@ def check(inputs: object) -> None:
 
 
 def images_in(inputs: Inputs) -> Tensor:
-    """The images among them, or else the first tensor."""
+    """The images among these inputs, or else the first tensor."""
     if isinstance(inputs, Tensor):
         return inputs
-    tensors = [name for name, given in inputs.items() if isinstance(given, Tensor)]
+    tensors = [name for name, value in inputs.items() if isinstance(value, Tensor)]
     images: Tensor = inputs[next((name for name in IMAGES if name in tensors), tensors[0])]
     return images
 
@@ -60,6 +60,6 @@ def call(model: nn.Module, inputs: Inputs) -> Any:
 
 
 def lacks_text(model: nn.Module, inputs: Inputs) -> bool:
-    """Whether a model reads text too, and gets none."""
+    """Whether a model reads text too, and these inputs have none."""
     reads = "input_ids" in inspect.signature(model.forward).parameters
     return reads and not (isinstance(inputs, Mapping) and "input_ids" in inputs)

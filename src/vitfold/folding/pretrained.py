@@ -19,7 +19,7 @@ def warn_of_saving(model: nn.Module) -> None:
 
 
 def save_as_before(model: nn.Module) -> None:
-    """Take that off again."""
+    """Take off the warning that `warn_of_saving` put on a model."""
     for module in model.modules():
         if getattr(vars(module).get(ENTRY), "func", None) is _save:
             del module.__dict__[ENTRY]

@@ -27,7 +27,7 @@ Form = Literal["alike", "packed", "masked"]
 
 
 class Run:
-    """One forward pass. Made anew for every call, so calls may overlap.
+    """One forward pass of a folded trunk. Made anew for every call, so calls may overlap.
 
     No dataclass: torch copies those on their way into a block that is sharded, states and all.
 
@@ -172,7 +172,8 @@ class Run:
         arguments: Mapping[str, Any],
         step: Step | None,
     ) -> tuple[Tensor, TokenState]:
-        """Attend, and reduce; what that looks at is gone when the block feeds forward."""
+        """Attention, and the step that reduces tokens after it; what the step looks at is freed
+        before the MLP runs."""
         attend = attention(state, arguments, self.method.proportional, step)
         after = kind.attend(block, x, attend)
         if step is None:
@@ -180,8 +181,8 @@ class Run:
         return step.reduce(after, state, shown(step, x, after, attend, state))
 
     def shows(self, index: int) -> bool:
-        """Whether what leaves a block is dense: when it is asked for, or when somebody looks at
-        that, or at what enters the next block."""
+        """Whether the output of a block is dense: when the caller needs that, or when a hook looks
+        at it or at the input of the next block."""
         if self.shape == "dense" or any(map(watches, self.blocks[index]._forward_hooks.values())):
             return True
         if index == self.depth - 1:
@@ -197,7 +198,8 @@ def watches(hook: object) -> bool:
 
 
 def aligned(x: Tensor, state: TokenState, index: int) -> tuple[Tensor, TokenState]:
-    """The tokens of now, from those or from dense ones, and the state that a block starts from."""
+    """The current tokens, from current or from dense ones, and the state that a block starts
+    from."""
     if not state.holds(x) and x.shape[1] != state.dense_length:
         raise FoldError(
             f"block {index} was given {x.shape[1]} tokens, expected {state.length} or, dense, "
@@ -207,8 +209,8 @@ def aligned(x: Tensor, state: TokenState, index: int) -> tuple[Tensor, TokenStat
 
 
 def shown(step: Step, before: Tensor, x: Tensor, attend: Attend, state: TokenState) -> Shown:
-    """What the attention of a block has shown, for its step. Decisions have no gradient, except
-    behind a mask."""
+    """What the attention of a block hands to its step. Decisions have no gradient, except behind a
+    mask."""
     cue, received = metric(step, before, x, attend, state), attend.received
     if not state.masks:
         cue = cue.detach()
@@ -217,7 +219,7 @@ def shown(step: Step, before: Tensor, x: Tensor, attend: Attend, state: TokenSta
 
 
 def metric(step: Step, before: Tensor, x: Tensor, attend: Attend, state: TokenState) -> Tensor:
-    """`[B, n, d]`: the cue of a step."""
+    """`[B, n, d]`: the cue that a step compares tokens by."""
     if step.cue == "x":
         return x
     if step.cue == "x_pre" or step.cue is None:

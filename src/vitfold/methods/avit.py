@@ -95,7 +95,7 @@ class Halting(Learned):
                 value.clamp_(-FAR, FAR)
 
     def scale(self, by: float) -> None:
-        """The odds of halting, steeply."""
+        """Shift the bias, so that the odds of halting change steeply with `by`."""
         with torch.no_grad():
             self.beta.add_(STEEP * math.log(by) if by > 0 else -2 * FAR)
         self.constrain()
@@ -129,7 +129,7 @@ class Halting(Learned):
 
 @dataclass(frozen=True, eq=False)
 class Halted:
-    """What A-ViT notes on its tokens.
+    """A-ViT's notes on its tokens: scores so far, and what is read out.
 
     total: `[b, n]` the scores that each token has added up.
     out: `[B * prefix, C]` the weighted sum of every prefix token so far.
@@ -145,7 +145,7 @@ class Halted:
 
     @classmethod
     def start(cls, x: Tensor, state: TokenState) -> "Halted":
-        """Nothing has been added up."""
+        """The notes before the first block, in which nothing has been added up."""
         total = torch.zeros(x.shape[:2], dtype=state.dtype, device=x.device)
         out = total.new_zeros(state.batch * state.prefix, x.shape[2])
         return cls(total, out, total.new_zeros(()))

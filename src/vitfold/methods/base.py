@@ -18,7 +18,7 @@ from vitfold.tokens.layout import Layout
 
 @dataclass(frozen=True)
 class Base:
-    """What every method is: a value that says in `plan` what each block does."""
+    """Base of all methods: a value whose `plan` gives the step of each block."""
 
     name: ClassVar[str]
 
@@ -48,7 +48,7 @@ class Base:
             object.__setattr__(self, f.name, plain(getattr(self, f.name)))
 
     def __str__(self) -> str:
-        """What was chosen, and nothing that goes without saying."""
+        """The method's name with the options that differ from their defaults."""
         chosen = [
             f"{f.name}={value!r}"
             for f in dataclasses.fields(self)
@@ -66,20 +66,20 @@ class Base:
         return 0
 
     def check(self, layout: Layout) -> None:
-        """Refuse a model that it cannot reduce."""
+        """Refuse a model that this method cannot reduce."""
 
     def learn(self, depth: int, width: int) -> Learned | None:
-        """What is to be learned for a model of so many blocks and channels; it plans in the
-        method's place."""
+        """The module that a method learns for a model of so many blocks and channels, which then
+        plans in its place; None where it learns nothing."""
         return None
 
     def plan(self, layout: Layout, schedule: tuple[int, ...]) -> Plan:
-        """What every block does when block i is asked to remove `schedule[i]` tokens."""
+        """The step of every block where block i is to remove `schedule[i]` tokens."""
         raise NotImplementedError
 
     def fixed(self, merged: Sequence[int], dropped: Sequence[int]) -> "Base | None":
-        """Of a ragged method: the same with such numbers for every block, alike for all images;
-        None where there is no such thing."""
+        """The method that removes such fixed numbers, alike for all images, as this ragged one does
+        on average; None where there is none."""
         return None
 
     def to_json(self) -> dict[str, Any]:
@@ -89,12 +89,12 @@ class Base:
 
 
 def has_fixed(method: Base) -> bool:
-    """Whether a ragged method says what it is with fixed numbers."""
+    """Whether a ragged method has a counterpart with fixed numbers."""
     return type(method).fixed is not Base.fixed
 
 
 def learns(method: type[Base]) -> bool:
-    """Whether there is something to be trained."""
+    """Whether a method has something to train."""
     return method.learn is not Base.learn
 
 
@@ -125,10 +125,10 @@ class Method(Base):
         if not self.by_share and (self.r is None or self.flops is not None):
             raise MethodError(f"{type(self).__name__} takes r, not flops: give r")
         if (self.r is None) == (self.flops is None):
-            given = "neither" if self.r is None else "both"
+            which = "neither" if self.r is None else "both"
             ramp = " (a ramp goes with flops as inflection)" if isinstance(self.r, tuple) else ""
             raise MethodError(
-                f"{type(self).__name__} takes r or flops, got {given}: give one{ramp}"
+                f"{type(self).__name__} takes r or flops, got {which}: give one{ramp}"
             )
         if self.r is not None:
             check_reduction(self.r)
@@ -142,7 +142,7 @@ class Method(Base):
                 )
 
     def most(self, patches: int) -> int:
-        """How many of them may leave one block."""
+        """How many of so many patches may leave one block."""
         return patches // 2
 
     def spread(self, rate: float, depth: int, first: int) -> tuple[int, ...]:
@@ -240,7 +240,8 @@ def from_json(data: object) -> Base:
 def everywhere(
     layout: Layout, schedule: tuple[int, ...], step: Callable[[int, int], Step]
 ) -> tuple[Step | None, ...]:
-    """What every block does where all do the same: `step(block, removes)`, or nothing."""
+    """A plan in which all blocks do the same: `step(block, removes)`, or nothing where none
+    leave."""
     patches = layout.patches
     steps: list[Step | None] = []
     for block, r in enumerate(schedule):

@@ -1,4 +1,4 @@
-"""Options that make no sense, refused by their names."""
+"""Checks of the options of methods; errors name the option."""
 
 from collections.abc import Sequence
 
@@ -25,7 +25,7 @@ def check_choice(name: str, value: object, known: Sequence[str]) -> None:
 
 
 def whole_numbers(name: str, values: object) -> tuple[int, ...] | None:
-    """A list of ints from zero up as a tuple, which nobody changes later; or nothing."""
+    """A list of ints from zero up as a tuple, which nobody changes later; None stays None."""
     if values is None:
         return None
     if not isinstance(values, list | tuple | range):
@@ -36,7 +36,7 @@ def whole_numbers(name: str, values: object) -> tuple[int, ...] | None:
 
 
 def rising(name: str, values: object) -> tuple[int, ...] | None:
-    """The same, of numbers of which each is more than the one before, and of one at least."""
+    """A list of at least one int, each above the one before, as a tuple; None stays None."""
     numbers = whole_numbers(name, values)
     if numbers is not None and (not numbers or sorted(set(numbers)) != list(numbers)):
         raise MethodError(f"{name}={list(numbers)}: expected rising numbers")
@@ -69,8 +69,8 @@ def check_whole(name: str, value: object, least: int) -> None:
 
 
 def plain(value: object) -> object:
-    """The same in Python's own numbers and lists, where it comes from numpy or torch; a list is one
-    that nobody else has."""
+    """The value in Python's own numbers and lists, where it comes from numpy or torch; lists are
+    copied."""
     if isinstance(value, list | tuple):
         return type(value)(map(plain, value))
     return value.tolist() if hasattr(value, "tolist") else value
@@ -95,7 +95,7 @@ def _check_ramp(r: tuple[object, ...]) -> None:
 
 
 def check_inflection(inflection: object) -> None:
-    """Refuse what is no slope of a ramp."""
+    """Refuse what is no slope of a ramp: a number from -1 to 1."""
     check_number("inflection", inflection, -1, 1)
 
 

@@ -61,7 +61,7 @@ class Predictor(nn.Module):
         )
 
     def forward(self, x: Tensor, presence: Tensor) -> Tensor:
-        """presence: `[B, n]`, one for what is there."""
+        """presence: `[B, n]`, one for patches that are there."""
         own, others = self.enter(x).split(self.side, dim=-1)
         here = presence.unsqueeze(-1).to(others.dtype)
         mean = (others * here).sum(1, keepdim=True) / here.sum(1, keepdim=True).clamp(min=1)
@@ -130,8 +130,8 @@ def sampled(logits: Tensor, present: Tensor) -> Tensor:
 
 
 def _shares(run: Pass) -> Sequence[tuple[Tensor, float]]:
-    """For every block that reduces: the share of the patches that is left in each image, and the
-    one that is wanted."""
+    """For every block that reduces: `[B]` the share of patches left in each image, and the target
+    share."""
     first = run.states[0]
     patches = left = first.tokens - first.prefix
     shares = []

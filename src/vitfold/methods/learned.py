@@ -12,7 +12,7 @@ from vitfold.tokens.state import TokenState
 
 
 class Pass(Protocol):
-    """What a pass through the blocks leaves.
+    """What is known after a pass through the blocks.
 
     states: of the tokens before every block, and after the last.
     width: how many channels tokens have.
@@ -39,15 +39,15 @@ class Learned(nn.Module):
         return self
 
     def plan(self, layout: Layout, schedule: tuple[int, ...]) -> Plan:
-        """What every block does when block i is asked to remove `schedule[i]` tokens."""
+        """The step of every block where block i is to remove `schedule[i]` tokens."""
         raise NotImplementedError
 
     def loss(self, run: Pass) -> Tensor:
-        """What training makes small beside the loss on labels."""
+        """The method's own term, which is added to the loss on labels."""
         return torch.zeros(())
 
     def figures(self, run: Pass) -> dict[str, Any]:
-        """What a log tells of a pass: numbers, and lists with one for every block."""
+        """What a log states of a pass: numbers, and lists with one for every block."""
         return {}
 
     def scale(self, by: float) -> None:

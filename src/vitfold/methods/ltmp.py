@@ -80,7 +80,7 @@ class LTMP(Base):
 
     @property
     def acts(self) -> list[str]:
-        """What is done, in its order."""
+        """What a block does, `merge` and `prune`, in its order."""
         order = ("merge", "prune") if self.order == "merge_first" else ("prune", "merge")
         return [act for act in order if getattr(self, act)]
 
@@ -163,7 +163,7 @@ class Thresholds(Learned):
         return act in self.method.acts and (self.training or self.level(act, block) != IDLE[act])
 
     def of(self, act: str) -> Tensor:
-        """The thresholds of all blocks for merging or pruning."""
+        """The thresholds of all blocks for merging or for pruning."""
         values: Tensor = getattr(self, act)
         return values
 

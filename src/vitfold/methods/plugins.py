@@ -22,8 +22,8 @@ def load_plugins(group: str) -> tuple[str, ...]:
             entry.load()
         # A package of others may raise anything when it is imported.
         except Exception as error:
-            told = f"{type(error).__name__}: {one_line(error)}"
-            warnings.warn(f"the plugin {entry.name} = {entry.value}: {told}", stacklevel=2)
+            message = f"{type(error).__name__}: {one_line(error)}"
+            warnings.warn(f"the plugin {entry.name} = {entry.value}: {message}", stacklevel=2)
         else:
             loaded.append(entry.name)
     return tuple(loaded)

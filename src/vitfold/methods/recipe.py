@@ -1,4 +1,4 @@
-"""What a method needs of a training, said by the method itself."""
+"""MethodRecipe: how a method wants to be trained, stated by the method itself."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field

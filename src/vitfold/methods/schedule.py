@@ -1,4 +1,4 @@
-"""How many tokens every block is asked to remove."""
+"""Schedules: how many tokens every block is to remove."""
 
 import itertools
 import math
@@ -48,8 +48,8 @@ def along(rate: float, inflection: float, depth: int, first: int) -> tuple[int, 
 def whole(means: Iterable[float]) -> list[int]:
     """Whole numbers whose sums up to every block are the nearest to those of the means."""
     numbers: list[int] = []
-    asked = 0.0
+    total = 0.0
     for mean in means:
-        asked += mean
-        numbers.append(round(asked) - sum(numbers))
+        total += mean
+        numbers.append(round(total) - sum(numbers))
     return numbers

@@ -1,4 +1,4 @@
-"""What methods share that reduce in some blocks alone."""
+"""Base of the methods that reduce in a few blocks only."""
 
 from dataclasses import dataclass
 

@@ -1,4 +1,4 @@
-"""What one block does to its tokens by a plan."""
+"""Step: what one block does to its tokens, as a method plans it."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ Watch = Callable[[Tensor, Tensor, Tensor], None]
 
 @dataclass(frozen=True, eq=False)
 class Shown:
-    """What the attention of a block has shown, once it is through.
+    """What the attention of a block hands to its step.
 
     cue: `[B, n, d]` what tokens are compared by.
     received: `[B, n]` the attention that each token received, a mean over heads and queries; None

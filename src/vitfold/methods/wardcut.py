@@ -57,7 +57,7 @@ class WardCut(Base):
 
 
 class Heights(Learned):
-    """What calibration finds.
+    """What calibration of WardCut sets: the height of every block.
 
     height: `[depth]` what is nearer than this merges.
     """

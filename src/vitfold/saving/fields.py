@@ -91,11 +91,11 @@ def join(path: str, key: str) -> str:
 
 def record(path: str, value: object, keys: Collection[str]) -> dict[str, Any]:
     """An object with exactly these keys."""
-    given = options(path, value, dict.fromkeys(keys, anything))
+    entries = options(path, value, dict.fromkeys(keys, anything))
     for key in keys:
-        if key not in given:
+        if key not in entries:
             raise PlanError(f"{FILE}: {join(path, key)} is missing")
-    return given
+    return entries
 
 
 def options(path: str, value: object, checks: Mapping[str, Check]) -> dict[str, Any]:

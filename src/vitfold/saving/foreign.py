@@ -49,8 +49,8 @@ def from_transformers(checkpoint: str, pretrained: bool, kwargs: dict[str, Any])
         model: Any = cls.from_pretrained(checkpoint, use_safetensors=True, **kwargs)
     else:
         model = cls(cls.config_class.from_pretrained(checkpoint, **kwargs))
-    said = processor.read(checkpoint)
-    processor.put(model.config, said)
+    images = processor.read(checkpoint)
+    processor.put(model.config, images)
     if pretrained and processor.of(model.config) is None:
         warnings.warn(
             f"{checkpoint} has no {processor.FILE}: images are prepared as timm does by default",
@@ -66,8 +66,8 @@ def _class(config: Any) -> str:
     for name in names:
         if name in hf.CLASSES:
             return str(name)
-    given = names[0] or config.model_type
-    raise UnsupportedModel(f"{given} is no image model that can be folded: see vitfold.families()")
+    name = names[0] or config.model_type
+    raise UnsupportedModel(f"{name} is no image model that can be folded: see vitfold.families()")
 
 
 def _config(directory: Path) -> dict[str, Any]:
@@ -115,12 +115,12 @@ def _origin(directory: Path) -> Origin:
     """What makes the model of a directory that names its source and arguments."""
     try:
         config = fields.parse((directory / CONFIG).read_bytes())
-        made = fields.record("", config, Origin._fields)
-        fields.choice("source", made["source"], (upgrade.EMBEDDED, *sources.ELSEWHERE))
-        if made["source"] == upgrade.EMBEDDED:
-            made |= {"source": packaged.NAME}
-        sources.source(made["source"]).check(made["name"], made["arguments"])
+        origin = fields.record("", config, Origin._fields)
+        fields.choice("source", origin["source"], (upgrade.EMBEDDED, *sources.ELSEWHERE))
+        if origin["source"] == upgrade.EMBEDDED:
+            origin |= {"source": packaged.NAME}
+        sources.source(origin["source"]).check(origin["name"], origin["arguments"])
     except PlanError as error:  # the fields of a plan are called so
-        told = str(error).replace(fields.FILE, CONFIG, 1).replace("model.", "", 1)
-        raise PlanError(told) from error
-    return Origin(**made)
+        message = str(error).replace(fields.FILE, CONFIG, 1).replace("model.", "", 1)
+        raise PlanError(message) from error
+    return Origin(**origin)

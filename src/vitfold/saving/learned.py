@@ -31,10 +31,10 @@ def check(tensors: Tensors, plan: Plan) -> None:
     with torch.device("meta"):  # what a plan claims may be larger than any memory
         module = _module(plan)
     file = plan.weights.file if plan.weights else "weights"
-    wanted = {} if module is None else module.state_dict(prefix=PREFIX)
+    reference = {} if module is None else module.state_dict(prefix=PREFIX)
     precise = any(tensor.dtype == torch.float64 for tensor in tensors.values())
     dtype = torch.float64 if precise else torch.float32
-    weights.check(tensors, {name: t.to(dtype) for name, t in wanted.items()}, file)
+    weights.check(tensors, {name: t.to(dtype) for name, t in reference.items()}, file)
     module = _module(plan)
     if module is None:
         return

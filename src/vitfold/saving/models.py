@@ -80,13 +80,13 @@ def _load(directory: Path, kwargs: dict[str, Any]) -> nn.Module:
     """The model of a plan; a dense one of timm's may be made with other arguments."""
     if not kwargs:
         return plans.load(directory)
-    made = plans.read_plan(directory)
-    if made.method is not None or made.model.source != "timm":
+    plan = plans.read_plan(directory)
+    if plan.method is not None or plan.model.source != "timm":
         raise PlanError(f"{directory} is a saved plan: leave out {', '.join(kwargs)}")
     plans.load(directory)  # all that is checked there
     _, stored, _ = plans.open_plan(directory)
-    model = timm.adapted(made.model.name, made.model.arguments, stored or {}, kwargs)
-    return model.to(DTYPES[made.model.dtype])
+    model = timm.adapted(plan.model.name, plan.model.arguments, stored or {}, kwargs)
+    return model.to(DTYPES[plan.model.dtype])
 
 
 def _check_size(model: Any, kwargs: Mapping[str, Any]) -> None:

@@ -116,49 +116,49 @@ def decode(data: bytes) -> Plan:
     if len(data) > LIMIT:
         raise PlanError(f"{fields.FILE}: {len(data)} bytes: expected at most {LIMIT}")
     value = upgrade.upgraded(fields.parse(data))
-    given = fields.record("", value, ("schema", *Plan.__dataclass_fields__))
-    model = _model(given["model"])
-    method = _method(given["method"])
+    entries = fields.record("", value, ("schema", *Plan.__dataclass_fields__))
+    model = _model(entries["model"])
+    method = _method(entries["method"])
     if method is not None and model.trunk is None:
         raise fields.refusal("model.trunk", None, "depth, width and prefix of what is folded")
     depth = model.trunk.depth if method is not None and model.trunk is not None else 0
-    schedule = _schedule(given["schedule"], depth)
-    weights = _weights(given["weights"])
+    schedule = _schedule(entries["schedule"], depth)
+    weights = _weights(entries["weights"])
     if weights and weights.backbone and model.fingerprint is None:
         raise fields.refusal("model.fingerprint", None, "64 hex digits of the weights")
-    return Plan(model, method, schedule, weights, _versions(given["versions"]))
+    return Plan(model, method, schedule, weights, _versions(entries["versions"]))
 
 
 def _model(value: object) -> Model:
-    given = fields.record("model", value, Model.__dataclass_fields__)
-    source = fields.choice("model.source", given["source"], (*sources.names(), sources.OTHER))
+    entries = fields.record("model", value, Model.__dataclass_fields__)
+    source = fields.choice("model.source", entries["source"], (*sources.names(), sources.OTHER))
     if source == sources.OTHER:
-        fields.text("model.name", given["name"], r"[\w.]{1,200}", "the name of a class")
-        fields.record("model.arguments", given["arguments"], ())
+        fields.text("model.name", entries["name"], r"[\w.]{1,200}", "the name of a class")
+        fields.record("model.arguments", entries["arguments"], ())
     else:
-        sources.source(source).check(given["name"], given["arguments"])
+        sources.source(source).check(entries["name"], entries["arguments"])
     word = functools.partial(fields.text, pattern=r"[a-z0-9_-]{1,64}", expected="a name, or null")
-    fields.nothing_or(word, "model.dataset", given["dataset"])
-    fields.choice("model.dtype", given["dtype"], DTYPES)
-    for index, dtype in enumerate(fields.items("model.buffers", given["buffers"], 0, LONGEST)):
+    fields.nothing_or(word, "model.dataset", entries["dataset"])
+    fields.choice("model.dtype", entries["dtype"], DTYPES)
+    for index, dtype in enumerate(fields.items("model.buffers", entries["buffers"], 0, LONGEST)):
         fields.choice(f"model.buffers[{index}]", dtype, DTYPES)
     count = functools.partial(fields.integer, least=0, most=MOST)
-    fields.nothing_or(count, "model.values", given["values"])
+    fields.nothing_or(count, "model.values", entries["values"])
     digits = functools.partial(fields.text, pattern="[0-9a-f]{64}", expected="64 hex digits")
-    fields.nothing_or(digits, "model.fingerprint", given["fingerprint"])
-    if given["fingerprint"] is None and source != sources.OTHER:
+    fields.nothing_or(digits, "model.fingerprint", entries["fingerprint"])
+    if entries["fingerprint"] is None and source != sources.OTHER:
         raise fields.refusal("model.fingerprint", None, "64 hex digits")
-    return Model(**given | {"trunk": _trunk(given["trunk"])})
+    return Model(**entries | {"trunk": _trunk(entries["trunk"])})
 
 
 def _trunk(value: object) -> Trunk | None:
     if value is None:
         return None
-    given = fields.record("model.trunk", value, Trunk.__dataclass_fields__)
-    fields.integer("model.trunk.depth", given["depth"], 1, DEEPEST)
-    fields.integer("model.trunk.width", given["width"], 1, WIDEST)
-    fields.integer("model.trunk.prefix", given["prefix"], 0, WIDEST)
-    return Trunk(**given)
+    entries = fields.record("model.trunk", value, Trunk.__dataclass_fields__)
+    fields.integer("model.trunk.depth", entries["depth"], 1, DEEPEST)
+    fields.integer("model.trunk.width", entries["width"], 1, WIDEST)
+    fields.integer("model.trunk.prefix", entries["prefix"], 0, WIDEST)
+    return Trunk(**entries)
 
 
 def _method(value: object) -> Base | None:
@@ -183,13 +183,13 @@ def _schedule(value: object, depth: int) -> tuple[int, ...]:
 def _weights(value: object) -> Weights | None:
     if value is None:
         return None
-    given = fields.record("weights", value, Weights.__dataclass_fields__)
+    entries = fields.record("weights", value, Weights.__dataclass_fields__)
     expected = "a plain file name such as weights.safetensors, beside the plan"
-    fields.text("weights.file", given["file"], _FILE_NAME, expected)
-    fields.switch("weights.backbone", given["backbone"])
+    fields.text("weights.file", entries["file"], _FILE_NAME, expected)
+    fields.switch("weights.backbone", entries["backbone"])
     stored = functools.partial(fields.choice, known=DTYPES)
-    fields.nothing_or(stored, "weights.dtype", given["dtype"])
-    return Weights(**given)
+    fields.nothing_or(stored, "weights.dtype", entries["dtype"])
+    return Weights(**entries)
 
 
 def _versions(value: object) -> dict[str, str]:

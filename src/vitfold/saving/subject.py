@@ -75,10 +75,10 @@ def dataset_of(model: nn.Module) -> str | None:
 
 def _trunk(model: nn.Module) -> Trunk | None:
     try:
-        found = find(model)
+        family = find(model)
     except UnsupportedModel:
         return None
-    return Trunk(found.depth, found.width, found.prefix)
+    return Trunk(family.depth, family.width, family.prefix)
 
 
 def _dtype(tensor: Tensor) -> str:
@@ -127,8 +127,10 @@ def _fit_trunk(wanted: Trunk | None, model: nn.Module) -> None:
             raise PlanError(f"{fields.FILE}: model.trunk={wanted}: this {kind} has {trunk}")
         return
     for field, value in vars(trunk).items():
-        if value != (asked := getattr(wanted, field)):
-            raise PlanError(f"{fields.FILE}: model.trunk.{field}={asked}: this {kind} has {value}")
+        if value != (expected := getattr(wanted, field)):
+            raise PlanError(
+                f"{fields.FILE}: model.trunk.{field}={expected}: this {kind} has {value}"
+            )
 
 
 def _fit_name(wanted: Model, model: nn.Module) -> None:
@@ -189,9 +191,9 @@ def _check_size(blank: nn.Module, plan: Plan) -> None:
         )
 
 
-def _make(made: Model, *, pretrained: bool, blank: bool = False) -> nn.Module:
+def _make(record: Model, *, pretrained: bool, blank: bool = False) -> nn.Module:
     """The model of that name; what goes wrong inside its library is an error of the plan."""
-    origin = Origin(made.source, made.name, made.arguments)
+    origin = Origin(record.source, record.name, record.arguments)
     try:
         return sources.sketch(origin) if blank else sources.build(origin, pretrained=pretrained)
     except (PlanError, MissingExtra):
@@ -200,22 +202,22 @@ def _make(made: Model, *, pretrained: bool, blank: bool = False) -> nn.Module:
     except Exception as error:
         reason = fields.clip(error or type(error).__name__)
         if pretrained:
-            what = f"model.name={made.name!r}: its pretrained weights cannot be had: {REMEDY}"
+            what = f"model.name={record.name!r}: its pretrained weights cannot be had: {REMEDY}"
         else:
-            what = f"model.arguments do not make a {made.name}"
+            what = f"model.arguments do not make a {record.name}"
         raise PlanError(f"{fields.FILE}: {what} ({reason})") from error
 
 
-def cast(model: nn.Module, made: Model, stored: weights.Tensors) -> None:
+def cast(model: nn.Module, record: Model, stored: weights.Tensors) -> None:
     """Give every floating tensor the dtype that it was saved with."""
     tables = _tables(model)
-    if len(tables) != len(made.buffers):
-        count = len(made.buffers)
+    if len(tables) != len(record.buffers):
+        count = len(record.buffers)
         raise PlanError(f"{fields.FILE}: model.buffers has {count} dtypes: expected {len(tables)}")
-    for table, dtype in zip(tables, made.buffers, strict=True):
+    for table, dtype in zip(tables, record.buffers, strict=True):
         table.data = table.data.to(DTYPES[dtype])
     for name, tensor in model.state_dict(keep_vars=True).items():
         if tensor.is_floating_point():
             saved = stored.get(name, tensor)
             kept = name in stored and saved.is_floating_point()
-            tensor.data = tensor.data.to(saved.dtype if kept else DTYPES[made.dtype])
+            tensor.data = tensor.data.to(saved.dtype if kept else DTYPES[record.dtype])

@@ -35,11 +35,11 @@ def _from_first(value: dict[str, Any]) -> dict[str, Any]:
 
 
 def _model(model: dict[str, Any]) -> dict[str, Any]:
-    kept = {key: value for key, value in model.items() if key not in _TRUNK}
+    rest = {key: value for key, value in model.items() if key not in _TRUNK}
     trunk = {key: model[key] for key in _TRUNK if key in model}
     embedded = model.get("source") == EMBEDDED
     source = {"source": PACKAGED} if embedded else {}
-    return kept | source | {
+    return rest | source | {
         "trunk": trunk,
         "dataset": EMBEDDED if embedded else None,
         "values": None,

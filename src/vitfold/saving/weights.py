@@ -87,18 +87,18 @@ def _check_header(path: Path) -> None:
         raise PlanError(f"{path.name}: a header of {size} bytes: expected at most {HEADER}")
 
 
-def check(tensors: Tensors, wanted: Tensors, name: str) -> None:
+def check(tensors: Tensors, reference: Tensors, name: str) -> None:
     """Refuse tensors that are not exactly the ones that are wanted."""
     for key in tensors:
-        if key not in wanted:
+        if key not in reference:
             raise PlanError(f"{name}: {clip(key)} is unknown to the model")
-    for key, tensor in wanted.items():
+    for key, tensor in reference.items():
         if key not in tensors:
             raise PlanError(f"{name}: {clip(key)} is missing: the model has it")
         for trait in ("shape", "dtype"):
-            given, expected = _trait(tensors[key], trait), _trait(tensor, trait)
-            if given != expected:
-                raise PlanError(f"{name}: {clip(key)} has {trait} {given}: expected {expected}")
+            actual, expected = _trait(tensors[key], trait), _trait(tensor, trait)
+            if actual != expected:
+                raise PlanError(f"{name}: {clip(key)} has {trait} {actual}: expected {expected}")
 
 
 def _trait(tensor: Tensor, trait: str) -> str:

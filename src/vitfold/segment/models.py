@@ -29,14 +29,16 @@ def create_segmenter(
             f"{fields.clip(encoder, 100)} cannot be an encoder: give a timm model, or the "
             "directory of one that is not folded"
         )
-    given = {"num_classes": 0, **kwargs}
-    return Segmenter(create_model(encoder, pretrained=pretrained, **given), classes, decoder)
+    arguments = {"num_classes": 0, **kwargs}
+    return Segmenter(create_model(encoder, pretrained=pretrained, **arguments), classes, decoder)
 
 
 def saved_classes(name: str) -> int | None:
     """How many classes the segmenter in a directory has; None where there is none."""
-    made = origin_of(name)
-    return int(made.arguments["classes"]) if made is not None and made.source == NAME else None
+    origin = origin_of(name)
+    return (
+        int(origin.arguments["classes"]) if origin is not None and origin.source == NAME else None
+    )
 
 
 def identify(model: nn.Module) -> str | None:
@@ -50,19 +52,21 @@ def arguments(model: Any) -> dict[str, Any] | None:
     return {"decoder": model.kind, "classes": model.classes, "encoder": encoder}
 
 
-def check(name: object, given: object) -> None:
+def check(name: object, arguments: object) -> None:
     """Refuse what makes no encoder, and decoders that there are not."""
-    values = fields.record("model.arguments", given, ("decoder", "classes", "encoder"))
+    values = fields.record("model.arguments", arguments, ("decoder", "classes", "encoder"))
     fields.choice("model.arguments.decoder", values["decoder"], DECODERS)
     fields.integer("model.arguments.classes", values["classes"], 2, MOST_CLASSES)
     timm.check(name, values["encoder"])
 
 
-def build(name: str, given: dict[str, Any], pretrained: bool) -> nn.Module:
+def build(name: str, arguments: dict[str, Any], pretrained: bool) -> nn.Module:
     """The segmenter; nobody publishes weights of one."""
     if pretrained:
         raise LookupError("a segmenter comes without pretrained weights")
-    return Segmenter(timm.build(name, given["encoder"], False), given["classes"], given["decoder"])
+    return Segmenter(
+        timm.build(name, arguments["encoder"], False), arguments["classes"], arguments["decoder"]
+    )
 
 
 sources.register(NAME, Source(identify, arguments, check, build))

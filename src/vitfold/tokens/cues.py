@@ -1,4 +1,4 @@
-"""What tokens are compared by."""
+"""Cues: the features that tokens are compared by."""
 
 from typing import Literal, get_args
 

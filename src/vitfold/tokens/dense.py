@@ -70,7 +70,7 @@ class Dense(TokenState):
         return whole.unfold(x, None if whole.fate == "merged" else self._mean(x))
 
     def _mean(self, x: Tensor) -> Tensor:
-        """`[B, 1, C]`: of the surviving patches."""
+        """`[B, 1, C]`: the mean of the surviving patches, weighted by size."""
         size = self.sizes() if self.valid is None else self.sizes() * self.valid
         weight = size[:, self.prefix :].unsqueeze(-1)
         total = (x[:, self.prefix :] * weight).sum(1, keepdim=True)

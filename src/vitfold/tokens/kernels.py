@@ -1,4 +1,4 @@
-"""The operations that matching and folding are made of, and where others of the same may stand.
+"""The operations that matching and folding are made of, and how to replace them.
 
 `Kernels` names four: `order`, `nearest`, `take` and `add_rows`. Matching and folding call them
 through `active`, which picks an implementation by the device of a tensor, or the one for programs
@@ -59,7 +59,7 @@ class Side:
     here: Tensor | None = None
 
     def part(self, start: int, stop: int) -> "Side":
-        """Some of its tokens."""
+        """The tokens from `start` to `stop` of this side."""
         size = None if self.size is None else self.size[..., start:stop]
         here = None if self.here is None else self.here[..., start:stop]
         return Side(self.rows[..., start:stop, :], size, here)
@@ -190,7 +190,7 @@ def _nearest(a: Side, b: Side) -> Nearest:
 
 
 def _nearest_in_pieces(a: Side, b: Side, rows: int) -> Nearest:
-    """The same of a few rows at a time: the scores of all are never there at once."""
+    """As `_nearest_whole`, a few rows at a time: never are all scores in memory at once."""
     best, partners = [], []
     for start in range(0, a.rows.shape[-2], rows):
         scores = similarity(a.part(start, start + rows), b)
@@ -226,7 +226,7 @@ def order(values: Tensor, descending: bool, margin: float) -> Tensor:
 
 
 def _looks(values: Tensor) -> bool:
-    """Whether values are there to be looked at, at no cost."""
+    """Whether values can be looked at now, without waiting for a device."""
     return type(values) is Tensor and values.is_cpu and not compiling()
 
 

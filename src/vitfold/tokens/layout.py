@@ -1,4 +1,4 @@
-"""The shapes that a plan follows from."""
+"""How many tokens of which kind enter the blocks: what a plan is made from."""
 
 from dataclasses import dataclass
 from typing import Final

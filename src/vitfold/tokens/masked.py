@@ -42,7 +42,7 @@ class Masked(TokenState):
 
     @classmethod
     def of(cls, state: TokenState, soft: bool = False) -> "Masked":
-        """Of dense tokens, of which none has left."""
+        """The masked state of dense tokens, none of which has left yet."""
         if state.changed:
             raise MethodError(NOT_ASKED)
         places, ones = state.places(), state._ones()
@@ -115,7 +115,7 @@ class Masked(TokenState):
         return take(x, self.target.clamp(min=0)).where(~dropped, self._mean(x))
 
     def _mean(self, x: Tensor) -> Tensor:
-        """`[B, 1, C]`: of the patches that still count."""
+        """`[B, 1, C]`: the mean of the patches that still count, weighted by size."""
         weight = (self.sizes() * self.here)[:, self.prefix :].unsqueeze(-1)
         total = (x[:, self.prefix :] * weight).sum(1, keepdim=True)
         return (total / weight.sum(1, keepdim=True).clamp(min=1e-6)).to(x.dtype)

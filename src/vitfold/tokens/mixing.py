@@ -47,7 +47,8 @@ class Mixtures(Dense):
 
     @property
     def whole(self) -> TokenMap:
-        """The map that comes nearest: what goes around goes nowhere in it."""
+        """The map that comes nearest to the matrices: each patch goes to its main mixture; those
+        that go around the block count as dropped."""
         seats, groups = self.mixture.seats, self.mixture.groups
         first = torch.arange(self.prefix, device=groups.device)
         places = seats[groups.clamp(min=0)] + self.prefix
@@ -73,7 +74,7 @@ class Behind(Dense):
 
     @property
     def mixture(self) -> Mixture:
-        """Of that block."""
+        """How the block before mixed the patches."""
         return self.within.mixture
 
     @property
@@ -126,8 +127,8 @@ def mix(x: Tensor, state: TokenState, mixture: Mixture) -> tuple[Tensor, Mixture
 
 
 def unmix(x: Tensor, state: TokenState, restore: bool) -> tuple[Tensor, TokenState]:
-    """What a block made of mixtures, with the patches that went around it; as all patches again
-    where that is asked for, or no dearer."""
+    """The output of a block that saw mixtures, with the patches that went around it: as all patches
+    again with `restore`, or where that takes no more tokens; else as it is."""
     assert isinstance(state, Mixtures)  # the block was entered with it
     x, behind = state.behind(x)
     return behind.level(x) if restore or behind.length >= behind.tokens else (x, behind)

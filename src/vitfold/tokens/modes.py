@@ -1,4 +1,4 @@
-"""Modes of modules and of computing, for a while; and whether a call is recorded."""
+"""Context managers for eval mode and autocast, and whether a call is recorded into a graph."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,7 +9,7 @@ from torch import nn
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Every module of the model in eval mode, and back as it was afterwards."""
+    """Within it, all modules of the model are in eval mode; after it, as they were before."""
     training = [module for module in model.modules() if module.training]
     for module in training:
         module.training = False
@@ -21,15 +21,16 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 def mixed(device: torch.device, dtype: torch.dtype | None) -> torch.autocast:
-    """Computing in a lower precision, where there is one."""
+    """Autocast to a lower precision, or none where `dtype` is None."""
     return torch.autocast(device.type, dtype=dtype, enabled=dtype is not None)
 
 
 def compiling() -> bool:
-    """Whether a call is made into a graph of any kind."""
+    """Whether this call is being compiled, exported or traced."""
     return torch.compiler.is_compiling() or recording()
 
 
 def recording() -> bool:
-    """Whether a call is made into a graph, which is to hold for other batches too."""
+    """Whether this call is being exported or traced into a graph that other batches will run
+    too."""
     return torch.compiler.is_exporting() or bool(torch._C._get_tracing_state())

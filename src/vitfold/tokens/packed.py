@@ -44,7 +44,7 @@ class Packed(TokenState):
 
     @classmethod
     def of(cls, state: TokenState) -> "Packed":
-        """Of dense tokens, from which some may have left; padding leaves."""
+        """The packed state of dense tokens, from which some may have left; padding leaves too."""
         batch, tokens = state.batch, state.tokens
         whole = (tokens,) * batch
         start = cls(**state.frame, notes=state.notes, lengths=whole, originals=whole)
@@ -60,7 +60,8 @@ class Packed(TokenState):
 
     @classmethod
     def start(cls, x: Tensor, prefix: int, grid: Grid | None, lengths: Sequence[int]) -> "Packed":
-        """Of images that have lengths of their own from the first block on, `x[1, T, C]`."""
+        """The packed state of images with lengths of their own from the first block on, `x[1, T,
+        C]`."""
         lengths = tuple(lengths)
         return cls(
             max(lengths, default=0),
@@ -97,7 +98,7 @@ class Packed(TokenState):
 
     @property
     def numbers(self) -> Tensor:
-        """`[B]`: the lengths."""
+        """`[B]`: how many tokens each image has."""
         return torch.tensor(self.lengths, device=self.device)
 
     @property
@@ -142,7 +143,8 @@ class Packed(TokenState):
         return pick(pick(mask, place, -1), place, -2)
 
     def biases(self, mask: Tensor) -> Tensor:
-        """`[B, 1 or H, longest or 1, longest]`: the same for all images."""
+        """`[B, 1 or H, longest or 1, longest]`: a bias over original tokens, for those of all
+        images, each in a padded row of its own."""
         place = self.places()[0][self.table[0]]
         return pick(pick(four(mask), place, -1), place, -2)
 

@@ -16,7 +16,7 @@ def owners(lengths: Tensor, total: int) -> Tensor:
 
 
 def left(lengths: Tensor, keep: Tensor) -> Tensor:
-    """`[B]`: the lengths of what is left once the elements `keep[n]` are."""
+    """`[B]`: how many elements each row has left when those with `keep[T]` stay."""
     total = int(lengths.sum())
     return torch.bincount(owners(lengths, total)[keep], minlength=len(lengths))
 

@@ -1,4 +1,4 @@
-"""The state that a forward starts with."""
+"""The token state with which a forward pass starts."""
 
 from collections.abc import Sequence
 

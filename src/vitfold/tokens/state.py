@@ -58,7 +58,7 @@ class TokenState:
 
     @property
     def frame(self) -> dict[str, Any]:
-        """What holds of all tokens from the first block to the last."""
+        """The fields that stay the same from the first block to the last, by name."""
         return {
             "tokens": self.tokens,
             "prefix": self.prefix,
@@ -72,7 +72,7 @@ class TokenState:
 
     @property
     def length(self) -> int:
-        """How many tokens a row of now has."""
+        """How many tokens a row has now."""
         raise NotImplementedError
 
     @property
@@ -86,7 +86,8 @@ class TokenState:
         raise NotImplementedError
 
     def left(self) -> Tensor:
-        """`[B]`: the same; where tokens are masked, with the gradient of the mask."""
+        """`[B]`: how many tokens each image has; where tokens are masked, with the gradient of the
+        mask."""
         return torch.tensor(self.counts, dtype=self.dtype, device=self.device)
 
     @property
@@ -116,7 +117,7 @@ class TokenState:
 
     @property
     def shape(self) -> tuple[int, int]:
-        """The two axes in front of channels that the tokens of now have."""
+        """The two axes in front of channels that current tokens have."""
         return self.batch, self.length
 
     def places(self) -> Tensor:
@@ -133,7 +134,8 @@ class TokenState:
         return self._ones() if self.valid is None else self.valid.to(self.dtype)
 
     def mask(self, mask: Tensor | None, dtype: torch.dtype) -> Tensor | None:
-        """An attention mask or bias `[..., N or 1, N]` over original tokens, for those of now."""
+        """An attention mask or bias `[..., N or 1, N]` over original tokens, for the current
+        ones."""
         raise NotImplementedError
 
     def positions(self, table: Tensor, still: Tensor | None = None) -> Tensor:
@@ -145,19 +147,20 @@ class TokenState:
 
     @property
     def whole(self) -> TokenMap | PackedMap:
-        """The map from the original tokens to those of now."""
+        """The map from the original tokens to the current ones."""
         raise NotImplementedError
 
     def holds(self, x: Tensor) -> bool:
-        """Whether `x` is the tokens of now, and no dense ones."""
+        """Whether `x` holds the current tokens, not dense ones."""
         return x.shape[:2] == self.shape
 
     def align(self, x: Tensor) -> "tuple[Tensor, TokenState]":
-        """The tokens of now, out of those or of dense ones, and the state a block starts from."""
+        """The current tokens, from current or from dense ones, and the state a block starts
+        from."""
         return (x, self) if self.holds(x) else (self.fold(x), self)
 
     def fold(self, x: Tensor) -> Tensor:
-        """The tokens of now out of dense ones that `unfold` made."""
+        """The current tokens out of dense ones that `unfold` gave."""
         raise NotImplementedError
 
     def unfold(self, x: Tensor) -> Tensor:
@@ -174,7 +177,7 @@ class TokenState:
         return x, self
 
     def level(self, x: Tensor) -> "tuple[Tensor, TokenState]":
-        """The tokens as what reads out takes them, and the state of those."""
+        """The tokens in the form that the model's head or pooling takes, and their state."""
         return x, self
 
     # What becomes of tokens.
@@ -184,12 +187,13 @@ class TokenState:
         raise NotImplementedError
 
     def ragged(self) -> "TokenState":
-        """The same tokens where every image may go on with a number of its own: one after another,
-        or behind a mask."""
+        """This state in a form in which every image may lose its own number of tokens: packed one
+        after another, or behind a mask."""
         return self
 
     def alone(self, x: Tensor) -> "tuple[Tensor, TokenState]":
-        """The same tokens, of which every image attends by itself from here on."""
+        """The tokens in a form in which every image attends by itself from here on, and their
+        state."""
         return x, self.ragged()
 
     def pairs(self, metric: Tensor, by_size: bool = False, after: Change | None = None) -> Pairs:
@@ -248,19 +252,20 @@ class TokenState:
         return self
 
     def noting(self, notes: object) -> Self:
-        """The same with other notes."""
+        """This state with other notes."""
         return replace(self, notes=notes)
 
 
 def additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
-    """A mask as a bias."""
+    """A boolean mask as a bias: zero, or minus infinity where nothing is attended to. A bias
+    stays."""
     if mask.dtype != torch.bool:
         return mask
     return torch.zeros_like(mask, dtype=dtype).masked_fill(~mask, float("-inf"))
 
 
 def four(table: Tensor) -> Tensor:
-    """A table or a mask with all four axes."""
+    """A table or mask with leading axes of one, so that it has all of `[B, H, N, D]`."""
     while table.dim() < 4:
         table = table.unsqueeze(0)
     return table

@@ -88,13 +88,14 @@ def over(value: Tensor, threshold: Tensor | float, temperature: float | None) ->
 
 
 def _bounded(best: Tensor, size: Tensor | None) -> Tensor:
-    """A cosine at most one, minus a distance at most zero, where rounding has made it more: a
-    threshold of so much merges nothing."""
+    """Similarities clamped to what they can be, against rounding: a cosine to at most one, minus a
+    distance to at most zero. So a threshold of one, or of zero, merges nothing."""
     most = 1 if size is None else 0
     return best.to(torch.promote_types(best.dtype, torch.float32)).clamp(max=most)
 
 
 def _positive(score: Tensor) -> Tensor:
-    """Not zero, where rounding has made a softmax so: a threshold of zero drops nothing."""
+    """Scores above zero, also where a softmax was rounded to zero: a threshold of zero drops
+    nothing."""
     score = score.to(torch.promote_types(score.dtype, torch.float32))
     return score.clamp(min=torch.finfo(score.dtype).tiny)

@@ -44,7 +44,7 @@ class TokenMap:
 
     @classmethod
     def identity(cls, batch: int, tokens: int, device: torch.device | None = None) -> "TokenMap":
-        """Every token keeps its place."""
+        """The map in which every token keeps its place."""
         keep = torch.arange(tokens, device=device).expand(batch, -1)
         return cls(keep, keep[:, :0], keep[:, :0])
 
@@ -128,7 +128,7 @@ class TokenMap:
         return kernels.active(kept).add_rows(kept, into, moved), sizes
 
     def _sizes(self, size: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Of the tokens that keep a slot, of those that are gone, and of the slots."""
+        """The sizes of the tokens that keep a slot, of those that are gone, and of the slots."""
         stay, move = size.gather(1, self.keep), size.gather(1, self.gone)
         if not self.merges:
             return stay, move, stay
@@ -138,7 +138,7 @@ class TokenMap:
         return stay, move, stay.scatter_add(1, self.into.clamp(min=0), landed)
 
     def take(self, values: Tensor) -> Tensor:
-        """`[B, slots, ...]`: of values of all tokens, those of the ones that keep a slot."""
+        """`[B, slots, ...]`: `values[B, N, ...]` of the tokens that keep a slot."""
         return take(values, self.keep)
 
     def fold_max(self, score: Tensor) -> Tensor:
@@ -159,7 +159,7 @@ class TokenMap:
         return take(y, slot.clamp(min=0)).where((slot >= 0).unsqueeze(-1), blank)
 
     def in_order(self) -> "TokenMap":
-        """The same, with survivors in the order in which they stood."""
+        """This map with slots in the order of the tokens that keep them."""
         keep, order = self.keep.sort(dim=1)
         slots = torch.arange(self.slots, device=keep.device).expand_as(order)
         rank = torch.empty_like(order).scatter(1, order, slots)
@@ -183,7 +183,7 @@ class TokenMap:
 
 
 def _ones(x: Tensor) -> Tensor:
-    """`[B, N]`, in at least float32: sums of them are counts."""
+    """`[B, N]` ones in at least float32: sums of them are counts."""
     return x.new_ones(x.shape[:2], dtype=torch.promote_types(x.dtype, torch.float32))
 
 
@@ -193,7 +193,7 @@ def _channelwise(weight: Tensor, x: Tensor) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class PackedMap:
-    """What a `TokenMap` is, where every image has slots of its own number.
+    """A `TokenMap` in which every image has its own number of slots.
 
     flat: from the tokens of all images, one image after another, to the slots of all images.
     lengths: how many slots each image has.
@@ -218,7 +218,7 @@ class PackedMap:
 
     @property
     def fate(self) -> Fate:
-        """What may happen to those that are gone."""
+        """What may happen to the tokens that are gone."""
         return self.flat.fate
 
     @property
@@ -246,7 +246,7 @@ class PackedMap:
         return PackedMap(self.flat.then(second.flat), second.lengths, self.before)
 
     def take(self, values: Tensor) -> Tensor:
-        """`[1, T, ...]`: of values of all tokens, those of the ones that keep a slot."""
+        """`[1, T, ...]`: values, of all tokens, of those that keep a slot."""
         return take(packed(values), self.flat.keep)
 
     def fold_max(self, score: Tensor) -> Tensor:

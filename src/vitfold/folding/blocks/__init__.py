@@ -1,1 +1,1 @@
-"""How the blocks of every family attend and feed forward, over tokens that were reduced."""
+"""How blocks of every family attend and feed forward over tokens that were reduced."""

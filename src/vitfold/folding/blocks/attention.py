@@ -13,10 +13,10 @@ from vitfold.tokens.state import TokenState
 
 
 class Attentions(Protocol):
-    """What is known of the attention modules of a block; a family says it."""
+    """What a family knows of the attention modules of its blocks."""
 
     def attentions(self, block: Any) -> Sequence[nn.Module]:
-        """The modules of a block that attend."""
+        """The attention modules of a block."""
 
     def capture(
         self, attention: Any, cue: str, show: Callable[[Tensor], None]
@@ -24,32 +24,32 @@ class Attentions(Protocol):
         """Overrides that hand out the queries, keys or values that a module computes."""
 
     def overrides(self, attention: Any, attend: "Attend", x: Tensor) -> Mapping[str, Any]:
-        """Overrides of what a module makes for the original tokens by itself."""
+        """Overrides of what a module computes by itself for the original tokens, such as a bias."""
 
     def fused(self, attention: Any) -> Mapping[str, Any]:
         """Overrides with which a module calls `scaled_dot_product_attention`."""
 
 
 class Attend:
-    """How one block attends, once: what it was called with, and what it showed.
+    """How one block attends in one call: what it was called with, and what it captured.
 
-    state: of the tokens that it attends over.
-    given: the arguments that the block was called with, besides its tokens.
+    state: the state of the tokens that it attends over.
+    arguments: those that the block was called with, besides its tokens.
     proportional: whether a token of size s counts s times.
-    cue: what its attention modules are to show; those of `k`, `q`, `v` and `x_attn` end up in
+    cue: what its attention modules are to capture; `k`, `q`, `v` and `x_attn` end up in
         `shown`, one for each attention module of the block.
     received: `[B, n]` the attention that tokens received, a mean over heads and queries, once it is
-        there; where it is not wanted, None.
+        computed; None where no step asks for it.
     """
 
     family: Attentions
-    """What is known of its attention modules."""
+    """The family of the block, which describes its attention modules."""
 
     def __init__(
-        self, state: TokenState, given: Mapping[str, Any], proportional: bool, cue: str | None
+        self, state: TokenState, arguments: Mapping[str, Any], proportional: bool, cue: str | None
     ) -> None:
         self.state = state
-        self.given = given
+        self.arguments = arguments
         self.proportional = proportional
         self.cue = cue
         self.shown: list[Tensor] = []
@@ -73,7 +73,7 @@ class Attend:
 
     @property
     def cues(self) -> Tensor:
-        """What was shown, added up over the attention modules of the block."""
+        """`[B, n, C]` what was captured, added up over the attention modules of the block."""
         return sum(self.shown[1:], self.shown[0])
 
     def _capture(self, attention: nn.Module) -> dict[str, Any]:
@@ -81,21 +81,21 @@ class Attend:
             return {}
         return dict(self.family.capture(attention, str(self.cue), self.shown.append))
 
-    def bias(self, x: Tensor, given: str = "attn_mask") -> Tensor | None:
-        """What is added to the logits: the mask or bias that the block was given, and log sizes."""
-        if self.given.get("is_causal"):
+    def bias(self, x: Tensor, mask: str = "attn_mask") -> Tensor | None:
+        """What is added to the logits: the argument `mask` of the block, and log sizes."""
+        if self.arguments.get("is_causal"):
             raise UnsupportedModel("causal attention cannot be folded: call without is_causal")
-        return self.join(self.given.get(given), x)
+        return self.join(self.arguments.get(mask), x)
 
-    def biased(self, given: str = "attn_mask") -> bool:
-        """Whether tokens of now need a bias that the model itself would not have given them."""
+    def biased(self, mask: str = "attn_mask") -> bool:
+        """Whether current tokens need a bias besides one that the model makes itself."""
         if self.state.origin is None:
             return False
         sized = self.proportional and self.state.size is not None
-        return sized or self.given.get(given) is not None
+        return sized or self.arguments.get(mask) is not None
 
     def join(self, bias: Tensor | None, x: Tensor) -> Tensor | None:
-        """A bias over the original tokens, for the tokens of now, with their log sizes."""
+        """A bias over the original tokens, for the current ones, with their log sizes."""
         bias = self.state.mask(bias, x.dtype)
         size = self.sizes(x) if self.proportional else None
         if bias is None or size is None:
@@ -103,24 +103,25 @@ class Attend:
         return bias + size
 
     def sizes(self, x: Tensor) -> Tensor | None:
-        """`[B, 1, 1, n]`: log sizes, once they differ."""
+        """`[B, 1, 1, n]`: log sizes; None while all are one."""
         return self.state.log_size(x)
 
     def rope(self) -> Tensor | None:
-        """The rotary table that the block was given, sines beside cosines."""
-        table = self.given.get("rope")
+        """The argument `rope` of the block, sines beside cosines, for the current tokens."""
+        table = self.arguments.get("rope")
         if table is None:
             return None
         half = torch.arange(table.shape[-1], device=table.device) >= table.shape[-1] // 2
         return self.positions(table, half)
 
     def positions(self, table: Tensor, still: Tensor) -> Tensor:
-        """A table over original patches, for the tokens of now. `still` is the row that would turn
+        """A table over original patches, for the current tokens. `still` is the row that would turn
         nothing."""
         return self.state.positions(table, still)
 
     def _overrides(self, attention: Any, x: Tensor) -> dict[str, Any]:
-        """Overrides of a bias that the module itself makes for the original tokens."""
+        """Overrides of what the module computes by itself for the original tokens, once some have
+        left."""
         if self.state.origin is None:
             return {}
         return dict(self.family.overrides(attention, self, x))

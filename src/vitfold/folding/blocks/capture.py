@@ -1,5 +1,6 @@
-"""Handing out the queries, keys or values that an attention module computes, without computing
-them twice: the part that makes them is overridden, for one call, by one that also shows them."""
+"""Capture: handing out the queries, keys or values that an attention module computes, without
+computing them twice. The submodule that computes them is overridden, for one call, by one that also
+hands them out."""
 
 from collections.abc import Callable
 from typing import Any
@@ -14,8 +15,8 @@ Show = Callable[[Tensor], None]
 
 
 def capture(attention: Any, cue: str, show: Show) -> dict[str, Any]:
-    """Overrides of `attention` that show the projection `cue` (`k`, `q` or `v`), summed over heads
-    `[B, N, d]`: after its norm, before rotary positions."""
+    """Overrides of `attention` that capture the projection `cue` (`k`, `q` or `v`), summed over
+    heads `[B, N, d]`: after its norm, before rotary positions."""
     norm, projection = f"{cue}_norm", f"{cue}_proj"
     if hasattr(attention, norm):
         return {norm: showing(getattr(attention, norm), normed(show))}
@@ -26,7 +27,7 @@ def capture(attention: Any, cue: str, show: Show) -> dict[str, Any]:
 
 
 def showing(module: Module, show: Show) -> Module:
-    """A module that also shows what it makes."""
+    """A module that also hands its output to `show`."""
 
     def run(x: Tensor) -> Tensor:
         y = module(x)
@@ -37,17 +38,19 @@ def showing(module: Module, show: Show) -> Module:
 
 
 def normed(show: Show, heads_last: bool = False) -> Show:
-    """Shows the sum over heads of `[B, H, N, d]`; of `[B, N, H, d]` where they are `heads_last`."""
+    """Captures the sum over heads of `[B, H, N, d]`; of `[B, N, H, d]` where they are
+    `heads_last`."""
     return lambda y: show(sum_over_heads(y.transpose(1, 2) if heads_last else y))
 
 
 def side_by_side(show: Show, width: int) -> Show:
-    """Shows the sum over the heads that lie side by side in `[B, N, H * width]`."""
+    """Captures the sum over the heads that lie side by side in `[B, N, H * width]`."""
     return lambda y: show(_heads(y, width))
 
 
 def third(cue: str, heads: int, show: Show) -> Show:
-    """Shows that of a cue in `[B, N, 3 * H * d]`, queries, keys and values side by side."""
+    """Captures the third of `[B, N, 3 * H * d]`, queries, keys and values side by side, that is the
+    cue, summed over heads."""
     index = "qkv".index(cue)
 
     def part(y: Tensor) -> None:

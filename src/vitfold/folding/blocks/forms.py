@@ -1,4 +1,4 @@
-"""How a block attends, by the form that its tokens have and by what its step wants to be shown."""
+"""Which attention runs in a block: by the form of its tokens and by what its step needs."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -26,7 +26,7 @@ FORMS: dict[tuple[str, Received | None], type[Attend]] = {
 def attention(
     state: TokenState, arguments: Mapping[str, Any], proportional: bool, step: Step | None
 ) -> Attend:
-    """What attends over tokens in such a state, and shows what a step wants."""
+    """The attention over tokens in such a state that also captures what a step needs."""
     if step is None:
         return FORMS[state.form, None](state, arguments, proportional, None)
     if step.watch is not None and state.form == "dense":

@@ -40,5 +40,5 @@ class BlockKind:
         return self.first(block, x, attend)
 
     def turned(self, x: Tensor) -> Tensor:
-        """`[B, N, C]` from what the block takes, and back."""
+        """`[B, N, C]` from the layout that the block takes, and back."""
         return x if self.axis else x.transpose(0, 1)

@@ -17,7 +17,7 @@ zero."""
 
 
 class MaskedAttend(OwnAttend):
-    """`softmax`, whose terms are multiplied by the mask."""
+    """Attention with a softmax whose terms are multiplied by the mask."""
 
     state: Masked
     wanted: ClassVar[bool] = False
@@ -46,6 +46,6 @@ class MaskedAttend(OwnAttend):
 
 
 class ScoredMaskedAttend(MaskedAttend):
-    """The same, whose weights also say who received how much."""
+    """Masked attention that also gives the attention that each token received."""
 
     wanted: ClassVar[bool] = True

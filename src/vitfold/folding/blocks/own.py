@@ -1,4 +1,4 @@
-"""Attention in which another function takes the place of torch's own, and tells what it saw."""
+"""Attention in which another function takes the place of torch's own."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -82,22 +82,22 @@ class OwnAttend(Attend):
     def attend(
         self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float | None
     ) -> tuple[Tensor, Tensor | None]:
-        """What comes out, and the attention received where it is wanted."""
+        """The output of attention, and the attention received where it is needed."""
         raise NotImplementedError
 
 
 class TorchAttend(OwnAttend):
-    """Torch's attention, and somebody who looks at its queries, keys and values."""
+    """Torch's attention, with a `watch` function that gets its queries, keys and values."""
 
     def __init__(
         self,
         state: TokenState,
-        given: Mapping[str, Any],
+        arguments: Mapping[str, Any],
         proportional: bool,
         cue: str | None,
         watch: Callable[[Tensor, Tensor, Tensor], None],
     ) -> None:
-        super().__init__(state, given, proportional, cue)
+        super().__init__(state, arguments, proportional, cue)
         self.watch = watch
 
     def attend(
@@ -134,7 +134,8 @@ class ScoredAttend(OwnAttend):
     def _head(
         self, q: Tensor, k: Tensor, v: Tensor | None, bias: Tensor | None, scale: float | None
     ) -> tuple[Tensor | None, Tensor]:
-        """What one head gives, `[B, n, d]` where there are values, and the attention received."""
+        """The output of one head, `[B, n, d]` where there are values, and the attention
+        received."""
         outs, total = [], []
         for start, stop in _pieces(q.shape[1], k.shape[1]):
             added = bias

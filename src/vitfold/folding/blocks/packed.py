@@ -11,7 +11,7 @@ from vitfold.tokens.state import additive
 
 
 class PackedAttend(OwnAttend):
-    """Over `[1, H, T, d]`: the tokens of all images, one after another."""
+    """Attention over `[1, H, T, d]`: the tokens of all images, one after another."""
 
     state: Packed
     wanted: ClassVar[bool] = False
@@ -20,7 +20,7 @@ class PackedAttend(OwnAttend):
     """What a block adds to the logits of original tokens."""
 
     def join(self, bias: Tensor | None, x: Tensor) -> Tensor | None:
-        """Nothing: it is added where the images are apart, as the sizes are."""
+        """None: biases and log sizes are added image by image, in `Images`."""
         self.dense = bias
         return None
 
@@ -47,6 +47,6 @@ class PackedAttend(OwnAttend):
 
 
 class ScoredPackedAttend(PackedAttend):
-    """The same, and the attention that each token received."""
+    """Packed attention that also gives the attention that each token received."""
 
     wanted: ClassVar[bool] = True

@@ -12,7 +12,7 @@ from vitfold.errors import FoldError
 
 
 class Proxy:
-    """What a module's forward sees as `self`: the module, but for the overrides given here.
+    """What a module's forward sees as `self`: the module, except for these overrides.
 
     Nothing on the module changes, so calls may overlap, nest and be recomputed, and whatever the
     forward does without us it does with us.
@@ -54,7 +54,7 @@ class Whole(Proxy):
 
 
 class WholeHeir(Whole, Heir):
-    """The same for methods that call `super()`."""
+    """A `Whole` for methods that call `super()`."""
 
 
 def whole(module: nn.Module, **overrides: Any) -> Whole:
@@ -99,7 +99,8 @@ def call(module: nn.Module, overrides: dict[str, Any], *args: Any, **kwargs: Any
 def _offloaded(
     module: nn.Module, overrides: dict[str, Any], args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Any:
-    """The same between accelerate's hook, which it laid over the forward of a folded model."""
+    """`call` with the steps of accelerate's hook around it, which it laid over the forward of a
+    folded model."""
     hook: Any = vars(module).get("_hf_hook")
     if hook is None:
         raise FoldError(
@@ -111,8 +112,8 @@ def _offloaded(
 
 
 def hooked(module: nn.Module) -> bool:
-    """Whether somebody looks at what goes in or comes out, forwards or backwards: at this module,
-    or at all there are."""
+    """Whether a hook sees the inputs or outputs of this module, forwards or backwards; global hooks
+    count."""
     forwards = module._forward_hooks or module._forward_pre_hooks
     own = forwards or module._backward_hooks or module._backward_pre_hooks
     return bool(own) or (not torch.compiler.is_compiling() and bool(_has_any_global_hook()))

@@ -23,7 +23,8 @@ MOST_ELEMENTS = 2**26
 
 @dataclass(frozen=True)
 class Images:
-    """What is known of images beside their queries, keys and values.
+    """Lengths, biases and sizes of images whose tokens lie one after another, for attention within
+    each.
 
     state: how long they are, and where their tokens come from.
     sizes: `[1, 1, 1, T]` what is added to the logits of every key.

@@ -1,4 +1,4 @@
-"""Which models can be folded: how a trunk is found in a model, and what is refused."""
+"""Which models can be folded: finding the trunk of a model, and reasons against it."""
 
 from collections.abc import Iterator
 
@@ -56,7 +56,8 @@ WRAPPERS = {
 
 
 def find(model: nn.Module) -> Family:
-    """What describes the one trunk in `model`, or the reason why there is none to fold."""
+    """The family that describes the one trunk in `model`, or an error with the reason why nothing
+    can be folded."""
     if not isinstance(model, nn.Module):
         raise UnsupportedModel(f"{type(model).__name__} is not a torch.nn.Module: give a model")
     _refuse_wrappers(model)
@@ -76,25 +77,25 @@ def find(model: nn.Module) -> Family:
 
 
 def _trunks(model: nn.Module) -> list[tuple[str, nn.Module]]:
-    """The parts of a model that a family describes, by their paths."""
+    """The modules of a model that a family describes, by their paths."""
     return [(name, m) for name, m in model.named_modules() if family_of(type(m))]
 
 
 def _around(model: nn.Module, path: str) -> Iterator[nn.Module]:
-    """The modules of which the one at `path` is a part, from the inside out."""
+    """The modules that contain the one at `path`, from the inside out."""
     while path:
         path = path.rpartition(".")[0]
         yield model.get_submodule(path)
 
 
 def families() -> Families:
-    """What can be folded with the libraries that are installed here; what is refused, and why."""
+    """The models that fold with the libraries installed here, and the others with a reason."""
     load_plugins(FAMILIES_GROUP)
     return tabulate()
 
 
 def _why(model: nn.Module) -> str:
-    """The reason for a model, or for the first of its parts that has one."""
+    """The reason against a model, or against the first of its modules that has one."""
     if why := reason(type(model)):
         return why
     for module in model.modules():

@@ -1,4 +1,4 @@
-"""What a family has to say: one adapter class for a class of vision transformers."""
+"""Family: one adapter class for a class of vision transformers."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -102,12 +102,12 @@ class Family:
 
     @property
     def reads_patches(self) -> bool:
-        """Whether what the trunk reads out is made of patches."""
+        """Whether the output of the trunk depends on patches one by one, not on a class token."""
         return True
 
     @property
     def size(self) -> Size:
-        """Channels, height and width of the images that the trunk is made for."""
+        """Channels, height and width of the images that the trunk takes."""
         size = self._first("img_size", "image_size", of="size")
         height, width = (size, size) if isinstance(size, int) else size
         return int(self._embedding().in_channels), int(height), int(width)
@@ -125,20 +125,20 @@ class Family:
         return {self.arguments[0]: blank_images(self.trunk, self.size, batch)}
 
     def padding(self, arguments: Arguments) -> Tensor | None:
-        """`[B, patches]`, False for padded patches, where such arguments are given."""
+        """`[B, patches]`, False for padded patches, where a call has such arguments; else None."""
         return None
 
     def read_by(self, hosts: Sequence[nn.Module]) -> bool:
-        """Whether what is around the trunk, from the inside out, reads its patches."""
+        """Whether the modules around the trunk, from the inside out, read its patches."""
         return any(getattr(host, "reads_patches", False) is True for host in hosts)
 
     def preprocessing(self) -> dict[str, Any]:
-        """How images are prepared, in the words of `timm.data.resolve_data_config`, as far as the
-        trunk says it."""
+        """How images are prepared, as options of `timm.data.resolve_data_config`, as far as the
+        trunk states it."""
         return {}
 
     def _first(self, *names: str, of: str) -> Any:
-        """The first attribute that the trunk, or its embedding of patches, has."""
+        """The first of these attributes that the trunk, or its patch embedding, has."""
         for owner in (self.trunk, getattr(self.trunk, "patch_embed", None)):
             for name in names:
                 if getattr(owner, name, None) is not None:
@@ -149,7 +149,7 @@ class Family:
         )
 
     def _embedding(self) -> nn.Conv2d:
-        """The convolution that makes patches of images."""
+        """The convolution that embeds patches."""
         convolutions = (m for m in self.trunk.modules() if isinstance(m, nn.Conv2d))
         first = next(convolutions, None)
         if first is None:
@@ -219,7 +219,7 @@ class Family:
     # Attention
 
     def attentions(self, block: Any) -> Sequence[nn.Module]:
-        """The modules of a block that attend."""
+        """The attention modules of a block."""
         return [block.get_submodule(self.attention)]
 
     def capture(
@@ -230,7 +230,7 @@ class Family:
         return capture(attention, cue, show)
 
     def overrides(self, attention: Any, attend: Attend, x: Tensor) -> Mapping[str, Any]:
-        """Overrides of what a module makes for the original tokens by itself, as a relative
+        """Overrides of what a module computes by itself for the original tokens, such as a relative
         position bias, once tokens were reduced."""
         return {}
 
@@ -261,11 +261,11 @@ class Family:
         return len(self.blocks)
 
     def layout(self) -> Layout:
-        """The tokens of the images that the model is made for."""
+        """The layout for images of the size that the model takes."""
         return self.layout_of(self.grid(self.example()) or (0, 0))
 
     def layout_of(self, grid: Grid) -> Layout:
-        """Those of images with that grid of patches."""
+        """The layout for images with that grid of patches."""
         tokens = self.prefix + math.prod(grid or (0,))
         reads_patches = self.hosted or self.reads_patches
         return Layout(tokens, self.prefix, grid, self.depth, self.class_token, reads_patches)
@@ -277,7 +277,7 @@ def named(types: Types) -> frozenset[str]:
 
 
 def known(module: nn.Module, types: Types) -> bool:
-    """Whether one of the classes makes the forward of a module."""
+    """Whether the forward of a module is defined by one of these classes."""
     return maker(type(module)) in named(types)
 
 
@@ -295,7 +295,8 @@ def _check_plain(family: Family, block: nn.Module) -> None:
 
 
 def _scaled(block: Any, out: Tensor, half: str) -> Tensor:
-    """What a half adds, through the layer scale and the stochastic depth that a block may have."""
+    """The output of attention or MLP through the layer scale and stochastic depth of a block, where
+    it has them."""
     for name in ("ls", "drop_path"):
         part = getattr(block, name + half, None)
         out = out if part is None else part(out)

@@ -1,4 +1,4 @@
-"""What adapters share: the chain of folded blocks, pooling that weighs, images of zeros, checks."""
+"""What families share: the chain of folded blocks, weighted pooling, blank images, checks."""
 
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -36,7 +36,7 @@ class Chain:
         return Chain(self.links[index]) if isinstance(index, slice) else self.links[index]
 
     def __call__(self, x: Tensor) -> Tensor:
-        """One after the other, and what hooks on the container do around them."""
+        """Run the blocks one after another, and hooks on the container around them."""
         if self.container is None or not hooked(self.container):
             return self._pass(x)
         proxy: Any = Proxy(self.container, forward=self._pass)
@@ -73,7 +73,7 @@ def key_bias(x: Tensor, state: TokenState) -> Tensor:
 
 
 def common_grid(shapes: Tensor) -> Grid:
-    """The one that all images have, of `shapes[B, 2]`; else `MANY`."""
+    """The grid that all images have, of `shapes[B, 2]`; `MANY` where they differ."""
     if torch.compiler.is_compiling():
         return MANY
     if not len(shapes):
@@ -85,7 +85,7 @@ def common_grid(shapes: Tensor) -> Grid:
 
 
 def blank_images(trunk: Any, size: Sequence[int], batch: int) -> Tensor:
-    """Images of zeros, where and how the trunk's weights are."""
+    """Images of zeros, with the dtype and device of the trunk's weights."""
     weight = next(trunk.parameters())
     return torch.zeros(batch, *size, device=weight.device, dtype=weight.dtype)
 

@@ -124,7 +124,7 @@ def _links(chunk: Any, run: Run) -> list[Any]:
 
 
 def _attended(block: Block, y: Tensor, bias: Tensor | None, attend: Attend) -> Tensor:
-    """Its own attention as long as nothing is added to the logits."""
+    """The output of a block's attention: by the module's own code while there is no bias."""
     return attend(block.attn, y) if bias is None else attend(block.attn, y, attn_mask=bias)
 
 

@@ -41,7 +41,7 @@ KNOWN: set[str] = set()
 
 
 class HFFamily(Family):
-    """What transformers' vision models have in common.
+    """Base of the families of transformers' vision models.
 
     models: the classes of trunks, by their place in transformers, and for each the classes that are
         one, or a trunk and a head.
@@ -81,7 +81,7 @@ class HFFamily(Family):
 
     @property
     def is_backbone(self) -> bool:
-        """Whether it hands out what leaves its layers, and nothing else."""
+        """Whether the trunk returns the outputs of its layers, and nothing else."""
         return hasattr(self.trunk, "out_features")
 
     @property
@@ -106,7 +106,7 @@ class HFFamily(Family):
         return {"pixel_values": blank_images(self.trunk, self.size, batch)}
 
     def padding(self, arguments: Arguments) -> Tensor | None:
-        """What a mask over all tokens says of the patches."""
+        """The patches that a mask over all tokens leaves out."""
         mask = arguments.get("attention_mask")
         return None if mask is None or mask.dim() != 2 else mask[:, self.prefix :].bool()
 
@@ -124,8 +124,8 @@ class HFFamily(Family):
         return bool(hosts)
 
     def preprocessing(self) -> dict[str, Any]:
-        told = processor.of(self.config)
-        return processor.translated(told) if told else {}
+        options = processor.of(self.config)
+        return processor.translated(options) if options else {}
 
     # A call
 
@@ -151,7 +151,8 @@ class HFFamily(Family):
     # Attention
 
     def bias(self, attention: Any, x: Tensor, attend: Attend) -> Tensor | None:
-        """What is added to the logits; refused where the model's way to attend takes none."""
+        """The bias that is added to logits; refused where the model's attention implementation
+        takes none."""
         check_bias(attention, attend)
         return attend.bias(x, "attention_mask")
 

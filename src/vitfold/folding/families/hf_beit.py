@@ -14,7 +14,7 @@ BEIT = "beit.modeling_beit."
 
 @register_family
 class HFBeit(HFFamily):
-    """BEiT, with positions of its own in every layer, or of all of them."""
+    """transformers' BEiT, with a relative position bias in every layer, or one for all."""
 
     models: ClassVar = {
         BEIT + "BeitModel": (
@@ -45,7 +45,7 @@ class HFBeit(HFFamily):
 
     def attend(self, block: Block, x: Tensor, attend: Attend) -> Tensor:
         check_bias(block.attention, attend)
-        bias = attend.given.get("attention_mask")
+        bias = attend.arguments.get("attention_mask")
         if block.relative_position_bias is not None:
             own = _own_bias(block, attend)
             bias = own if bias is None else own + bias
@@ -59,9 +59,9 @@ class HFBeit(HFFamily):
 
 
 def _own_bias(block: Block, attend: Attend) -> Tensor:
-    height, width = attend.given["resolution"]
+    height, width = attend.arguments["resolution"]
     return block.relative_position_bias(
         (height // block.patch_size, width // block.patch_size),
-        attend.given.get("interpolate_pos_encoding", False),
+        attend.arguments.get("interpolate_pos_encoding", False),
         dim_size=attend.state.tokens,
     )

@@ -12,7 +12,7 @@ from vitfold.folding.families.registry import register_family
 
 @register_family
 class HFClip(HFFamily):
-    """CLIP."""
+    """The vision tower of transformers' CLIP."""
 
     models: ClassVar = {
         "clip.modeling_clip.CLIPVisionModel": (
@@ -38,7 +38,7 @@ class HFClip(HFFamily):
 
 @register_family
 class HFSiglip(HFClip):
-    """SigLIP: no token but patches, pooled by attention."""
+    """The vision tower of transformers' SigLIP: no token but patches, pooled by attention."""
 
     models: ClassVar = {
         "siglip.modeling_siglip.SiglipVisionModel": (

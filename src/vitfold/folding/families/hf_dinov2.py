@@ -15,7 +15,7 @@ REGISTERS = "dinov2_with_registers.modeling_dinov2_with_registers."
 
 @register_family
 class HFDinov2(HFFamily):
-    """DINOv2."""
+    """transformers' DINOv2."""
 
     models: ClassVar = {
         DINOV2 + "Dinov2Model": ("Dinov2Model", "Dinov2ForImageClassification"),
@@ -53,7 +53,7 @@ class HFDinov2(HFFamily):
 
 @register_family
 class HFDinov2Backbone(HFDinov2):
-    """DINOv2 that hands out maps of its layers."""
+    """transformers' DINOv2 as a backbone, which returns feature maps of its layers."""
 
     models: ClassVar = {
         DINOV2 + "Dinov2Backbone": ("Dinov2Backbone",),

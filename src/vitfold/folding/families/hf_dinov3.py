@@ -15,7 +15,7 @@ DINOV3 = "dinov3_vit.modeling_dinov3_vit."
 
 @register_family
 class HFDinov3(HFDinov2):
-    """DINOv3."""
+    """transformers' DINOv3."""
 
     models: ClassVar = {
         DINOV3 + "DINOv3ViTModel": ("DINOv3ViTModel",),
@@ -36,7 +36,7 @@ class HFDinov3(HFDinov2):
 
 
 def _positions(attend: Attend) -> dict[str, Any]:
-    tables = attend.given.get("position_embeddings")
+    tables = attend.arguments.get("position_embeddings")
     if tables is None:
         return {}
     cosine, sine = tables

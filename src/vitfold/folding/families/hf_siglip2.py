@@ -13,7 +13,7 @@ from vitfold.folding.families.registry import register_family
 
 @register_family
 class HFSiglip2(HFSiglip):
-    """SigLIP 2."""
+    """The vision tower of transformers' SigLIP 2."""
 
     models: ClassVar = {
         "siglip2.modeling_siglip2.Siglip2VisionModel": (

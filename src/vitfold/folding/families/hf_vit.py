@@ -12,7 +12,7 @@ from vitfold.folding.families.registry import register_family
 
 @register_family
 class HFViT(HFFamily):
-    """ViT."""
+    """transformers' ViT."""
 
     models: ClassVar = {
         "vit.modeling_vit.ViTModel": (
@@ -43,7 +43,7 @@ class HFViT(HFFamily):
 
 @register_family
 class HFDeiT(HFViT):
-    """DeiT: a second token that stands for the image, for distillation."""
+    """transformers' DeiT, which has a distillation token."""
 
     models: ClassVar = {
         "deit.modeling_deit.DeiTModel": (

@@ -44,10 +44,10 @@ class OpenClip(Family):
         return trunk.attn_pool is not None or trunk.pool_type != "tok" or trunk.output_tokens
 
     def preprocessing(self) -> dict[str, Any]:
-        told = {"mean": "image_mean", "std": "image_std"}
+        attributes = {"mean": "image_mean", "std": "image_std"}
         return {
             name: tuple(getattr(self.trunk, attribute))
-            for name, attribute in told.items()
+            for name, attribute in attributes.items()
             if getattr(self.trunk, attribute, None) is not None
         }
 

@@ -1,4 +1,4 @@
-"""What a checkpoint of transformers says of its images, in timm's words."""
+"""The options of a checkpoint's image processor in transformers, as timm's options for data."""
 
 import contextlib
 import math
@@ -7,10 +7,10 @@ from typing import Any
 
 from vitfold.errors import DataError
 
-Said = dict[str, Any]
+Options = dict[str, Any]
 
 ATTRIBUTE = "image_processor"
-"""Of the configuration of a vision model; it is saved and loaded with that."""
+"""The attribute of a vision model's configuration that holds them: saved and loaded with it."""
 
 FILE = "preprocessor_config.json"
 
@@ -18,8 +18,8 @@ SWITCHES = ("do_rescale", "do_normalize", "do_center_crop")
 SIZES = ("size", "crop_size")
 CHANNELS = ("image_mean", "image_std")
 TYPES = ("image_processor_type", "feature_extractor_type")
-KEPT = (*TYPES, "resample", "rescale_factor", *SWITCHES, *SIZES, *CHANNELS)
-"""What of it matters to a picture."""
+FIELDS = (*TYPES, "resample", "rescale_factor", *SWITCHES, *SIZES, *CHANNELS)
+"""The options of an image processor that change what a model sees."""
 
 RESAMPLE = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")
 """Pillow's ways of making images smaller, by number."""
@@ -31,41 +31,46 @@ MOST = 2**16
 """The longest side of an image, in pixels."""
 
 
-def read(checkpoint: str) -> Said | None:
-    """Of a checkpoint on the hub or in a directory; None where it says nothing."""
+def read(checkpoint: str) -> Options | None:
+    """The options of a checkpoint on the hub or in a directory; None where it has no such file."""
     from transformers.image_processing_base import ImageProcessingMixin
 
     with contextlib.suppress(OSError):
-        found, _ = ImageProcessingMixin.get_image_processor_dict(checkpoint)
-        said = {name: found[name] for name in KEPT if found.get(name) is not None}
-        translated(said)
-        return said
+        config, _ = ImageProcessingMixin.get_image_processor_dict(checkpoint)
+        options = {name: config[name] for name in FIELDS if config.get(name) is not None}
+        translated(options)
+        return options
     return None
 
 
-def of(config: Any) -> Said | None:
-    """What is known of the images of a model, by its configuration."""
-    said: Said | None = getattr(_vision(config), ATTRIBUTE, None)
-    return said
+def of(config: Any) -> Options | None:
+    """The options that `put` left in the configuration of a model; None without any."""
+    options: Options | None = getattr(_vision(config), ATTRIBUTE, None)
+    return options
 
 
-def put(config: Any, said: Said | None) -> None:
-    """Keep it with the configuration."""
-    if said is not None:
-        setattr(_vision(config), ATTRIBUTE, said)
+def put(config: Any, options: Options | None) -> None:
+    """Keep the options in the configuration of a model."""
+    if options is not None:
+        setattr(_vision(config), ATTRIBUTE, options)
 
 
 def _vision(config: Any) -> Any:
     return getattr(config, "vision_config", config)
 
 
-def translated(said: Mapping[str, Any]) -> dict[str, Any]:
-    """The same for `timm.data.resolve_data_config`; refused where it makes no sense."""
+def translated(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options as those of `timm.data.resolve_data_config`; refused where they make no sense."""
     for name in SWITCHES:
-        _expect(name, said.get(name, True), isinstance(said.get(name, True), bool), "true or false")
-    way = said.get("resample", 2)
+        _expect(
+            name,
+            options.get(name, True),
+            isinstance(options.get(name, True), bool),
+            "true or false",
+        )
+    way = options.get("resample", 2)
     _expect("resample", way, type(way) is int and 0 <= way < len(RESAMPLE), "0 to 5")
-    return {**_normalized(said), **_resized(said), "interpolation": RESAMPLE[way]}
+    return {**_normalized(options), **_resized(options), "interpolation": RESAMPLE[way]}
 
 
 def _expect(name: str, value: object, holds: bool, expected: str) -> None:
@@ -77,13 +82,13 @@ def _number(value: object) -> bool:
     return type(value) in (int, float) and math.isfinite(value)  # type: ignore[arg-type]
 
 
-def _normalized(said: Mapping[str, Any]) -> dict[str, Any]:
-    """Pixels from 0 to 255 come to transformers, and from 0 to 1 to timm."""
-    factor = said.get("rescale_factor", 1 / 255) if said.get("do_rescale", True) else 1
+def _normalized(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Mean and deviation: transformers takes pixels from 0 to 255, timm from 0 to 1."""
+    factor = options.get("rescale_factor", 1 / 255) if options.get("do_rescale", True) else 1
     _expect("rescale_factor", factor, _number(factor) and factor > 0, "a number above 0")
     channels: dict[str, Any] = {"image_mean": (0.0,) * 3, "image_std": (1.0,) * 3}
-    if said.get("do_normalize", True):
-        channels |= {name: said[name] for name in CHANNELS if name in said}
+    if options.get("do_normalize", True):
+        channels |= {name: options[name] for name in CHANNELS if name in options}
     for name, values in channels.items():
         three = isinstance(values, list | tuple) and len(values) == 3 and all(map(_number, values))
         _expect(name, values, three, "three numbers")
@@ -92,19 +97,19 @@ def _normalized(said: Mapping[str, Any]) -> dict[str, Any]:
     return {"mean": scaled["image_mean"], "std": scaled["image_std"]}
 
 
-def _resized(said: Mapping[str, Any]) -> dict[str, Any]:
+def _resized(options: Mapping[str, Any]) -> dict[str, Any]:
     """The share of an image that is looked at, and whether its sides keep their relation."""
-    crops = said.get("do_center_crop", False) and "crop_size" in said
-    size = said.get("size", 1)
-    kind = next((str(said[name]) for name in TYPES if name in said), "")
+    crops = options.get("do_center_crop", False) and "crop_size" in options
+    size = options.get("size", 1)
+    kind = next((str(options[name]) for name in TYPES if name in options), "")
     keeps = "shortest_edge" in size if isinstance(size, Mapping) else kind.startswith(SHORTER)
     edge = _side("size", size)
-    share = _side("crop_size", said["crop_size"]) / edge if crops else 1.0
+    share = _side("crop_size", options["crop_size"]) / edge if crops else 1.0
     return {"crop_pct": min(share, 1.0), "crop_mode": "center" if keeps else "squash"}
 
 
 def _side(name: str, size: object) -> int:
-    """Of a square or of the shortest side."""
+    """Pixels along the side of a square, or along the shortest side."""
     side = size
     if isinstance(size, Mapping):
         side = size.get("shortest_edge", size.get("height", 1))  # SigLIP2 has no height

@@ -94,7 +94,7 @@ def reason(cls: type) -> str | None:
 
 
 def reason_for(module: str) -> str | None:
-    """The same for all classes of a module."""
+    """Why the classes of a module of a library cannot be folded, where that is known."""
     return REASONS.get(module) or REASONS.get(".".join(module.split(".")[:3]))
 
 

@@ -1,4 +1,4 @@
-"""The families that are known, by the classes of their trunks."""
+"""The registered families, by the classes of their trunks."""
 
 from typing import TypeVar
 

@@ -1,4 +1,4 @@
-"""What can be folded and what is refused, as a table."""
+"""Tables of the models that fold and of those that do not."""
 
 import importlib
 import importlib.util
@@ -31,7 +31,7 @@ HOSTS = frozenset(
 
 @dataclass(frozen=True)
 class Group:
-    """The models of one module of a library that are of one class.
+    """The models of one module of a library that share a class.
 
     names: as timm registers them; of transformers, the classes that can be loaded; of others none.
     reason: why they are refused; None for those that can be folded.
@@ -46,7 +46,7 @@ class Group:
 
 @dataclass(frozen=True, repr=False)
 class Families:
-    """What can be folded and what is refused with the libraries that are installed here."""
+    """The models that fold with the libraries installed here, and the others with a reason."""
 
     folded: tuple[Group, ...]
     refused: tuple[Group, ...]
@@ -124,7 +124,7 @@ def _transformers() -> list[Group]:
 
 
 def _hf_reason(kind: str) -> str | None:
-    """For a type of models, which may lie in a package of another name."""
+    """The reason against a model type of transformers, whose package may have another name."""
     auto = importlib.import_module("transformers.models.auto.configuration_auto")
     package = f"transformers.models.{auto.model_type_to_module_name(kind)}"
     return reason_for(f"{package}.modeling_{kind.replace('-', '_')}")

@@ -32,7 +32,7 @@ OUTPUTS = frozenset({"TimmWrapperModel", "TimmWrapperForImageClassification"})
 
 
 class TimmFamily(Family):
-    """What timm's vision transformers have in common.
+    """Base of the families of timm's vision transformers.
 
     readers: classes whose own `forward_head`, and ways to pool, are known; those of others get
         dense tokens.
@@ -62,12 +62,13 @@ class TimmFamily(Family):
 
     @property
     def embed(self) -> Any:
-        """The module that makes tokens of images."""
+        """The patch embedding module."""
         return self.trunk.patch_embed
 
     @property
     def size(self) -> Size:
-        """Of the images that it was made for, or else those that it was trained on."""
+        """Channels, height and width of the images that the model takes, or else of its training
+        images."""
         size = self.sides()
         if not size:
             raise ShapeError(
@@ -76,7 +77,7 @@ class TimmFamily(Family):
         return int(getattr(self.trunk, "in_chans", 3)), int(size[0]), int(size[1])
 
     def sides(self) -> Sequence[int]:
-        """Height and width of those images, as far as they are known."""
+        """Height and width of the images that the model takes, as far as they are known."""
         config = getattr(self.trunk, "pretrained_cfg", None) or {}
         return getattr(self.embed, "img_size", None) or config.get("input_size", (0,))[1:]
 

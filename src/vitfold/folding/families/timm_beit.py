@@ -16,7 +16,7 @@ BEIT = "timm.models.beit."
 
 @register_family
 class TimmBeit(TimmFamily):
-    """timm's BEiT."""
+    """timm's BEiT and BEiT v2."""
 
     trunks: ClassVar[tuple[str, ...]] = (BEIT + "Beit",)
     readers: ClassVar = frozenset({BEIT + "Beit"})

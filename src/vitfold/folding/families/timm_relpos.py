@@ -52,7 +52,7 @@ class TimmRelPos(TimmFamily):
 
 
 class _Bias:
-    """A relative position bias that is already made, in the shape of timm's module for it."""
+    """A relative position bias that is computed already, with the interface of timm's module."""
 
     def __init__(self, bias: Tensor | None) -> None:
         self.bias = bias

@@ -142,7 +142,7 @@ def rounded(scores: Tensor) -> tuple[tuple[float, ...], ...]:
 
 
 def _settle(method: PruneMerge, name: str, value: object) -> None:
-    """What a caller may change later, and JSON has as a list, as a tuple."""
+    """Lists that a caller may change later, or that come from JSON, as tuples."""
     object.__setattr__(method, name, value)
 
 

@@ -31,7 +31,7 @@ def groups(
     grouping: str = "runs",
     columns: int = 1,
 ) -> tuple[Groups, ...]:
-    """The groups of every block that is compressed.
+    """The groups of patches for every block that is compressed.
 
     scores: of the patches in each of them.
     blocks: their numbers in the model.

@@ -59,7 +59,7 @@ def arguments(model: Any) -> dict[str, Any]:
     """Its configuration, how it attends, and the checkpoint that it was loaded from."""
     config = model.config
     known = type(config)().to_dict()
-    given: dict[str, Any] = {
+    arguments: dict[str, Any] = {
         "config": _known(config.to_dict(), known),
         "attention": config._attn_implementation,
         "checkpoint": None,
@@ -67,35 +67,35 @@ def arguments(model: Any) -> dict[str, Any]:
     }
     checkpoint = str(config.name_or_path)
     if fields.matches(checkpoint, CHECKPOINT) and not Path(checkpoint).exists():
-        given["checkpoint"] = checkpoint
-    return given
+        arguments["checkpoint"] = checkpoint
+    return arguments
 
 
 def _known(config: dict[str, Any], known: dict[str, Any]) -> dict[str, Any]:
     """What the class of the configuration knows; hub configurations carry more."""
-    kept = {key: value for key, value in config.items() if key in known and key not in LEFT_OUT}
-    for key, value in kept.items():
+    own = {key: value for key, value in config.items() if key in known and key not in LEFT_OUT}
+    for key, value in own.items():
         if _nested(key, known[key]):
-            kept[key] = _known(value, known[key])
-    labels = kept.get("id2label") or {}
+            own[key] = _known(value, known[key])
+    labels = own.get("id2label") or {}
     if all(label == f"LABEL_{index}" for index, label in labels.items()):
         # The names that say nothing: for 21,841 classes they would outgrow the plan.
-        kept = {key: value for key, value in kept.items() if key not in LABELS}
-        kept["num_labels"] = len(labels)
-    return kept
+        own = {key: value for key, value in own.items() if key not in LABELS}
+        own["num_labels"] = len(labels)
+    return own
 
 
 def _nested(key: str, default: object) -> bool:
     return isinstance(default, dict) and key not in LABELS
 
 
-def check(name: object, given: object) -> None:
+def check(name: object, arguments: object) -> None:
     """Refuse classes that are not listed, and numbers that make a model without end."""
     fields.choice("model.name", name, CLASSES)
-    wanted = ("config", "attention", "checkpoint", "images")
-    if isinstance(given, dict):
-        given = {"images": None, **given}
-    values = fields.record("model.arguments", given, wanted)
+    names = ("config", "attention", "checkpoint", "images")
+    if isinstance(arguments, dict):
+        arguments = {"images": None, **arguments}
+    values = fields.record("model.arguments", arguments, names)
     fields.choice("model.arguments.attention", values["attention"], ATTENTION)
     if values["checkpoint"] is not None:
         expected = "the name of a checkpoint on the hub, or null"
@@ -105,11 +105,13 @@ def check(name: object, given: object) -> None:
         _check_images("model.arguments.images", values["images"])
 
 
-def _check_images(path: str, said: object) -> None:
-    if not isinstance(said, dict) or not said.keys() <= set(processor.KEPT):
-        raise fields.refusal(path, said, "an object with the fields of an image processor, or null")
+def _check_images(path: str, images: object) -> None:
+    if not isinstance(images, dict) or not images.keys() <= set(processor.FIELDS):
+        raise fields.refusal(
+            path, images, "an object with the fields of an image processor, or null"
+        )
     try:
-        processor.translated(said)
+        processor.translated(images)
     except DataError as error:
         raise PlanError(f"{fields.FILE}: {path}: {error}") from error
 
@@ -127,23 +129,23 @@ def _check_numbers(path: str, config: object) -> None:
             fields.number(inner, value, -(2**24), 2**24)
 
 
-def build(name: str, given: dict[str, Any], pretrained: bool) -> nn.Module:
+def build(name: str, arguments: dict[str, Any], pretrained: bool) -> nn.Module:
     """The model, from its configuration alone or with the weights of its checkpoint."""
     cls = getattr(library(), name)
-    _check_keys("model.arguments.config", given["config"], cls.config_class().to_dict())
+    _check_keys("model.arguments.config", arguments["config"], cls.config_class().to_dict())
     config = cls.config_class.from_dict(
-        dict(given["config"]),
-        attn_implementation=given["attention"],
-        name_or_path=given["checkpoint"] or "",
+        dict(arguments["config"]),
+        attn_implementation=arguments["attention"],
+        name_or_path=arguments["checkpoint"] or "",
     )
-    processor.put(config, given.get("images"))
+    processor.put(config, arguments.get("images"))
     if not pretrained:
         return cls(config)  # type: ignore[no-any-return]
-    if given["checkpoint"] is None:
+    if arguments["checkpoint"] is None:
         raise LookupError("it was not loaded from a checkpoint on the hub")
     # Only safetensors: the other format is a pickle.
     return cls.from_pretrained(  # type: ignore[no-any-return]
-        given["checkpoint"], config=config, use_safetensors=True, trust_remote_code=False
+        arguments["checkpoint"], config=config, use_safetensors=True, trust_remote_code=False
     )
 
 

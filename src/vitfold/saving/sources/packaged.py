@@ -61,8 +61,8 @@ def check(name: object, arguments: object) -> None:
 def build(name: str, _arguments: dict[str, Any], pretrained: bool) -> nn.Module:
     """The model; with the weights that come with it when it is pretrained."""
     saved = plan(name)
-    made = saved["model"]
-    model = timm.build(made["name"], made["arguments"], False)
+    record = saved["model"]
+    model = timm.build(record["name"], record["arguments"], False)
     if pretrained:
         stored = weights.read(directory(name), saved["weights"]["file"])
         model.load_state_dict({key: tensor.float() for key, tensor in stored.items()})

@@ -52,12 +52,12 @@ def tags(name: str) -> list[str]:
 
 def arguments(model: Any) -> dict[str, Any]:
     """What it was created with, and what has been changed on it since then."""
-    given = dict(getattr(model, "_model_args", {}))
+    arguments = dict(getattr(model, "_model_args", {}))
     now = {key: getattr(model, key, None) for key in ("num_classes", "in_chans", "global_pool")}
     now["img_size"] = getattr(getattr(model, "patch_embed", None), "img_size", None)
     now[OVERLAY] = _overlay(model) or None
     plain = {k: v for k, v in now.items() if v is not None and not isinstance(v, nn.Module)}
-    return given | plain
+    return arguments | plain
 
 
 def _overlay(model: Any) -> dict[str, Any]:
@@ -77,14 +77,14 @@ def _listed(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
 
 
-def check(name: object, given: object) -> None:
+def check(name: object, arguments: object) -> None:
     """Refuse what is not a name, and arguments that a plan may not set: what reaches files,
     addresses or code, and numbers without bounds."""
     fields.text("model.name", name, NAME, "the name of a timm model")
     path = "model.arguments"
-    if not isinstance(given, dict):
-        raise fields.refusal(path, given, "an object with arguments of the model's constructor")
-    for key, value in given.items():
+    if not isinstance(arguments, dict):
+        raise fields.refusal(path, arguments, "an object with arguments of the model's constructor")
+    for key, value in arguments.items():
         inner = fields.join(path, key)
         if key == OVERLAY:
             fields.options(inner, value, SAYS)
@@ -112,27 +112,27 @@ def _check_value(path: str, value: object, most: int) -> None:
         fields.integer(path, value, -most, most)
 
 
-def build(name: str, given: dict[str, Any], pretrained: bool) -> nn.Module:
+def build(name: str, arguments: dict[str, Any], pretrained: bool) -> nn.Module:
     """The model as timm creates it."""
     if not known(name):
         raise PlanError(f"{fields.FILE}: model.name={name!r}: timm has no such model{hint(name)}")
-    model: nn.Module = timm.create_model(name, pretrained=pretrained, **given)
+    model: nn.Module = timm.create_model(name, pretrained=pretrained, **arguments)
     return model
 
 
 def adapted(
-    name: str, given: dict[str, Any], stored: Mapping[str, Tensor], changes: dict[str, Any]
+    name: str, arguments: dict[str, Any], stored: Mapping[str, Tensor], changes: dict[str, Any]
 ) -> nn.Module:
     """The model with other arguments than it was saved with, and as much of its weights as fits
     them: timm resizes what depends on the size of images, and leaves out a head of other classes.
 
     changes: the other arguments.
     """
-    said = given.get(OVERLAY, {}) | changes.get(OVERLAY, {})
-    classes = given.get("num_classes", timm.get_pretrained_cfg(name).num_classes)
+    overlay = arguments.get(OVERLAY, {}) | changes.get(OVERLAY, {})
+    classes = arguments.get("num_classes", timm.get_pretrained_cfg(name).num_classes)
     source = {"state_dict": dict(stored), "num_classes": classes}
-    overlay = {OVERLAY: said | source}
-    model: Any = timm.create_model(name, pretrained=True, **given | changes | overlay)
+    whole = arguments | changes | {OVERLAY: overlay | source}
+    model: Any = timm.create_model(name, pretrained=True, **whole)
     del model.pretrained_cfg["state_dict"]
     return model  # type: ignore[no-any-return]
 

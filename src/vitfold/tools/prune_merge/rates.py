@@ -55,15 +55,15 @@ def keeping(method: PruneMerge, keep: float) -> PruneMerge:
 def costs(model: nn.Module, image: Tensor) -> Callable[[PruneMerge], float]:
     """The share of the dense FLOPs that rates cost, of images like this one."""
     ours = clone(model).eval()
-    found = find(ours)
-    weight = next(found.trunk.parameters())
+    family = find(ours)
+    weight = next(family.trunk.parameters())
     blank = torch.zeros_like(image, device=weight.device, dtype=weight.dtype)
-    given = {found.arguments[0]: blank}
-    whole = cost(found, **given)
+    inputs = {family.arguments[0]: blank}
+    whole = cost(family, **inputs)
 
     def share(rated: PruneMerge) -> float:
         fold(ours, rated)
-        return cost(found, **given) / whole
+        return cost(family, **inputs) / whole
 
     return share
 

@@ -87,8 +87,8 @@ def _rated(
 
 def _grid(model: nn.Module, images: Tensor) -> tuple[int, int]:
     """Height and width of these images, in patches."""
-    found = find(model)
-    grid = found.grid({found.arguments[0]: images})
+    family = find(model)
+    grid = family.grid({family.arguments[0]: images})
     if grid is None or len(grid) != 2:
         raise DataError("these images have no common patch grid: give images of one size")
     return grid[0], grid[1]
