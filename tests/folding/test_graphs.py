@@ -2,7 +2,6 @@
 
 import itertools
 import math
-import shutil
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,6 +10,17 @@ from typing import Any
 import pytest
 import torch
 from support.models import hf, images, inputs, registered
+from support.runtimes import (
+    Model,
+    ahead_of_time,
+    compiled,
+    exported,
+    inductor,
+    onnx_file,
+    onnx_runtime,
+    program,
+    session,
+)
 from torch import Tensor, nn
 
 import vitfold
@@ -72,8 +82,6 @@ EVERY = [
 SOME = [(family, METHODS[i % len(METHODS)]) for i, family in enumerate(FAMILIES)]
 REST = [pair for pair in EVERY if pair not in SOME]
 
-Model = Callable[[Tensor], Tensor]
-
 
 def named(value: object) -> str:
     return getattr(value, "__name__", str(value))
@@ -107,54 +115,35 @@ def agrees(model: nn.Module, other: Model) -> None:
 
 
 @every_pair
-def test_compiles_in_one_graph(name: str, method: Way) -> None:
+def test_compiles_in_one_graph(name: str, method: Way, tmp_path: Path) -> None:
     model = put_on(registered(name), method)
-    agrees(model, torch.compile(model, fullgraph=True, backend="aot_eager"))
+    agrees(model, compiled(model, images(model, 2), tmp_path))
 
 
 @pytest.mark.parametrize("method", METHODS, ids=named)
 @pytest.mark.exhaustive
-def test_inductor_agrees(method: Way) -> None:
+def test_inductor_agrees(method: Way, tmp_path: Path) -> None:
     model = put_on(registered("vit_tiny_patch16_224"), method)
-    agrees(model, torch.compile(model, fullgraph=True))
-
-
-def exported(model: nn.Module) -> torch.export.ExportedProgram:
-    dynamic = ({0: torch.export.Dim("batch")},)
-    return torch.export.export(model, (images(model, 2),), dynamic_shapes=dynamic)
+    agrees(model, inductor(model, images(model, 2), tmp_path))
 
 
 @pytest.mark.parametrize("method", METHODS, ids=named)
 @pytest.mark.exhaustive
-@pytest.mark.skipif(shutil.which("c++") is None, reason="it takes a compiler")
 def test_compiles_ahead_of_time(method: Way, tmp_path: Path) -> None:
     model = put_on(registered("vit_tiny_patch16_224"), method)
-    package = torch._inductor.aoti_compile_and_package(
-        exported(model), package_path=str(tmp_path / "model.pt2")
-    )
-    agrees(model, torch._inductor.aoti_load_package(package))
+    agrees(model, ahead_of_time(model, images(model, 2), tmp_path))
 
 
 @every_pair
-def test_exports_with_a_dynamic_batch(name: str, method: Way) -> None:
+def test_exports_with_a_dynamic_batch(name: str, method: Way, tmp_path: Path) -> None:
     model = put_on(registered(name), method)
-    agrees(model, exported(model).module())
+    agrees(model, exported(model, images(model, 2), tmp_path))
 
 
 @every_pair
 def test_runs_in_onnx_runtime(name: str, method: Way, tmp_path: Path) -> None:
-    onnxruntime = pytest.importorskip("onnxruntime")
     model = put_on(registered(name), method)
-    program = torch.onnx.export(exported(model), (images(model, 2),), dynamo=True, verbose=False)
-    assert program is not None
-    program.save(tmp_path / "model.onnx")
-    session = onnxruntime.InferenceSession(tmp_path / "model.onnx")
-    (given,) = session.get_inputs()
-
-    def run(pixels: Tensor) -> Tensor:
-        return torch.from_numpy(session.run(None, {given.name: pixels.numpy()})[0])
-
-    agrees(model, run)
+    agrees(model, onnx_runtime(model, images(model, 2), tmp_path))
 
 
 @pytest.mark.parametrize(
@@ -169,18 +158,17 @@ def test_runs_in_onnx_runtime(name: str, method: Way, tmp_path: Path) -> None:
     ids=str,
 )
 def test_a_graph_made_of_one_image_holds_for_many(method: Method, tmp_path: Path) -> None:
-    onnxruntime = pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
     model = put_on(registered("vit_tiny_patch16_224"), method)
     one = images(model, 1)
     agrees(model, torch.jit.trace(model, one))  # type: ignore[no-untyped-call]
-    program = torch.onnx.export(
+    graph = torch.onnx.export(
         model, (one,), dynamo=True, dynamic_shapes=({0: "batch"},), verbose=False
     )
-    assert program is not None
-    program.save(tmp_path / "model.onnx")
-    session = onnxruntime.InferenceSession(tmp_path / "model.onnx")
-    (given,) = session.get_inputs()
-    agrees(model, lambda x: torch.from_numpy(session.run(None, {given.name: x.numpy()})[0]))
+    assert graph is not None
+    graph.save(tmp_path / "model.onnx")
+    run = session(tmp_path / "model.onnx")
+    agrees(model, lambda x: run(x)[0])
 
 
 def test_the_older_exporter_of_onnx_is_refused(tmp_path: Path) -> None:
@@ -219,17 +207,12 @@ def test_blocks_are_computed_again_in_one_graph(method: Way) -> None:
 
 def test_equal_similarities_pick_the_earlier_token_in_onnx_too(tmp_path: Path) -> None:
     """A flat image: all patches alike but for their position, which is taken away."""
-    onnxruntime = pytest.importorskip("onnxruntime")
     model = registered("vit_tiny_patch16_224")
     model.pos_embed.zero_()
     vitfold.fold(model, vitfold.ToMe(r=3))
-    program = torch.onnx.export(exported(model), (images(model, 2),), dynamo=True, verbose=False)
-    assert program is not None
-    program.save(tmp_path / "model.onnx")
-    session = onnxruntime.InferenceSession(tmp_path / "model.onnx")
+    run = onnx_runtime(model, images(model, 2), tmp_path)
     flat = torch.ones(1, *images(model, 1).shape[1:])
-    (out,) = session.run(None, {session.get_inputs()[0].name: flat.numpy()})
-    torch.testing.assert_close(torch.from_numpy(out), model(flat), atol=1e-3, rtol=1e-3)
+    torch.testing.assert_close(run(flat), model(flat), atol=1e-3, rtol=1e-3)
 
 
 HF = [
@@ -280,24 +263,19 @@ def test_hugging_face_compiles_in_one_graph(name: str) -> None:
 @every_hf
 def test_hugging_face_exports_and_runs_in_onnx_runtime(name: str, tmp_path: Path) -> None:
     pytest.importorskip("transformers")
-    onnxruntime = pytest.importorskip("onnxruntime")
     model = vitfold.fold(hf(name), vitfold.ToMe(r=3))
-    program = hf_exported(model)
-    hf_agrees(model, program.module())
-    onnx = torch.onnx.export(program, (), kwargs=inputs(model), dynamo=True, verbose=False)
-    assert onnx is not None
-    onnx.save(tmp_path / "model.onnx")
-    session = onnxruntime.InferenceSession(tmp_path / "model.onnx")
+    graph = hf_exported(model)
+    hf_agrees(model, graph.module())
     given = inputs(model, 7)
-    outputs = session.run(None, {session.get_inputs()[0].name: given["pixel_values"].numpy()})
+    outputs = session(onnx_file(graph, tmp_path))(given["pixel_values"])
     expected = main_output(model(**given))
     assert any(
-        out.shape == expected.shape and abs(out - expected.numpy()).max() < 1e-3 for out in outputs
+        out.shape == expected.shape and (out - expected).abs().max() < 1e-3 for out in outputs
     )
 
 
 def test_numbers_of_its_own_for_every_image_do_not_export() -> None:
     model = vitfold.fold(registered("vit_tiny_patch16_224"), "ltmp")
     with pytest.raises(Exception, match=r"vitfold\.freeze"):
-        exported(model)
-    exported(vitfold.freeze(model, images(model, 3)))
+        program(model, images(model))
+    program(vitfold.freeze(model, images(model, 3)), images(model))

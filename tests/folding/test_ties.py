@@ -3,6 +3,7 @@
 Models without absolute positions cannot tell equal patches apart: what merges is decided by ties.
 """
 
+import functools
 import itertools
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,6 +11,16 @@ from typing import Any
 
 import pytest
 import torch
+from support import matrices
+from support.runtimes import (
+    Runtime,
+    ahead_of_time,
+    compiled,
+    exported,
+    inductor,
+    onnx_runtime,
+    openvino,
+)
 from support.small import dino3, eva, vit
 from torch import Tensor, nn
 
@@ -17,8 +28,8 @@ import vitfold
 from vitfold.methods import Method
 from vitfold.tokens.cues import CUES
 
-Model = Callable[[Tensor], Tensor]
 SIDE = 28
+DEPTH = 3
 
 
 def noise(*shape: int) -> Tensor:
@@ -36,96 +47,54 @@ def alike() -> Tensor:
 
 def siglip() -> nn.Module:
     """Without a class token: pooled by attention, or EViT would have something to go by."""
-    return vit(class_token=False, global_pool="map", pos_embed="none")
+    return vit(depth=DEPTH, class_token=False, global_pool="map", pos_embed="none")
 
 
-def nowhere() -> nn.Module:
+def nowhere(depth: int = DEPTH) -> nn.Module:
     """Without any positions."""
-    return vit(pos_embed="none")
+    return vit(depth=depth, pos_embed="none")
 
 
 MODELS: dict[str, Callable[[], nn.Module]] = {
-    "vit": vit,
+    "vit": functools.partial(vit, depth=DEPTH),
     "nowhere": nowhere,
-    "dino3": dino3,
-    "eva": eva,
+    "dino3": functools.partial(dino3, depth=DEPTH),
+    "eva": functools.partial(eva, depth=DEPTH),
     "siglip": siglip,
 }
-METHODS: list[Method] = [
-    vitfold.ToMe(r=5),
-    vitfold.DFE(r=5),
-    vitfold.LGTM(r=5, skip=0),
-    vitfold.Ward(r=5),
-    vitfold.MergeDrop(r=3, drop=3),
-    *(vitfold.Drop(r=5, cue=cue) for cue in CUES),
-    vitfold.EViT(r=6, blocks=(1, 2)),
-    vitfold.DynamicViT(r=6, blocks=(1, 2)),
-]
-
-
-def program(model: nn.Module, x: Tensor) -> torch.export.ExportedProgram:
-    dynamic = ({0: torch.export.Dim("batch")},)
-    return torch.export.export(model, (x,), dynamic_shapes=dynamic)
-
-
-def exported(model: nn.Module, x: Tensor, directory: Path) -> Model:
-    return program(model, x).module()
-
-
-def ahead_of_time(model: nn.Module, x: Tensor, directory: Path) -> Model:
-    package = str(directory / "model.pt2")
-    torch._inductor.aoti_compile_and_package(program(model, x), package_path=package)
-    return torch._inductor.aoti_load_package(package)
-
-
-def compiled(model: nn.Module, x: Tensor, directory: Path) -> Model:
-    return torch.compile(model, fullgraph=True, backend="aot_eager")
-
-
-def inductor(model: nn.Module, x: Tensor, directory: Path) -> Model:
-    return torch.compile(model, fullgraph=True)
-
-
-def onnx(model: nn.Module, x: Tensor, directory: Path) -> str:
-    pytest.importorskip("onnxscript")
-    made = torch.onnx.export(program(model, x), (x,), dynamo=True, verbose=False)
-    assert made is not None
-    made.save(directory / "model.onnx")
-    return str(directory / "model.onnx")
-
-
-def onnx_runtime(model: nn.Module, x: Tensor, directory: Path) -> Model:
-    runtime = pytest.importorskip("onnxruntime")
-    session = runtime.InferenceSession(onnx(model, x, directory))
-    name = session.get_inputs()[0].name
-    return lambda x: torch.from_numpy(session.run(None, {name: x.numpy()})[0])
-
-
-def openvino(model: nn.Module, x: Tensor, directory: Path) -> Model:
-    library = pytest.importorskip("openvino")
-    options = {"INFERENCE_PRECISION_HINT": "f32"}
-    served = library.Core().compile_model(onnx(model, x, directory), "CPU", options)
-    return lambda x: torch.from_numpy(served(x.numpy())[0].copy())
-
-
-RUNTIMES: list[Any] = [exported, compiled, onnx_runtime, openvino, ahead_of_time, inductor]
+METHODS: dict[str, Method] = {
+    "tome": vitfold.ToMe(r=5),
+    "dfe": vitfold.DFE(r=5, skip=1),
+    "lgtm": vitfold.LGTM(r=5, skip=0),
+    "lgtm-2d": vitfold.LGTM(r=5, skip=0, location="2d"),
+    "ward": vitfold.Ward(r=5),
+    "mergedrop": vitfold.MergeDrop(r=3, drop=3),
+    **{f"drop-{cue}": vitfold.Drop(r=5, cue=cue) for cue in CUES},
+    "evit": vitfold.EViT(r=6, blocks=(1, 2)),
+    "dynamicvit": vitfold.DynamicViT(r=6, blocks=(1, 2)),
+    "prunemerge": matrices.method(blocks=(1, 2)),
+    "tome-around": vitfold.ToMeAround(r=5),
+}
+RUNTIMES: list[Runtime] = [exported, compiled, onnx_runtime, openvino, ahead_of_time, inductor]
 SINGLE = (onnx_runtime, openvino)
 """These compute in single precision."""
 DEFAULT = {
-    ("dino3", 0, exported),
-    ("nowhere", 4, exported),
-    ("vit", 2, exported),
-    ("dino3", 0, onnx_runtime),
-    ("dino3", 0, openvino),
+    ("dino3", "lgtm", exported),
+    ("dino3", "tome", compiled),
+    ("dino3", "tome", onnx_runtime),
+    ("dino3", "lgtm", openvino),
 }
-"""What runs by default: model, method by its number, runtime."""
+SHALLOW = (("shallow", "tome", ahead_of_time), ("shallow", "lgtm", inductor))
+"""What runs by default: model, method, runtime. What takes a compiler, in one block alone."""
 
 
 def cases() -> Iterator[Any]:
-    for name, (number, method), runtime in itertools.product(MODELS, enumerate(METHODS), RUNTIMES):
-        if not (name == "siglip" and isinstance(method, vitfold.EViT)):
-            marks = [] if (name, number, runtime) in DEFAULT else [pytest.mark.exhaustive]
-            yield pytest.param(name, method, runtime, marks=marks)
+    for case in itertools.product(MODELS, METHODS, RUNTIMES):
+        name, method, _ = case
+        if not (name == "siglip" and method == "evit"):
+            marks = [] if case in DEFAULT else [pytest.mark.exhaustive]
+            yield pytest.param(*case, marks=marks)
+    yield from SHALLOW
 
 
 def label(value: object) -> str:
@@ -135,11 +104,13 @@ def label(value: object) -> str:
 @pytest.mark.parametrize(("name", "method", "runtime"), list(cases()), ids=label)
 @pytest.mark.filterwarnings("ignore")
 def test_alike_tokens_are_treated_alike_everywhere(
-    name: str, method: Method, runtime: Callable[[nn.Module, Tensor, Path], Model], tmp_path: Path
+    name: str, method: str, runtime: Runtime, tmp_path: Path
 ) -> None:
     torch.manual_seed(0)
     dtype = torch.float32 if runtime in SINGLE else torch.float64
-    model, x = vitfold.fold(MODELS[name](), method).to(dtype).eval(), alike().to(dtype)
+    dense = nowhere(depth=1) if name == "shallow" else MODELS[name]()
+    model = vitfold.fold(dense, METHODS[method]).to(dtype).eval()
+    x = alike().to(dtype)
     with torch.no_grad():
         expected, found = model(x), runtime(model, x[:2], tmp_path)(x)
     torch.compiler.reset()

@@ -2,12 +2,22 @@
 the same order and the same partners in every runtime, of tokens that are alike too."""
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from support.runtimes import (
+    Runtime,
+    ahead_of_time,
+    compiled,
+    exported,
+    inductor,
+    onnx_runtime,
+    openvino,
+    program,
+)
 from support.small import vit
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -103,55 +113,7 @@ class Padded(nn.Module):
         return torch.cat([step.keep, step.gone, step.into], dim=1)
 
 
-Model = Callable[[Tensor], Tensor]
-
-
-def program(module: nn.Module, x: Tensor) -> torch.export.ExportedProgram:
-    dynamic = ({0: torch.export.Dim("batch")},)
-    return torch.export.export(module, (x,), dynamic_shapes=dynamic)
-
-
-def as_exported(module: nn.Module, x: Tensor, directory: Path) -> Model:
-    return program(module, x).module()
-
-
-def ahead_of_time(module: nn.Module, x: Tensor, directory: Path) -> Model:
-    package = str(directory / "model.pt2")
-    torch._inductor.aoti_compile_and_package(program(module, x), package_path=package)
-    return torch._inductor.aoti_load_package(package)
-
-
-def compiled(module: nn.Module, x: Tensor, directory: Path) -> Model:
-    return torch.compile(module, fullgraph=True, backend="aot_eager")
-
-
-def inductor(module: nn.Module, x: Tensor, directory: Path) -> Model:
-    return torch.compile(module, fullgraph=True)
-
-
-def onnx(module: nn.Module, x: Tensor, directory: Path) -> str:
-    pytest.importorskip("onnxscript")
-    made = torch.onnx.export(program(module, x), (x,), dynamo=True, verbose=False)
-    assert made is not None
-    made.save(directory / "model.onnx")
-    return str(directory / "model.onnx")
-
-
-def in_onnx_runtime(module: nn.Module, x: Tensor, directory: Path) -> Model:
-    runtime = pytest.importorskip("onnxruntime")
-    session = runtime.InferenceSession(onnx(module, x, directory))
-    name = session.get_inputs()[0].name
-    return lambda x: torch.from_numpy(session.run(None, {name: x.numpy()})[0])
-
-
-def in_openvino(module: nn.Module, x: Tensor, directory: Path) -> Model:
-    openvino = pytest.importorskip("openvino")
-    options = {"INFERENCE_PRECISION_HINT": "f32"}
-    model = openvino.Core().compile_model(onnx(module, x, directory), "CPU", options)
-    return lambda x: torch.from_numpy(model(x.numpy())[0].copy())
-
-
-RUNTIMES = [as_exported, in_onnx_runtime, in_openvino, compiled]
+RUNTIMES = [exported, onnx_runtime, openvino, compiled]
 SLOW = [pytest.param(way, marks=pytest.mark.exhaustive) for way in (ahead_of_time, inductor)]
 
 
@@ -159,7 +121,7 @@ SLOW = [pytest.param(way, marks=pytest.mark.exhaustive) for way in (ahead_of_tim
 @pytest.mark.parametrize("kind", [Bipartite, Lowest, Windowed, Padded])
 @pytest.mark.filterwarnings("ignore")
 def test_every_runtime_breaks_ties_alike(
-    kind: type[nn.Module], runtime: Callable[[nn.Module, Tensor, Path], Model], tmp_path: Path
+    kind: type[nn.Module], runtime: Runtime, tmp_path: Path
 ) -> None:
     module, rows = kind(), exact_rows(5, 31)
     run = runtime(module, rows[:2], tmp_path)
