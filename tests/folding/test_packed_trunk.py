@@ -1,6 +1,5 @@
 """Images of several lengths from the first block on, one after another; and grids of three axes."""
 
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -22,6 +21,8 @@ from vitfold import (
     Trace,
     Ward,
 )
+from vitfold.folding.blocks.kinds import BlockKind
+from vitfold.folding.families import Family
 from vitfold.folding.run import Run
 from vitfold.methods import Base
 from vitfold.methods.learned import Learned
@@ -71,9 +72,12 @@ def attend(block: Any, x: Tensor, attend: Any) -> Tensor:
     return x + out
 
 
-KIND: Any = SimpleNamespace(
-    attend=attend, feed=lambda block, x: x + block.mlp(block.norm2(x)), arguments=("rope",)
-)
+def feed(block: Any, x: Tensor) -> Tensor:
+    out: Tensor = block.mlp(block.norm2(x))
+    return x + out
+
+
+KIND = BlockKind(object.__new__(Family), attend, feed, ("rope",))
 
 
 def trunk() -> list[Block]:
