@@ -1,4 +1,4 @@
-"""Recipe: what a training is asked to do, as plain values that go to JSON as they are.
+"""Recipe: how to train, as plain values that go to JSON as they are.
 
 Its fields hold the only defaults that there are: Python and the command line both take them from
 here. What a method wants otherwise it says itself (`Base.training`); `Recipe.for_model` has both.
@@ -30,7 +30,7 @@ MOST_SEED = 2**63 - 1
 
 @dataclass(frozen=True)
 class Distillation:
-    """What is learned from a teacher, beside the labels.
+    """How a model learns from a teacher, beside the labels.
 
     kind: `soft`, its probabilities, or `hard`, its best class.
     alpha: how much it counts; the labels count one.
@@ -96,8 +96,8 @@ class Recipe:
 
     @classmethod
     def for_model(cls, model: nn.Module, **overrides: Any) -> "Recipe":
-        """The recipe by which `vitfold train` trains this model: as any model, but for what its
-        method wants, but for `overrides`.
+        """The recipe by which `vitfold train` trains this model: the defaults, over them what its
+        method wants, over that `overrides`.
 
         overrides: fields. A mapping is laid over what would be there, key by key:
             `Recipe.for_model(model, epochs=2, optimizer={"lr": 1e-3}, distill={"kind": "soft"})`.
@@ -109,7 +109,7 @@ class Recipe:
     def for_method(
         cls, method: MethodRecipe, learned: Collection[str] = (), **overrides: Any
     ) -> "Recipe":
-        """The same of any model with a method that wants to be trained so.
+        """The recipe for any model under a method with these wishes.
 
         learned: the names of what it learns: it has rates for more where options switch some off.
         """
@@ -149,14 +149,14 @@ class Recipe:
             raise TrainError(f"layer_decay={decay!r}: expected a number up to 1, above 0")
 
     def to_json(self) -> dict[str, Any]:
-        """By field name."""
+        """The values by field name."""
         return dataclasses.asdict(self)
 
 
 def _fields_of(
     method: MethodRecipe, learned: Collection[str], overrides: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """What a method wants otherwise, as fields of a recipe."""
+    """The wishes of a method as fields of a recipe."""
     optimizer = Recipe().optimizer | dict(method.optimizer)
     freeze = method.freeze or "none"
     if freeze == "model" and "lr" in overrides.get("optimizer", {}):
@@ -177,7 +177,7 @@ def _fields_of(
 
 
 def _laid(usual: Any, override: Any) -> Any:
-    """An override over what is usual."""
+    """The override in place of the usual value; of a mapping, entry by entry."""
     if not isinstance(override, Mapping):
         return override
     if usual is None or isinstance(usual, Distillation):
