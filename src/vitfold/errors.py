@@ -1,4 +1,4 @@
-"""What can go wrong, by name.
+"""The errors that vitfold raises.
 
 VitfoldError
 ├── UnsupportedModel   a model that no family describes, or that is wrapped; names class and reason

@@ -1,4 +1,4 @@
-"""Files that are there whole, or as they were before; and what is said where they cannot be."""
+"""Writing files so that each is there whole, or as it was before."""
 
 import contextlib
 import os
@@ -25,7 +25,7 @@ STALE = 3600
 
 @contextlib.contextmanager
 def writing(path: Path, kind: type[VitfoldError], *others: type[Exception]) -> Iterator[None]:
-    """What keeps a path from being written is an error of that kind.
+    """Within it, errors that keep a path from being written become errors of that kind.
 
     others: what a library raises there, besides what a disk does.
     """

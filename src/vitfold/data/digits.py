@@ -56,7 +56,7 @@ class Digit(NamedTuple):
     ink: Tensor
 
     def anew(self) -> Tensor:
-        """At another place, size and angle, drawn from PyTorch's global generator."""
+        """The digit at another place, size and angle, drawn from PyTorch's global generator."""
         return _render(self.ink.unsqueeze(0), torch.rand(1, 6))[0]
 
 
@@ -76,7 +76,7 @@ class Digits(Dataset[Any]):
 
     @property
     def targets(self) -> list[int]:
-        """The labels."""
+        """The labels, in the order of the images."""
         return [int(label) for label in self.labels]
 
     def __len__(self) -> int:
@@ -88,7 +88,7 @@ class Digits(Dataset[Any]):
 
 
 def split_name(split: str) -> Literal["train", "test"]:
-    """The split of that name."""
+    """The name of a split of the digits, as `load_split` takes it."""
     names = also(split)
     if "train" in names:
         return "train"
@@ -145,7 +145,7 @@ def _digits(split: Literal["train", "test"]) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _placed(digits: Tensor, indices: Tensor) -> Tensor:
-    """Digits at the places that are always theirs."""
+    """Digits on their canvas, each at the place that is always its own."""
     generator = torch.Generator().manual_seed(_SPLIT_SEED)
     return _render(digits, _fixed_draws(indices), generator)
 

@@ -13,7 +13,7 @@ DEEP = ("I", "F", "I;16", "I;16B", "I;16L", "I;16N")
 
 
 def check_depth(picture: Image.Image, name: str) -> None:
-    """Refuse a picture that would be white."""
+    """Refuse a picture with more than 8 bits a channel, which would come out white."""
     if picture.mode in DEEP:
         raise DataError(f"{name} has more than 8 bits a channel: give a picture with 8")
 
@@ -42,7 +42,7 @@ def read_picture(file: Path | bytes, name: str) -> Image.Image:
 
 
 def _most_pixels() -> int:
-    """From how many on Pillow refuses a picture."""
+    """The number of pixels from which Pillow refuses a picture."""
     return 2 * (Image.MAX_IMAGE_PIXELS or 0)
 
 

@@ -35,30 +35,30 @@ class AnySource(Protocol):
 
     @property
     def root(self) -> Path | None:
-        """The folder or the tar, where they lie in one."""
+        """The folder or tar that holds the images; None where a name stands for them."""
 
     @property
     def split(self) -> str:
-        """Which of them."""
+        """The name of the split."""
 
     @property
     def given(self) -> bool:
-        """Whether it says where images are."""
+        """Whether the source names any images."""
 
     def prepare(self, model: nn.Module) -> Any:
-        """The transform that training evaluates with: all images become of one shape."""
+        """The transform for evaluations during training: all images get one shape."""
 
     def whole(self, model: nn.Module) -> Any:
-        """The transform of an evaluation."""
+        """The transform for an evaluation of its own, in which images may differ in shape."""
 
     def augment(self, model: nn.Module, options: dict[str, Any]) -> Any:
-        """The transform of training, by timm's options."""
+        """The transform for training, by timm's options."""
 
     def open(self) -> Any:
-        """The dataset, to whose `transform` one of those is assigned."""
+        """The dataset; assign one of these transforms to its `transform`."""
 
     def shares(self, other: Any) -> bool:
-        """Whether both read some image, under whatever names."""
+        """Whether both sources hold some image in common, under whatever names."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ class Source:
 
     @property
     def given(self) -> bool:
-        """Whether it says where images are."""
+        """Whether the source names any images."""
         return bool(self.dataset or self.root)
 
     def prepare(self, model: nn.Module) -> Any:
@@ -91,7 +91,7 @@ class Source:
     whole = prepare
 
     def augment(self, model: nn.Module, options: dict[str, Any]) -> Any:
-        """The transform of training, by timm's options."""
+        """The transform for training, by timm's options."""
         if self.dataset == digits.NAME:
             return digits.augment(model, options)
         return augmentation(model, options)
@@ -103,7 +103,7 @@ class Source:
         return per_cent(whole, *share) if share else whole
 
     def shares(self, other: Any) -> bool:
-        """Whether both read some image, under whatever names."""
+        """Whether both sources hold some image in common, under whatever names."""
         if not isinstance(other, Source):
             return False
         (ours, (low, high)), (theirs, (start, stop)) = self._images(), other._images()
@@ -111,7 +111,8 @@ class Source:
 
     @property
     def _share(self) -> tuple[str, tuple[int, int] | None]:
-        """The split, and which share of it; Hugging Face's datasets read such names themselves."""
+        """The split, and the percentages of it; Hugging Face's datasets read such names
+        themselves."""
         return (self.split, None) if self.dataset.startswith("hf") else share_of(self.split)
 
     def _images(self) -> tuple[tuple[Any, ...], tuple[int, int]]:

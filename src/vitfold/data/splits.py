@@ -1,4 +1,4 @@
-"""Names of splits: which mean the same, and `train[:90%]`, a share of one."""
+"""Names of splits: synonyms, and shares such as `train[:90%]`."""
 
 import re
 
@@ -12,12 +12,13 @@ SHARE = re.compile(r"(?P<name>.+)\[(?:(?P<low>\d{1,3})%)?:(?:(?P<high>\d{1,3})%)
 
 
 def also(split: str) -> tuple[str, ...]:
-    """The name of a split, and the others that it goes by."""
+    """The name of a split and its synonyms."""
     return (split, *next((names for names in SAME if split in names), ()))
 
 
 def share_of(split: str) -> tuple[str, tuple[int, int] | None]:
-    """The name of a split, and from which per cent to which it is meant; None: whole."""
+    """The name of a split, and the percentages from which and to which it goes; None for the
+    whole."""
     match = SHARE.fullmatch(split)
     if match is None:
         return split, None

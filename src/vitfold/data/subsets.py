@@ -1,5 +1,5 @@
-"""Subsets of a dataset (a share of every class, evenly spaced, shuffled), its batches, and the
-numbers of its classes."""
+"""Subsets of a dataset (a share of every class, evenly spaced, shuffled), batches, and class
+numbers."""
 
 import math
 import struct
@@ -50,7 +50,7 @@ class Subset(Dataset[Any]):
 
 
 class Strict(Subset):
-    """The same images, of which one that cannot be read is an error; in training timm takes its
+    """A dataset in which an image that cannot be read is an error; in training timm takes its
     neighbour instead."""
 
     def __init__(self, whole: Any) -> None:
@@ -77,7 +77,7 @@ BROKEN = (
 
 
 def strict(dataset: Any) -> Any:
-    """The dataset, of which an image that cannot be read is an error: an evaluation is of all."""
+    """The dataset made `Strict`: an evaluation covers all images."""
     files = getattr(dataset, "whole", dataset)
     if not hasattr(files, RETRIES):
         return dataset
@@ -130,7 +130,7 @@ def _labels(whole: Any) -> list[int]:
 
 
 def numbered(dataset: Any) -> dict[str, int] | None:
-    """The numbers of the classes of a dataset by their names, where it says so."""
+    """The class numbers of a dataset by class name; None where it states none."""
     while isinstance(dataset, Subset):
         dataset = dataset.whole
     reader = getattr(dataset, "reader", dataset)
@@ -138,26 +138,26 @@ def numbered(dataset: Any) -> dict[str, int] | None:
 
 
 def classes_of(dataset: Any) -> int | None:
-    """How many classes a dataset has, where it says so."""
+    """How many classes a dataset has; None where it does not say so."""
     index = numbered(dataset)
     return len(set(index.values())) if index else None
 
 
 def evenly(dataset: Any, limit: int | None) -> Any:
-    """That many of its images, evenly spaced; a stream comes whole."""
+    """So many images of a dataset, evenly spaced; a stream comes whole."""
     if limit is None or streams(dataset) or limit >= len(dataset):
         return dataset
     return Subset(dataset, [number * len(dataset) // limit for number in range(limit)])
 
 
 def shuffled(dataset: Any, seed: int, limit: int) -> Subset:
-    """Its images in an order that the seed decides, the first `limit` of them."""
+    """The images of a dataset in an order that the seed decides, the first `limit` of them."""
     order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(seed))
     return Subset(dataset, order[:limit].tolist())
 
 
 def streams(dataset: Any) -> bool:
-    """Whether images come in an order of their own, as WebDataset reads them."""
+    """Whether a dataset has an order of its own, as those that WebDataset reads."""
     whole = hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")
     return isinstance(dataset, IterableDataset) or not whole
 
@@ -165,7 +165,7 @@ def streams(dataset: Any) -> bool:
 def limited(
     batches: Iterable[tuple[Tensor, Tensor]], limit: int | None
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """The first `limit` images."""
+    """The first `limit` images of a dataset."""
     left = math.inf if limit is None else limit
     for images, labels in batches:
         if left <= 0:

@@ -1,5 +1,4 @@
-"""What a sweep compares: folds of a model, and what else costs less: smaller images, and smaller
-models."""
+"""Candidates of a sweep: folds of a model, the model on smaller images, and smaller models."""
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
@@ -28,7 +27,7 @@ Key = tuple[str, float, str]
 
 @dataclass(frozen=True)
 class Candidate:
-    """Something that costs less than the dense model, made when its turn comes.
+    """A model to compare that costs less than the dense one, built when its turn comes.
 
     flops: the share of the dense FLOPs that it is asked for; 0 where nobody asks for one.
     source: where it comes from, if it is made of other weights.
@@ -41,7 +40,7 @@ class Candidate:
 
     @property
     def key(self) -> Key:
-        """What it is known by."""
+        """Method, share and source: what tells this candidate from others."""
         return self.method, self.flops, self.source
 
 
@@ -75,7 +74,7 @@ def _fold(model: nn.Module, method: Callable[[], Base]) -> nn.Module:
 
 
 class Smaller(nn.Module):
-    """A model that gets its images smaller than they are."""
+    """A model that resizes its images to a smaller size first."""
 
     def __init__(self, model: nn.Module, size: tuple[int, int]) -> None:
         super().__init__()

@@ -33,7 +33,7 @@ class Style:
 
 
 def style(name: str) -> Style:
-    """How a method is drawn, by its name alone, whatever else is in the plot.
+    """The style of a method, by its name alone, whatever else is in the plot.
 
     name: of a method, or of a candidate that begins with it, as `ltmp r=3`.
     """

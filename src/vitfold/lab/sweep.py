@@ -1,4 +1,4 @@
-"""Many candidates on the same images: what each gets right, costs, and how fast it is."""
+"""Sweep: accuracy, cost and speed of many candidates on the same images."""
 
 import functools
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -26,7 +26,7 @@ SAMPLE = 64
 
 @dataclass(frozen=True)
 class Row:
-    """What came of one candidate.
+    """The results of one candidate.
 
     flops: the share of the dense FLOPs that it was asked for.
     detail: the method with its options, the size of the images, the name of the model.
@@ -50,7 +50,7 @@ class Row:
 
     @property
     def steady(self) -> bool:
-        """Whether its speeds can be."""
+        """Whether its speeds are possible: none is above the bound."""
         return all(speed.steady for speed in self.speeds)
 
     def to_json(self) -> dict[str, Any]:
@@ -108,7 +108,7 @@ class _Evaluator:
     progress: Progress
 
     def row(self, candidate: Candidate, model: nn.Module) -> Row:
-        """What comes of one candidate."""
+        """The results of one candidate."""
         is_dense = candidate.method == DENSE
         dense = self.predictions
         ours = dense if is_dense else self._predict(model)
@@ -130,12 +130,12 @@ class _Evaluator:
 
     @functools.cached_property
     def predictions(self) -> Predictions:
-        """The dense model's."""
+        """The predictions of the dense model."""
         return self._predict(self.dense)
 
     @functools.cached_property
     def gflops(self) -> float:
-        """What an image costs in the dense model."""
+        """Billions of operations for an image in the dense model."""
         return gigaflops(self.dense, random_inputs(self.dense, 1))
 
     @functools.cached_property
@@ -157,7 +157,7 @@ class _Evaluator:
 
 
 def _spread(batches: Iterable[Batch], total: int, count: int) -> Tensor:
-    """So many of `total` images, evenly spaced."""
+    """`count` of `total` images, evenly spaced."""
     chosen = {number * total // count for number in range(count)}
     kept: list[Tensor] = []
     first = 0

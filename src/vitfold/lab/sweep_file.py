@@ -1,4 +1,4 @@
-"""The rows of a sweep, in a file from which the same sweep goes on."""
+"""The file of a sweep: its rows so far, from which the same sweep goes on."""
 
 import functools
 import hashlib
@@ -29,11 +29,11 @@ class SweepFile:
 
     @property
     def done(self) -> set[Key]:
-        """What needs no other run."""
+        """The rows of candidates that need no other run."""
         return {(row["method"], float(row["flops"]), row["source"]) for row in self.rows}
 
     def add(self, row: Row, picture: str | None) -> None:
-        """One more row, in the file before the next one is begun."""
+        """Add a row; it is in the file before the next candidate begins."""
         self.rows.append(row.to_json())
         if picture:
             self.pictures[row.method] = picture

@@ -1,4 +1,4 @@
-"""How fast a candidate is beside the dense model and the free-slicing bound."""
+"""Speed of a candidate beside the dense model and the free-slicing bound."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ AGAIN = 2
 
 @dataclass(frozen=True)
 class Speed:
-    """How fast it is at one batch size.
+    """Images per second at one batch size.
 
     speedup: the time of the dense model over its own.
     share: the time of free slicing over its own, where it folds.
@@ -37,7 +37,7 @@ class Speed:
 
 @dataclass(frozen=True)
 class Timing:
-    """How candidates are timed, and what on.
+    """How candidates are timed, and on which inputs.
 
     inputs: as many images as are asked for.
     sample: the images that the mean number of tokens is of, where it depends on them.

@@ -90,7 +90,7 @@ def join(path: str, key: str) -> str:
 
 
 def record(path: str, value: object, keys: Collection[str]) -> dict[str, Any]:
-    """An object with exactly these keys."""
+    """An object with exactly these keys; any values."""
     entries = options(path, value, dict.fromkeys(keys, anything))
     for key in keys:
         if key not in entries:
@@ -111,13 +111,13 @@ def options(path: str, value: object, checks: Mapping[str, Check]) -> dict[str, 
 
 
 def _hint(key: str, known: Collection[str]) -> str:
-    """What was meant; nothing where that would be a long list."""
+    """The known key that may have been meant; empty where that would be a long list."""
     hint = nearest(key[:100], known) if known else ""
     return hint if len(hint) <= 200 else ""
 
 
 def anything(path: str, value: object) -> None:
-    """Refuse nothing."""
+    """Accept any value."""
 
 
 def integer(path: str, value: object, least: int, most: int) -> int:

@@ -1,4 +1,4 @@
-"""Models that others saved: timm, transformers, and vitfold before it wrote plans of all models."""
+"""Models saved by timm, by transformers, or by vitfold before it wrote plans."""
 
 import json
 import warnings
@@ -71,7 +71,7 @@ def _class(config: Any) -> str:
 
 
 def _config(directory: Path) -> dict[str, Any]:
-    """What is in the configuration of a directory, where some library knows it."""
+    """The configuration file of a directory, where some library knows it."""
     try:
         if (directory / CONFIG).stat().st_size > LIMIT:
             raise PlanError(f"{directory / CONFIG} is too large: expected at most {LIMIT} bytes")
@@ -90,7 +90,7 @@ def _config(directory: Path) -> dict[str, Any]:
 
 
 def origin_of(directory: Path) -> Origin | None:
-    """What makes a model that vitfold saved before it wrote plans; None for any other."""
+    """The origin of a model that vitfold saved before it wrote plans; None for any other."""
     if not (directory / CONFIG).is_file():
         return None
     theirs = _config(directory).keys() & {"architecture", "model_type"}
@@ -112,7 +112,7 @@ def _from_before(directory: Path) -> nn.Module:
 
 
 def _origin(directory: Path) -> Origin:
-    """What makes the model of a directory that names its source and arguments."""
+    """The origin of the model of a directory, from its configuration."""
     try:
         config = fields.parse((directory / CONFIG).read_bytes())
         origin = fields.record("", config, Origin._fields)

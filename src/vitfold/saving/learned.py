@@ -1,4 +1,4 @@
-"""What a method has learned, beside a plan: under a prefix of its own, and within its bounds."""
+"""What a method learned, saved beside a plan: tensors under a prefix of their own."""
 
 import torch
 from torch import Tensor, nn
@@ -15,13 +15,13 @@ PREFIX = f"{LEARNED}."
 
 
 def state(model: nn.Module) -> dict[str, Tensor]:
-    """What the method of a model has learned, by name."""
+    """The tensors that the method of a model has learned, by name; none where it learns nothing."""
     states = [record.learned.state_dict(prefix=PREFIX) for record in folds(model) if record.learned]
     return states[0] if states else {}
 
 
 def split(tensors: Tensors) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """What is the model's own, and what was learned."""
+    """The model's own tensors, and those that its method learned."""
     taught = {name: tensor for name, tensor in tensors.items() if name.startswith(PREFIX)}
     return {name: tensor for name, tensor in tensors.items() if name not in taught}, taught
 

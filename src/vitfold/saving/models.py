@@ -1,4 +1,4 @@
-"""Models by name: timm's, Hugging Face's, those that come with vitfold, and saved ones."""
+"""Models by name: timm's, transformers', packaged ones, and saved ones."""
 
 import os
 from collections.abc import Mapping
@@ -112,13 +112,13 @@ def is_named(name: str) -> bool:
 
 
 def is_folded(name: str | os.PathLike[str]) -> bool:
-    """Whether it is the directory of a model that is saved folded."""
+    """Whether a directory holds a model that is saved folded."""
     name = str(os.fspath(name))
     return not is_named(name) and _holds_plan(name) and plans.read_plan(name).method is not None
 
 
 def origin_of(name: str | os.PathLike[str]) -> Origin | None:
-    """What makes the model of a name, where vitfold saved it; nothing is made."""
+    """The origin of the model of that name, where vitfold saved it; nothing is built."""
     name = str(os.fspath(name))
     if name in packaged.MODELS:
         return Origin(packaged.NAME, name, {})
@@ -131,7 +131,7 @@ def origin_of(name: str | os.PathLike[str]) -> Origin | None:
 
 
 def dataset_of(model: nn.Module | str | os.PathLike[str]) -> str | None:
-    """The images that vitfold has for a model, or for one by name; None where it has none."""
+    """The dataset in vitfold for a model, or for one by name; None where it has none."""
     if isinstance(model, nn.Module):
         return subject.dataset_of(model)
     name = str(os.fspath(model))

@@ -1,4 +1,4 @@
-"""The way of a model to a directory, and back."""
+"""Save models in directories, with a plan of how they are folded, and load them."""
 
 import os
 import warnings
@@ -62,7 +62,7 @@ def _refuse_nameless(model: nn.Module) -> None:
 
 
 def write(model: nn.Module, directory: Directory, plan: Plan) -> None:
-    """Put a model into a directory, as a plan describes it."""
+    """Write a model into a directory, as a plan describes it."""
     directory = store.place(directory)
     state = learned.state(model)
     if plan.weights and plan.weights.backbone:
@@ -94,7 +94,7 @@ def load(directory: Directory, model: nn.Module | None = None) -> nn.Module:
 
 
 def read_plan(directory: Directory) -> Plan:
-    """What the plan in a directory says."""
+    """The plan in a directory."""
     return decode(store.read(store.place(directory)))
 
 

@@ -1,4 +1,4 @@
-"""What a plan says, and its one way to JSON and back."""
+"""The schema of plan.json: its fields, and how they are written and read."""
 
 import dataclasses
 import functools
@@ -33,8 +33,7 @@ _FILE_NAME = r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,100}\.safetensors"
 
 @dataclass(frozen=True)
 class Trunk:
-    """The part of a model that folding changes: its blocks, its channels, its tokens that are no
-    patches."""
+    """The sizes of a trunk: blocks, channels, and tokens that are no patches."""
 
     depth: int
     width: int

@@ -1,4 +1,4 @@
-"""The directory of a plan: read within limits, written so that a plan is there at every moment."""
+"""The directory of a plan: read within limits, written so that it holds a plan at every moment."""
 
 import contextlib
 import dataclasses

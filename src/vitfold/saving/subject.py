@@ -1,4 +1,4 @@
-"""The model that a plan is about: described, compared with another, made again."""
+"""The model of a plan: describing it, comparing it with another, building it again."""
 
 import importlib.metadata
 import itertools
@@ -40,7 +40,7 @@ def describe(model: nn.Module, *, backbone: bool = False) -> Plan:
 
 
 def describe_dense(model: nn.Module, *, backbone: bool, origin: Origin | None = None) -> Model:
-    """What a plan says of a model that is not folded.
+    """The fields of a plan for a model that is not folded.
 
     origin: what makes it, where that is known.
     """
@@ -68,7 +68,7 @@ def describe_dense(model: nn.Module, *, backbone: bool, origin: Origin | None = 
 
 
 def dataset_of(model: nn.Module) -> str | None:
-    """The images that vitfold has for a model, folded or not; None where it has none."""
+    """The dataset in vitfold for a model, folded or not; None where it has none."""
     name = packaged.identify(model)
     return None if name is None else packaged.dataset(name)
 
@@ -86,13 +86,13 @@ def _dtype(tensor: Tensor) -> str:
 
 
 def _tables(model: nn.Module) -> list[Tensor]:
-    """The floating buffers that a model computes when it is made, and does not save."""
+    """The floating buffers that a model computes when it is built, and does not save."""
     state, buffers = model.state_dict(), model.named_buffers()
     return [table for name, table in buffers if name not in state and table.is_floating_point()]
 
 
 def _values(model: nn.Module) -> int:
-    """How many numbers a model is made of, where none is counted twice."""
+    """How many numbers a model holds; shared ones count once."""
     return sum(tensor.numel() for tensor in itertools.chain(model.parameters(), model.buffers()))
 
 
@@ -145,7 +145,7 @@ def _fit_name(wanted: Model, model: nn.Module) -> None:
 
 
 def rebuild(plan: Plan, stored: weights.Tensors | None) -> nn.Module:
-    """The model by name, in evaluation mode. Memory is taken after all has been checked."""
+    """The model by name, in evaluation mode. Memory is taken only once everything is checked."""
     if plan.model.source == sources.OTHER:
         raise PlanError(
             f"{fields.FILE}: model.source='other': {plan.model.name} cannot be made by name: give "
@@ -192,7 +192,7 @@ def _check_size(blank: nn.Module, plan: Plan) -> None:
 
 
 def _make(record: Model, *, pretrained: bool, blank: bool = False) -> nn.Module:
-    """The model of that name; what goes wrong inside its library is an error of the plan."""
+    """The model of a record; errors inside its library become errors of the plan."""
     origin = Origin(record.source, record.name, record.arguments)
     try:
         return sources.sketch(origin) if blank else sources.build(origin, pretrained=pretrained)

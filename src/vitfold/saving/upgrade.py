@@ -1,4 +1,4 @@
-"""Plans of earlier schemas, as the one of today says the same."""
+"""Plans of earlier schemas, turned into the current one."""
 
 from typing import Any
 
@@ -15,7 +15,7 @@ _TRUNK = ("depth", "width", "prefix")
 
 
 def upgraded(value: object) -> object:
-    """The JSON value of a plan, of schema 2 whatever it was of; nothing else is looked at."""
+    """The JSON value of a plan of any schema, as one of schema 2; nothing else is checked."""
     if not isinstance(value, dict):
         return value
     schema = value.get("schema", SCHEMA)

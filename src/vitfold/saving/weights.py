@@ -1,4 +1,4 @@
-"""Weights beside a plan: safetensors alone, and nothing that does not fit the model."""
+"""Weights beside a plan: safetensors only, which have to fit the model exactly."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,7 +18,7 @@ HEADER = 2**23
 
 
 def cast(tensors: Tensors, dtype: torch.dtype) -> dict[str, Tensor]:
-    """The tensors with that dtype, as far as they hold fractions."""
+    """The tensors in that dtype, as far as they are floating."""
     return {n: t.to(dtype) if t.is_floating_point() else t for n, t in tensors.items()}
 
 
@@ -88,7 +88,7 @@ def _check_header(path: Path) -> None:
 
 
 def check(tensors: Tensors, reference: Tensors, name: str) -> None:
-    """Refuse tensors that are not exactly the ones that are wanted."""
+    """Refuse tensors whose names, shapes or dtypes differ from those of the reference."""
     for key in tensors:
         if key not in reference:
             raise PlanError(f"{name}: {clip(key)} is unknown to the model")

@@ -19,7 +19,7 @@ from vitfold.tools.measure import Progress, now
 
 @dataclass(frozen=True)
 class Report:
-    """Shares of one.
+    """Scores of a folded segmenter beside the dense one, as shares of one.
 
     miou: the mean, over classes that occur, of the intersection of prediction and truth over
         their union.
@@ -37,7 +37,7 @@ class Report:
     images_per_second: float
 
     def to_json(self) -> dict[str, Any]:
-        """By field name."""
+        """The figures by field name."""
         return asdict(self)
 
 
@@ -57,7 +57,7 @@ def intersection_over_union(classes: int) -> Any:
 
 
 def mean_iou(ious: Tensor) -> float:
-    """Over the classes that occur."""
+    """The mean IoU over the classes that occur."""
     if ious.isnan().all():
         raise DataError("no pixel has a class: is --ignore-label right?")
     return float(ious.nanmean())
@@ -72,7 +72,7 @@ def pixels(model: nn.Module, image: Tensor, size: tuple[int, int], stride: int |
 
 
 def as_segmenter(model: nn.Module) -> Segmenter:
-    """The model; refused where it is no segmenter."""
+    """The model, typed as a segmenter; any other model is refused."""
     if not isinstance(model, Segmenter):
         raise UnsupportedModel(
             f"{type(model).__name__} is no segmenter: train one by vitfold train --task segment"

@@ -42,18 +42,18 @@ def saved_classes(name: str) -> int | None:
 
 
 def identify(model: nn.Module) -> str | None:
-    """The name of its encoder."""
+    """The name of a segmenter's encoder."""
     return timm.identify(model.encoder) if type(model) is Segmenter else None
 
 
 def arguments(model: Any) -> dict[str, Any] | None:
-    """Its decoder, and what makes its encoder."""
+    """A segmenter's decoder and classes, and the arguments of its encoder."""
     encoder = timm.arguments(model.encoder)
     return {"decoder": model.kind, "classes": model.classes, "encoder": encoder}
 
 
 def check(name: object, arguments: object) -> None:
-    """Refuse what makes no encoder, and decoders that there are not."""
+    """Refuse arguments that build no encoder, and unknown decoders."""
     values = fields.record("model.arguments", arguments, ("decoder", "classes", "encoder"))
     fields.choice("model.arguments.decoder", values["decoder"], DECODERS)
     fields.integer("model.arguments.classes", values["classes"], 2, MOST_CLASSES)
@@ -61,7 +61,7 @@ def check(name: object, arguments: object) -> None:
 
 
 def build(name: str, arguments: dict[str, Any], pretrained: bool) -> nn.Module:
-    """The segmenter; nobody publishes weights of one."""
+    """The segmenter with random weights; nobody publishes pretrained ones."""
     if pretrained:
         raise LookupError("a segmenter comes without pretrained weights")
     return Segmenter(

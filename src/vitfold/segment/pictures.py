@@ -23,7 +23,7 @@ RED = torch.tensor([1.0, 0.1, 0.1])
 
 
 def palette(classes: int) -> Tensor:
-    """`[classes, 3]`: a colour for each."""
+    """`[classes, 3]`: a colour for each class."""
     colours = [
         colorsys.hsv_to_rgb(GOLDEN * n % 1, 0.85 - 0.35 * (n % 2), 0.95 - 0.15 * (n % 3))
         for n in range(classes)
@@ -32,20 +32,20 @@ def palette(classes: int) -> Tensor:
 
 
 def paint(picture: Image.Image, labels: Tensor, classes: int) -> Image.Image:
-    """`labels[H, W]` over the picture; what has no class stays dark."""
+    """`labels[H, W]` painted over the picture; pixels without a class stay dark."""
     grey, labelled = _grey(picture), (labels >= 0).unsqueeze(-1)
     mixed = MIX * palette(classes)[labels.clamp(min=0)] + (1 - MIX) * grey
     return draw.to_image(mixed.where(labelled, grey * 0.3).permute(2, 0, 1))
 
 
 def differences(picture: Image.Image, one: Tensor, other: Tensor) -> Image.Image:
-    """Where two do not say the same, in red."""
+    """The pixels where two predictions differ, in red on grey."""
     grey, differ = _grey(picture), (one != other).unsqueeze(-1)
     return draw.to_image(RED.where(differ, grey * 0.6).permute(2, 0, 1))
 
 
 def _grey(picture: Image.Image) -> Tensor:
-    """`[H, W, 3]` without colours."""
+    """`[H, W, 3]`: the picture without colours."""
     return draw.to_pixels(picture).mean(dim=0).unsqueeze(-1).expand(-1, -1, 3)
 
 

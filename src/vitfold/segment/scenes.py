@@ -1,4 +1,4 @@
-"""Photographs with a class for every pixel: where they lie, and what their labels mean."""
+"""Scenes: photographs with a class for every pixel, and how their annotations are read."""
 
 import os
 import tarfile
@@ -90,11 +90,11 @@ class Folder:
         self.root = root
 
     def names(self) -> Iterator[str]:
-        """All of them, relative to it."""
+        """The paths of all files, relative to the folder."""
         return (path.relative_to(self.root).as_posix() for path in self.root.rglob("*"))
 
     def read(self, name: str) -> bytes:
-        """What is in one."""
+        """The bytes of one file."""
         return (self.root / name).read_bytes()
 
 
@@ -108,11 +108,11 @@ class Archive:
             self.members = {m.name.removeprefix("./"): m for m in tar if m.isfile()}
 
     def names(self) -> Iterator[str]:
-        """All of them."""
+        """The paths of all files in the tar."""
         return iter(self.members)
 
     def read(self, name: str) -> bytes:
-        """What is in one."""
+        """The bytes of one file."""
         if self.process != os.getpid():
             self.tar, self.process = tarfile.open(self.root), os.getpid()  # noqa: SIM115
         file = self.tar.extractfile(self.members[name])
@@ -124,7 +124,7 @@ class Archive:
 
 
 class Scenes(Dataset[Any]):
-    """Images and their labels.
+    """Images with their annotations.
 
     place: where files are.
     pairs: names of an image and of its annotation.
@@ -178,7 +178,7 @@ def _opened(place: Folder | Archive, name: str) -> Image.Image:
 
 
 def check_size(labels: Tensor, picture: Image.Image, name: str) -> None:
-    """Refuse labels that are not those of a picture."""
+    """Refuse an annotation whose size is not that of its picture."""
     if labels.shape != (picture.height, picture.width):
         shape = "x".join(map(str, labels.shape))
         raise DataError(
@@ -213,7 +213,7 @@ def open_scenes(root: Path, split: str, labels: Labels) -> Scenes:
 
 
 def _place(root: Path, split: str) -> Folder | Archive:
-    """Where the files of a split are."""
+    """The files of a split: a folder or a tar."""
     if root.is_file():
         return _archive(root)
     for name in also(split):

@@ -15,7 +15,7 @@ ENCODER = "encoder"
 
 
 class Segmenter(nn.Module):
-    """A class for every pixel of a window.
+    """An encoder and a decoder: the logits of every pixel of a window.
 
     encoder: a timm vision transformer that can be folded. `vitfold.fold` on the whole folds it.
     classes: how many there are.
@@ -45,11 +45,11 @@ class Segmenter(nn.Module):
         self.decoder = DECODERS[decoder](encoder.num_features, classes)
 
     def no_weight_decay(self) -> set[str]:
-        """What timm's optimizers let be: what they do of the encoder alone."""
+        """The parameters that timm's optimizers do not decay: those of the encoder."""
         return {f"{ENCODER}.{name}" for name in self.encoder.no_weight_decay()}
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """timm's layers of the encoder; the decoder comes after them."""
+        """timm's layer groups of the encoder, with the decoder as the last."""
         matcher = self.encoder.group_matcher(coarse)
         return {layer: _inside(names) for layer, names in matcher.items()}
 

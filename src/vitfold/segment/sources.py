@@ -21,7 +21,7 @@ def scene_transform(model: nn.Module) -> WholeScene:
 
 
 def model_input(model: nn.Module) -> tuple[tuple[int, int], Sequence[float], Sequence[float]]:
-    """The window of a segmenter, and mean and std of its three channels."""
+    """The size of a segmenter's window, and mean and std of its three channels."""
     config = data_config(model)
     if config["input_size"][0] != 3:
         raise DataError(f"the model takes {config['input_size'][0]} channels: photographs have 3")
@@ -30,7 +30,7 @@ def model_input(model: nn.Module) -> tuple[tuple[int, int], Sequence[float], Seq
 
 @dataclass(frozen=True)
 class SceneSource:
-    """Where images with a class for every pixel are.
+    """A source of images with a class for every pixel.
 
     root, split: as `open_scenes` takes them; `train[:90%]` is the first nine tenths.
     """
@@ -49,7 +49,8 @@ class SceneSource:
         return scene_transform(model)
 
     def augment(self, model: nn.Module, options: dict[str, Any]) -> CenterWindow | RandomWindow:
-        """Windows in one of many ways: what timm's options mean where labels move too."""
+        """The transform for training: random windows, by the options of timm that make sense where
+        labels move too."""
         active = {name: value for name, value in options.items() if value}
         if active.pop("no_aug", False):
             return self.prepare(model)
@@ -66,7 +67,7 @@ class SceneSource:
         return per_cent(scenes, *share) if share else scenes
 
     def shares(self, other: Any) -> bool:
-        """Whether both read some scene, under whatever names."""
+        """Whether both sources hold some scene in common, under whatever names."""
         return isinstance(other, SceneSource) and bool(self._scenes() & other._scenes())
 
     def _scenes(self) -> set[tuple[Any, ...]]:

@@ -108,5 +108,5 @@ def _check(scale: Sequence[float], flip: float, jitter: float) -> None:
 
 
 def _tagged(picture: Image.Image, labels: Tensor) -> tuple[Any, Any]:
-    """Both with what they are, for torchvision to move them alike."""
+    """Image and labels with torchvision's types, so that both move alike."""
     return tv_tensors.Image(v2.functional.pil_to_tensor(picture)), tv_tensors.Mask(labels)

@@ -1,1 +1,1 @@
-"""What one does with a folded model: look, measure, compare, find its numbers."""
+"""Tools for a folded model: trace, validate, measure, compare, calibrate, freeze."""

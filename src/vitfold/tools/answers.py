@@ -16,14 +16,14 @@ IGNORED = -100
 
 
 def classes_of_head(model: nn.Module) -> int | None:
-    """How many classes a model tells apart, where it says so."""
+    """How many classes a model tells apart; None where it does not say so."""
     config = getattr(model, "config", None)
     classes: int | None = getattr(model, "num_classes", getattr(config, "num_labels", None))
     return classes
 
 
 def answers(model: nn.Module, images: Tensor) -> Tensor:
-    """`[B, classes]`, or `[B, classes, H, W]` where every pixel has a class: the logits."""
+    """`[B, classes]` logits, or `[B, classes, H, W]` of a segmenter."""
     if getattr(model, "num_classes", None) == 0:
         raise DataError(f"this {type(model).__name__} has no head: a classifier is needed")
     output = model(images)
@@ -44,7 +44,7 @@ def logits(model: nn.Module, images: Tensor) -> Tensor:
 
 
 def cross_entropy(output: Tensor, labels: Tensor, smoothing: float = 0.0) -> Tensor:
-    """The mean over all that has a label; zero where nothing has one.
+    """The mean cross-entropy over all labels that count; zero where none does.
 
     labels: classes `[B]` or `[B, H, W]`, or shares of classes `[B, classes]`.
     """

@@ -45,7 +45,7 @@ class Row:
     share: float
 
     def to_json(self) -> dict[str, Any]:
-        """By field name."""
+        """The figures by field name."""
         return asdict(self)
 
 

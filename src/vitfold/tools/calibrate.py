@@ -1,4 +1,5 @@
-"""Heights for WardCut, from images without labels: one pass through the model for each guess."""
+"""Calibration of WardCut's heights on unlabelled images: one pass through the model for each
+guess."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -109,7 +110,8 @@ def _means(model: nn.Module, method: WardCut, share: float) -> tuple[int, ...]:
 
 @dataclass(frozen=True)
 class Cutting(Base):
-    """Cuts every block where so many merge on average over a batch, and keeps the heights."""
+    """A method that, in every block, merges so many pairs on average over a batch, and keeps the
+    heights at which it cut."""
 
     ragged = True
 
@@ -119,11 +121,11 @@ class Cutting(Base):
 
     @property
     def proportional(self) -> bool:
-        """As it will be."""
+        """As in the calibrated method."""
         return self.method.proportional
 
     def plan(self, layout: Layout, schedule: tuple[int, ...]) -> Plan:
-        """All blocks, from the first on."""
+        """A cut in all blocks from the first on."""
         self.heights[:] = [0.0] * layout.depth
         return tuple(
             CutAtMean(self.method.cue, None, block=block, mean=mean, heights=self.heights)
@@ -145,7 +147,7 @@ class CutAtMean(Step):
     heights: list[float] = field(kw_only=True)
 
     def reduce(self, x: Tensor, state: TokenState, shown: Shown) -> tuple[Tensor, TokenState]:
-        """What is nearer merges."""
+        """Merge the pairs that are nearer than the height, and keep it."""
         pairs = state.pairs(shown.cue, by_size=True)
         nearest = pairs.value[pairs.value.isfinite()].sort(descending=True).values
         number = round(self.mean * state.batch)

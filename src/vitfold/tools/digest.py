@@ -1,4 +1,4 @@
-"""Whether two sets of tensors are the same, told by a short text."""
+"""Fingerprints: a short text that differs where two sets of tensors do."""
 
 import hashlib
 from collections.abc import Mapping
@@ -21,7 +21,7 @@ def fingerprint(tensors: Mapping[str, Tensor]) -> str:
 
 
 def _bytes(name: str, tensor: object) -> Tensor:
-    """`[bytes]`: the values of a tensor, which quantized models keep out of reach."""
+    """`[bytes]`: the values of a tensor, quantized ones included."""
     try:
         if not isinstance(tensor, Tensor):
             raise TypeError("no tensor")

@@ -1,4 +1,4 @@
-"""From a number of tokens for every image to one for all: what exports, compiles and batches."""
+"""Freeze: from a number of tokens for every image to one for all, to export, compile and batch."""
 
 import itertools
 from collections.abc import Iterable

@@ -1,4 +1,4 @@
-"""Blocks in their two halves, attention and MLP, for what cuts in between."""
+"""Blocks in their two halves, attention and MLP, with something run in between."""
 
 import functools
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""What a model costs here: floating point operations, images per second, memory."""
+"""Costs of a model on this machine: floating point operations, images per second, memory."""
 
 import os
 import statistics
@@ -31,7 +31,7 @@ class Throughput:
 
     @classmethod
     def of(cls, images: int, seconds: Sequence[float]) -> "Throughput":
-        """From the time that each repeat took."""
+        """From the seconds that each repeat took."""
         rates = sorted(images / s for s in seconds)
         quartiles = statistics.quantiles(rates, method="inclusive") if len(rates) > 1 else rates * 3
         low, _, high = quartiles
@@ -52,13 +52,13 @@ def check_inputs(model: nn.Module, inputs: Inputs) -> None:
 
 
 def random_inputs(model: nn.Module, batch: int) -> dict[str, Any]:
-    """Noise for the trunk of a model, in the shapes that it is made for, by name."""
+    """Noise as inputs for the trunk of a model, by name, in the shapes that it takes."""
     example = find(model).example(batch)
     return {k: torch.randn_like(v) if v.is_floating_point() else v for k, v in example.items()}
 
 
 def batch_of(inputs: Inputs) -> int:
-    """How many images."""
+    """How many images these inputs hold."""
     return int(images_in(inputs).shape[0])
 
 
@@ -89,7 +89,8 @@ def compare(
     warmup: int = 2,
     progress: Progress = lambda: None,
 ) -> dict[str, Throughput]:
-    """Images per second of several models, measured in turn so that a drifting machine is fair."""
+    """Images per second of several models, measured in turn so that drift of the machine hits all
+    alike."""
     seconds = interleave(
         {name: timed(model, images) for name, model in models.items()}, repeats, warmup, progress
     )
@@ -129,7 +130,7 @@ def timed(model: nn.Module, images: Inputs) -> Callable[[], float]:
 
 
 def now(device: torch.device) -> float:
-    """Seconds on a clock, once the device is through with what it was given."""
+    """Seconds on a clock, once the device has finished its work."""
     accelerator = torch.accelerator.current_accelerator()
     if accelerator is not None and accelerator.type == device.type:
         torch.accelerator.synchronize(device)

@@ -1,4 +1,4 @@
-"""How many tokens the blocks of a folded model are spared."""
+"""How many tokens each block of a folded model saves."""
 
 import itertools
 

@@ -1,4 +1,4 @@
-"""Result rows in files: JSON or CSV, by the ending of the name."""
+"""Rows of results in files: JSON or CSV, by the ending of the name."""
 
 import csv
 import io
@@ -63,7 +63,7 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file; until it is whole, the one before is there."""
+    """Write a text file; the earlier one stays until the new one is complete."""
     with writing(path, DataError), whole(path) as part:
         part.write_text(text, encoding="utf-8")
 

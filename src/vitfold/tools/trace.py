@@ -1,4 +1,4 @@
-"""What happened to every token: counts, maps and pictures."""
+"""Trace: what became of every token, as counts, maps and pictures."""
 
 import operator
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, eq=False)
 class Trace:
-    """The way of the tokens of some images through the blocks of a folded model.
+    """The tokens of some images on their way through the blocks of a folded model.
 
     counts: `[block][image]` how many tokens leave each block, prefix included.
     maps: `[block]` from the original tokens to those that leave it.
@@ -62,7 +62,8 @@ class Trace:
         return draw.paint(picture, groups)
 
     def strip(self, image: int | Image.Image | Tensor = 0, *, index: int = 0) -> Image.Image:
-        """The image and its tokens after every block that changed them, side by side."""
+        """A picture of the image and of its tokens after every block that changed them, side by
+        side."""
         counts = [[self.maps[0].tokens] * len(self.counts[0]), *self.counts]
         blocks = [b for b in range(len(self.maps)) if counts[b] != counts[b + 1]]
         pictures = [self.draw(image, index=index, block=block) for block in blocks]

@@ -48,7 +48,7 @@ class Report:
     images_per_second: float
 
     def to_json(self) -> dict[str, Any]:
-        """By field name."""
+        """The figures by field name."""
         return asdict(self)
 
 
@@ -92,7 +92,7 @@ class Predictor:
         self.seconds = 0.0
 
     def update(self, images: Tensor, labels: Tensor) -> None:
-        """One batch."""
+        """Predict one batch."""
         images = images.to(self.device)
         with torch.inference_mode(), evaluating(self.model), mixed(self.device, self.amp):
             start = now(self.device)
@@ -105,7 +105,7 @@ class Predictor:
         self.labels.append(labels.cpu())
 
     def predictions(self) -> Predictions:
-        """All of them so far."""
+        """The predictions for all batches so far."""
         if not self.labels:
             return Predictions(torch.empty(0), torch.empty(0, 1))
         return Predictions(torch.cat(self.labels), torch.cat(self.best), self.seconds)

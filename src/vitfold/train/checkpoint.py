@@ -30,8 +30,8 @@ _NAME = re.compile(r"step-(\d{9})")
 
 
 def write(directory: Path, step: int, state: Any, keep: int) -> bool:
-    """Write the checkpoint of a step and forget all but the last `keep`; whether that went well.
-    Later ones are broken, as the training went on from an earlier one: they go too.
+    """Write the checkpoint of a step and remove all but the last `keep`, later ones too: the
+    training went on from an earlier one. Returns whether that succeeded.
 
     What goes wrong, a full disk for instance, is a warning: the checkpoints before are still there.
     """
@@ -79,7 +79,7 @@ def read(directory: Path) -> tuple[int, Any] | None:
 
 
 def weights(place: Path) -> dict[str, Tensor]:
-    """Those of the model in one checkpoint."""
+    """The model's weights in one checkpoint."""
     try:
         state: dict[str, Tensor] = _open(place)["model"]
     except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
@@ -88,19 +88,19 @@ def weights(place: Path) -> dict[str, Tensor]:
 
 
 def last(directory: Path) -> Path | None:
-    """The newest checkpoint."""
+    """The newest checkpoint; None without any."""
     newest_first = _all(directory)
     return newest_first[0][1] if newest_first else None
 
 
 def tidy(directory: Path) -> None:
-    """Remove what a stop has left half written."""
+    """Remove half-written checkpoints of a run that was stopped."""
     for part in directory.glob(".step-*.part"):
         _clear(part)
 
 
 def _all(directory: Path) -> list[tuple[int, Path]]:
-    """Newest first."""
+    """All checkpoints, newest first."""
     if not directory.is_dir():
         return []
     places = [(_NAME.fullmatch(place.name), place) for place in directory.iterdir()]

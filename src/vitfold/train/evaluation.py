@@ -14,7 +14,7 @@ from vitfold.train.settings import TrainingData
 
 
 class Evaluation:
-    """The evaluator of a training at work.
+    """The evaluations of one training, with the best figure so far.
 
     place: where the best model goes.
     batch_size: images at once.
@@ -44,7 +44,7 @@ class Evaluation:
         return {self.evaluator.figure: value}
 
     def _figure(self, model: nn.Module, evaluator: Evaluator) -> float:
-        """The images are shared out among the processes."""
+        """The figure of the model; images are shared out among processes."""
         rank, processes = self.accelerator.process_index, self.accelerator.num_processes
         batches = evaluator.batches(self.images, rank, processes, self.batch_size, self.workers)
         model.eval()

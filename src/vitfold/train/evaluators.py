@@ -1,4 +1,4 @@
-"""Evaluators: how good a model in training is, on images that it has not seen."""
+"""Evaluators: how good a model in training is, on held-out images."""
 
 from typing import Any, ClassVar
 
@@ -20,15 +20,15 @@ class Evaluator:
     figure: ClassVar[str]
 
     def count(self, model: nn.Module, batches: Any, device: torch.device) -> Tensor:
-        """What is counted."""
+        """`[...]` counts on one batch, which add up over batches and processes."""
         raise NotImplementedError
 
     def value(self, counts: Tensor) -> float:
-        """The figure."""
+        """The figure that the summed counts give."""
         raise NotImplementedError
 
     def batches(self, images: Any, process: int, processes: int, size: int, workers: int) -> Any:
-        """The share of a process of the images."""
+        """The batches of one process."""
         if not len(images):
             raise DataError("no held-out images: the dataset is empty")
         share = Subset(images, range(process, len(images), processes))
@@ -36,12 +36,12 @@ class Evaluator:
 
 
 class Top1(Evaluator):
-    """How often the likeliest class of an image is its own."""
+    """Top-1 accuracy."""
 
     figure = "top1"
 
     def count(self, model: nn.Module, batches: Any, device: torch.device) -> Tensor:
-        """Hits, and images."""
+        """How many predictions are right, and how many images there are."""
         counts = torch.zeros(2, device=device)
         for images, labels in batches:
             hits = logits(model, images.to(device)).argmax(1).cpu() == labels
@@ -49,13 +49,13 @@ class Top1(Evaluator):
         return counts
 
     def value(self, counts: Tensor) -> float:
-        """A share."""
+        """Accuracy, as a share of one."""
         hits, images = counts.tolist()
         return float(hits / images)
 
 
 class MeanIoU(Evaluator):
-    """The mean over classes of the intersection of answers and labels over their union.
+    """Mean over classes of the intersection of predicted and labelled pixels over their union.
 
     stride: of the windows that slide over an image.
     """
@@ -67,11 +67,11 @@ class MeanIoU(Evaluator):
         self.meter = intersection_over_union(classes)
 
     def batches(self, images: Any, process: int, processes: int, size: int, workers: int) -> Any:
-        """One by one: they are of many sizes."""
+        """Image by image: sizes differ."""
         return super().batches(images, process, processes, 1, workers)
 
     def count(self, model: nn.Module, batches: Any, device: torch.device) -> Tensor:
-        """Pixels, by label and answer."""
+        """The confusion matrix: pixels by label and prediction."""
         self.meter.reset()
         for images, labels in batches:
             size = (labels.shape[1], labels.shape[2])
@@ -81,6 +81,6 @@ class MeanIoU(Evaluator):
         return counts
 
     def value(self, counts: Tensor) -> float:
-        """A share."""
+        """Mean IoU, as a share of one."""
         self.meter.confmat = counts.cpu()
         return mean_iou(self.meter.compute())

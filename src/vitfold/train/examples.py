@@ -1,4 +1,4 @@
-"""Training images in an order, and with an augmentation, that the seed alone decides.
+"""Examples: training images whose order and augmentation the seed alone decides.
 
 What happens to an image depends on the seed, the epoch and its index; which images a step sees
 depends on the seed and the step. So a training that goes on after a stop sees what it would have
@@ -50,7 +50,7 @@ def own_randomness() -> Iterator[None]:
 
 
 class Examples(Dataset[Any]):
-    """A dataset of labelled images, each augmented as its place decides."""
+    """A dataset of labelled images, each augmented by random numbers of its place in the order."""
 
     def __init__(self, dataset: Any, seed: int) -> None:
         self.dataset = dataset
@@ -63,7 +63,7 @@ class Examples(Dataset[Any]):
 
 @dataclass(frozen=True)
 class Order:
-    """Which images every step sees.
+    """Which images each step trains on.
 
     images: in the dataset.
     batch: images that one process passes through the model at once.
@@ -87,12 +87,12 @@ class Order:
 
     @property
     def together(self) -> int:
-        """Images of one step, in all processes."""
+        """How many images a step has, in all processes."""
         return self.batch * self.accumulate * self.processes
 
     @property
     def steps(self) -> int:
-        """In an epoch; images that do not fill a step wait for another epoch."""
+        """How many steps an epoch has; images that do not fill a step wait for another epoch."""
         return self.images // self.together
 
     def batches(self, start: int, stop: int) -> Iterator[list[Place]]:
@@ -131,8 +131,8 @@ def load(examples: Examples, order: Order, start: int, stop: int, workers: int) 
 
 
 def finish(batches: Iterator[Any]) -> None:
-    """End the processes that read them. Whoever asks for the next batch may have ended by an error,
-    which keeps them alive, and they are deaf to the signal by which programs end theirs."""
+    """End the processes that load batches. An error that is still held keeps them alive, and they
+    ignore the signal by which programs end them."""
     shut_down = getattr(batches, "_shutdown_workers", None)
     if shut_down is not None:
         shut_down()
@@ -145,7 +145,7 @@ def _ignore_signals(_worker: int) -> None:
 
 
 def length(images: Any) -> int:
-    """How many there are; a stream is refused."""
+    """How many images a dataset has; a stream is refused."""
     if streams(images):
         raise DataError(
             "a dataset that is read as a stream cannot be shuffled the same way twice: give a "
@@ -155,7 +155,7 @@ def length(images: Any) -> int:
 
 
 def mixing(recipe: Recipe, classes: int | None) -> Any:
-    """timm's way of mixing images and their labels, where the recipe asks for it."""
+    """timm's Mixup and CutMix, where the recipe asks for them; else None."""
     if not recipe.mix:
         return None
     if classes is None:

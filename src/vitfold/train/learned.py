@@ -10,12 +10,12 @@ from vitfold.methods.recipe import MethodRecipe
 
 
 def learned_modules(model: nn.Module) -> list[Learned]:
-    """What the methods on the trunks of a model learn."""
+    """The modules that methods learn on the trunks of a model."""
     return [record.learned for record in folds(model) if record.learned is not None]
 
 
 def learned_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
-    """The same as parameters, by the methods' own names."""
+    """The parameters that methods learn, by the methods' own names."""
     for learned in learned_modules(model):
         yield from learned.named_parameters()
 
@@ -26,7 +26,7 @@ def kinds(names: Iterator[str]) -> list[str]:
 
 
 def method_recipe(model: nn.Module) -> MethodRecipe:
-    """How the method on a model wants to be trained; of a dense model, as any model is."""
+    """How the method on a model wants to be trained; for a dense model, no wishes."""
     methods = [record.method for record in folds(model)]
     return methods[-1].training if methods else MethodRecipe()
 

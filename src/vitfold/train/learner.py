@@ -18,7 +18,7 @@ from vitfold.train.settings import TrainingData
 
 
 class Learner:
-    """What is trained, and all that changes from step to step.
+    """The model, its objective, optimizer and schedule: all that changes from step to step.
 
     steps: of an epoch.
     compiled: whether the model runs through `torch.compile`.
@@ -68,16 +68,16 @@ class Learner:
 
     @property
     def rate(self) -> float:
-        """The learning rate, now."""
+        """The current learning rate."""
         return float(self.optimizer.param_groups[0]["lr"])
 
     @property
     def figures(self) -> dict[str, Any]:
-        """What a method logs of the last batch."""
+        """What the method logs of the last batch."""
         return self.objective.figures
 
     def step(self, step: int, batches: list[Any]) -> Tensor:
-        """Learn from all batches of a step; the mean loss."""
+        """One update from all batches of a step; returns the mean loss."""
         loss: Tensor = self._update(lambda: self._backward(step, batches), self._clip)
         for learned in self.learned:
             learned.constrain()
@@ -110,7 +110,7 @@ class Learner:
         return all(bool(weight.isfinite().all()) for weight in floating)
 
     def state(self) -> dict[str, Any]:
-        """What a training goes on from."""
+        """The state that a training resumes from."""
         schedule, scaler = self.schedule.state_dict(), self.accelerator.scaler
         return {
             "model": self.model.state_dict(),
@@ -120,7 +120,7 @@ class Learner:
         }
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Be as one was that gave this state."""
+        """Set the state that `state` of an earlier learner gave."""
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])

@@ -1,4 +1,4 @@
-"""What a training has done, in files: `log.csv` for epochs, `log.jsonl` for steps and epochs."""
+"""The log of a training: `log.csv` for epochs, `log.jsonl` for steps and epochs."""
 
 import contextlib
 import json
@@ -39,11 +39,11 @@ class Log:
             results.write_text(directory / EVENTS, text)
 
     def step(self, step: int, **figures: Any) -> None:
-        """What a step came to."""
+        """Log the figures of a step."""
         self._add({"kind": "step", "step": step, **figures})
 
     def epoch(self, step: int, **figures: float) -> None:
-        """What an epoch came to."""
+        """Log the figures of an epoch."""
         self._add({"kind": "epoch", "step": step, **figures})
         rows = [{k: v for k, v in e.items() if k != "kind"} for e in self.epochs]
         if self.writes:
@@ -52,16 +52,16 @@ class Log:
 
     @property
     def epochs(self) -> list[dict[str, Any]]:
-        """The epochs so far."""
+        """The rows of all epochs so far."""
         return [event for event in self.events if event["kind"] == "epoch"]
 
     @property
     def steps(self) -> list[dict[str, Any]]:
-        """The steps so far, those that were logged."""
+        """The rows of all logged steps so far."""
         return [event for event in self.events if event["kind"] == "step"]
 
     def close(self) -> None:
-        """Write what is still held back."""
+        """Write the rows that are still buffered."""
         if self.board:
             self.board.close()
 
@@ -84,7 +84,7 @@ class Log:
 
 
 def _scalars(event: dict[str, Any]) -> Iterator[tuple[str, float]]:
-    """The figures of an event; of a list, every one under its number."""
+    """The figures of an event as single numbers; entries of a list get their number in the name."""
     for name, value in event.items():
         if isinstance(value, list):
             yield from ((f"{name}/{number}", one) for number, one in enumerate(value))
@@ -93,7 +93,7 @@ def _scalars(event: dict[str, Any]) -> Iterator[tuple[str, float]]:
 
 
 def _event(line: str) -> list[dict[str, Any]]:
-    """A row, unless a stop has cut it off."""
+    """A row of the log; None where a stop cut it off."""
     try:
         event = json.loads(line)
     except ValueError:

@@ -51,7 +51,7 @@ def train(model: nn.Module, recipe: Recipe, data: TrainingData, settings: Settin
 
 @dataclass
 class Sums:
-    """Over the steps of an epoch so far."""
+    """Sums over the steps of an epoch so far."""
 
     loss: Tensor | float = 0.0
     steps: int = 0
@@ -88,7 +88,7 @@ class Training:
         self._log_every = settings.log_every or method_recipe(model).log_every or LOG_EVERY
 
     def begin(self, output: Output) -> None:
-        """From the start, or where a checkpoint was written."""
+        """A training at its first step, or at its last checkpoint."""
         request = {
             "recipe": self.recipe.to_json(),
             **self.data.about,
@@ -110,7 +110,7 @@ class Training:
         self.learner.schedule.step_update(self.start)
 
     def run(self, stop: list[int]) -> Outcome:
-        """Go on to the end, or until a signal is in `stop`."""
+        """Train to the end, or until a signal is in `stop`."""
         tensorboard = self.settings.tensorboard
         root = self.output.root
         self.log = Log(root, self.start, writes=self._main, tensorboard=tensorboard)
@@ -132,7 +132,7 @@ class Training:
         )
 
     def _fit(self) -> tuple[float | None, float | None]:
-        """Fit what was learned to its share; all processes do the same."""
+        """Fit the learned numbers to their share of the FLOPs; all processes do the same."""
         share = trained_share(self.model)
         if self.data.calibration is None or share is None:
             return None, None
@@ -143,7 +143,7 @@ class Training:
             return fit_learned(self.model, share, images, still=still)
 
     def _steps(self, stop: list[int]) -> int:
-        """All epochs that are left; the step after the last one."""
+        """Train all epochs that are left; returns the step after the last one."""
         self.model.train()
         examples, step = Examples(self.data.images, self.recipe.seed), self.start
         batches = load(examples, self.order, step, self.total, self.settings.workers)
@@ -157,7 +157,7 @@ class Training:
         return step
 
     def _epoch(self, step: int, batches: Iterator[Any], stop: list[int]) -> int:
-        """The rest of an epoch; the step after its last one."""
+        """Train the rest of an epoch; returns the step after its last one."""
         epoch, clock = step // self.order.steps, time.perf_counter()
         end = (epoch + 1) * self.order.steps
         name = f"epoch {epoch + 1}/{self.recipe.epochs}"

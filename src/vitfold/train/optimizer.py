@@ -16,7 +16,7 @@ from vitfold.train.recipe import Options
 def optimizer(
     model: nn.Module, options: Options, rates: Options | None = None, frozen: bool = False
 ) -> Any:
-    """timm's optimizer; parameters that stay as they are, are none of its business.
+    """timm's optimizer over the parameters that are trained.
 
     rates: for what the method of the model learns, by name, or by the first part of it; none of it
         decays.
@@ -63,7 +63,7 @@ def _refuse_rates(rates: Options, learned: Collection[str]) -> None:
 
 @contextlib.contextmanager
 def _still(parameters: Collection[nn.Parameter]) -> Iterator[None]:
-    """Parameters that ask for no gradient for a while."""
+    """Within it, these parameters ask for no gradient."""
     for values in parameters:
         values.requires_grad_(False)
     try:
@@ -98,7 +98,7 @@ def scheduler(optimizer: Any, options: Options, epochs: int, steps: int) -> Any:
 
 
 class _Still:
-    """No schedule: the rate stays."""
+    """A schedule in which the learning rate stays."""
 
     def step_update(self, step: int) -> None:
         """Nothing."""

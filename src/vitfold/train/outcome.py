@@ -1,4 +1,4 @@
-"""What a training came to."""
+"""The outcome of a training."""
 
 from dataclasses import dataclass, field
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The directory of a training: what was asked for, checkpoints, logs, and models at the end."""
+"""The directory of a training: its settings, checkpoints, logs, and models at the end."""
 
 import contextlib
 import json
@@ -51,7 +51,7 @@ class Output:
 
 
 def earlier_request(root: Path, resume: bool) -> dict[str, Any] | None:
-    """What the training in a directory was asked for, if it is to go on; None where a training may
+    """The settings of the training in a directory, if it is to go on; None where a new one may
     begin."""
     kept = checkpoint.last(root / CHECKPOINTS)
     if kept and not resume:
@@ -77,7 +77,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def refuse_change(before: Any, now: Any, path: str = "") -> None:
-    """Refuse to go on with what was begun in another way."""
+    """Refuse to go on with a training under other settings than those it began with."""
     if isinstance(before, dict) and isinstance(now, dict):
         for key in before.keys() | now.keys():
             refuse_change(before.get(key), now.get(key), f"{path}.{key}".strip("."))

@@ -1,4 +1,4 @@
-"""What `train` is given beside a model and a recipe: the data, and where and how it runs."""
+"""TrainingData and Settings: what `train` takes beside a model and a recipe."""
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -39,7 +39,7 @@ class TrainingData:
 
 @contextmanager
 def no_bar(_what: str, _total: int | None) -> Iterator[Callable[[], None]]:
-    """Shows nothing."""
+    """A progress bar that shows nothing."""
     yield lambda: None
 
 
@@ -74,7 +74,7 @@ class Settings:
 
 
 def create_accelerator(device: str = "auto", precision: str = "no") -> Any:
-    """What accelerate finds: one device, or many as its launcher has set them up."""
+    """accelerate's Accelerator, for one device or for many as its launcher has set them up."""
     try:
         import accelerate
     except ImportError:

@@ -1,4 +1,4 @@
-"""Signals that ask a training to end, which it does after its step."""
+"""Signals that end a training after its current step."""
 
 import contextlib
 import signal
@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 @contextlib.contextmanager
 def stop_signals() -> Iterator[list[int]]:
-    """The signals that came so far, in a list."""
+    """Within it, signals that would stop the program are collected in a list instead."""
     received: list[int] = []
     handlers = {}
     with contextlib.suppress(ValueError):  # only the main thread may ask for signals

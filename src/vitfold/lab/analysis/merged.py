@@ -26,7 +26,7 @@ Cosines = dict[int, list[float]]
 
 @dataclass(frozen=True)
 class Watched(Base):
-    """A method of which every merge is looked at.
+    """A method whose every merge is measured.
 
     inner: the method.
     cosines: of every block, those of the pairs that merged so far.
@@ -41,7 +41,7 @@ class Watched(Base):
         return bool(self.inner.proportional)
 
     def plan(self, layout: Layout, schedule: tuple[int, ...]) -> Plan:
-        """The inner method's steps, looked at."""
+        """The inner method's steps, each watched."""
         steps = self.inner.plan(layout, schedule)
         return tuple(
             step and WatchedStep(**_data(step), inner=step, cosines=self.cosines.setdefault(b, []))
@@ -51,7 +51,7 @@ class Watched(Base):
 
 @dataclass(frozen=True)
 class WatchedStep(Step):
-    """A step that notes how alike the tokens are that it merges."""
+    """A step that notes how similar the tokens are that it merges."""
 
     inner: Any = field(kw_only=True)
     cosines: list[float] = field(kw_only=True, compare=False)

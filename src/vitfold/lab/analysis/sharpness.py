@@ -1,4 +1,4 @@
-"""How sharp the minimum is that a model lies in."""
+"""Sharpness of the minimum that a model lies in."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -59,7 +59,7 @@ def sharpness(
 
 
 class _Logits(nn.Module):
-    """A model that gives its logits alone."""
+    """A model that returns its logits alone."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()

@@ -49,7 +49,7 @@ def token_similarity(
 
 @dataclass(frozen=True)
 class Compared(Base):
-    """Does nothing, and adds up how alike tokens are.
+    """A method that changes nothing, and adds up how similar tokens are.
 
     totals: `[places, blocks]` sums over images.
     """
@@ -66,7 +66,7 @@ class Compared(Base):
 
 @dataclass(frozen=True)
 class Compare(Step):
-    """Adds up how alike tokens are in one block.
+    """A step that adds up how similar the tokens of its block are.
 
     totals: `[places]` where to.
     """

@@ -1,4 +1,4 @@
-"""How figures of results are called and written, where people read them."""
+"""Names and formats of result columns, for people."""
 
 import re
 

@@ -1,4 +1,4 @@
-"""One page that holds the results of many commands: plots, pictures, tables, hardware."""
+"""The report page: the results of many commands as plots, pictures and tables."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Where models come from: how each source knows a model, and makes it again by name."""
+"""Sources of models: each can name a model, and build it again by name."""
 
 import importlib
 import itertools
@@ -30,7 +30,7 @@ LIMIT = 2**19
 
 
 class Origin(NamedTuple):
-    """What a model is made from."""
+    """A source, a name in it and arguments, from which a model can be built."""
 
     source: str
     name: str
@@ -43,7 +43,7 @@ def register(name: str, source: Source) -> None:
 
 
 def names() -> tuple[str, ...]:
-    """Those of all sources, whether they are loaded or not."""
+    """The names of all sources, whether they are imported or not."""
     return tuple(dict.fromkeys((*SOURCES, *ELSEWHERE)))
 
 
@@ -55,7 +55,7 @@ def source(name: str) -> Source:
 
 
 def identify(model: nn.Module) -> tuple[str, str]:
-    """Source and name of a model, as far as they are known."""
+    """The source of a model and its name there, as far as they are known."""
     for source, maker in SOURCES.items():
         if (name := maker.identify(model)) is not None:
             return source, name
@@ -63,7 +63,7 @@ def identify(model: nn.Module) -> tuple[str, str]:
 
 
 def describe(model: nn.Module) -> Origin:
-    """What makes the same model again; of the source `other` where nothing does."""
+    """The origin of a model; of the source `other` where nothing builds the same again."""
     source, name = identify(model)
     if source != OTHER:
         arguments = plain(SOURCES[source].arguments(model))
@@ -73,12 +73,12 @@ def describe(model: nn.Module) -> Origin:
 
 
 def build(origin: Origin, *, pretrained: bool = False) -> nn.Module:
-    """The model, and its pretrained weights or random ones."""
+    """The model of an origin, with pretrained or random weights."""
     return source(origin.source).build(origin.name, origin.arguments, pretrained)
 
 
 def sketch(origin: Origin) -> nn.Module:
-    """The model without memory for its tensors."""
+    """The model of an origin on the meta device: no memory for its tensors."""
     with torch.device("meta"):
         return build(origin)
 

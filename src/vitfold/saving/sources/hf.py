@@ -1,4 +1,4 @@
-"""transformers' models: a class from a list, and a configuration that its own class knows."""
+"""transformers as a source: classes from a list, and configurations that these know."""
 
 import importlib
 from pathlib import Path
@@ -40,7 +40,7 @@ COUNTS = {
 
 
 def library() -> Any:
-    """transformers, which is an extra."""
+    """The library transformers, or an error that names the extra."""
     try:
         return importlib.import_module("transformers")
     except ImportError:
@@ -48,7 +48,7 @@ def library() -> Any:
 
 
 def identify(model: nn.Module) -> str | None:
-    """The name of its class."""
+    """The name of the class of a model."""
     name = type(model).__name__
     if name not in CLASSES or not type(model).__module__.startswith("transformers."):
         return None
@@ -56,7 +56,7 @@ def identify(model: nn.Module) -> str | None:
 
 
 def arguments(model: Any) -> dict[str, Any]:
-    """Its configuration, how it attends, and the checkpoint that it was loaded from."""
+    """The configuration of a model, its attention implementation and its checkpoint."""
     config = model.config
     known = type(config)().to_dict()
     arguments: dict[str, Any] = {
@@ -72,7 +72,7 @@ def arguments(model: Any) -> dict[str, Any]:
 
 
 def _known(config: dict[str, Any], known: dict[str, Any]) -> dict[str, Any]:
-    """What the class of the configuration knows; hub configurations carry more."""
+    """The entries of a configuration that its class knows; those on the hub carry more."""
     own = {key: value for key, value in config.items() if key in known and key not in LEFT_OUT}
     for key, value in own.items():
         if _nested(key, known[key]):

@@ -1,4 +1,4 @@
-"""Models that come with vitfold: saved ones, in directories of the package."""
+"""Models that come with vitfold: saved models in directories of the package."""
 
 import json
 from functools import cache
@@ -19,7 +19,7 @@ MODELS = ("digits",)
 
 
 def directory(name: str) -> Path:
-    """Where the model of that name lies."""
+    """The directory of the model of that name."""
     return Path(str(resources.files("vitfold").joinpath("assets", name)))
 
 
@@ -32,7 +32,7 @@ def plan(name: str) -> dict[str, Any]:
 
 
 def dataset(name: str) -> str:
-    """The images that the model of that name reads."""
+    """The dataset for the model of that name."""
     return str(plan(name)["model"]["dataset"])
 
 
@@ -48,18 +48,18 @@ def identify(model: nn.Module) -> str | None:
 
 
 def arguments(_: nn.Module) -> dict[str, Any]:
-    """None are needed."""
+    """No arguments: a name is enough."""
     return {}
 
 
 def check(name: object, arguments: object) -> None:
-    """Refuse other names, and arguments."""
+    """Refuse unknown names, and any arguments."""
     fields.choice("model.name", name, MODELS)
     fields.record("model.arguments", arguments, ())
 
 
 def build(name: str, _arguments: dict[str, Any], pretrained: bool) -> nn.Module:
-    """The model; with the weights that come with it when it is pretrained."""
+    """The model; with the packaged weights when it is pretrained."""
     saved = plan(name)
     record = saved["model"]
     model = timm.build(record["name"], record["arguments"], False)

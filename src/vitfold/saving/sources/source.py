@@ -1,4 +1,4 @@
-"""What a source of models has to offer."""
+"""The interface of a source of models."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""timm's models: an architecture, the tag of its weights, and arguments of its constructor."""
+"""timm as a source: an architecture, the tag of its weights, and arguments of its constructor."""
 
 import difflib
 from collections.abc import Callable, Mapping
@@ -34,7 +34,7 @@ MANY, MOST, LONGEST = 256, 2**20, 512
 
 
 def identify(model: nn.Module) -> str | None:
-    """Its name, with the tag that it was created with."""
+    """The name of a model, with the tag of its weights."""
     config = getattr(model, "pretrained_cfg", None)
     if not isinstance(config, dict):
         return None
@@ -51,7 +51,7 @@ def tags(name: str) -> list[str]:
 
 
 def arguments(model: Any) -> dict[str, Any]:
-    """What it was created with, and what has been changed on it since then."""
+    """The arguments that a model was created with, and changes made to it since."""
     arguments = dict(getattr(model, "_model_args", {}))
     now = {key: getattr(model, key, None) for key in ("num_classes", "in_chans", "global_pool")}
     now["img_size"] = getattr(getattr(model, "patch_embed", None), "img_size", None)
@@ -61,7 +61,7 @@ def arguments(model: Any) -> dict[str, Any]:
 
 
 def _overlay(model: Any) -> dict[str, Any]:
-    """What a model says of itself, where timm would say something else."""
+    """The part of a model's pretrained config that differs from timm's."""
     config, name = getattr(model, "pretrained_cfg", None) or {}, identify(model)
     usual = timm.get_pretrained_cfg(name) if name else None
     if usual is None:

@@ -29,9 +29,9 @@ LOOKS = 30
 def fit_rates(
     model: nn.Module, method: PruneMerge, share: float, image: Tensor, free: bool = False
 ) -> PruneMerge:
-    """The same with rates that cost that share of the dense FLOPs: as much stays alone as does.
-    Where that is none, more goes around than the method says, if it is `free`; and where one patch
-    more or less is too much, rates a few patches away are tried."""
+    """The method with rates that cost that share of the dense FLOPs: as many patches stay alone as
+    it allows. Where none can, more go around than the method says, if it is `free`; and where one
+    patch more or less is too much, rates a few patches away are tried."""
     fit = Fit[PruneMerge](share, costs(model, image))
     fit.along(lambda less: keeping(method, round(1 - less, 6)), 1 - share, 1.0, tries=TRIES)
     if fit.excess(fit.best) > NEAR and free:
@@ -48,7 +48,8 @@ def fit_rates(
 
 
 def keeping(method: PruneMerge, keep: float) -> PruneMerge:
-    """The same where so much stays alone, and less goes around where nothing else is left."""
+    """The method with `keep` as the share of patches that stay alone; less goes around where
+    nothing else is left."""
     return replace(method, keep=keep, prune=min(method.prune, 1 - keep))
 
 
@@ -69,7 +70,7 @@ def costs(model: nn.Module, image: Tensor) -> Callable[[PruneMerge], float]:
 
 
 def _look(fit: Fit[PruneMerge], candidates: Iterable[PruneMerge]) -> None:
-    """Try those that ought to come near, by how many patches blocks see."""
+    """Try rates whose cost ought to be near the share, by how many patches blocks see."""
     patches = torch.tensor([[_patches(rated), 1.0] for rated in fit.costs], dtype=torch.float64)
     excess = torch.tensor([[fit.excess(rated)] for rated in fit.costs], dtype=torch.float64)
     slope, start = torch.linalg.lstsq(patches, excess).solution.flatten().tolist()

@@ -36,7 +36,7 @@ SAVE_EVERY = 10
 
 @dataclass
 class Scores:
-    """What was gathered so far.
+    """Scores of patches, summed over batches so far.
 
     about: what they are of: a model, its blocks, their patches.
     sums: `[blocks, patches]`.
@@ -59,7 +59,7 @@ class Scores:
         iterations: int,
         file: Path | str | None,
     ) -> "Scores":
-        """None, or those in the file, if they are of the same model, blocks and images."""
+        """Empty scores, or those in the file, if they are of the same model, blocks and images."""
         sums = torch.zeros(len(blocks), math.prod(grid), dtype=torch.float64)
         if file is None:
             return cls({}, sums)
@@ -111,7 +111,7 @@ class Scores:
         self.save()
 
     def _of(self, scores: Tensor, number: int) -> Tensor:
-        """Those of one batch, where they are of use."""
+        """The scores of one batch; refused where they are of no use."""
         if scores.shape != self.sums.shape:
             raise DataError(
                 f"batch {number} has {scores.shape[1]} patches an image, the first "
@@ -122,7 +122,7 @@ class Scores:
         return scores
 
     def save(self) -> None:
-        """Keep them, so that the file is whole at every moment."""
+        """Write the scores; the file is complete at every moment."""
         if self.file is None:
             return
         tensors = {"sums": self.sums, "batches": torch.tensor(self.batches)}
@@ -130,7 +130,7 @@ class Scores:
             save_file(tensors, part, metadata=self.about)
 
     def rounded(self) -> tuple[tuple[float, ...], ...]:
-        """The mean over batches, with as many digits as matter."""
+        """The mean scores over batches, with as many digits as matter."""
         if not self.sums.any():
             raise DataError(
                 "no gradient reaches any patch: are all labels ignored, or the head's weights zero?"
@@ -140,7 +140,7 @@ class Scores:
 
 @dataclass(frozen=True)
 class Valued(Base):
-    """Does nothing, and keeps the values that attention weighs.
+    """A method that changes nothing, and keeps the values that attention weighs.
 
     values: of every block that is watched, those of the last call.
     """
@@ -148,7 +148,7 @@ class Valued(Base):
     values: dict[int, list[Tensor]] = field(default_factory=dict, compare=False)
 
     def plan(self, layout: Layout, schedule: tuple[int, ...]) -> Plan:
-        """Looks at the blocks that are watched."""
+        """Steps that look at the attention of the scored blocks."""
         return tuple(
             Step(watch=functools.partial(_keep, self.values[block]))
             if block in self.values

@@ -74,7 +74,7 @@ def search(
 def _rated(
     every: PruneMerge, keep: float | None, prune: float | None, flops: float | None
 ) -> PruneMerge:
-    """The method with the rates that were chosen; with none, where they follow from a share."""
+    """The method with these rates; without, with rates that cost the share."""
     alone = PruneMerge.keep if keep is None else keep
     check_number("keep", alone, 0, 1)
     if flops is None:  # less goes around where nobody says how much
