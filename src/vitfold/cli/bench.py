@@ -40,6 +40,7 @@ def bench(
     """
     from vitfold.cli.work import bench as work
     from vitfold.cli.work import models
+    from vitfold.cli.work.fold import folded_by
 
     sizes = values.batch_sizes(batch_size)
     on, dtype = values.device(device), precision.dtype
@@ -49,7 +50,7 @@ def bench(
         dense = models.segmenter(model, model_kwargs, img_size, decoder, num_classes, on)
     else:
         dense = models.model(model, model_kwargs, real, img_size, on)
-    ours = models.folded_by(dense, plan, choice)
+    ours = folded_by(dense, plan, choice)
     looks = real or work.looks(ours)
     images = work.sample(ours, source, max(sizes)).to(on) if looks else None
     rows = work.measure(ours, sizes, repeats, warmup, compile, dtype, images)

@@ -29,7 +29,7 @@ def trace(
     the truth where the image lies in images/ and its labels in annotations/.
     """
     from vitfold.cli.work import trace as work
-    from vitfold.cli.work.models import folded_by
+    from vitfold.cli.work.fold import folded_by
 
     values.directory(output)
     ours = folded_by(model_options.model(model), plan, choice)

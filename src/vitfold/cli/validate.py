@@ -35,7 +35,7 @@ def validate(
     Without data, the embedded model is validated on its held-out digits.
     """
     from vitfold.cli.work import validate as work
-    from vitfold.cli.work.models import folded_by
+    from vitfold.cli.work.fold import folded_by
 
     dtype = precision.dtype
     if pictures and not task.pixels:

@@ -8,7 +8,7 @@ from torch import nn
 
 from vitfold.cli import options, show
 from vitfold.cli.images import batches_of
-from vitfold.cli.work.models import folded_by
+from vitfold.cli.work.fold import folded_by
 from vitfold.data import Source
 from vitfold.folding.calls import folds
 from vitfold.folding.fold import clone

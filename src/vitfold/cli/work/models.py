@@ -1,17 +1,11 @@
-"""Models that commands are given by name, and their folds."""
-
-from pathlib import Path
+"""Models that commands are given by name."""
 
 import torch
 from torch import nn
 
-from vitfold.cli import options, show, values
+from vitfold.cli import values
 from vitfold.cli.offline import fetching
-from vitfold.errors import DataError, MethodError
-from vitfold.folding.calls import folds
-from vitfold.folding.fold import fold
-from vitfold.methods.base import learns
-from vitfold.saving import has_backbone, load
+from vitfold.errors import DataError
 from vitfold.saving.models import create_model
 from vitfold.segment import create_segmenter, saved_classes
 
@@ -49,26 +43,3 @@ def segmenter(
         return model(name, kwargs, True, img_size, on)
     arguments = values.arguments(kwargs, img_size)
     return create_segmenter(name, classes or CLASSES, decoder, **arguments).to(on).eval()
-
-
-def folded_by(model: nn.Module, plan: Path | None, choice: options.Choice) -> nn.Module:
-    """The model, folded by the plan or by the method; what came folded stays as it is."""
-    if choice.given and (plan is not None or folds(model)):
-        what = f"--plan {plan}" if plan is not None else "a saved plan"
-        raise MethodError(f"{what} says how to fold: leave out --method, --r, --flops and the like")
-    if plan is not None:
-        ours = load(plan, model)
-        if not folds(ours):
-            raise MethodError(f"--plan {plan} is a dense model: give it in the place of MODEL")
-        if has_backbone(plan):
-            show.note(f"--plan {plan} comes with weights: they are in the place of the model's own")
-        return ours
-    if folds(model):
-        return model
-    method = choice.build()
-    if learns(type(method)):
-        show.note(
-            f"{method}: nothing is learned yet, it is as training finds it: `vitfold train MODEL "
-            f"--method {method.name} ...`, and give what that writes"
-        )
-    return fold(model, method)

@@ -9,8 +9,8 @@ from torch import nn
 
 from vitfold.cli import show, values
 from vitfold.cli.recipe import Learning, Looks
+from vitfold.cli.running import Running
 from vitfold.cli.subject import Choice, Data, Start
-from vitfold.cli.train import Running
 from vitfold.cli.work import subject
 from vitfold.cli.work.start import begin
 from vitfold.errors import MissingExtra
