@@ -1,6 +1,7 @@
 """Models saved by timm, by transformers, or by vitfold before it wrote plans."""
 
 import json
+import os
 import warnings
 from pathlib import Path
 from typing import Any
@@ -91,7 +92,7 @@ def _config(directory: Path) -> dict[str, Any]:
 
 def origin_of(directory: Path) -> Origin | None:
     """The origin of a model that vitfold saved before it wrote plans; None for any other."""
-    if not (directory / CONFIG).is_file():
+    if not os.path.isfile(directory / CONFIG):  # which no name is too long for
         return None
     theirs = _config(directory).keys() & {"architecture", "model_type"}
     return None if theirs else _origin(directory)
