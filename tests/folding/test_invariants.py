@@ -49,7 +49,7 @@ def test_nothing_to_reduce_changes_no_bit(name: str, dtype: torch.dtype) -> None
     model = MODELS[name]().to(dtype)
     x = images(model, dtype=dtype)
     logits, features = model(x), model.forward_features(x)
-    for method in (ToMe(r=0), DFE(r=4, skip=4), LGTM(r=[]), Drop(r=(0, 1))):
+    for method in (ToMe(r=0), DFE(r=[0, 0]), LGTM(r=[]), Drop(r=(0, 1))):
         vitfold.fold(model, method)
         assert torch.equal(model(x), logits)
         assert torch.equal(model.forward_features(x), features)

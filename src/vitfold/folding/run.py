@@ -83,8 +83,9 @@ class Run:
         tokens, self.width = x.shape[1:]
         if self.lengths is not None:
             tokens = max(self.lengths, default=0)
-        whole = tokens == self.layout.tokens  # and so the grid is that of these tokens
-        layout = replace(self.layout, tokens=tokens, grid=self.layout.grid if whole else None)
+        layout = self.layout
+        if tokens != layout.tokens:  # and so the grid is not that of these tokens
+            layout = replace(layout, tokens=tokens, grid=None)
         if self.learned is None:
             self.plan = self.method.plan(layout, self.schedule)
         elif x.shape[0] == 0:  # no image, and no token to ask

@@ -82,7 +82,7 @@ class Predictors(Learned):
         numbers, left = self.method.removes(layout, schedule), layout.patches
         steps: list[Step | None] = []
         for block, removes in enumerate(numbers):
-            left -= removes
+            left = left - removes  # a tensor while traced, which must not change in place
             if removes:
                 net = self.predict[str(block)]
                 steps.append(Predicted("x", removes, left=left, predict=net))
