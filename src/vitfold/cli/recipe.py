@@ -101,8 +101,33 @@ class Looks(Group):
 
 
 @dataclass(frozen=True)
+class Teaching(Group):
+    """From which other model one learns, and how."""
+
+    panel = "Distillation"
+
+    distill: Annotated[str, option("none, soft or hard: learn from the dense model too.")] = "none"
+    distill_alpha: Annotated[float, option("How much that counts.")] = Distillation.alpha
+    distill_temperature: Annotated[
+        float | None, option("What soft logits are divided by.", **by("temperature"))
+    ] = None
+    teacher: Annotated[str | None, option("Another model to learn from.")] = None
+
+    @property
+    def distillation(self) -> dict[str, Any] | None:
+        """For a recipe; None where a model learns from labels alone."""
+        if self.distill != "none":
+            return values.given(
+                kind=self.distill, alpha=self.distill_alpha, temperature=self.distill_temperature
+            )
+        if self.teacher is not None:
+            raise TrainError(f"--teacher {self.teacher}: it is heard by --distill soft, or hard")
+        return None
+
+
+@dataclass(frozen=True)
 class Learning(Group):
-    """How, how long and from whom a model learns."""
+    """How and how long a model learns."""
 
     panel = "Learning"
 
@@ -149,12 +174,6 @@ class Learning(Group):
         option("Sharpness-aware minimization that looks this far.", metavar="RHO"),
     ] = Recipe.sam
     smoothing: Annotated[float | None, option("Of the labels.", **by("smoothing"))] = None
-    distill: Annotated[str, option("none, soft or hard: learn from the dense model too.")] = "none"
-    distill_alpha: Annotated[float, option("How much that counts.")] = Distillation.alpha
-    distill_temperature: Annotated[
-        float | None, option("What soft logits are divided by.", **by("temperature"))
-    ] = None
-    teacher: Annotated[str | None, option("Another model to learn from.")] = None
     freeze: Annotated[
         str | None,
         option(
@@ -164,17 +183,15 @@ class Learning(Group):
     ] = None
     seed: Annotated[int, option("Decides all that is random.", min=0)] = Recipe.seed
 
-    def check(self, looks: Looks) -> None:
+    def check(self, teaching: Teaching, looks: Looks) -> None:
         """Refuse what makes no sense whatever the model."""
         from vitfold.methods.recipe import MethodRecipe
 
-        if self.teacher is not None and self.distill == "none":
-            raise TrainError(f"--teacher {self.teacher}: it is heard by --distill soft, or hard")
         if self.freeze not in (None, *FREEZES):
             raise TrainError(f"--freeze {self.freeze!r}: expected {', '.join(FREEZES)}")
-        Recipe.for_method(MethodRecipe(), **self._overrides(looks))
+        Recipe.for_method(MethodRecipe(), **self._overrides(teaching, looks))
 
-    def recipe(self, model: nn.Module, looks: Looks) -> Recipe:
+    def recipe(self, model: nn.Module, teaching: Teaching, looks: Looks) -> Recipe:
         """How this model is trained: as the user says, as its method is usually, or as all are."""
         from vitfold.train.learned import kinds, learned_parameters
 
@@ -184,14 +201,14 @@ class Learning(Group):
         if self.freeze == "method" and self._rates:
             rate = next(iter(self._rates))
             raise TrainError(f"--freeze method: it stays as it is; leave out --lr-{rate}")
-        return Recipe.for_model(model, **self._overrides(looks))
+        return Recipe.for_model(model, **self._overrides(teaching, looks))
 
     @property
     def _rates(self) -> dict[str, float]:
         """Learning rates of what a method learns, by its names."""
         return values.given(merge=self.lr_merge, prune=self.lr_prune, restore=self.lr_restore)
 
-    def _overrides(self, looks: Looks) -> dict[str, Any]:
+    def _overrides(self, teaching: Teaching, looks: Looks) -> dict[str, Any]:
         """What the user says, as fields of a recipe."""
         optimizer = values.given(
             opt=self.opt,
@@ -217,15 +234,7 @@ class Learning(Group):
             schedule=schedule | values.parse(self.sched_kwargs),
             augment=looks.augment,
             mix=looks.mix,
-            distill=self._distillation,
+            distill=teaching.distillation,
             rates=self._rates,
             freeze=self.freeze,
-        )
-
-    @property
-    def _distillation(self) -> dict[str, Any] | None:
-        if self.distill == "none":
-            return None
-        return values.given(
-            kind=self.distill, alpha=self.distill_alpha, temperature=self.distill_temperature
         )

@@ -2,7 +2,7 @@
 
 from vitfold.cli import options, subject
 from vitfold.cli.groups import grouped
-from vitfold.cli.recipe import Learning, Looks
+from vitfold.cli.recipe import Learning, Looks, Teaching
 from vitfold.cli.running import Running
 from vitfold.errors import TrainError
 
@@ -14,6 +14,7 @@ def train(
     start: subject.Start,
     choice: subject.Choice,
     learning: Learning,
+    teaching: Teaching,
     looks: Looks,
     running: Running,
     precision: options.Precision,
@@ -26,7 +27,7 @@ def train(
     from vitfold.cli.work.train import run
 
     data.check(model)
-    learning.check(looks)
+    learning.check(teaching, looks)
     if data.pixels and looks.mix:
         raise TrainError("--mixup, --cutmix: only images of one class are mixed")
-    run(model, data, start, choice, learning, looks, running, precision.dtype)
+    run(model, data, start, choice, learning, teaching, looks, running, precision.dtype)

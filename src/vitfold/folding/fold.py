@@ -14,13 +14,10 @@ from torch import nn
 from vitfold.errors import FoldError, MethodError, UnsupportedModel
 from vitfold.folding.calls import MARK, Fold, enter, folds, pass_block
 from vitfold.folding.families import Family, find
-from vitfold.folding.fit import fit_schedule
-from vitfold.folding.flops import Schedule, cost
-from vitfold.folding.pretrained import save_as_before, warn_of_saving
+from vitfold.folding.flops import Schedule
+from vitfold.folding.schedules import fitting, refuse_idle, resolved
 from vitfold.methods import Base, Method, create_method
 from vitfold.methods.learned import Learned
-from vitfold.methods.schedule import per_block
-from vitfold.tokens.layout import Layout
 
 ModelT = TypeVar("ModelT", bound=nn.Module)
 
@@ -67,13 +64,13 @@ def fold(model: ModelT, method: Base | str, /, **options: Any) -> ModelT:
     chosen = _method(method, options)
     if todo := _to_be_learned(chosen):
         warnings.warn(todo, stacklevel=2)
-    return _replace(model, chosen, _schedule)
+    return _replace(model, chosen, resolved)
 
 
 def fold_to_learn(model: ModelT, method: Base) -> ModelT:
     """Fold for a caller that finds or trains what the method learns: no hint that this is
     missing."""
-    return _replace(model, method, _schedule)
+    return _replace(model, method, resolved)
 
 
 def _to_be_learned(method: Base) -> str | None:
@@ -91,7 +88,7 @@ def _to_be_learned(method: Base) -> str | None:
 
 def fold_with(model: ModelT, method: Base, schedule: tuple[int, ...]) -> ModelT:
     """Fold with a schedule that was resolved before; nothing is solved again."""
-    return _replace(model, method, lambda record: _fitting(record, schedule))
+    return _replace(model, method, functools.partial(fitting, schedule=schedule))
 
 
 def _replace(model: ModelT, method: Base, resolve: Callable[[Fold], tuple[int, ...]]) -> ModelT:
@@ -101,35 +98,24 @@ def _replace(model: ModelT, method: Base, resolve: Callable[[Fold], tuple[int, .
     _refuse_running(before)
     _refuse_patched(family)
     new = Fold(family, method, (0,) * family.depth, _learned(family, method))
-    unfold(model)
+    if before is not None:
+        _take_off(before, model)
+    _put_on(new, model)
     try:
-        _put_on(new)
         new.schedule = resolve(new)
-        _refuse_idle(new)
+        refuse_idle(new)
     except BaseException:
-        unfold(model)
+        _take_off(new, model)
         if before is not None:
-            _put_on(before)
-            warn_of_saving(model)
+            _put_on(before, model)
         raise
-    warn_of_saving(model)
     return model
 
 
 def unfold(model: ModelT) -> ModelT:
     """Take the fold off, in place; the model is exactly what it was. Returns it."""
     for record in folds(model):
-        _refuse_running(record)
-        _refuse_copied(record, model)
-        _refuse_changed(record)
-        family = record.family
-        for module, entry in _entries(family):
-            del module.__dict__[entry]
-        for name in (MARK, *SHOWN):
-            del family.trunk.__dict__[name]
-        if record.learned is not None:
-            del family.trunk._modules[LEARNED]
-    save_as_before(model)
+        _take_off(record, model)
     return model
 
 
@@ -183,6 +169,21 @@ SHOWN = ("extra_repr", "__prepare_scriptable__")
 """What lies on a trunk besides, so that a fold is seen where it is printed and scripted."""
 
 
+SAVE = "save_pretrained"
+"""What transformers' models save themselves by: dense, whatever lies on them."""
+
+
+def _save_dense(module: Any, *args: Any, **kwargs: Any) -> Any:
+    """`save_pretrained`, which says what it leaves out."""
+    if folds(module):
+        warnings.warn(
+            f"{SAVE} keeps nothing of how a {type(module).__name__} is folded, and what is loaded "
+            "again is dense: vitfold.save(model, directory, backbone=True) keeps it",
+            stacklevel=2,
+        )
+    return type(module).save_pretrained(module, *args, **kwargs)
+
+
 def _line(trunk: nn.Module) -> str:
     """What printing a trunk shows: also how it is folded."""
     own = type(trunk).extra_repr(trunk)
@@ -196,7 +197,7 @@ def _refuse_script(name: str) -> None:
     )
 
 
-def _put_on(record: Fold) -> None:
+def _put_on(record: Fold, model: nn.Module) -> None:
     family = record.family
     for entry in family.methods:
         family.trunk.__dict__[entry] = _entry(family.trunk, entry)
@@ -206,8 +207,27 @@ def _put_on(record: Fold) -> None:
     name = type(family.trunk).__name__
     shown = (functools.partial(_line, family.trunk), functools.partial(_refuse_script, name))
     family.trunk.__dict__.update(zip(SHOWN, shown, strict=True))
+    for module in model.modules():
+        if hasattr(type(module), SAVE) and SAVE not in vars(module):
+            module.__dict__[SAVE] = functools.partial(_save_dense, module)
     if record.learned is not None:
         family.trunk.add_module(LEARNED, record.learned)
+
+
+def _take_off(record: Fold, model: nn.Module) -> None:
+    _refuse_running(record)
+    _refuse_copied(record, model)
+    _refuse_changed(record)
+    family = record.family
+    for module, entry in _entries(family):
+        del module.__dict__[entry]
+    for name in (MARK, *SHOWN):
+        del family.trunk.__dict__[name]
+    for module in model.modules():
+        if getattr(vars(module).get(SAVE), "func", None) is _save_dense:
+            del module.__dict__[SAVE]
+    if record.learned is not None:
+        del family.trunk._modules[LEARNED]
 
 
 def _learned(family: Family, method: Base) -> Learned | None:
@@ -221,76 +241,6 @@ def _learned(family: Family, method: Base) -> Learned | None:
     if hasattr(family.trunk, LEARNED) and MARK not in family.trunk.__dict__:
         raise FoldError(f"{type(family.trunk).__name__} has a part of its own called {LEARNED!r}")
     return learned.train(family.trunk.training)
-
-
-def _schedule(record: Fold) -> tuple[int, ...]:
-    method, family, first = record.method, record.family, _first(record)
-    layout = family.layout()
-    method.check(layout)
-    if not isinstance(method, Method):
-        return (0,) * family.depth
-    if method.r is not None:
-        numbers, possible = _numbers(method, layout, first)
-        if numbers != possible:
-            warnings.warn(
-                f"r={method.r}: the ramp goes up to {max(numbers)}; of {layout.patches} patch "
-                f"tokens at most {max(possible)} can leave a block, and no more do",
-                stacklevel=4,
-            )
-        return possible
-    share = 1.0 if method.flops is None else method.flops
-    return fit_schedule(
-        share, lambda schedule: _cost(record, schedule), layout, first, method.spread
-    )
-
-
-def _fitting(record: Fold, schedule: tuple[int, ...]) -> tuple[int, ...]:
-    """A schedule that was resolved before, refused unless the method gives it on this model."""
-    method, first, layout = record.method, _first(record), record.family.layout()
-    method.check(layout)
-    depth, patches = layout.depth, layout.patches
-    if len(schedule) != depth:
-        raise MethodError(f"the schedule has {len(schedule)} numbers, the model {depth} blocks")
-    for block, r in enumerate(schedule):
-        if not 0 <= r <= patches:
-            raise MethodError(f"schedule[{block}]={r}: expected 0 to {patches}, the patch tokens")
-    if isinstance(method, Method) and method.r is not None:
-        numbers, possible = _numbers(method, layout, first)
-        if schedule not in (numbers, possible):
-            raise MethodError(f"schedule={list(schedule)}: {method} gives {list(possible)}")
-    return schedule
-
-
-def _numbers(method: Method, layout: Layout, first: int) -> tuple[Schedule, Schedule]:
-    """`r` for every block: what the method states, and of that what can leave a block."""
-    assert method.r is not None  # else they follow from a share
-    most = method.most(layout.patches)
-    rates = (
-        [method.r]
-        if isinstance(method.r, int)
-        else method.r[:1]
-        if isinstance(method.r, tuple)
-        else method.r
-    )
-    if rates and max(rates) > most:
-        raise MethodError(
-            f"r={max(rates)}: of {layout.patches} patch tokens at most {most} can leave a block: "
-            "give fewer"
-        )
-    numbers = per_block(method.r, layout.depth, first)
-    return numbers, tuple(min(r, most) for r in numbers)
-
-
-def _first(record: Fold) -> int:
-    first, depth = record.method.first(record.family.depth), record.family.depth
-    if first > depth:
-        raise MethodError(f"skip={first} is more than the {depth} blocks of the model")
-    return first
-
-
-def _cost(record: Fold, schedule: tuple[int, ...]) -> int:
-    record.schedule = schedule
-    return cost(record.family)
 
 
 def _refuse_running(record: Fold | None) -> None:
@@ -315,19 +265,3 @@ def _refuse_patched(family: Family) -> None:
                 f"the {entry} of a {name} is replaced: put back what was there, fold, and then "
                 "replace it again"
             )
-
-
-def _refuse_idle(record: Fold) -> None:
-    """Refuse a request above zero that removes nothing."""
-    method, layout = record.method, record.family.layout()
-    if not isinstance(method, Method) or method.r is None:
-        return
-    numbers = per_block(method.r, layout.depth, 0)
-    blocks = [str(block) for block, number in enumerate(numbers) if number > 0]
-    plan = (record.learned or method).plan(layout, record.schedule) if blocks else ()
-    if blocks and not any(step is not None for step in plan):
-        raise MethodError(
-            f"{method} removes nothing: its numbers above zero lie in blocks {', '.join(blocks)}, "
-            f"and it reduces from block {_first(record)} of {layout.depth} on, while there are "
-            "patches"
-        )

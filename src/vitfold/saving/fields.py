@@ -83,6 +83,16 @@ def _bound(value: object) -> None:
             waiting += [(f"{path}[{i}]", inner, level + 1) for i, inner in enumerate(item)]
 
 
+def version(value: object, newest: int) -> int | None:
+    """The schema that an object says it has; None where it says nothing."""
+    schema = value.get("schema") if isinstance(value, dict) else None
+    if schema is None:
+        return None
+    if isinstance(schema, bool) or not isinstance(schema, int) or not 1 <= schema <= newest:
+        raise refusal("schema", schema, f"1 to {newest}, those that this vitfold reads")
+    return schema
+
+
 def join(path: str, key: str) -> str:
     """The path of a key in the object at `path`."""
     key = key if key.isidentifier() else _short.repr(key)

@@ -14,6 +14,7 @@ from vitfold.errors import PlanError, UnsupportedModel
 from vitfold.folding.families import processor
 from vitfold.saving import fields, sources, upgrade, weights
 from vitfold.saving.sources import Origin, hf, packaged
+from vitfold.saving.store import read_tensors
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 
@@ -103,7 +104,7 @@ def _from_before(directory: Path) -> nn.Module:
     origin = _origin(directory)
     if not (directory / WEIGHTS).is_file():
         raise PlanError(f"{directory} has no {WEIGHTS}")
-    stored = weights.read(directory, WEIGHTS)
+    stored = read_tensors(directory, WEIGHTS)
     floating = (tensor.dtype for tensor in stored.values() if tensor.is_floating_point())
     dtype = next(floating, torch.float32)
     weights.check(stored, sources.sketch(origin).to(dtype).state_dict(), WEIGHTS)

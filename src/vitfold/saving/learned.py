@@ -20,9 +20,14 @@ def state(model: nn.Module) -> dict[str, Tensor]:
     return states[0] if states else {}
 
 
+def is_learned(name: str) -> bool:
+    """Whether a tensor of that name is what a method learned, and not the model's own."""
+    return name.startswith(PREFIX)
+
+
 def split(tensors: Tensors) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """The model's own tensors, and those that its method learned."""
-    taught = {name: tensor for name, tensor in tensors.items() if name.startswith(PREFIX)}
+    taught = {name: tensor for name, tensor in tensors.items() if is_learned(name)}
     return {name: tensor for name, tensor in tensors.items() if name not in taught}, taught
 
 

@@ -60,7 +60,7 @@ def _create(name: str, pretrained: bool, kwargs: dict[str, Any]) -> nn.Module:
     if name.startswith(HUB):
         return foreign.from_transformers(name.removeprefix(HUB), pretrained, kwargs)
     if timm.known(name):
-        return timm.build(name, kwargs, pretrained)
+        return timm.SOURCE.build(name, kwargs, pretrained)
     if _holds_plan(name):
         return _load(Path(name), kwargs)
     if os.path.isdir(name):
@@ -73,7 +73,7 @@ def _packaged(name: str, pretrained: bool, kwargs: dict[str, Any]) -> nn.Module:
         raise UnsupportedModel(f"{name} is made in one way: leave out {', '.join(kwargs)}")
     if pretrained:
         return plans.load(packaged.directory(name))
-    return packaged.build(name, {}, pretrained=False)
+    return packaged.SOURCE.build(name, {}, pretrained=False)
 
 
 def _load(directory: Path, kwargs: dict[str, Any]) -> nn.Module:

@@ -12,7 +12,7 @@ from vitfold.folding.calls import fold_of, folds
 from vitfold.folding.fold import clone, fold_with, unfold
 from vitfold.saving import fields, learned, sources, store, weights
 from vitfold.saving.schema import DTYPES, Plan, decode
-from vitfold.saving.subject import describe, fit, rebuild
+from vitfold.saving.subject import check_values, describe, fit, rebuild
 
 ModelT = TypeVar("ModelT", bound=nn.Module)
 
@@ -68,7 +68,7 @@ def write(model: nn.Module, directory: Directory, plan: Plan) -> None:
     if plan.weights and plan.weights.backbone:
         state |= weights.stored_as(plan.weights.dtype, clone(model).state_dict())
     with writing(directory, PlanError), held(directory) as alone:
-        writes = (lambda path: weights.write(state, path)) if plan.weights else None
+        writes = (lambda path: store.write_tensors(state, path)) if plan.weights else None
         store.write(directory, plan, writes, alone)
 
 
@@ -83,11 +83,21 @@ def load(directory: Directory, model: nn.Module | None = None) -> nn.Module:
         are any, and stays as it is where the plan does not fit.
     """
     plan, own, taught = open_plan(directory)
-    if model is None:
-        model = rebuild(plan, own)
-    else:
+    values = own
+    if model is not None:
         fit(plan, model, own)
-    _put_on(model, plan)
+    else:
+        model = rebuild(plan, own)
+        values = model.state_dict() if own is None else own
+    if values is not None:
+        check_values(plan, values)
+    try:
+        if plan.method is not None:
+            fold_with(model, plan.method, plan.schedule)
+        else:
+            unfold(model)
+    except MethodError as error:
+        raise PlanError(f"{fields.FILE}: {error}") from error
     weights.copy(own or {}, model)
     learned.copy(taught, model)
     return model
@@ -117,13 +127,3 @@ def open_plan(
     if plan.weights.dtype is not None:
         own = weights.cast(own, DTYPES[plan.model.dtype])
     return plan, own, taught
-
-
-def _put_on(model: nn.Module, plan: Plan) -> None:
-    if plan.method is None:
-        unfold(model)
-        return
-    try:
-        fold_with(model, plan.method, plan.schedule)
-    except MethodError as error:
-        raise PlanError(f"{fields.FILE}: {error}") from error

@@ -114,8 +114,11 @@ def decode(data: bytes) -> Plan:
     """The plan in JSON, or an error that names the field that is wrong."""
     if len(data) > LIMIT:
         raise PlanError(f"{fields.FILE}: {len(data)} bytes: expected at most {LIMIT}")
-    value = upgrade.upgraded(fields.parse(data))
+    value = fields.parse(data)
+    schema = fields.version(value, upgrade.SCHEMA)
     entries = fields.record("", value, ("schema", *Plan.__dataclass_fields__))
+    if schema == 1:
+        entries = upgrade.from_first(entries)
     model = _model(entries["model"])
     method = _method(entries["method"])
     if method is not None and model.trunk is None:

@@ -4,14 +4,15 @@ import contextlib
 import dataclasses
 import os
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from vitfold.errors import PlanError
 from vitfold.files import remove_unfinished, whole
-from vitfold.saving import weights as tensors_
 from vitfold.saving.fields import FILE, clip
 from vitfold.saving.schema import LIMIT, Plan, decode, encode
 
@@ -19,6 +20,9 @@ WEIGHTS = "weights.safetensors"
 
 SPARE = "weights-new.safetensors"
 """Where weights lie while a plan that is replaced still has the other name."""
+
+HEADER = 2**23
+"""The most bytes that the header of a file may have."""
 
 ATTEMPTS = 100
 """How often plan and weights are read, while somebody else writes there again and again."""
@@ -69,7 +73,7 @@ def open_together(directory: Path) -> tuple[Plan, dict[str, Tensor]]:
         before = _stamp(directory)
         plan = decode(read(directory))
         try:
-            tensors = tensors_.read(directory, plan.weights.file) if plan.weights else {}
+            tensors = read_tensors(directory, plan.weights.file) if plan.weights else {}
         except PlanError:
             if _stamp(directory) == before:
                 raise
@@ -86,6 +90,47 @@ def _stamp(directory: Path) -> tuple[int, ...] | None:
     except (OSError, ValueError):
         return None
     return status.st_ino, status.st_mtime_ns, status.st_ctime_ns, status.st_size
+
+
+def read_tensors(directory: Path, name: str) -> dict[str, Tensor]:
+    """The tensors of a file in the directory."""
+    path = directory / name
+    _check_place(directory, path)
+    _check_header(path)
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    # The library says in many ways that a file is broken.
+    except Exception as error:
+        raise PlanError(f"{name}: cannot be read as safetensors: {clip(error)}") from error
+
+
+def _check_place(directory: Path, path: Path) -> None:
+    try:
+        real = path.resolve(strict=True)
+        inside = real.is_relative_to(directory.resolve(strict=True))
+    except (OSError, RuntimeError):
+        raise PlanError(f"{FILE}: weights.file={path.name!r}: no such file") from None
+    if not inside:
+        raise PlanError(f"{FILE}: weights.file={path.name!r}: a link that leaves the directory")
+    if not real.is_file():
+        raise PlanError(f"{FILE}: weights.file={path.name!r}: not a file")
+
+
+def _check_header(path: Path) -> None:
+    try:
+        with path.open("rb") as file:
+            start = file.read(9)
+    except OSError as error:
+        raise PlanError(f"{path.name}: cannot be read: {error.strerror}") from error
+    if start[8:] != b"{":
+        raise PlanError(
+            f"{path.name}: not a safetensors file (it starts with {start[:4]!r}): no other format, "
+            "such as a pickle, is ever opened"
+        )
+    size = int.from_bytes(start[:8], "little")
+    if size > HEADER:
+        raise PlanError(f"{path.name}: a header of {size} bytes: expected at most {HEADER}")
 
 
 def write(directory: Path, plan: Plan, write_weights: Write | None, alone: bool = True) -> None:
@@ -149,3 +194,16 @@ def _writes(data: bytes) -> Write:
 def _put(directory: Path, name: str, write: Write) -> None:
     with whole(directory / name) as path:
         write(path)
+
+
+def write_tensors(state: Mapping[str, Tensor], path: Path) -> None:
+    """Write tensors by name, as they are."""
+    tensors: dict[str, Tensor] = {}
+    owned: set[int] = set()
+    for name, tensor in state.items():
+        plain = tensor.detach().cpu().contiguous()
+        place = plain.untyped_storage().data_ptr()
+        # The format has no shared memory: what is tied is written twice.
+        tensors[name] = plain.clone() if place in owned else plain
+        owned.add(place)
+    save_file(tensors, path, metadata={"format": "pt"})

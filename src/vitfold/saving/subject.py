@@ -1,15 +1,15 @@
 """The model of a plan: describing it, comparing it with another, building it again."""
 
 import importlib.metadata
-import itertools
 
 from torch import Tensor, nn
 
 from vitfold.errors import MissingExtra, PlanError, UnsupportedModel
 from vitfold.folding.calls import folds
-from vitfold.folding.families import find
+from vitfold.folding.families import Family, find
 from vitfold.folding.fold import clone
 from vitfold.saving import fields, sources, store, weights
+from vitfold.saving.learned import is_learned
 from vitfold.saving.schema import DTYPES, MOST, PACKAGES, Model, Plan, Trunk, Weights
 from vitfold.saving.sources import Origin, packaged
 from vitfold.tools.digest import fingerprint
@@ -59,7 +59,7 @@ def describe_dense(model: nn.Module, *, backbone: bool, origin: Origin | None = 
     return Model(
         **origin._asdict(),
         dataset=dataset_of(model),
-        trunk=_trunk(model),
+        trunk=_trunk(_family(model)),
         dtype=next(dtypes, "float32"),
         buffers=[_dtype(table) for table in _tables(model)],
         values=_values(model),
@@ -69,16 +69,20 @@ def describe_dense(model: nn.Module, *, backbone: bool, origin: Origin | None = 
 
 def dataset_of(model: nn.Module) -> str | None:
     """The dataset in vitfold for a model, folded or not; None where it has none."""
-    name = packaged.identify(model)
+    name = packaged.SOURCE.identify(model)
     return None if name is None else packaged.dataset(name)
 
 
-def _trunk(model: nn.Module) -> Trunk | None:
+def _family(model: nn.Module) -> Family | None:
+    """What describes the trunk of a model; None where none can be folded."""
     try:
-        family = find(model)
+        return find(model)
     except UnsupportedModel:
         return None
-    return Trunk(family.depth, family.width, family.prefix)
+
+
+def _trunk(family: Family | None) -> Trunk | None:
+    return None if family is None else Trunk(family.depth, family.width, family.prefix)
 
 
 def _dtype(tensor: Tensor) -> str:
@@ -93,7 +97,7 @@ def _tables(model: nn.Module) -> list[Tensor]:
 
 def _values(model: nn.Module) -> int:
     """How many numbers a model holds; shared ones count once."""
-    return sum(tensor.numel() for tensor in itertools.chain(model.parameters(), model.buffers()))
+    return sum(tensor.numel() for tensor in (*model.parameters(), *model.buffers()))
 
 
 def _versions(source: str) -> dict[str, str]:
@@ -108,29 +112,22 @@ def _version(package: str) -> str:
         return "unknown"
 
 
-def fit(plan: Plan, model: nn.Module, stored: weights.Tensors | None) -> None:
-    """Refuse a model that the plan was not made for, or that its weights do not fit."""
-    if plan.method is not None:
-        find(model)  # says why there is nothing to fold
-    _fit_trunk(plan.model.trunk, model)
+def fit(plan: Plan, model: nn.Module, stored: weights.Tensors | None) -> Family | None:
+    """Refuse a model that the plan was not made for, or that its weights do not fit; otherwise
+    what describes its trunk, None where it has none."""
+    try:
+        family = find(model)
+    except UnsupportedModel:
+        if plan.method is not None:
+            raise
+        family = None
+    _fit_trunk(plan.model.trunk, _trunk(family), type(model).__name__)
     _fit_name(plan.model, model)
     if plan.weights and stored is not None:
-        weights.check(stored, clone(model).state_dict(), plan.weights.file)
-        if fingerprint(stored) != plan.model.fingerprint:
-            raise PlanError(f"{plan.weights.file}: its values are not those of model.fingerprint")
-
-
-def _fit_trunk(wanted: Trunk | None, model: nn.Module) -> None:
-    kind, trunk = type(model).__name__, _trunk(model)
-    if wanted is None or trunk is None:
-        if wanted is not trunk:
-            raise PlanError(f"{fields.FILE}: model.trunk={wanted}: this {kind} has {trunk}")
-        return
-    for field, value in vars(trunk).items():
-        if value != (expected := getattr(wanted, field)):
-            raise PlanError(
-                f"{fields.FILE}: model.trunk.{field}={expected}: this {kind} has {value}"
-            )
+        state = model.state_dict()
+        own = {name: tensor for name, tensor in state.items() if not is_learned(name)}
+        weights.check(stored, own, plan.weights.file)
+    return family
 
 
 def _fit_name(wanted: Model, model: nn.Module) -> None:
@@ -144,42 +141,62 @@ def _fit_name(wanted: Model, model: nn.Module) -> None:
         raise PlanError(f"{fields.FILE}: model.name={wanted.name!r}: this model is {name}")
 
 
+def _fit_trunk(wanted: Trunk | None, trunk: Trunk | None, kind: str) -> None:
+    if wanted is None or trunk is None:
+        if wanted is not trunk:
+            raise PlanError(f"{fields.FILE}: model.trunk={wanted}: this {kind} has {trunk}")
+        return
+    for field, value in vars(trunk).items():
+        if value != (expected := getattr(wanted, field)):
+            raise PlanError(
+                f"{fields.FILE}: model.trunk.{field}={expected}: this {kind} has {value}"
+            )
+
+
 def rebuild(plan: Plan, stored: weights.Tensors | None) -> nn.Module:
-    """The model by name, in evaluation mode. Memory is taken only once everything is checked."""
+    """The model by name, in evaluation mode. Memory is taken only once sizes are checked."""
     if plan.model.source == sources.OTHER:
         raise PlanError(
             f"{fields.FILE}: model.source='other': {plan.model.name} cannot be made by name: give "
             "the model, vitfold.load(directory, model)"
         )
-    blank = _make(plan.model, pretrained=False, blank=True)
-    cast(blank, plan.model, stored or {})
+    blank = _make(plan.model, stored or {}, blank=True)
     try:
-        fit(plan, blank, stored)
+        family = fit(plan, blank, stored)
     except UnsupportedModel as error:
         raise PlanError(f"{fields.FILE}: model.name={plan.model.name!r}: {error}") from error
-    _check_size(blank, plan)
-    model = _make(plan.model, pretrained=stored is None)
-    cast(model, plan.model, stored or {})
-    if stored is None and fingerprint(clone(model).state_dict()) != plan.model.fingerprint:
-        raise PlanError(
-            f"{fields.FILE}: model.fingerprint: what was saved were not the pretrained weights of "
-            f"{plan.model.name!r}: {REMEDY}"
-        )
-    return model.eval()
+    _check_size(blank, plan.model.values)
+    if plan.method is not None and family is not None:
+        _check_images(family)
+    return _make(plan.model, stored or {}, pretrained=stored is None).eval()
 
 
-def _check_size(blank: nn.Module, plan: Plan) -> None:
-    """Refuse a model, and an image for it, that a number in a plan makes larger than it was."""
-    values, wanted = _values(blank), plan.model.values
+def check_values(plan: Plan, tensors: weights.Tensors) -> None:
+    """Refuse weights, those beside the plan or pretrained ones, that are not what was saved."""
+    if fingerprint(tensors) == plan.model.fingerprint:
+        return
+    if plan.weights and plan.weights.backbone:
+        raise PlanError(f"{plan.weights.file}: its values are not those of model.fingerprint")
+    raise PlanError(
+        f"{fields.FILE}: model.fingerprint: what was saved were not the pretrained weights of "
+        f"{plan.model.name!r}: {REMEDY}"
+    )
+
+
+def _check_size(blank: nn.Module, wanted: int | None) -> None:
+    """Refuse a model that a number in a plan makes larger than it was."""
+    values = _values(blank)
     if values > MOST or wanted not in (None, values):
         expected = f"model.values={wanted}" if wanted is not None else f"at most {MOST}"
         raise PlanError(
             f"{fields.FILE}: model.arguments make {values} numbers: expected {expected}"
         )
-    if plan.method is None:
-        return
+
+
+def _check_images(family: Family) -> None:
+    """Refuse a model whose images a number in a plan makes too large."""
     try:
-        pixels = sum(t.numel() for t in find(blank).example().values() if isinstance(t, Tensor))
+        pixels = sum(t.numel() for t in family.example().values() if isinstance(t, Tensor))
     # Sizes of all kinds go into the shape of an image: what is wrong with them is torch's to say.
     except Exception as error:
         reason = fields.clip(error or type(error).__name__)
@@ -191,11 +208,14 @@ def _check_size(blank: nn.Module, plan: Plan) -> None:
         )
 
 
-def _make(record: Model, *, pretrained: bool, blank: bool = False) -> nn.Module:
-    """The model of a record; errors inside its library become errors of the plan."""
+def _make(
+    record: Model, stored: weights.Tensors, *, pretrained: bool = False, blank: bool = False
+) -> nn.Module:
+    """The model of a record in the dtypes of what is stored, pretrained or with random weights, or
+    on the meta device; errors inside its library become errors of the plan."""
     origin = Origin(record.source, record.name, record.arguments)
     try:
-        return sources.sketch(origin) if blank else sources.build(origin, pretrained=pretrained)
+        model = sources.sketch(origin) if blank else sources.build(origin, pretrained=pretrained)
     except (PlanError, MissingExtra):
         raise
     # Constructors and downloads of other libraries: they raise whatever they like.
@@ -206,6 +226,8 @@ def _make(record: Model, *, pretrained: bool, blank: bool = False) -> nn.Module:
         else:
             what = f"model.arguments do not make a {record.name}"
         raise PlanError(f"{fields.FILE}: {what} ({reason})") from error
+    cast(model, record, stored)
+    return model
 
 
 def cast(model: nn.Module, record: Model, stored: weights.Tensors) -> None:

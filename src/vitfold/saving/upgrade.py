@@ -2,8 +2,6 @@
 
 from typing import Any
 
-from vitfold.saving import fields
-
 SCHEMA = 2
 
 EMBEDDED = "digits"
@@ -14,17 +12,8 @@ PACKAGED = "packaged"
 _TRUNK = ("depth", "width", "prefix")
 
 
-def upgraded(value: object) -> object:
-    """The JSON value of a plan of any schema, as one of schema 2; nothing else is checked."""
-    if not isinstance(value, dict):
-        return value
-    schema = value.get("schema", SCHEMA)
-    if isinstance(schema, bool) or not isinstance(schema, int) or not 1 <= schema <= SCHEMA:
-        raise fields.refusal("schema", schema, f"1 to {SCHEMA}, those that this vitfold reads")
-    return _from_first(value) if schema == 1 else value
-
-
-def _from_first(value: dict[str, Any]) -> dict[str, Any]:
+def from_first(value: dict[str, Any]) -> dict[str, Any]:
+    """The fields of a plan of schema 1, as those of one of schema 2; nothing is checked."""
     model, weights = value.get("model"), value.get("weights")
     new = value | {"schema": SCHEMA}
     if isinstance(model, dict):

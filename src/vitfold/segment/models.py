@@ -7,8 +7,8 @@ from torch import nn
 from vitfold.errors import UnsupportedModel
 from vitfold.saving import fields, sources
 from vitfold.saving.models import HUB, create_model, dataset_of, is_folded, origin_of
-from vitfold.saving.sources import timm
 from vitfold.saving.sources.source import Source
+from vitfold.saving.sources.timm import SOURCE as TIMM
 from vitfold.segment.decoders import DECODERS
 from vitfold.segment.segmenter import MOST_CLASSES, Segmenter
 
@@ -41,32 +41,34 @@ def saved_classes(name: str) -> int | None:
     )
 
 
-def identify(model: nn.Module) -> str | None:
-    """The name of a segmenter's encoder."""
-    return timm.identify(model.encoder) if type(model) is Segmenter else None
+class Segmenters(Source):
+    """An encoder of timm's, and a decoder by name."""
+
+    def identify(self, model: nn.Module) -> str | None:
+        """The name of a segmenter's encoder."""
+        return TIMM.identify(model.encoder) if type(model) is Segmenter else None
+
+    def arguments(self, model: Any) -> dict[str, Any] | None:
+        """A segmenter's decoder and classes, and the arguments of its encoder."""
+        encoder = TIMM.arguments(model.encoder)
+        return {"decoder": model.kind, "classes": model.classes, "encoder": encoder}
+
+    def check(self, name: object, arguments: object) -> None:
+        """Refuse arguments that build no encoder, and unknown decoders."""
+        values = fields.record("model.arguments", arguments, ("decoder", "classes", "encoder"))
+        fields.choice("model.arguments.decoder", values["decoder"], DECODERS)
+        fields.integer("model.arguments.classes", values["classes"], 2, MOST_CLASSES)
+        TIMM.check(name, values["encoder"])
+
+    def build(self, name: str, arguments: dict[str, Any], pretrained: bool) -> nn.Module:
+        """The segmenter with random weights; nobody publishes pretrained ones."""
+        if pretrained:
+            raise LookupError("a segmenter comes without pretrained weights")
+        return Segmenter(
+            TIMM.build(name, arguments["encoder"], False),
+            arguments["classes"],
+            arguments["decoder"],
+        )
 
 
-def arguments(model: Any) -> dict[str, Any] | None:
-    """A segmenter's decoder and classes, and the arguments of its encoder."""
-    encoder = timm.arguments(model.encoder)
-    return {"decoder": model.kind, "classes": model.classes, "encoder": encoder}
-
-
-def check(name: object, arguments: object) -> None:
-    """Refuse arguments that build no encoder, and unknown decoders."""
-    values = fields.record("model.arguments", arguments, ("decoder", "classes", "encoder"))
-    fields.choice("model.arguments.decoder", values["decoder"], DECODERS)
-    fields.integer("model.arguments.classes", values["classes"], 2, MOST_CLASSES)
-    timm.check(name, values["encoder"])
-
-
-def build(name: str, arguments: dict[str, Any], pretrained: bool) -> nn.Module:
-    """The segmenter with random weights; nobody publishes pretrained ones."""
-    if pretrained:
-        raise LookupError("a segmenter comes without pretrained weights")
-    return Segmenter(
-        timm.build(name, arguments["encoder"], False), arguments["classes"], arguments["decoder"]
-    )
-
-
-sources.register(NAME, Source(identify, arguments, check, build))
+sources.register(NAME, Segmenters())

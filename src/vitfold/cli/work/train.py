@@ -8,7 +8,7 @@ import typer
 from torch import nn
 
 from vitfold.cli import show, values
-from vitfold.cli.recipe import Learning, Looks
+from vitfold.cli.recipe import Learning, Looks, Teaching
 from vitfold.cli.running import Running
 from vitfold.cli.subject import Choice, Data, Start
 from vitfold.cli.work import subject
@@ -29,6 +29,7 @@ def run(
     start: Start,
     choice: Choice,
     learning: Learning,
+    teaching: Teaching,
     looks: Looks,
     running: Running,
     dtype: torch.dtype | None,
@@ -38,11 +39,11 @@ def run(
     earlier_request(values.directory(running.output), running.resume)
     accelerator = create_accelerator(running.on, mixed)
     chosen = subject.choose(model, data, start, learning.seed)
-    teacher = subject.teacher(learning.teacher, chosen.model)
+    teacher = subject.teacher(teaching.teacher, chosen.model)
     ours = begin(chosen, choice, start, running, learning.seed, accelerator)
-    recipe = learning.recipe(ours, looks)
+    recipe = learning.recipe(ours, teaching, looks)
     chosen.images.transform = chosen.source.augment(chosen.model, recipe.augment)
-    about: dict[str, Any] = {"model": model, "teacher": learning.teacher, "precision": mixed}
+    about: dict[str, Any] = {"model": model, "teacher": teaching.teacher, "precision": mixed}
     about |= start.about | data.about | chosen.about
     about["method"] = [record.method.to_json() for record in folds(ours)]
     material = subject.material(chosen, ours, data, teacher, about)

@@ -47,28 +47,64 @@ def library() -> Any:
         raise missing("transformers", "hf") from None
 
 
-def identify(model: nn.Module) -> str | None:
-    """The name of the class of a model."""
-    name = type(model).__name__
-    if name not in CLASSES or not type(model).__module__.startswith("transformers."):
-        return None
-    return name if getattr(library(), name, None) is type(model) else None
+class Transformers(Source):
+    """Classes from a list, and configurations that these know."""
 
+    def identify(self, model: nn.Module) -> str | None:
+        """The name of the class of a model."""
+        name = type(model).__name__
+        if name not in CLASSES or not type(model).__module__.startswith("transformers."):
+            return None
+        return name if getattr(library(), name, None) is type(model) else None
 
-def arguments(model: Any) -> dict[str, Any]:
-    """The configuration of a model, its attention implementation and its checkpoint."""
-    config = model.config
-    known = type(config)().to_dict()
-    arguments: dict[str, Any] = {
-        "config": _known(config.to_dict(), known),
-        "attention": config._attn_implementation,
-        "checkpoint": None,
-        "images": processor.of(config),
-    }
-    checkpoint = str(config.name_or_path)
-    if fields.matches(checkpoint, CHECKPOINT) and not Path(checkpoint).exists():
-        arguments["checkpoint"] = checkpoint
-    return arguments
+    def arguments(self, model: Any) -> dict[str, Any]:
+        """The configuration of a model, its attention implementation and its checkpoint."""
+        config = model.config
+        known = type(config)().to_dict()
+        arguments: dict[str, Any] = {
+            "config": _known(config.to_dict(), known),
+            "attention": config._attn_implementation,
+            "checkpoint": None,
+            "images": processor.of(config),
+        }
+        checkpoint = str(config.name_or_path)
+        if fields.matches(checkpoint, CHECKPOINT) and not Path(checkpoint).exists():
+            arguments["checkpoint"] = checkpoint
+        return arguments
+
+    def check(self, name: object, arguments: object) -> None:
+        """Refuse classes that are not listed, and numbers that make a model without end."""
+        fields.choice("model.name", name, CLASSES)
+        names = ("config", "attention", "checkpoint", "images")
+        if isinstance(arguments, dict):
+            arguments = {"images": None, **arguments}
+        values = fields.record("model.arguments", arguments, names)
+        fields.choice("model.arguments.attention", values["attention"], ATTENTION)
+        if values["checkpoint"] is not None:
+            expected = "the name of a checkpoint on the hub, or null"
+            fields.text("model.arguments.checkpoint", values["checkpoint"], CHECKPOINT, expected)
+        _check_numbers("model.arguments.config", values["config"])
+        if values["images"] is not None:
+            _check_images("model.arguments.images", values["images"])
+
+    def build(self, name: str, arguments: dict[str, Any], pretrained: bool) -> nn.Module:
+        """The model, from its configuration alone or with the weights of its checkpoint."""
+        cls = getattr(library(), name)
+        _check_keys("model.arguments.config", arguments["config"], cls.config_class().to_dict())
+        config = cls.config_class.from_dict(
+            dict(arguments["config"]),
+            attn_implementation=arguments["attention"],
+            name_or_path=arguments["checkpoint"] or "",
+        )
+        processor.put(config, arguments.get("images"))
+        if not pretrained:
+            return cls(config)  # type: ignore[no-any-return]
+        if arguments["checkpoint"] is None:
+            raise LookupError("it was not loaded from a checkpoint on the hub")
+        # Only safetensors: the other format is a pickle.
+        return cls.from_pretrained(  # type: ignore[no-any-return]
+            arguments["checkpoint"], config=config, use_safetensors=True, trust_remote_code=False
+        )
 
 
 def _known(config: dict[str, Any], known: dict[str, Any]) -> dict[str, Any]:
@@ -87,22 +123,6 @@ def _known(config: dict[str, Any], known: dict[str, Any]) -> dict[str, Any]:
 
 def _nested(key: str, default: object) -> bool:
     return isinstance(default, dict) and key not in LABELS
-
-
-def check(name: object, arguments: object) -> None:
-    """Refuse classes that are not listed, and numbers that make a model without end."""
-    fields.choice("model.name", name, CLASSES)
-    names = ("config", "attention", "checkpoint", "images")
-    if isinstance(arguments, dict):
-        arguments = {"images": None, **arguments}
-    values = fields.record("model.arguments", arguments, names)
-    fields.choice("model.arguments.attention", values["attention"], ATTENTION)
-    if values["checkpoint"] is not None:
-        expected = "the name of a checkpoint on the hub, or null"
-        fields.text("model.arguments.checkpoint", values["checkpoint"], CHECKPOINT, expected)
-    _check_numbers("model.arguments.config", values["config"])
-    if values["images"] is not None:
-        _check_images("model.arguments.images", values["images"])
 
 
 def _check_images(path: str, images: object) -> None:
@@ -129,26 +149,6 @@ def _check_numbers(path: str, config: object) -> None:
             fields.number(inner, value, -(2**24), 2**24)
 
 
-def build(name: str, arguments: dict[str, Any], pretrained: bool) -> nn.Module:
-    """The model, from its configuration alone or with the weights of its checkpoint."""
-    cls = getattr(library(), name)
-    _check_keys("model.arguments.config", arguments["config"], cls.config_class().to_dict())
-    config = cls.config_class.from_dict(
-        dict(arguments["config"]),
-        attn_implementation=arguments["attention"],
-        name_or_path=arguments["checkpoint"] or "",
-    )
-    processor.put(config, arguments.get("images"))
-    if not pretrained:
-        return cls(config)  # type: ignore[no-any-return]
-    if arguments["checkpoint"] is None:
-        raise LookupError("it was not loaded from a checkpoint on the hub")
-    # Only safetensors: the other format is a pickle.
-    return cls.from_pretrained(  # type: ignore[no-any-return]
-        arguments["checkpoint"], config=config, use_safetensors=True, trust_remote_code=False
-    )
-
-
 def _check_keys(path: str, config: dict[str, Any], known: dict[str, Any]) -> None:
     for key, value in config.items():
         inner = fields.join(path, key)
@@ -160,4 +160,4 @@ def _check_keys(path: str, config: dict[str, Any], known: dict[str, Any]) -> Non
             _check_keys(inner, value, known[key])
 
 
-SOURCE = Source(identify, arguments, check, build)
+SOURCE = Transformers()

@@ -6,11 +6,12 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from safetensors.torch import load_file
 from torch import nn
 
-from vitfold.saving import fields, upgrade, weights
-from vitfold.saving.sources import timm
+from vitfold.saving import fields, upgrade
 from vitfold.saving.sources.source import Source
+from vitfold.saving.sources.timm import SOURCE as TIMM
 
 NAME = upgrade.PACKAGED
 
@@ -36,37 +37,38 @@ def dataset(name: str) -> str:
     return str(plan(name)["model"]["dataset"])
 
 
-def identify(model: nn.Module) -> str | None:
-    """The name of a model that is built as one of them, and says so by the tag of its weights."""
-    tag = (getattr(model, "pretrained_cfg", None) or {}).get("tag")
-    if tag not in MODELS:
-        return None
-    known = plan(tag)["model"]
-    arguments = json.loads(json.dumps(timm.arguments(model), default=str))
-    alike = (timm.identify(model), arguments) == (known["name"], known["arguments"])
-    return str(tag) if alike else None
+class Packaged(Source):
+    """Names of models that come with vitfold."""
+
+    def identify(self, model: nn.Module) -> str | None:
+        """The name of a model that is built as one of them, and says so by the tag of its
+        weights."""
+        tag = (getattr(model, "pretrained_cfg", None) or {}).get("tag")
+        if tag not in MODELS:
+            return None
+        known = plan(tag)["model"]
+        arguments = json.loads(json.dumps(TIMM.arguments(model), default=str))
+        alike = (TIMM.identify(model), arguments) == (known["name"], known["arguments"])
+        return str(tag) if alike else None
+
+    def arguments(self, _: nn.Module) -> dict[str, Any]:
+        """No arguments: a name is enough."""
+        return {}
+
+    def check(self, name: object, arguments: object) -> None:
+        """Refuse unknown names, and any arguments."""
+        fields.choice("model.name", name, MODELS)
+        fields.record("model.arguments", arguments, ())
+
+    def build(self, name: str, _arguments: dict[str, Any], pretrained: bool) -> nn.Module:
+        """The model; with the packaged weights when it is pretrained."""
+        saved = plan(name)
+        record = saved["model"]
+        model = TIMM.build(record["name"], record["arguments"], False)
+        if pretrained:
+            stored = load_file(directory(name) / saved["weights"]["file"])
+            model.load_state_dict({key: tensor.float() for key, tensor in stored.items()})
+        return model
 
 
-def arguments(_: nn.Module) -> dict[str, Any]:
-    """No arguments: a name is enough."""
-    return {}
-
-
-def check(name: object, arguments: object) -> None:
-    """Refuse unknown names, and any arguments."""
-    fields.choice("model.name", name, MODELS)
-    fields.record("model.arguments", arguments, ())
-
-
-def build(name: str, _arguments: dict[str, Any], pretrained: bool) -> nn.Module:
-    """The model; with the packaged weights when it is pretrained."""
-    saved = plan(name)
-    record = saved["model"]
-    model = timm.build(record["name"], record["arguments"], False)
-    if pretrained:
-        stored = weights.read(directory(name), saved["weights"]["file"])
-        model.load_state_dict({key: tensor.float() for key, tensor in stored.items()})
-    return model
-
-
-SOURCE = Source(identify, arguments, check, build)
+SOURCE = Packaged()

@@ -1,23 +1,27 @@
 """The interface of a source of models."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from abc import ABC, abstractmethod
 from typing import Any
 
 from torch import nn
 
 
-@dataclass(frozen=True)
-class Source:
-    """One place that models come from.
+class Source(ABC):
+    """One place that models come from."""
 
-    identify: the name of a model, None for one from elsewhere.
-    arguments: what makes that model besides its name, None where that cannot be told.
-    check: refuses a name and arguments that this source never writes; builds nothing.
-    build: the model of that name with these arguments, and its pretrained weights or random ones.
-    """
+    @abstractmethod
+    def identify(self, model: nn.Module) -> str | None:
+        """The name of a model; None for one from elsewhere."""
 
-    identify: Callable[[nn.Module], str | None]
-    arguments: Callable[[nn.Module], dict[str, Any] | None]
-    check: Callable[[object, object], None]
-    build: Callable[[str, dict[str, Any], bool], nn.Module]
+    @abstractmethod
+    def arguments(self, model: nn.Module) -> dict[str, Any] | None:
+        """What makes that model besides its name; None where that cannot be told."""
+
+    @abstractmethod
+    def check(self, name: object, arguments: object) -> None:
+        """Refuse a name and arguments that this source never writes; nothing is built."""
+
+    @abstractmethod
+    def build(self, name: str, arguments: dict[str, Any], pretrained: bool) -> nn.Module:
+        """The model of that name with these arguments, and its pretrained weights or random
+        ones."""

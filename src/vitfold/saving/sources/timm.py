@@ -33,16 +33,57 @@ MANY, MOST, LONGEST = 256, 2**20, 512
 """The most of these, the largest of other numbers, and the longest list."""
 
 
-def identify(model: nn.Module) -> str | None:
-    """The name of a model, with the tag of its weights."""
-    config = getattr(model, "pretrained_cfg", None)
-    if not isinstance(config, dict):
-        return None
-    name, tag = config.get("architecture"), config.get("tag")
-    if not isinstance(name, str) or not timm.is_model(name):
-        return None
-    tagged = f"{name}.{tag}"
-    return tagged if tag and tagged in tags(name) else name
+class Timm(Source):
+    """An architecture, the tag of its weights, and arguments of its constructor."""
+
+    def identify(self, model: nn.Module) -> str | None:
+        """The name of a model, with the tag of its weights."""
+        config = getattr(model, "pretrained_cfg", None)
+        if not isinstance(config, dict):
+            return None
+        name, tag = config.get("architecture"), config.get("tag")
+        if not isinstance(name, str) or not timm.is_model(name):
+            return None
+        tagged = f"{name}.{tag}"
+        return tagged if tag and tagged in tags(name) else name
+
+    def arguments(self, model: Any) -> dict[str, Any]:
+        """The arguments that a model was created with, and changes made to it since."""
+        arguments = dict(getattr(model, "_model_args", {}))
+        now = {key: getattr(model, key, None) for key in ("num_classes", "in_chans", "global_pool")}
+        now["img_size"] = getattr(getattr(model, "patch_embed", None), "img_size", None)
+        now[OVERLAY] = _overlay(model) or None
+        plain = {k: v for k, v in now.items() if v is not None and not isinstance(v, nn.Module)}
+        return arguments | plain
+
+    def check(self, name: object, arguments: object) -> None:
+        """Refuse what is not a name, and arguments that a plan may not set: what reaches files,
+        addresses or code, and numbers without bounds."""
+        fields.text("model.name", name, NAME, "the name of a timm model")
+        path = "model.arguments"
+        if not isinstance(arguments, dict):
+            raise fields.refusal(
+                path, arguments, "an object with arguments of the model's constructor"
+            )
+        for key, value in arguments.items():
+            inner = fields.join(path, key)
+            if key == OVERLAY:
+                fields.options(inner, value, SAYS)
+                continue
+            _check_name(inner, key)
+            for each in (
+                fields.items(inner, value, 0, LONGEST) if isinstance(value, list) else [value]
+            ):
+                _check_value(inner, each, MANY if COUNTS & set(key.split("_")) else MOST)
+
+    def build(self, name: str, arguments: dict[str, Any], pretrained: bool) -> nn.Module:
+        """The model as timm creates it."""
+        if not known(name):
+            raise PlanError(
+                f"{fields.FILE}: model.name={name!r}: timm has no such model{hint(name)}"
+            )
+        model: nn.Module = timm.create_model(name, pretrained=pretrained, **arguments)
+        return model
 
 
 def tags(name: str) -> list[str]:
@@ -50,19 +91,9 @@ def tags(name: str) -> list[str]:
     return list(timm.models.get_arch_pretrained_cfgs(name))
 
 
-def arguments(model: Any) -> dict[str, Any]:
-    """The arguments that a model was created with, and changes made to it since."""
-    arguments = dict(getattr(model, "_model_args", {}))
-    now = {key: getattr(model, key, None) for key in ("num_classes", "in_chans", "global_pool")}
-    now["img_size"] = getattr(getattr(model, "patch_embed", None), "img_size", None)
-    now[OVERLAY] = _overlay(model) or None
-    plain = {k: v for k, v in now.items() if v is not None and not isinstance(v, nn.Module)}
-    return arguments | plain
-
-
 def _overlay(model: Any) -> dict[str, Any]:
     """The part of a model's pretrained config that differs from timm's."""
-    config, name = getattr(model, "pretrained_cfg", None) or {}, identify(model)
+    config, name = getattr(model, "pretrained_cfg", None) or {}, SOURCE.identify(model)
     usual = timm.get_pretrained_cfg(name) if name else None
     if usual is None:
         return {}
@@ -75,23 +106,6 @@ def _overlay(model: Any) -> dict[str, Any]:
 
 def _listed(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
-
-
-def check(name: object, arguments: object) -> None:
-    """Refuse what is not a name, and arguments that a plan may not set: what reaches files,
-    addresses or code, and numbers without bounds."""
-    fields.text("model.name", name, NAME, "the name of a timm model")
-    path = "model.arguments"
-    if not isinstance(arguments, dict):
-        raise fields.refusal(path, arguments, "an object with arguments of the model's constructor")
-    for key, value in arguments.items():
-        inner = fields.join(path, key)
-        if key == OVERLAY:
-            fields.options(inner, value, SAYS)
-            continue
-        _check_name(inner, key)
-        for each in fields.items(inner, value, 0, LONGEST) if isinstance(value, list) else [value]:
-            _check_value(inner, each, MANY if COUNTS & set(key.split("_")) else MOST)
 
 
 def _check_name(path: str, key: str) -> None:
@@ -110,14 +124,6 @@ def _check_value(path: str, value: object, most: int) -> None:
         fields.number(path, value, -1e9, 1e9)
     elif value is not None and not isinstance(value, bool):
         fields.integer(path, value, -most, most)
-
-
-def build(name: str, arguments: dict[str, Any], pretrained: bool) -> nn.Module:
-    """The model as timm creates it."""
-    if not known(name):
-        raise PlanError(f"{fields.FILE}: model.name={name!r}: timm has no such model{hint(name)}")
-    model: nn.Module = timm.create_model(name, pretrained=pretrained, **arguments)
-    return model
 
 
 def adapted(
@@ -178,4 +184,4 @@ SAYS: dict[str, Callable[[str, object], object]] = {
 }
 """What a model says of its weights, and of the images that it takes."""
 
-SOURCE = Source(identify, arguments, check, build)
+SOURCE = Timm()
