@@ -2,6 +2,7 @@
 the same order and the same partners in every runtime, of tokens that are alike too."""
 
 import dataclasses
+import itertools
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -75,6 +76,16 @@ def test_the_shortcut_of_a_cpu_is_no_other_order() -> None:
         assert torch.equal(untied, values.argsort(dim=-1, stable=True))
 
 
+@pytest.mark.parametrize("descending", [False, True])
+def test_before_a_cut_comes_what_comes_there_without_one(descending: bool) -> None:
+    generator = torch.Generator().manual_seed(0)
+    for most, cut in itertools.product((2, 3, 100, 10**6), (0, 1, 7, 49, 50)):
+        values = torch.randint(0, most, (2, 50), generator=generator).float()
+        whole = kernels.order(values, descending, 0.0)[:, :cut].sort(dim=1).values
+        short = kernels.order(values, descending, 0.0, cut)[:, :cut].sort(dim=1).values
+        assert torch.equal(short, whole)
+
+
 # Runtimes.
 
 
@@ -90,13 +101,12 @@ def exact_rows(batch: int, tokens: int) -> Tensor:
 class Bipartite(nn.Module):
     def forward(self, rows: Tensor) -> Tensor:
         step = match.bipartite(rows, 7, 1)
-        return torch.cat([step.keep, step.gone, step.into], dim=1)
+        return torch.cat([step.keep, step.slot], dim=1)
 
 
 class Lowest(nn.Module):
     def forward(self, rows: Tensor) -> Tensor:
-        step = match.lowest(rows.norm(dim=-1), 7, 1)
-        return torch.cat([step.keep, step.gone], dim=1)
+        return match.lowest(rows.norm(dim=-1), 7, 1).keep
 
 
 class Windowed(nn.Module):
@@ -153,9 +163,9 @@ def test_a_registered_implementation_is_used_and_may_go_again() -> None:
 def test_exported_programs_have_an_implementation_of_their_own() -> None:
     calls: list[str] = []
 
-    def order(values: Tensor, descending: bool, margin: float) -> Tensor:
+    def order(values: Tensor, descending: bool, margin: float, cut: int | None) -> Tensor:
         calls.append("order")
-        return PORTABLE.order(values, descending, margin)
+        return PORTABLE.order(values, descending, margin, cut)
 
     mine = dataclasses.replace(PORTABLE, order=order)
     assert kernels.register(mine, EXPORT) is PORTABLE

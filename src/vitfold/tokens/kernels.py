@@ -87,7 +87,7 @@ class Kernels:
         add up.
     order: indices along the last axis of `values` by falling (`descending`) or rising value; the
         earlier one first among equals. What lies no further apart than `margin` is equal, and so
-        are its neighbours.
+        are its neighbours. With a `cut`, which come before that place is all that has to be right.
     nearest: what each token of a side resembles most on the other.
     flops: what custom operators cost, for `torch.utils.flop_counter`: from the shapes of their
         arguments, two per multiply-add.
@@ -95,7 +95,7 @@ class Kernels:
 
     take: Callable[[Tensor, Tensor], Tensor]
     add_rows: Callable[[Tensor, Tensor, Tensor], Tensor]
-    order: Callable[[Tensor, bool, float], Tensor]
+    order: Callable[[Tensor, bool, float, int | None], Tensor]
     nearest: Callable[[Side, Side], Nearest]
     flops: Mapping[Any, Callable[..., int]] = field(
         default_factory=lambda: types.MappingProxyType({})
@@ -210,19 +210,26 @@ def _partner(scores: Tensor, chosen: Tensor | None) -> Tensor:
     return first_highest(scores)
 
 
-def order(values: Tensor, descending: bool, margin: float) -> Tensor:
+def order(values: Tensor, descending: bool, margin: float, cut: int | None = None) -> Tensor:
     """Sorted, and sorted again by whole numbers that all differ: how the first sort breaks ties
-    does not matter. Where nothing ties, which can be told at once on a CPU, once is enough."""
+    does not matter. Where nothing ties that matters, which can be told at once on a CPU, once is
+    enough."""
     ranked, first = values.sort(dim=-1, descending=descending)
-    if values.shape[-1] < 2:
+    if values.shape[-1] < 2 or (_looks(values) and _apart(ranked, margin, cut)):
         return first
     # The difference of two infinities is no number, and not above anything: they are equal.
     steps = ranked.diff()
-    if _looks(values):
-        nearest = -steps.amax().item() if descending else steps.amin().item()
-        if nearest > margin:
-            return first
     return _untied(first, steps < -margin if descending else steps > margin)
+
+
+def _apart(ranked: Tensor, margin: float, cut: int | None) -> bool:
+    """Whether sorted values differ everywhere, or on both sides of a cut."""
+    if cut is None:
+        return ranked.diff().abs().amin().item() > margin
+    if not 0 < cut < ranked.shape[-1]:
+        return True
+    sides = ranked[..., cut - 1 : cut + 1].reshape(-1, 2).tolist()  # one look for all of them
+    return all(abs(before - behind) > margin for before, behind in sides)
 
 
 def _looks(values: Tensor) -> bool:

@@ -49,11 +49,13 @@ def bipartite(
     rows = unit(metric)
     a, b = (_every_other(first, rows, size, valid) for first in (even, odd))
     nearest = kernels.active(metric).nearest(a, b)
-    order = biggest_first(nearest.best, kernels.rounding(nearest.best))
+    margin = kernels.rounding(nearest.best)
     if valid is not None:
+        order = biggest_first(nearest.best, margin)
         target = torch.full_like(valid, DROPPED, dtype=torch.long)
         target[:, even::2] = nearest.partner(None) * 2 + odd
         return _with_padding(order * 2 + even, target, r, prefix, valid, stride=2)
+    order = biggest_first(nearest.best, margin, r)
     partner = nearest.partner(order[:, :r])  # only those that merge need to know
     evens, places = order * 2 + even, _places(metric)
     stay = evens[:, r:].sort(dim=1).values
@@ -74,7 +76,8 @@ def _every_other(first: int, rows: Tensor, size: Tensor | None, valid: Tensor | 
 def lowest(values: Tensor, r: int, prefix: int, valid: Tensor | None = None) -> TokenMap:
     """Drop the `r` tokens of the smallest `values[B, N]`, none below zero; the others stay in their
     order."""
-    order = smallest_first(*by_ratio(values[:, prefix:])) + prefix
+    cut = r if valid is None else None
+    order = smallest_first(*by_ratio(values[:, prefix:]), cut) + prefix
     if valid is not None:
         target = torch.full_like(valid, DROPPED, dtype=torch.long)
         padding_last = order.gather(1, smallest_first((~valid).gather(1, order).int()))
@@ -209,15 +212,15 @@ def unit(metric: Tensor) -> Tensor:
     return metric.div(length.clamp(min=torch.finfo(metric.dtype).tiny)).nan_to_num_(0.0, 0.0, 0.0)
 
 
-def biggest_first(values: Tensor, margin: float = 0.0) -> Tensor:
+def biggest_first(values: Tensor, margin: float = 0.0, cut: int | None = None) -> Tensor:
     """Indices along the last axis by falling value; the earlier one first among equals, which are
-    no further apart than the margin."""
-    return kernels.active(values).order(values, True, margin)
+    no further apart than the margin. With a `cut`, it only counts which come before that place."""
+    return kernels.active(values).order(values, True, margin, cut)
 
 
-def smallest_first(values: Tensor, margin: float = 0.0) -> Tensor:
+def smallest_first(values: Tensor, margin: float = 0.0, cut: int | None = None) -> Tensor:
     """Indices along the last axis by rising value; the earlier one first among equals."""
-    return kernels.active(values).order(values, False, margin)
+    return kernels.active(values).order(values, False, margin, cut)
 
 
 def by_ratio(values: Tensor) -> tuple[Tensor, float]:

@@ -64,7 +64,7 @@ class TokenMap:
         places = torch.arange(tokens, device=parent.device).expand_as(parent)
         order = places[0] if order is None else order
         survives = parent == places
-        ranked = order[kernels.active(parent).order((~survives)[:, order].int(), False, 0.0)]
+        ranked = order[kernels.active(parent).order((~survives)[:, order].int(), False, 0.0, None)]
         slots = int(survives.sum()) // max(len(parent), 1)
         keep, gone = ranked[:, :slots], ranked[:, slots:].sort(dim=1).values
         rank = torch.empty_like(parent).scatter(1, ranked, places)
