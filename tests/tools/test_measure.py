@@ -69,6 +69,27 @@ def test_a_fold_needs_no_more_memory_than_the_dense_model(method: vitfold.Method
     assert peak_memory(vitfold.fold(model, method), pixels) <= dense
 
 
+@pytest.mark.exhaustive
+@pytest.mark.parametrize(
+    "method",
+    [
+        vitfold.ToMe(r=500),
+        vitfold.LGTM(r=500, skip=0),
+        vitfold.Ward(r=500),
+        vitfold.MergeDrop(r=300, drop=200),
+        vitfold.EViT(r=1000, blocks=(0, 1)),
+    ],
+    ids=str,
+)
+def test_thousands_of_tokens_need_no_more_memory_than_the_dense_model(
+    method: vitfold.Method,
+) -> None:
+    model = registered("vit_small_patch16_224", depth=2, img_size=96 * 16)
+    pixels = images(model, 1)
+    dense = peak_memory(model, pixels)
+    assert peak_memory(vitfold.fold(model, method), pixels) <= dense
+
+
 @pytest.mark.parametrize("batch", [1, 2])
 def test_scores_of_large_images_need_no_more_memory_than_the_dense_model(batch: int) -> None:
     model = registered("vit_tiny_patch16_224", img_size=560, depth=1)
