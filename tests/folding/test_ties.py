@@ -29,7 +29,7 @@ from vitfold.methods import Method
 from vitfold.tokens.cues import CUES
 
 SIDE = 28
-DEPTH = 3
+DEPTH = 2
 
 
 def noise(*shape: int) -> Tensor:
@@ -70,9 +70,9 @@ METHODS: dict[str, Method] = {
     "ward": vitfold.Ward(r=5),
     "mergedrop": vitfold.MergeDrop(r=3, drop=3),
     **{f"drop-{cue}": vitfold.Drop(r=5, cue=cue) for cue in CUES},
-    "evit": vitfold.EViT(r=6, blocks=(1, 2)),
-    "dynamicvit": vitfold.DynamicViT(r=6, blocks=(1, 2)),
-    "prunemerge": matrices.method(blocks=(1, 2)),
+    "evit": vitfold.EViT(r=6, blocks=(0, 1)),
+    "dynamicvit": vitfold.DynamicViT(r=6, blocks=(0, 1)),
+    "prunemerge": matrices.method(blocks=(0, 1)),
     "tome-around": vitfold.ToMeAround(r=5),
 }
 RUNTIMES: list[Runtime] = [exported, compiled, onnx_runtime, openvino, ahead_of_time, inductor]
@@ -81,10 +81,10 @@ SINGLE = (onnx_runtime, openvino)
 DEFAULT = {
     ("dino3", "lgtm", exported),
     ("dino3", "tome", compiled),
-    ("dino3", "tome", onnx_runtime),
-    ("dino3", "lgtm", openvino),
+    ("nowhere", "tome", onnx_runtime),
+    ("nowhere", "tome", openvino),
 }
-SHALLOW = (("shallow", "tome", ahead_of_time), ("shallow", "lgtm", inductor))
+SHALLOW = (("shallow", "drop-x_pre", ahead_of_time), ("shallow", "lgtm", inductor))
 """What runs by default: model, method, runtime. What takes a compiler, in one block alone."""
 
 
