@@ -147,11 +147,9 @@ def _look_up(x: Tensor, index: Tensor) -> Tensor:
 
 
 def _add_rows(x: Tensor, index: Tensor, rows: Tensor) -> Tensor:
-    # One operation for any batch: others round differently in half precision. For a few rows a
-    # plain loop beats `scatter_add`, which sorts the indices in parallel first.
-    if x.shape[0] == 1:
-        x[0].index_add_(0, index[0], rows[0])
-        return x
+    # For a few rows a plain loop beats `scatter_add`, which sorts the indices in parallel first.
+    if x.shape[0] == 1 and x.element_size() > 2:
+        return x.index_add_(1, index[0], rows)  # which rounds differently in half precision
     return _add_flat(x, index, rows)
 
 
@@ -210,16 +208,24 @@ def _partner(scores: Tensor, chosen: Tensor | None) -> Tensor:
     return first_highest(scores)
 
 
-def order(values: Tensor, descending: bool, margin: float, cut: int | None = None) -> Tensor:
+def _order(values: Tensor, descending: bool, margin: float, cut: int | None = None) -> Tensor:
+    """Where nothing ties that matters, which can be told at once on a CPU, one sort is enough; also
+    where only what is exactly equal ties, as torch keeps the order of that."""
+    if margin == 0:
+        return values.argsort(dim=-1, descending=descending, stable=True)
+    if values.shape[-1] > 1 and _looks(values):
+        ranked, first = values.sort(dim=-1, descending=descending)
+        return first if _apart(ranked, margin, cut) else _untied(ranked, first, descending, margin)
+    return _order_anywhere(values, descending, margin)
+
+
+def _order_anywhere(
+    values: Tensor, descending: bool, margin: float, _cut: int | None = None
+) -> Tensor:
     """Sorted, and sorted again by whole numbers that all differ: how the first sort breaks ties
-    does not matter. Where nothing ties that matters, which can be told at once on a CPU, once is
-    enough."""
+    does not matter."""
     ranked, first = values.sort(dim=-1, descending=descending)
-    if values.shape[-1] < 2 or (_looks(values) and _apart(ranked, margin, cut)):
-        return first
-    # The difference of two infinities is no number, and not above anything: they are equal.
-    steps = ranked.diff()
-    return _untied(first, steps < -margin if descending else steps > margin)
+    return first if values.shape[-1] < 2 else _untied(ranked, first, descending, margin)
 
 
 def _apart(ranked: Tensor, margin: float, cut: int | None) -> bool:
@@ -237,9 +243,12 @@ def _looks(values: Tensor) -> bool:
     return type(values) is Tensor and values.is_cpu and not compiling()
 
 
-def _untied(first: Tensor, apart: Tensor) -> Tensor:
+def _untied(ranked: Tensor, first: Tensor, descending: bool, margin: float) -> Tensor:
     """The order in which equals come as they stand. What is not apart has one level; level and
     place make whole numbers. Up to 46,340 values they fit the 32 bits some runtimes compute in."""
+    steps = ranked.diff()
+    # The difference of two infinities is no number, and not above anything: they are equal.
+    apart = steps < -margin if descending else steps > margin
     level = torch.zeros_like(first).scatter(-1, first, F.pad(apart.cumsum(dim=-1), (1, 0)))
     places = torch.arange(first.shape[-1], device=first.device)
     return (level * first.shape[-1] + places).argsort(dim=-1)
@@ -261,8 +270,8 @@ def _nearest_whole(a: Side, b: Side) -> Nearest:
     return Nearest(scores.amax(dim=-1), functools.partial(_partner, scores))
 
 
-EAGER = Kernels(_take, _add_rows, order, _nearest)
+EAGER = Kernels(_take, _add_rows, _order, _nearest)
 
-PORTABLE = Kernels(_look_up, _add_flat, order, _nearest_whole)
+PORTABLE = Kernels(_look_up, _add_flat, _order_anywhere, _nearest_whole)
 
 _REGISTERED: dict[str, Kernels] = {EXPORT: PORTABLE}

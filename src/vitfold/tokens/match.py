@@ -47,7 +47,7 @@ def bipartite(
         return TokenMap.identity(metric.shape[0], metric.shape[1], metric.device)
     even, odd = prefix + prefix % 2, prefix + 1 - prefix % 2
     rows = unit(metric)
-    a, b = (_every_other(first, rows, size, valid) for first in (even, odd))
+    a, b = _every_other(even, rows, size, valid), _every_other(odd, rows, size, valid)
     nearest = kernels.active(metric).nearest(a, b)
     margin = kernels.rounding(nearest.best)
     if valid is not None:
