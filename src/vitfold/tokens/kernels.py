@@ -87,7 +87,8 @@ class Kernels:
         add up.
     order: indices along the last axis of `values` by falling (`descending`) or rising value; the
         earlier one first among equals. What lies no further apart than `margin` is equal, and so
-        are its neighbours. With a `cut`, which come before that place is all that has to be right.
+        are its neighbours. With a `cut`, of `values[B, N]`, which come before that place is
+        all that has to be right.
     nearest: what each token of a side resembles most on the other.
     flops: what custom operators cost, for `torch.utils.flop_counter`: from the shapes of their
         arguments, two per multiply-add.
@@ -204,7 +205,8 @@ def _nearest_in_pieces(a: Side, b: Side, rows: int) -> Nearest:
 
 def _partner(scores: Tensor, chosen: Tensor | None) -> Tensor:
     if chosen is not None:
-        scores = active(scores).take(scores.flatten(1, -2), chosen)
+        rows = scores if scores.dim() == 3 else scores.flatten(1, -2)
+        scores = active(scores).take(rows, chosen)
     return first_highest(scores)
 
 
@@ -213,10 +215,10 @@ def _order(values: Tensor, descending: bool, margin: float, cut: int | None = No
     where only what is exactly equal ties, as torch keeps the order of that."""
     if margin == 0:
         return values.argsort(dim=-1, descending=descending, stable=True)
-    if values.shape[-1] > 1 and _looks(values):
-        ranked, first = values.sort(dim=-1, descending=descending)
-        return first if _apart(ranked, margin, cut) else _untied(ranked, first, descending, margin)
-    return _order_anywhere(values, descending, margin)
+    ranked, first = values.sort(dim=-1, descending=descending)
+    if values.shape[-1] < 2 or (_looks(values) and _apart(ranked, margin, cut)):
+        return first
+    return _untied(ranked, first, descending, margin)
 
 
 def _order_anywhere(
@@ -234,7 +236,7 @@ def _apart(ranked: Tensor, margin: float, cut: int | None) -> bool:
         return ranked.diff().abs().amin().item() > margin
     if not 0 < cut < ranked.shape[-1]:
         return True
-    sides = ranked[..., cut - 1 : cut + 1].reshape(-1, 2).tolist()  # one look for all of them
+    sides = ranked[:, cut - 1 : cut + 1].tolist()  # one look for all images
     return all(abs(before - behind) > margin for before, behind in sides)
 
 

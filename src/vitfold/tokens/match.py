@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vitfold.tokens import kernels
+from vitfold.tokens.constants import constant
 from vitfold.tokens.kernels import NOWHERE, Side
-from vitfold.tokens.modes import compiling
 from vitfold.tokens.tokenmap import DROPPED, TokenMap, take
 
 __all__ = [
@@ -48,22 +48,34 @@ def bipartite(
     even, odd = prefix + prefix % 2, prefix + 1 - prefix % 2
     rows = unit(metric)
     a, b = _every_other(even, rows, size, valid), _every_other(odd, rows, size, valid)
-    nearest = kernels.active(metric).nearest(a, b)
+    active = kernels.active(metric)
+    nearest = active.nearest(a, b)
     margin = kernels.rounding(nearest.best)
     if valid is not None:
-        order = biggest_first(nearest.best, margin)
+        order = active.order(nearest.best, True, margin, None)
         target = torch.full_like(valid, DROPPED, dtype=torch.long)
         target[:, even::2] = nearest.partner(None) * 2 + odd
         return _with_padding(order * 2 + even, target, r, prefix, valid, stride=2)
-    order = biggest_first(nearest.best, margin, r)
+    order = active.order(nearest.best, True, margin, r)
     partner = nearest.partner(order[:, :r])  # only those that merge need to know
-    evens, places = order * 2 + even, _places(metric)
+    evens, (first, odds) = order * 2 + even, _around(metric, prefix, odd)
     stay = evens[:, r:].sort(dim=1).values
     return TokenMap(
-        keep=torch.cat([places[:, :prefix], stay, places[:, odd::2]], dim=1),
+        keep=torch.cat([first, stay, odds], dim=1),
         gone=evens[:, :r],
         into=partner + (prefix + stay.shape[1]),
     )
+
+
+def _around(metric: Tensor, prefix: int, odd: int) -> tuple[Tensor, ...]:
+    """The places of a prefix, and those at odd positions, of all images."""
+    batch, tokens = metric.shape[:2]
+
+    def make(device: torch.device) -> tuple[Tensor, Tensor]:
+        places = torch.arange(tokens, device=device).expand(batch, -1)
+        return places[:, :prefix], places[:, odd::2]
+
+    return constant((batch, tokens, prefix, odd), metric, make)
 
 
 def _every_other(first: int, rows: Tensor, size: Tensor | None, valid: Tensor | None) -> Side:
@@ -106,10 +118,11 @@ def windowed(metric: Tensor, layout: "Windows", prefix: int, order: Tensor) -> T
     `order[B, n]` lists the patch tokens as they lie on the grid, row by row. Next come the prefix
     and the surviving patches in that order.
     """
-    evens, odds, window, place = layout.tensors(metric)
+    evens, odds, even_here, odd_here, window, place = layout.tensors(metric)
     patches, half = layout.patches, evens.shape[1]
     rows, tokens = unit(metric), F.pad(order, (0, 1)) + prefix
-    a, b = (_in_windows(cells, rows, tokens, layout) for cells in (evens, odds))
+    a = _in_windows(evens, rows, tokens, even_here if layout.padded else None)
+    b = _in_windows(odds, rows, tokens, odd_here if layout.padded else None)
     nearest = kernels.active(metric).nearest(a, b)
     chosen = (
         window * half
@@ -127,13 +140,10 @@ def windowed(metric: Tensor, layout: "Windows", prefix: int, order: Tensor) -> T
     )
 
 
-def _in_windows(cells: Tensor, rows: Tensor, tokens: Tensor, layout: "Windows") -> Side:
+def _in_windows(cells: Tensor, rows: Tensor, tokens: Tensor, here: Tensor | None) -> Side:
     """The tokens in some cells of every window, from `tokens[B, patches + 1]` by cell."""
     chosen = take(rows, tokens[:, cells.flatten()]).unflatten(1, cells.shape)
-    return Side(chosen, here=cells < layout.patches if layout.padded else None)
-
-
-Places = tuple[Tensor, Tensor, Tensor, Tensor]
+    return Side(chosen, here=here)
 
 
 @dataclass(frozen=True)
@@ -163,33 +173,21 @@ class Windows:
     @property
     def padded(self) -> bool:
         """Whether any cell is padding."""
-        return any(max(cells) >= self.patches for cells in self.cells)
+        return sum(map(len, self.cells)) > self.patches
 
-    def tensors(self, like: Tensor) -> Places:
-        """Cells at even and odd places `[windows, half a window]`, and for every merge its window
-        and its rank there. Made once for a device, but in graphs and for tensors without values."""
-        if compiling() or type(like) is not Tensor:
-            return self._tensors(like.device)
-        key = self, like.device
-        if key not in _PLACES:
-            if len(_PLACES) >= MOST_PLACES:
-                _PLACES.clear()
-            with torch.inference_mode(False):  # they may be used in training later
-                _PLACES[key] = self._tensors(like.device)
-        return _PLACES[key]
+    def tensors(self, like: Tensor) -> tuple[Tensor, ...]:
+        """Cells at even and at odd places `[windows, half a window]`, which of them are patches,
+        and for every merge its window and its rank there."""
+        return constant(self, like, self._tensors)
 
-    def _tensors(self, device: torch.device) -> Places:
+    def _tensors(self, device: torch.device) -> tuple[Tensor, ...]:
         window = [w for w, merges in enumerate(self.merges) for _ in range(merges)]
         rank = [i for merges in self.merges for i in range(merges)]
         cells = torch.tensor(self.cells, device=device)
-        places = torch.tensor([window, rank], device=device)
-        return cells[:, 0::2], cells[:, 1::2], places[0], places[1]
-
-
-_PLACES: dict[tuple[Windows, torch.device], Places] = {}
-
-MOST_PLACES = 256
-"""Of how many windows tensors are kept."""
+        merges = torch.tensor([window, rank], device=device)
+        here = cells < self.patches
+        sides = (cells[:, 0::2], cells[:, 1::2], here[:, 0::2], here[:, 1::2])
+        return *sides, merges[0], merges[1]
 
 
 def _cells(y: int, x: int, side: int, rows: int, columns: int, patches: int) -> tuple[int, ...]:
@@ -231,7 +229,12 @@ def by_ratio(values: Tensor) -> tuple[Tensor, float]:
 
 
 def _places(like: Tensor) -> Tensor:
-    return torch.arange(like.shape[1], device=like.device).expand(like.shape[0], -1)
+    batch, tokens = like.shape[:2]
+
+    def make(device: torch.device) -> tuple[Tensor]:
+        return (torch.arange(tokens, device=device).expand(batch, -1),)
+
+    return constant((batch, tokens), like, make)[0]
 
 
 def _with_padding(

@@ -106,7 +106,8 @@ class TokenMap:
 
     def reduce(self, x: Tensor, size: Tensor) -> tuple[Tensor, Tensor]:
         """The tokens that come out of `x[B, N, C]`, and their sizes."""
-        kept = take(x, self.keep)
+        active = kernels.active(x)
+        kept = active.take(x, self.keep)
         stay, move, total = self._sizes(size)
         if not self.merges:
             return kept, total
@@ -114,18 +115,18 @@ class TokenMap:
         if self.weight is not None:
             stay, move, total = self._sizes(self.weight)
         into = self.into.clamp(min=0) if self.fate == "mixed" else self.into
-        moved = take(x, self.gone)
+        moved = active.take(x, self.gone)
         if x.element_size() < 4:
             # `kept` is a fresh copy. A slot that nothing joins is multiplied by exactly one.
             kept.mul_(_channelwise(stay / total, x))
         else:
             # The same mean without a pass over slots that nothing joins: a slot goes towards each
             # token that does. What is infinite stays. Too few bits would lose many small ways.
-            moved = moved - take(kept, into).nan_to_num(0.0, 0.0, 0.0)
+            moved = moved - active.take(kept, into).nan_to_num(0.0, 0.0, 0.0)
         moved = moved * _channelwise(move / total.gather(1, into), x)
         if self.fate == "mixed":
             moved = moved.where((self.into >= 0).unsqueeze(-1), 0)
-        return kernels.active(kept).add_rows(kept, into, moved), sizes
+        return active.add_rows(kept, into, moved), sizes
 
     def _sizes(self, size: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The sizes of the tokens that keep a slot, of those that are gone, and of the slots."""

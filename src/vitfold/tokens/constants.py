@@ -1,0 +1,29 @@
+"""Index tensors that are the same in every call: made once, not in every block of every call."""
+
+from collections.abc import Callable, Hashable
+
+import torch
+from torch import Tensor
+
+from vitfold.tokens.modes import compiling
+
+MOST = 1024
+"""How many are kept."""
+
+Tensors = tuple[Tensor, ...]
+
+_KEPT: dict[tuple[Hashable, torch.device], Tensors] = {}
+
+
+def constant(key: Hashable, like: Tensor, make: Callable[[torch.device], Tensors]) -> Tensors:
+    """What `make` gives on a tensor's device, made once for a key; in graphs, and for tensors
+    without values, every time. Nobody may write to it."""
+    if compiling() or type(like) is not Tensor:
+        return make(like.device)
+    known = key, like.device
+    if known not in _KEPT:
+        if len(_KEPT) >= MOST:
+            _KEPT.clear()
+        with torch.inference_mode(False):  # they may be used in training later
+            _KEPT[known] = make(like.device)
+    return _KEPT[known]
