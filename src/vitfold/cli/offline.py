@@ -47,12 +47,12 @@ def fetching(name: str, pretrained: bool, remedy: str) -> Iterator[None]:
 
 def reachable(address: str) -> bool:
     """Whether a server answers; behind a proxy nobody knows before asking."""
-    parts = urlsplit(address)
+    url = urlsplit(address)
     if urllib.request.getproxies():
         return True
-    port = parts.port or (80 if parts.scheme == "http" else 443)
+    port = url.port or (80 if url.scheme == "http" else 443)
     try:
-        socket.create_connection((parts.hostname or "", port), WAIT).close()
+        socket.create_connection((url.hostname or "", port), WAIT).close()
     except OSError:
         return False
     return True

@@ -133,13 +133,13 @@ def _digits(split: Literal["train", "test"]) -> tuple[Tensor, Tensor, Tensor]:
     except ImportError:
         raise missing("scikit-learn", "demo") from None
     bunch = datasets.load_digits()
-    parts = selection.train_test_split(
+    shares = selection.train_test_split(
         range(len(bunch.target)),
         test_size=_TEST_FRACTION,
         random_state=_SPLIT_SEED,
         stratify=bunch.target,
     )
-    indices = torch.tensor(parts[("train", "test").index(split)])
+    indices = torch.tensor(shares[("train", "test").index(split)])
     images = torch.from_numpy(bunch.images).float().unsqueeze(1) / 16
     return images[indices], torch.from_numpy(bunch.target).long()[indices], indices
 
@@ -172,11 +172,11 @@ def _render(digits: Tensor, draws: Tensor, generator: torch.Generator | None = N
 
 def _affine(size: Tensor, angle: Tensor, column: Tensor, row: Tensor) -> Tensor:
     """Return the maps from canvas to digit coordinates, both from -1 to 1, as (n, 2, 3)."""
-    reach = (_SMALLEST + (_LARGEST - _SMALLEST) * size) / _CANVAS
+    extent = (_SMALLEST + (_LARGEST - _SMALLEST) * size) / _CANVAS
     turn = (2 * angle - 1) * _STEEPEST
     rows = [turn.cos(), turn.sin(), -turn.sin(), turn.cos()]
-    rotation = torch.stack(rows, dim=1).view(-1, 2, 2) / reach.view(-1, 1, 1)
-    center = (2 * torch.stack([column, row], dim=1) - 1) * (1 - reach).unsqueeze(1)
+    rotation = torch.stack(rows, dim=1).view(-1, 2, 2) / extent.view(-1, 1, 1)
+    center = (2 * torch.stack([column, row], dim=1) - 1) * (1 - extent).unsqueeze(1)
     return torch.cat([rotation, -rotation @ center.unsqueeze(2)], dim=2)
 
 

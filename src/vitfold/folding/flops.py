@@ -19,7 +19,7 @@ FEW = 2**36
 """So many operations are done sooner than they are worked out from shapes."""
 
 Schedule = tuple[int, ...]
-"""How many tokens every block is asked to remove."""
+"""How many tokens every block is to remove."""
 
 
 def count(call: Callable[[], Any]) -> int:

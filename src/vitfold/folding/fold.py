@@ -39,7 +39,7 @@ class Folded:
     """How a model is folded.
 
     method: the method that lies on it.
-    schedule: how many tokens every block is asked to remove; zeros where the method goes by what
+    schedule: how many tokens every block is to remove; zeros where the method goes by what
         an image shows.
     """
 
@@ -61,10 +61,10 @@ def fold(model: ModelT, method: Base | str, /, **options: Any) -> ModelT:
 
     A model that is folded already holds the new method alone.
     """
-    chosen = _method(method, options)
-    if todo := _to_be_learned(chosen):
+    instance = _method(method, options)
+    if todo := _to_be_learned(instance):
         warnings.warn(todo, stacklevel=2)
-    return _replace(model, chosen, resolved)
+    return _replace(model, instance, resolved)
 
 
 def fold_to_learn(model: ModelT, method: Base) -> ModelT:

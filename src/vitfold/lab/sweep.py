@@ -158,13 +158,13 @@ class _Evaluator:
 
 def _spread(batches: Iterable[Batch], total: int, count: int) -> Tensor:
     """`count` of `total` images, evenly spaced."""
-    chosen = {number * total // count for number in range(count)}
-    kept: list[Tensor] = []
+    places = {number * total // count for number in range(count)}
+    sample: list[Tensor] = []
     first = 0
     for images, _ in batches:
-        kept.append(images[[place for place in range(len(images)) if first + place in chosen]])
+        sample.append(images[[place for place in range(len(images)) if first + place in places]])
         first += len(images)
-    return torch.cat(kept)
+    return torch.cat(sample)
 
 
 def _some(images: Tensor, count: int) -> Tensor:

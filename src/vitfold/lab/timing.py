@@ -51,26 +51,26 @@ class Timing:
 
     def speeds(self, model: nn.Module, dense: nn.Module) -> tuple[Speed, ...]:
         """The speed at every batch size; `model` is `dense` where that is what is timed."""
-        named = {DENSE: timed_trunk(dense)}
+        models = {DENSE: timed_trunk(dense)}
         if model is not dense:
-            named[FOLDED] = timed_trunk(model)
+            models[FOLDED] = timed_trunk(model)
         if folds(model):
-            named[BOUND] = find(bound(model, self.sample)).trunk
-        return tuple(self._steady_speed(named, dense, size) for size in self.sizes)
+            models[BOUND] = find(bound(model, self.sample)).trunk
+        return tuple(self._steady_speed(models, dense, size) for size in self.sizes)
 
-    def _steady_speed(self, named: Mapping[str, nn.Module], dense: nn.Module, size: int) -> Speed:
+    def _steady_speed(self, models: Mapping[str, nn.Module], dense: nn.Module, size: int) -> Speed:
         """The first speed that can be, or the last that was measured."""
-        speed = self._speed(named, dense, size)
+        speed = self._speed(models, dense, size)
         for _ in range(AGAIN):
             if speed.steady:
                 break
-            speed = self._speed(named, dense, size)
+            speed = self._speed(models, dense, size)
         return speed
 
-    def _speed(self, named: Mapping[str, nn.Module], dense: nn.Module, size: int) -> Speed:
+    def _speed(self, models: Mapping[str, nn.Module], dense: nn.Module, size: int) -> Speed:
         device = next(dense.parameters()).device
         with mixed(device, self.amp):
-            rates = compare(named, self.inputs(size), repeats=self.repeats, warmup=1)
+            rates = compare(models, self.inputs(size), repeats=self.repeats, warmup=1)
         rate = rates.get(FOLDED, rates[DENSE]).median
         share = rate / rates[BOUND].median if BOUND in rates else None
         return Speed(size, rate, rate / rates[DENSE].median, share, not beyond_bound(share))

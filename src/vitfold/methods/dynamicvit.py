@@ -75,8 +75,8 @@ class Predictors(Learned):
     def __init__(self, method: DynamicViT, depth: int, width: int) -> None:
         super().__init__()
         self.method = method
-        chosen = [block for block in method.chosen(depth) if block < depth]
-        self.predict = nn.ModuleDict({str(block): Predictor(width) for block in chosen})
+        stages = [block for block in method.stages(depth) if block < depth]
+        self.predict = nn.ModuleDict({str(block): Predictor(width) for block in stages})
 
     def plan(self, layout: Layout, schedule: tuple[int, ...]) -> Plan:
         numbers, left = self.method.removes(layout, schedule), layout.patches

@@ -8,7 +8,7 @@ from vitfold.methods.checks import check_blocks, rising
 from vitfold.methods.step import Step
 from vitfold.tokens.layout import Layout
 
-KEPT = 2
+LEAST = 2
 """How many patches stay at least."""
 
 
@@ -31,38 +31,38 @@ class Staged(Method):
 
     def check(self, layout: Layout) -> None:
         check_blocks(self.blocks, layout.depth)
-        chosen = self.chosen(layout.depth)
+        stages = self.stages(layout.depth)
         numbers = self.r if isinstance(self.r, list) else []
-        others = [str(b) for b, number in enumerate(numbers) if number and b not in chosen]
+        others = [str(b) for b, number in enumerate(numbers) if number and b not in stages]
         if others:
             raise MethodError(
                 f"r={self.r}: of blocks {', '.join(others)} nothing would leave, as "
-                f"{type(self).__name__} reduces in blocks {', '.join(map(str, chosen))}: put the "
+                f"{type(self).__name__} reduces in blocks {', '.join(map(str, stages))}: put the "
                 "numbers there, or give blocks"
             )
 
-    def chosen(self, depth: int) -> tuple[int, ...]:
+    def stages(self, depth: int) -> tuple[int, ...]:
         """The blocks that reduce."""
         if self.blocks is None:
             return tuple(sorted({depth * quarter // 4 for quarter in (1, 2, 3)}))
         return self.blocks
 
     def most(self, patches: int) -> int:
-        return max(patches - KEPT, 0)
+        return max(patches - LEAST, 0)
 
     def spread(self, rate: float, depth: int, first: int) -> tuple[int, ...]:
         """As many on average, in the chosen blocks alone, along a ramp over those."""
-        chosen = [block for block in self.chosen(depth) if block >= first]
-        numbers = super().spread(rate * depth / max(len(chosen), 1), len(chosen), 0)
-        by_block = dict(zip(chosen, numbers, strict=True))
+        stages = [block for block in self.stages(depth) if block >= first]
+        numbers = super().spread(rate * depth / max(len(stages), 1), len(stages), 0)
+        by_block = dict(zip(stages, numbers, strict=True))
         return tuple(by_block.get(block, 0) for block in range(depth))
 
     def removes(self, layout: Layout, schedule: tuple[int, ...]) -> tuple[int, ...]:
         """How many leave each block: of the patches that are there, two stay at least."""
-        chosen, patches = self.chosen(layout.depth), layout.patches
+        stages, patches = self.stages(layout.depth), layout.patches
         numbers = []
         for block, r in enumerate(schedule):
-            numbers.append(max(min(r, patches - KEPT), 0) if block in chosen else 0)
+            numbers.append(max(min(r, patches - LEAST), 0) if block in stages else 0)
             patches -= numbers[-1]
         return tuple(numbers)
 

@@ -22,7 +22,7 @@ class Shown:
     cue: `[B, n, d]` what tokens are compared by.
     received: `[B, n]` the attention that each token received, a mean over heads and queries; None
         where no step wants it.
-    before: `[B, n, C]` the tokens that the block was given.
+    before: `[B, n, C]` the tokens that entered the block.
     """
 
     cue: Tensor

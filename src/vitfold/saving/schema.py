@@ -83,7 +83,7 @@ class Plan:
     """A model, and how it is folded.
 
     method: None for a dense model.
-    schedule: how many tokens each block is asked to remove; empty for a dense model.
+    schedule: how many tokens each block is to remove; empty for a dense model.
     versions: of the libraries that it was saved with, for people to read.
     """
 

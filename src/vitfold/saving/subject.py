@@ -130,24 +130,24 @@ def fit(plan: Plan, model: nn.Module, stored: weights.Tensors | None) -> Family 
     return family
 
 
-def _fit_name(wanted: Model, model: nn.Module) -> None:
-    if wanted.source == sources.OTHER:
+def _fit_name(record: Model, model: nn.Module) -> None:
+    if record.source == sources.OTHER:
         return
-    name = sources.source(wanted.source).identify(model)
+    name = sources.source(record.source).identify(model)
     if name is None and (source := sources.identify(model)[0]) != sources.OTHER:
-        raise PlanError(f"{fields.FILE}: model.source={wanted.source!r}: this model is of {source}")
+        raise PlanError(f"{fields.FILE}: model.source={record.source!r}: this model is of {source}")
     # What follows the point names weights, not a model.
-    if name is not None and wanted.name.partition(".")[0] != name.partition(".")[0]:
-        raise PlanError(f"{fields.FILE}: model.name={wanted.name!r}: this model is {name}")
+    if name is not None and record.name.partition(".")[0] != name.partition(".")[0]:
+        raise PlanError(f"{fields.FILE}: model.name={record.name!r}: this model is {name}")
 
 
-def _fit_trunk(wanted: Trunk | None, trunk: Trunk | None, kind: str) -> None:
-    if wanted is None or trunk is None:
-        if wanted is not trunk:
-            raise PlanError(f"{fields.FILE}: model.trunk={wanted}: this {kind} has {trunk}")
+def _fit_trunk(record: Trunk | None, trunk: Trunk | None, kind: str) -> None:
+    if record is None or trunk is None:
+        if record is not trunk:
+            raise PlanError(f"{fields.FILE}: model.trunk={record}: this {kind} has {trunk}")
         return
     for field, value in vars(trunk).items():
-        if value != (expected := getattr(wanted, field)):
+        if value != (expected := getattr(record, field)):
             raise PlanError(
                 f"{fields.FILE}: model.trunk.{field}={expected}: this {kind} has {value}"
             )
@@ -183,11 +183,11 @@ def check_values(plan: Plan, tensors: weights.Tensors) -> None:
     )
 
 
-def _check_size(blank: nn.Module, wanted: int | None) -> None:
+def _check_size(blank: nn.Module, count: int | None) -> None:
     """Refuse a model that a number in a plan makes larger than it was."""
     values = _values(blank)
-    if values > MOST or wanted not in (None, values):
-        expected = f"model.values={wanted}" if wanted is not None else f"at most {MOST}"
+    if values > MOST or count not in (None, values):
+        expected = f"model.values={count}" if count is not None else f"at most {MOST}"
         raise PlanError(
             f"{fields.FILE}: model.arguments make {values} numbers: expected {expected}"
         )

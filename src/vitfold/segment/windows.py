@@ -47,8 +47,8 @@ def slide(
             corners(width, window[1], stride or window[1]),
         )
     )
-    parts = torch.cat([padded[..., y : y + window[0], x : x + window[1]] for y, x in places])
-    logits = torch.cat([model(some) for some in parts.split(TOGETHER)])
+    crops = torch.cat([padded[..., y : y + window[0], x : x + window[1]] for y, x in places])
+    logits = torch.cat([model(some) for some in crops.split(TOGETHER)])
     total = logits.new_zeros(len(images), logits.shape[1], *padded.shape[-2:])
     counts = logits.new_zeros(padded.shape[-2:])
     for (y, x), part in zip(places, logits.split(len(images)), strict=True):

@@ -102,14 +102,14 @@ def highest(score: Tensor, r: int, prefix: int, fused: Tensor | None = None) -> 
     """Keep the prefix, the patches of highest `score[B, N]` in their order and, if the others fuse,
     one token of them, weighted by `fused[B, N]`, so that `r` fewer are left."""
     order = biggest_first(score[:, prefix:], kernels.rounding(score)) + prefix
-    kept = order.shape[1] - r - int(fused is not None)
-    stay = torch.cat([_places(score)[:, :prefix], order[:, :kept].sort(dim=1).values], dim=1)
+    count = order.shape[1] - r - int(fused is not None)
+    stay = torch.cat([_places(score)[:, :prefix], order[:, :count].sort(dim=1).values], dim=1)
     if fused is None:
-        return TokenMap.dropping(stay, order[:, kept:])
-    keep = torch.cat([stay, order[:, kept : kept + 1]], dim=1)
-    gone = order[:, kept + 1 :]
+        return TokenMap.dropping(stay, order[:, count:])
+    keep = torch.cat([stay, order[:, count : count + 1]], dim=1)
+    gone = order[:, count + 1 :]
     weight = fused.clamp(min=torch.finfo(fused.dtype).tiny)
-    return TokenMap(keep, gone, torch.full_like(gone, prefix + kept), weight=weight)
+    return TokenMap(keep, gone, torch.full_like(gone, prefix + count), weight=weight)
 
 
 def windowed(metric: Tensor, layout: "Windows", prefix: int, order: Tensor) -> TokenMap:
@@ -124,12 +124,12 @@ def windowed(metric: Tensor, layout: "Windows", prefix: int, order: Tensor) -> T
     a = _in_windows(evens, rows, tokens, even_here if layout.padded else None)
     b = _in_windows(odds, rows, tokens, odd_here if layout.padded else None)
     nearest = kernels.active(metric).nearest(a, b)
-    chosen = (
+    pairs = (
         window * half
         + biggest_first(nearest.best, kernels.rounding(nearest.best))[:, window, place]
     )
-    target = odds[window, nearest.partner(chosen)]
-    merged = evens.flatten()[chosen]
+    target = odds[window, nearest.partner(pairs)]
+    merged = evens.flatten()[pairs]
     leaves_last = _places(order).scatter(1, merged, patches)
     stay = leaves_last.sort(dim=1).values[:, : patches - merged.shape[1]]
     slots = torch.zeros_like(order).scatter(1, stay, _places(stay))
@@ -142,8 +142,8 @@ def windowed(metric: Tensor, layout: "Windows", prefix: int, order: Tensor) -> T
 
 def _in_windows(cells: Tensor, rows: Tensor, tokens: Tensor, here: Tensor | None) -> Side:
     """The tokens in some cells of every window, from `tokens[B, patches + 1]` by cell."""
-    chosen = take(rows, tokens[:, cells.flatten()]).unflatten(1, cells.shape)
-    return Side(chosen, here=here)
+    inside = take(rows, tokens[:, cells.flatten()]).unflatten(1, cells.shape)
+    return Side(inside, here=here)
 
 
 @dataclass(frozen=True)

@@ -113,17 +113,17 @@ def mix(x: Tensor, state: TokenState, mixture: Mixture) -> tuple[Tensor, Mixture
     if isinstance(state, Behind):
         leave = state.mixture.leave
         both = torch.cat([mixture.merge @ leave, leave[mixture.aside]])
-        parts = both.to(x.dtype) @ x[:, state.prefix :]
+        rows = both.to(x.dtype) @ x[:, state.prefix :]
     else:
         patches = x[:, state.prefix :]
         around = patches.index_select(1, mixture.aside)
-        parts = torch.cat([mixture.merge.to(x.dtype) @ patches, around], dim=1)
+        rows = torch.cat([mixture.merge.to(x.dtype) @ patches, around], dim=1)
     number = len(mixture.seats)
     first = torch.arange(state.prefix, device=x.device)
     origin = torch.cat([first, mixture.seats + state.prefix]).expand(x.shape[0], -1)
-    around = parts[:, number:]
+    around = rows[:, number:]
     inside = Mixtures(**state.frame, origin=origin, mixture=mixture, around=around)
-    return torch.cat([x[:, : state.prefix], parts[:, :number]], dim=1), inside
+    return torch.cat([x[:, : state.prefix], rows[:, :number]], dim=1), inside
 
 
 def unmix(x: Tensor, state: TokenState, restore: bool) -> tuple[Tensor, TokenState]:

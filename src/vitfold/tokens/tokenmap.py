@@ -107,26 +107,26 @@ class TokenMap:
     def reduce(self, x: Tensor, size: Tensor) -> tuple[Tensor, Tensor]:
         """The tokens that come out of `x[B, N, C]`, and their sizes."""
         active = kernels.active(x)
-        kept = active.take(x, self.keep)
+        survivors = active.take(x, self.keep)
         stay, move, total = self._sizes(size)
         if not self.merges:
-            return kept, total
+            return survivors, total
         sizes = total
         if self.weight is not None:
             stay, move, total = self._sizes(self.weight)
         into = self.into.clamp(min=0) if self.fate == "mixed" else self.into
         moved = active.take(x, self.gone)
         if x.element_size() < 4:
-            # `kept` is a fresh copy. A slot that nothing joins is multiplied by exactly one.
-            kept.mul_(_channelwise(stay / total, x))
+            # `survivors` is a fresh copy. A slot that nothing joins is multiplied by exactly one.
+            survivors.mul_(_channelwise(stay / total, x))
         else:
             # The same mean without a pass over slots that nothing joins: a slot goes towards each
             # token that does. What is infinite stays. Too few bits would lose many small ways.
-            moved = moved - active.take(kept, into).nan_to_num(0.0, 0.0, 0.0)
+            moved = moved - active.take(survivors, into).nan_to_num(0.0, 0.0, 0.0)
         moved = moved * _channelwise(move / total.gather(1, into), x)
         if self.fate == "mixed":
             moved = moved.where((self.into >= 0).unsqueeze(-1), 0)
-        return active.add_rows(kept, into, moved), sizes
+        return active.add_rows(survivors, into, moved), sizes
 
     def _sizes(self, size: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The sizes of the tokens that keep a slot, of those that are gone, and of the slots."""
@@ -144,11 +144,11 @@ class TokenMap:
 
     def fold_max(self, score: Tensor) -> Tensor:
         """`[B, slots]`: the highest `score[B, N]` of every slot."""
-        kept = score.gather(1, self.keep)
+        survivors = score.gather(1, self.keep)
         if not self.merges:
-            return kept
+            return survivors
         moved = score.gather(1, self.gone).masked_fill(self.into < 0, float("-inf"))
-        return kept.scatter_reduce(1, self.into.clamp(min=0), moved, "amax")
+        return survivors.scatter_reduce(1, self.into.clamp(min=0), moved, "amax")
 
     def unfold(self, y: Tensor, fill: Tensor | None = None) -> Tensor:
         """`[B, N, C]`: every token shows its slot's row of `y[B, slots, C]`; the dropped show

@@ -34,13 +34,13 @@ def candidates(ours: nn.Module, images: Inputs | None = None) -> dict[str, nn.Mo
     if not record.method.ragged:  # images that do not fit, first
         dry_count(record.family.trunk, record.family.example())
     removes, back = removed(ours, images), returns(ours)
-    named = {
+    models = {
         DENSE: clone(ours),
         TEXTBOOK: None if back else textbook(ours, removes),
         BOUND: free_slicing(ours, removes, back),
         FOLDED: ours,
     }
-    return {name: candidate.eval() for name, candidate in named.items() if candidate is not None}
+    return {name: candidate.eval() for name, candidate in models.items() if candidate is not None}
 
 
 def is_whole(model: nn.Module) -> bool:

@@ -37,7 +37,7 @@ class Attend:
     arguments: those that the block was called with, besides its tokens.
     proportional: whether a token of size s counts s times.
     cue: what its attention modules are to capture; `k`, `q`, `v` and `x_attn` end up in
-        `shown`, one for each attention module of the block.
+        `captures`, one for each attention module of the block.
     received: `[B, n]` the attention that tokens received, a mean over heads and queries, once it is
         computed; None where no step asks for it.
     """
@@ -52,7 +52,7 @@ class Attend:
         self.arguments = arguments
         self.proportional = proportional
         self.cue = cue
-        self.shown: list[Tensor] = []
+        self.captures: list[Tensor] = []
         self.received: Tensor | None = None
 
     def __call__(self, attention: nn.Module, x: Tensor, **arguments: Any) -> Tensor:
@@ -61,25 +61,25 @@ class Attend:
         out = call(attention, overrides, x, **arguments)
         out = out[0] if isinstance(out, tuple) else out
         if self.cue == "x_attn":
-            self.shown.append(out)
+            self.captures.append(out)
         return out
 
     def whole(self, block: nn.Module, x: Tensor, **arguments: Any) -> Tensor:
         """Run the forward of a block that attends and feeds forward in one."""
         out = run(block, "forward", self._capture(block), x, **arguments)
         if self.cue == "x_attn":  # the two share an output: what the block adds
-            self.shown.append(out - x)
+            self.captures.append(out - x)
         return out
 
     @property
     def cues(self) -> Tensor:
         """`[B, n, C]` what was captured, added up over the attention modules of the block."""
-        return sum(self.shown[1:], self.shown[0])
+        return sum(self.captures[1:], self.captures[0])
 
     def _capture(self, attention: nn.Module) -> dict[str, Any]:
         if self.cue not in PROJECTIONS:
             return {}
-        return dict(self.family.capture(attention, str(self.cue), self.shown.append))
+        return dict(self.family.capture(attention, str(self.cue), self.captures.append))
 
     def bias(self, x: Tensor, mask: str = "attn_mask") -> Tensor | None:
         """What is added to the logits: the argument `mask` of the block, and log sizes."""

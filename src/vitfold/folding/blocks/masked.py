@@ -20,7 +20,7 @@ class MaskedAttend(OwnAttend):
     """Attention with a softmax whose terms are multiplied by the mask."""
 
     state: Masked
-    wanted: ClassVar[bool] = False
+    scores_tokens: ClassVar[bool] = False
 
     def sizes(self, x: Tensor) -> Tensor | None:
         return self.state.log_weight(x)
@@ -34,7 +34,7 @@ class MaskedAttend(OwnAttend):
         terms = terms * self.state.count.to(terms.dtype)[:, None, None]
         eps = EPS if self.state.soft else 0.0
         weights = (terms + eps / terms.shape[-1]) / (terms.sum(dim=-1, keepdim=True) + eps)
-        shown = received(weights, self.state.here) if self.wanted else None
+        shown = received(weights, self.state.here) if self.scores_tokens else None
         return weights.to(v.dtype) @ v, shown
 
     def _most(self, scores: Tensor) -> Tensor:
@@ -48,4 +48,4 @@ class MaskedAttend(OwnAttend):
 class ScoredMaskedAttend(MaskedAttend):
     """Masked attention that also gives the attention that each token received."""
 
-    wanted: ClassVar[bool] = True
+    scores_tokens: ClassVar[bool] = True

@@ -14,7 +14,7 @@ class PackedAttend(OwnAttend):
     """Attention over `[1, H, T, d]`: the tokens of all images, one after another."""
 
     state: Packed
-    wanted: ClassVar[bool] = False
+    scores_tokens: ClassVar[bool] = False
 
     dense: Tensor | None = None
     """What a block adds to the logits of original tokens."""
@@ -24,7 +24,7 @@ class PackedAttend(OwnAttend):
         self.dense = bias
         return None
 
-    def biased(self, given: str = "attn_mask") -> bool:
+    def biased(self, mask: str = "attn_mask") -> bool:
         return False
 
     def _overrides(self, attention: Any, x: Tensor) -> dict[str, Any]:
@@ -38,7 +38,7 @@ class PackedAttend(OwnAttend):
             bias = own if bias is None else own + bias
         sizes = self.sizes(q) if self.proportional else None
         images = within.Images(self.state, sizes, bias, scale)
-        attend = within.scored if self.wanted else within.attend
+        attend = within.scored if self.scores_tokens else within.attend
         return attend(q, k, v, images)
 
     def _capture(self, attention: Any) -> dict[str, Any]:
@@ -49,4 +49,4 @@ class PackedAttend(OwnAttend):
 class ScoredPackedAttend(PackedAttend):
     """Packed attention that also gives the attention that each token received."""
 
-    wanted: ClassVar[bool] = True
+    scores_tokens: ClassVar[bool] = True

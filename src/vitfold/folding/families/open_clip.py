@@ -105,7 +105,7 @@ def _attend_turned(block: Block, x: Tensor, attend: Attend) -> Tensor:
     x = x.transpose(0, 1)
     out = _attended(block, block.ln_1(x), attend.bias(x.transpose(0, 1)), attend)
     if attend.cue == "x_attn":
-        attend.shown[-1] = out.transpose(0, 1)
+        attend.captures[-1] = out.transpose(0, 1)
     return (x + block.ls_1(out)).transpose(0, 1)
 
 

@@ -106,20 +106,20 @@ class TimmFamily(Family):
     # A call
 
     def call(self, method: str, run: Run, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        trunk, parts = self.trunk, self.parts(run)
+        trunk, overrides = self.trunk, self.trunk_overrides(run)
         if method != "forward":
             run.shape = "dense" if method in self.shows else "dense at the end"
-            out = run_method(trunk, method, parts, *args, **kwargs)
+            out = run_method(trunk, method, overrides, *args, **kwargs)
             check_ran(trunk, run)
             return _filled(out, run.last) if method == "forward_features" else out
         if self.reads_out():
-            features = functools.partial(run_method, trunk, "forward_features", dict(parts))
-            parts["forward_head"] = functools.partial(self.head, run)
+            features = functools.partial(run_method, trunk, "forward_features", dict(overrides))
+            overrides["forward_head"] = functools.partial(self.head, run)
         else:
             run.shape = "dense at the end"  # nobody knows what is done with its tokens
-            features = functools.partial(self._dense_features, run, dict(parts))
-        parts["forward_features"] = features
-        out = run_method(trunk, "forward", parts, *args, **kwargs)
+            features = functools.partial(self._dense_features, run, dict(overrides))
+        overrides["forward_features"] = features
+        out = run_method(trunk, "forward", overrides, *args, **kwargs)
         check_ran(trunk, run)
         return out
 
@@ -127,12 +127,14 @@ class TimmFamily(Family):
         """Whether it is known what the trunk's forward does with its tokens."""
         return maker(type(self.trunk)) in self.readers and not hooked(self.trunk.blocks)
 
-    def parts(self, run: Run) -> dict[str, Any]:
-        """What a method of the trunk finds in place of its own."""
+    def trunk_overrides(self, run: Run) -> dict[str, Any]:
+        """Overrides for a method of the trunk: what it sees in place of its own attributes."""
         return {"blocks": self.chain(run)}
 
-    def _dense_features(self, run: Run, parts: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
-        out = run_method(self.trunk, "forward_features", parts, *args, **kwargs)
+    def _dense_features(
+        self, run: Run, overrides: dict[str, Any], *args: Any, **kwargs: Any
+    ) -> Any:
+        out = run_method(self.trunk, "forward_features", overrides, *args, **kwargs)
         return _filled(out, run.last)
 
     def head(self, run: Run, x: Any = None, **kwargs: Any) -> Any:

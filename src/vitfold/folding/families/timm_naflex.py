@@ -63,11 +63,11 @@ class TimmNaFlex(TimmVisionTransformer):
         valid = _patches(arguments).get("patch_valid")
         return None if valid is None else valid.bool()
 
-    def parts(self, run: Run) -> dict[str, Any]:
-        parts = super().parts(run)
+    def trunk_overrides(self, run: Run) -> dict[str, Any]:
+        overrides = super().trunk_overrides(run)
         if run.valid is not None and hasattr(self.trunk, "_forward_embeds"):
-            parts["_forward_embeds"] = functools.partial(self._embed_padded, run)
-        return parts
+            overrides["_forward_embeds"] = functools.partial(self._embed_padded, run)
+        return overrides
 
     def _embed_padded(self, run: Run, *args: Any, **kwargs: Any) -> Any:
         """Patch dropout leaves other patches than those that were given."""
