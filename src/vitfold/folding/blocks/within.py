@@ -71,17 +71,17 @@ class Images:
 
 
 def at_once(q: Tensor) -> bool:
-    """Whether images are padded, and computed in one call."""
+    """Whether images are padded and computed in one call, not one by one."""
     return q.is_cuda
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, images: Images) -> tuple[Tensor, None]:
-    """What comes out."""
+    """`[1, H, T, d]`: the output of attention."""
     return (_padded if at_once(q) else _one_by_one)(q, k, v, images), None
 
 
 def scored(q: Tensor, k: Tensor, v: Tensor, images: Images) -> tuple[Tensor, Tensor]:
-    """What comes out, and `[1, T]` the attention that each token received."""
+    """The output of attention, and `[1, T]` the attention that each token received."""
     if at_once(q):
         return _padded(q, k, v, images), _received(q, k, images)
     return _scored_one_by_one(q, k, v, images)
@@ -96,7 +96,7 @@ def _one_by_one(q: Tensor, k: Tensor, v: Tensor, images: Images) -> Tensor:
 
 
 def _scored_one_by_one(q: Tensor, k: Tensor, v: Tensor, images: Images) -> tuple[Tensor, Tensor]:
-    """The weights are there, and tell who received how much."""
+    """Attention image by image, from weights that also give the attention received."""
     outs, scores = [], []
     for queries, keys, values, bias in _apart(q, k, v, images):
         heads, tokens = queries.shape[1:3]
