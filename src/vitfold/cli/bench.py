@@ -44,7 +44,7 @@ def bench(
 
     sizes = values.batch_sizes(batch_size)
     on, dtype = values.device(device), precision.dtype
-    real = data.source.given
+    real = data.source.is_set
     source = work.scenes(data) if options.segments(task) and real else data.source
     if options.segments(task):
         dense = models.segmenter(model, model_kwargs, img_size, decoder, num_classes, on)

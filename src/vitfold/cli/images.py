@@ -40,7 +40,7 @@ def shuffled_of(
 
 def source_for(model: nn.Module, source: AnySource) -> AnySource:
     """The source, or where it names no images that split of the model's own dataset."""
-    if source.given or not isinstance(source, Source):
+    if source.is_set or not isinstance(source, Source):
         return source
     name = dataset_of(model)
     if not name:

@@ -109,7 +109,7 @@ class Choice(Group):
     method_kwargs: MethodKwargs = field(default_factory=list)
 
     @property
-    def given(self) -> bool:
+    def is_set(self) -> bool:
         """Whether there is anything of a method on the command line."""
         return any(value not in (None, []) for value in vars(self).values())
 
@@ -119,9 +119,9 @@ class Choice(Group):
         from vitfold.methods.base import named
 
         kind = named(self.method or "tome")
-        if kind.found_by:
+        if kind.command:
             raise MethodError(
-                f"{kind.name} takes a look at images first: run vitfold {kind.found_by} MODEL "
+                f"{kind.name} takes a look at images first: run vitfold {kind.command} MODEL "
                 "--data-dir ... --output DIR, then give DIR as the model"
             )
         options = values.parse(self.method_kwargs)

@@ -82,7 +82,7 @@ class Looks(Group):
     @property
     def augment(self) -> dict[str, Any]:
         """For timm's `create_transform`."""
-        return values.given(
+        return values.present(
             no_aug=self.no_aug or None,
             scale=_range("scale", self.scale),
             ratio=_range("ratio", self.ratio),
@@ -117,7 +117,7 @@ class Teaching(Group):
     def distillation(self) -> dict[str, Any] | None:
         """For a recipe; None where a model learns from labels alone."""
         if self.distill != "none":
-            return values.given(
+            return values.present(
                 kind=self.distill, alpha=self.distill_alpha, temperature=self.distill_temperature
             )
         if self.teacher is not None:
@@ -206,11 +206,11 @@ class Learning(Group):
     @property
     def _rates(self) -> dict[str, float]:
         """Learning rates of what a method learns, by its names."""
-        return values.given(merge=self.lr_merge, prune=self.lr_prune, restore=self.lr_restore)
+        return values.present(merge=self.lr_merge, prune=self.lr_prune, restore=self.lr_restore)
 
     def _overrides(self, teaching: Teaching, looks: Looks) -> dict[str, Any]:
         """What the user says, as fields of a recipe."""
-        optimizer = values.given(
+        optimizer = values.present(
             opt=self.opt,
             lr=self.lr,
             weight_decay=self.weight_decay,
@@ -222,7 +222,7 @@ class Learning(Group):
             "warmup_lr": self.warmup_lr,
             "min_lr": self.min_lr,
         }
-        return values.given(
+        return values.present(
             epochs=self.epochs,
             batch_size=self.batch_size,
             accumulate=self.grad_accum_steps,

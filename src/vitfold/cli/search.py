@@ -55,7 +55,7 @@ def search(
     from vitfold.cli.images import shuffled_of
     from vitfold.cli.work.search import SCORES, save, search_with
 
-    chosen = {
+    settings = {
         "keep": keep,
         "prune": prune,
         "flops": flops,
@@ -68,4 +68,4 @@ def search(
     base = task.model(model_options, model)
     source = task.source(data, base)
     batches = shuffled_of(base, source, batch_size, iterations, seed, workers)
-    save(model, base, search_with(base, batches, output / SCORES, resume, chosen), output)
+    save(model, base, search_with(base, batches, output / SCORES, resume, settings), output)

@@ -35,17 +35,17 @@ def bar(what: str, total: int | None) -> Iterator[Callable[[], None]]:
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """A table; all columns but the first are figures."""
-    shown = Table(title=escape(title), title_justify="left")
+    grid = Table(title=escape(title), title_justify="left")
     for number, column in enumerate(columns):
-        shown.add_column(
+        grid.add_column(
             escape(column),
             justify="right" if number else "left",
             no_wrap=not number,
             overflow="fold",
         )
     for row in rows:
-        shown.add_row(*map(escape, row))
-    console.print(shown)
+        grid.add_row(*map(escape, row))
+    console.print(grid)
 
 
 def note(text: str) -> None:

@@ -44,7 +44,7 @@ class Data(options.Task):
         """Refuse to begin without images: a model may name a dataset that it was made for."""
         from vitfold.saving.models import dataset_of
 
-        if not (self.given or self.pixels or dataset_of(model)):
+        if not (self.is_set or self.pixels or dataset_of(model)):
             raise options.no_data()
 
     @property
@@ -56,9 +56,9 @@ class Data(options.Task):
         }
 
     @property
-    def given(self) -> bool:
+    def is_set(self) -> bool:
         """Whether anybody says where images are."""
-        return self.images(self.train_split).source.given
+        return self.images(self.train_split).source.is_set
 
     def images(self, split: str) -> options.Images:
         """Those of one split."""
@@ -101,12 +101,12 @@ class Start(Group):
                 raise TrainError(f"{name}={channels}: expected three numbers")
         if self.crop_pct is not None and not 0 < self.crop_pct <= 1:
             raise TrainError(f"crop_pct={self.crop_pct}: expected a number up to 1, above 0")
-        return values.given(mean=mean, std=std, crop_pct=self.crop_pct)
+        return values.present(mean=mean, std=std, crop_pct=self.crop_pct)
 
     @property
     def about(self) -> Options:
         """What tells two beginnings apart."""
-        arguments = self.arguments | self.overlay | values.given(drop_path=self.drop_path or None)
+        arguments = self.arguments | self.overlay | values.present(drop_path=self.drop_path or None)
         start = self.initial_checkpoint and str(self.initial_checkpoint)
         return {
             "arguments": arguments,
@@ -117,7 +117,7 @@ class Start(Group):
     @property
     def changes(self) -> Options:
         """What is to be another way than in a model that is known by name."""
-        return values.given(
+        return values.present(
             drop_path_rate=self.drop_path or None, pretrained_cfg_overlay=self.overlay or None
         )
 
@@ -133,4 +133,4 @@ class Choice(options.Choice):
         """Whether it is found by a search in images first."""
         from vitfold.methods.base import named
 
-        return self.method.lower() != "none" and named(self.method).found_by == "search"
+        return self.method.lower() != "none" and named(self.method).command == "search"

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import torch
 
 
-def given(**values: Any) -> dict[str, Any]:
+def present(**values: Any) -> dict[str, Any]:
     """Those of these values that are not None."""
     return {name: value for name, value in values.items() if value is not None}
 
@@ -31,7 +31,7 @@ def arguments(kwargs: list[str], img_size: int | None) -> dict[str, Any]:
     arguments = parse(kwargs)
     if img_size is not None and "img_size" in arguments:
         raise DataError(f"--img-size {img_size} and img_size={arguments['img_size']!r}: give one")
-    return arguments | given(img_size=img_size)
+    return arguments | present(img_size=img_size)
 
 
 def _pair(text: str) -> tuple[str, Any]:

@@ -42,7 +42,7 @@ class AnySource(Protocol):
         """The name of the split."""
 
     @property
-    def given(self) -> bool:
+    def is_set(self) -> bool:
         """Whether the source names any images."""
 
     def prepare(self, model: nn.Module) -> Any:
@@ -80,7 +80,7 @@ class Source:
     class_map: str | dict[str, int] = ""
 
     @property
-    def given(self) -> bool:
+    def is_set(self) -> bool:
         """Whether the source names any images."""
         return bool(self.dataset or self.root)
 

@@ -79,7 +79,7 @@ def _to_be_learned(method: Base) -> str | None:
     share = getattr(method, "flops", None)
     if share is None or isinstance(method, Method):
         return None
-    command = method.found_by or "train"
+    command = method.command or "train"
     return (
         f"flops={share} is what {type(method).__name__} costs once it has learned how: "
         f"vitfold {command} MODEL --method {method.name} --flops {share}"
@@ -205,8 +205,8 @@ def _put_on(record: Fold, model: nn.Module) -> None:
         block.__dict__["forward"] = functools.partial(pass_block, block, index, kind)
     family.trunk.__dict__[MARK] = record
     name = type(family.trunk).__name__
-    shown = (functools.partial(_line, family.trunk), functools.partial(_refuse_script, name))
-    family.trunk.__dict__.update(zip(SHOWN, shown, strict=True))
+    overlays = (functools.partial(_line, family.trunk), functools.partial(_refuse_script, name))
+    family.trunk.__dict__.update(zip(SHOWN, overlays, strict=True))
     for module in model.modules():
         if hasattr(type(module), SAVE) and SAVE not in vars(module):
             module.__dict__[SAVE] = functools.partial(_save_dense, module)

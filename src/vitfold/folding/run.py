@@ -13,7 +13,7 @@ from vitfold.folding.blocks.forms import attention
 from vitfold.folding.blocks.kinds import BlockKind
 from vitfold.methods.base import Base
 from vitfold.methods.learned import Learned
-from vitfold.methods.step import Plan, Shown, Step
+from vitfold.methods.step import Plan, Step, View
 from vitfold.tokens import cues
 from vitfold.tokens.layout import MANY, Layout
 from vitfold.tokens.start import start
@@ -179,7 +179,7 @@ class Run:
         after = kind.attend(block, x, attend)
         if step is None:
             return after, state
-        return step.reduce(after, state, shown(step, x, after, attend, state))
+        return step.reduce(after, state, view(step, x, after, attend, state))
 
     def shows(self, index: int) -> bool:
         """Whether the output of a block is dense: when the caller needs that, or when a hook looks
@@ -209,14 +209,14 @@ def aligned(x: Tensor, state: TokenState, index: int) -> tuple[Tensor, TokenStat
     return state.align(x)
 
 
-def shown(step: Step, before: Tensor, x: Tensor, attend: Attend, state: TokenState) -> Shown:
+def view(step: Step, before: Tensor, x: Tensor, attend: Attend, state: TokenState) -> View:
     """What the attention of a block hands to its step. Decisions have no gradient, except behind a
     mask."""
     cue, received = metric(step, before, x, attend, state), attend.received
     if not state.masks:
         cue = cue.detach()
         received = None if received is None else received.detach()
-    return Shown(cue, received, before)
+    return View(cue, received, before)
 
 
 def metric(step: Step, before: Tensor, x: Tensor, attend: Attend, state: TokenState) -> Tensor:

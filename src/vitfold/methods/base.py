@@ -34,7 +34,7 @@ class Base:
     gridded: ClassVar[bool] = False
     """Whether its plan follows from the grid of patches, which all images then have in common."""
 
-    found_by: ClassVar[str] = ""
+    command: ClassVar[str] = ""
     """The command that looks at images for what it takes; empty where it takes nothing."""
 
     sought: ClassVar[tuple[str, ...]] = ()
@@ -49,12 +49,12 @@ class Base:
 
     def __str__(self) -> str:
         """The method's name with the options that differ from their defaults."""
-        chosen = [
+        named = [
             f"{f.name}={value!r}"
             for f in dataclasses.fields(self)
             if f.repr and (value := getattr(self, f.name)) != f.default
         ]
-        return f"{type(self).__name__}({', '.join(chosen)})"
+        return f"{type(self).__name__}({', '.join(named)})"
 
     @property
     def proportional(self) -> bool:
@@ -214,7 +214,7 @@ def create_method(name: str, options: Mapping[str, Any] = types.MappingProxyType
         if option not in known:
             hint = nearest(option, known)
             if option in method.sought:
-                hint = f": give it to {method.__name__}.{method.found_by}(model, loader, ...)"
+                hint = f": give it to {method.__name__}.{method.command}(model, loader, ...)"
             raise MethodError(f"{method.__name__} has no option {option!r}{hint}")
     return method(**options)
 

@@ -12,7 +12,7 @@ from vitfold.methods.base import register
 from vitfold.methods.checks import check_number
 from vitfold.methods.learned import Learned, Pass
 from vitfold.methods.staged import Staged
-from vitfold.methods.step import Plan, Shown, Step
+from vitfold.methods.step import Plan, Step, View
 from vitfold.tokens.layout import Layout
 from vitfold.tokens.match import NOWHERE
 from vitfold.tokens.state import TokenState
@@ -109,10 +109,10 @@ class Predicted(Step):
     left: int = field(kw_only=True)
     predict: nn.Module = field(kw_only=True)
 
-    def reduce(self, x: Tensor, state: TokenState, shown: Shown) -> tuple[Tensor, TokenState]:
+    def reduce(self, x: Tensor, state: TokenState, view: View) -> tuple[Tensor, TokenState]:
         prefix, present = state.prefix, state.presence()[:, state.prefix :]
         own = next(self.predict.parameters()).dtype  # sharding may have lowered it
-        logits = self.predict(shown.cue[:, prefix:].to(own), present)
+        logits = self.predict(view.cue[:, prefix:].to(own), present)
         if self.predict.training:
             keep = F.pad(sampled(logits, present), (prefix, 0), value=1.0)
             return state.apply(x, state.keep(keep))

@@ -15,7 +15,7 @@ from vitfold.methods.checks import check_choice, check_cue, check_number, check_
 from vitfold.methods.learned import Learned, Pass, mean_counts
 from vitfold.methods.mergedrop import MergeDrop
 from vitfold.methods.recipe import MethodRecipe
-from vitfold.methods.step import Plan, Received, Shown, Step
+from vitfold.methods.step import Plan, Received, Step, View
 from vitfold.tokens.layout import Layout
 from vitfold.tokens.state import Change, TokenState
 
@@ -188,11 +188,11 @@ class Beyond(Step):
         """Scores of one image at a time need little memory."""
         return state.alone(x) if self.received else (x, state)
 
-    def reduce(self, x: Tensor, state: TokenState, shown: Shown) -> tuple[Tensor, TokenState]:
+    def reduce(self, x: Tensor, state: TokenState, view: View) -> tuple[Tensor, TokenState]:
         change: Change | None = None
         for act, level in self.levels:
             if act == "merge":
-                change = state.merge_above(shown.cue, level, self.soft, after=change)
-            elif shown.received is not None:
-                change = state.drop_below(shown.received, level, self.soft, after=change)
+                change = state.merge_above(view.cue, level, self.soft, after=change)
+            elif view.received is not None:
+                change = state.drop_below(view.received, level, self.soft, after=change)
         return (x, state) if change is None else state.apply(x, change)

@@ -16,7 +16,7 @@ Watch = Callable[[Tensor, Tensor, Tensor], None]
 
 
 @dataclass(frozen=True, eq=False)
-class Shown:
+class View:
     """What the attention of a block hands to its step.
 
     cue: `[B, n, d]` what tokens are compared by.
@@ -58,14 +58,14 @@ class Step:
         """Before the block."""
         return x, state
 
-    def reduce(self, x: Tensor, state: TokenState, shown: Shown) -> tuple[Tensor, TokenState]:
+    def reduce(self, x: Tensor, state: TokenState, view: View) -> tuple[Tensor, TokenState]:
         """Between attention and MLP."""
         if self.match is None:
             return x, state
-        metric, rows = state.padded(shown.cue)
-        if shown.received is None:
+        metric, rows = state.padded(view.cue)
+        if view.received is None:
             return state.apply(x, self.match(metric, rows))
-        return state.apply(x, self.match(metric, rows, state.padded(shown.received)[0]))
+        return state.apply(x, self.match(metric, rows, state.padded(view.received)[0]))
 
     def leave(self, x: Tensor, state: TokenState) -> tuple[Tensor, TokenState]:
         """After the block."""

@@ -10,7 +10,7 @@ from torch import Tensor
 from vitfold.methods.base import Base, register
 from vitfold.methods.checks import check_cue, check_inflection, check_share, check_switch
 from vitfold.methods.learned import Learned
-from vitfold.methods.step import Plan, Shown, Step
+from vitfold.methods.step import Plan, Step, View
 from vitfold.methods.ward import Ward
 from vitfold.tokens.layout import Layout
 from vitfold.tokens.state import TokenState
@@ -35,7 +35,7 @@ class WardCut(Base):
     """
 
     ragged: ClassVar[bool] = True
-    found_by: ClassVar[str] = "calibrate"
+    command: ClassVar[str] = "calibrate"
 
     flops: float | None = None
     inflection: float = Ward.slope
@@ -89,5 +89,5 @@ class Cut(Step):
 
     height: float = field(kw_only=True)
 
-    def reduce(self, x: Tensor, state: TokenState, shown: Shown) -> tuple[Tensor, TokenState]:
-        return state.apply(x, state.merge_above(shown.cue, -self.height, by_size=True))
+    def reduce(self, x: Tensor, state: TokenState, view: View) -> tuple[Tensor, TokenState]:
+        return state.apply(x, state.merge_above(view.cue, -self.height, by_size=True))

@@ -27,8 +27,8 @@ def is_learned(name: str) -> bool:
 
 def split(tensors: Tensors) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """The model's own tensors, and those that its method learned."""
-    taught = {name: tensor for name, tensor in tensors.items() if is_learned(name)}
-    return {name: tensor for name, tensor in tensors.items() if name not in taught}, taught
+    lessons = {name: tensor for name, tensor in tensors.items() if is_learned(name)}
+    return {name: tensor for name, tensor in tensors.items() if name not in lessons}, lessons
 
 
 def check(tensors: Tensors, plan: Plan) -> None:

@@ -82,7 +82,7 @@ def load(directory: Directory, model: nn.Module | None = None) -> nn.Module:
     model: fold this one instead, in place, and return it. It gets the saved weights where there
         are any, and stays as it is where the plan does not fit.
     """
-    plan, own, taught = open_plan(directory)
+    plan, own, lessons = open_plan(directory)
     values = own
     if model is not None:
         fit(plan, model, own)
@@ -99,7 +99,7 @@ def load(directory: Directory, model: nn.Module | None = None) -> nn.Module:
     except MethodError as error:
         raise PlanError(f"{fields.FILE}: {error}") from error
     weights.copy(own or {}, model)
-    learned.copy(taught, model)
+    learned.copy(lessons, model)
     return model
 
 
@@ -119,11 +119,11 @@ def open_plan(
 ) -> tuple[Plan, dict[str, Tensor] | None, dict[str, Tensor]]:
     """The plan, the model's own weights, None where they are not there, and what was learned."""
     plan, tensors = store.open_together(store.place(directory))
-    own, taught = learned.split(tensors)
-    learned.check(taught, plan)
+    own, lessons = learned.split(tensors)
+    learned.check(lessons, plan)
     if plan.weights is None or not plan.weights.backbone:
         weights.check(own, {}, plan.weights.file if plan.weights else "weights")
-        return plan, None, taught
+        return plan, None, lessons
     if plan.weights.dtype is not None:
         own = weights.cast(own, DTYPES[plan.model.dtype])
-    return plan, own, taught
+    return plan, own, lessons

@@ -38,7 +38,7 @@ class SceneSource:
     root: Path
     split: str
     labels: Labels
-    given: ClassVar[bool] = True
+    is_set: ClassVar[bool] = True
 
     def prepare(self, model: nn.Module) -> CenterWindow:
         """The transform to one window, the middle of a scene."""

@@ -71,7 +71,7 @@ class Nearest:
 
     best: `[B, ..., n]` by how much; minus infinity where nothing can match.
     partner: which one. Of all tokens `[B, ..., n]`, or, which is cheaper, of some: from
-        `chosen[B, r]`, counted over all axes but the first, to `[B, r]`. The earliest of equals.
+        `picked[B, r]`, counted over all axes but the first, to `[B, r]`. The earliest of equals.
     """
 
     best: Tensor
@@ -197,16 +197,16 @@ def _nearest_in_pieces(a: Side, b: Side, rows: int) -> Nearest:
         partners.append(first_highest(scores))
     partner = torch.cat(partners, dim=-1)
 
-    def of(chosen: Tensor | None) -> Tensor:
-        return partner if chosen is None else partner.flatten(1).gather(1, chosen)
+    def of(picked: Tensor | None) -> Tensor:
+        return partner if picked is None else partner.flatten(1).gather(1, picked)
 
     return Nearest(torch.cat(best, dim=-1), of)
 
 
-def _partner(scores: Tensor, chosen: Tensor | None) -> Tensor:
-    if chosen is not None:
+def _partner(scores: Tensor, picked: Tensor | None) -> Tensor:
+    if picked is not None:
         rows = scores if scores.dim() == 3 else scores.flatten(1, -2)
-        scores = active(scores).take(rows, chosen)
+        scores = active(scores).take(rows, picked)
     return first_highest(scores)
 
 

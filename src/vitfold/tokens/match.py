@@ -245,14 +245,14 @@ def _with_padding(
     places = _places(valid)
     quota = ((valid.sum(1, keepdim=True) - prefix) // 2).clamp(max=r)
     rank = torch.full_like(target, valid.shape[1]).scatter(1, order, _places(order))
-    chosen = (rank < quota) & valid
+    leaves = (rank < quota) & valid
     from_end = (~valid).flip(1).cumsum(1).flip(1)
     spare = ~valid & (from_end <= r - quota)
     group = torch.where(places < prefix, -1, places % stride).where(valid, stride)
-    ranked = smallest_first(group.where(~(chosen | spare), stride + 1))
+    ranked = smallest_first(group.where(~(leaves | spare), stride + 1))
     slots = valid.shape[1] - r
     gone = ranked[:, slots:]
     slot = torch.zeros_like(target).scatter(1, ranked, places)
-    goal = target.gather(1, gone).where(chosen.gather(1, gone), DROPPED)
+    goal = target.gather(1, gone).where(leaves.gather(1, gone), DROPPED)
     into = slot.gather(1, goal.clamp(min=0)).where(goal >= 0, DROPPED)
     return TokenMap(ranked[:, :slots], gone, into, "mixed")

@@ -16,7 +16,7 @@ from vitfold.folding.flops import count
 from vitfold.folding.fold import clone, fold
 from vitfold.folding.inputs import Inputs, batches_in, images_in
 from vitfold.methods.base import Base
-from vitfold.methods.step import Plan, Shown, Step
+from vitfold.methods.step import Plan, Step, View
 from vitfold.methods.ward import Ward
 from vitfold.methods.wardcut import HIGHEST, Heights, WardCut
 from vitfold.tokens.layout import Layout
@@ -146,9 +146,9 @@ class CutAtMean(Step):
     mean: int = field(kw_only=True)
     heights: list[float] = field(kw_only=True)
 
-    def reduce(self, x: Tensor, state: TokenState, shown: Shown) -> tuple[Tensor, TokenState]:
+    def reduce(self, x: Tensor, state: TokenState, view: View) -> tuple[Tensor, TokenState]:
         """Merge the pairs that are nearer than the height, and keep it."""
-        pairs = state.pairs(shown.cue, by_size=True)
+        pairs = state.pairs(view.cue, by_size=True)
         nearest = pairs.value[pairs.value.isfinite()].sort(descending=True).values
         number = round(self.mean * state.batch)
         beyond = -float(nearest[number]) if number < len(nearest) else HIGHEST

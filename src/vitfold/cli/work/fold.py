@@ -14,7 +14,7 @@ from vitfold.saving import has_backbone, load
 
 def folded_by(model: nn.Module, plan: Path | None, choice: options.Choice) -> nn.Module:
     """The model, folded by the plan or by the method; what came folded stays as it is."""
-    if choice.given and (plan is not None or folds(model)):
+    if choice.is_set and (plan is not None or folds(model)):
         what = f"--plan {plan}" if plan is not None else "a saved plan"
         raise MethodError(f"{what} says how to fold: leave out --method, --r, --flops and the like")
     if plan is not None:

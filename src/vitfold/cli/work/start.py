@@ -68,7 +68,7 @@ def _searched(
     options = values.parse(choice.method_kwargs)
     if choice.flops is not None and "flops" in options:
         raise TrainError(f"--flops {choice.flops} and flops={options['flops']!r}: give one")
-    options |= values.given(flops=choice.flops)
+    options |= values.present(flops=choice.flops)
     iterations = options.get("iterations", ITERATIONS)
     check_whole("iterations", iterations, least=1)
     batches = shuffled_of(model, source, SCORED, iterations, seed, workers)

@@ -86,7 +86,7 @@ def _labels(data: Data, model: str) -> Labels | None:
 
 def _sources(data: Data, model: str, labels: Labels | None) -> tuple[AnySource, AnySource]:
     """Of what is trained on, and of what is held out; the model's own where none are given."""
-    own = None if labels or data.given else dataset_of(model)
+    own = None if labels or data.is_set else dataset_of(model)
     chosen = replace(data, dataset=own) if own else data
     images = [chosen.images(split) for split in (data.train_split, data.held_out)]
     source, held_out = (i.scenes(labels) if labels else i.source for i in images)
@@ -102,7 +102,7 @@ def _classifier(start: Start, name: str, head: int | None, classes: int | None) 
     """The model, with a head for as many classes as are asked for, or as the data has."""
     arguments = dict(start.arguments)
     if is_named(name):
-        arguments |= values.given(num_classes=head or classes) | start.changes
+        arguments |= values.present(num_classes=head or classes) | start.changes
     elif start.changes or head:
         raise TrainError(f"{name} has its own head and preprocessing: leave out what changes them")
     with fetching(name, start.pretrained, "leave out --pretrained, or give a directory"):

@@ -38,18 +38,18 @@ def run(
     mixed = PRECISIONS[dtype]
     earlier_request(values.directory(running.output), running.resume)
     accelerator = create_accelerator(running.on, mixed)
-    chosen = subject.choose(model, data, start, learning.seed)
-    teacher = subject.teacher(teaching.teacher, chosen.model)
-    ours = begin(chosen, choice, start, running, learning.seed, accelerator)
+    task = subject.choose(model, data, start, learning.seed)
+    teacher = subject.teacher(teaching.teacher, task.model)
+    ours = begin(task, choice, start, running, learning.seed, accelerator)
     recipe = learning.recipe(ours, teaching, looks)
-    chosen.images.transform = chosen.source.augment(chosen.model, recipe.augment)
+    task.images.transform = task.source.augment(task.model, recipe.augment)
     about: dict[str, Any] = {"model": model, "teacher": teaching.teacher, "precision": mixed}
-    about |= start.about | data.about | chosen.about
+    about |= start.about | data.about | task.about
     about["method"] = [record.method.to_json() for record in folds(ours)]
-    material = subject.material(chosen, ours, data, teacher, about)
+    material = subject.material(task, ours, data, teacher, about)
     outcome = _train(ours, recipe, material, _settings(running, accelerator))
     if accelerator.is_main_process:
-        _show(model, outcome, running.output, chosen.evaluator)
+        _show(model, outcome, running.output, task.evaluator)
 
 
 def _settings(running: Running, accelerator: Any) -> Settings:

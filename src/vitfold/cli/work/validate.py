@@ -100,8 +100,8 @@ def _show_pixels(name: str, model: nn.Module, report: SceneReport) -> None:
         ["images/s", f"{report.images_per_second:.1f}"],
     ]
     show.table(f"{name}, {fold_of(model).method}", ["", "folded"], rows)
-    shown = ["-" if iou is None else f"{iou:.2%}" for iou in report.ious]
-    each = [[str(number), iou] for number, iou in enumerate(shown)]
+    cells = ["-" if iou is None else f"{iou:.2%}" for iou in report.ious]
+    each = [[str(number), iou] for number, iou in enumerate(cells)]
     show.table("by class", ["class", "IoU"], each)
 
 

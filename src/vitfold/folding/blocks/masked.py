@@ -34,8 +34,8 @@ class MaskedAttend(OwnAttend):
         terms = terms * self.state.count.to(terms.dtype)[:, None, None]
         eps = EPS if self.state.soft else 0.0
         weights = (terms + eps / terms.shape[-1]) / (terms.sum(dim=-1, keepdim=True) + eps)
-        shown = received(weights, self.state.here) if self.scores_tokens else None
-        return weights.to(v.dtype) @ v, shown
+        score = received(weights, self.state.here) if self.scores_tokens else None
+        return weights.to(v.dtype) @ v, score
 
     def _most(self, scores: Tensor) -> Tensor:
         """The highest of every row: in training of all, as the paper has it; else of what still

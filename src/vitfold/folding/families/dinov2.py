@@ -136,9 +136,9 @@ def _added(block: Block, x: Tensor, out: Tensor) -> Tensor:
     if ratio <= MANY_IMAGES:
         return x + block.drop_path1(out)
     batch = x.shape[0]
-    chosen = torch.randperm(batch, device=x.device)[: max(int(batch * (1 - ratio)), 1)]
-    scale = batch / len(chosen)
-    return x.index_add(0, chosen, out[chosen].to(x.dtype), alpha=scale)
+    subset = torch.randperm(batch, device=x.device)[: max(int(batch * (1 - ratio)), 1)]
+    scale = batch / len(subset)
+    return x.index_add(0, subset, out[subset].to(x.dtype), alpha=scale)
 
 
 def _fused(attention: Any, x: Tensor, attn_mask: Tensor | None = None) -> Tensor:

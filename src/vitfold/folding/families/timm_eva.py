@@ -14,7 +14,7 @@ from vitfold.folding.blocks.names import maker
 from vitfold.folding.families.common import Arguments
 from vitfold.folding.families.registry import register_family
 from vitfold.folding.families.timm import TimmFamily
-from vitfold.folding.families.timm_vit import post_norm_feed, unseen
+from vitfold.folding.families.timm_vit import hidden, post_norm_feed
 
 EVA = "timm.models.eva."
 
@@ -82,7 +82,7 @@ class TimmEva(TimmFamily):
     )
 
     def padding(self, arguments: Arguments) -> Tensor | None:
-        return unseen(self, arguments)
+        return hidden(self, arguments)
 
     def kind(self, block: nn.Module) -> BlockKind | None:
         halves = HALVES.get(maker(type(block)))

@@ -67,14 +67,14 @@ HALVES = {
 }
 
 
-def unseen(family: TimmFamily, arguments: Arguments) -> Tensor | None:
+def hidden(family: TimmFamily, arguments: Arguments) -> Tensor | None:
     """`[B, patches]`: patches that a mask hides from all tokens are padding, unless they are read
     out."""
     mask, images = arguments.get("attn_mask"), family.images(arguments)
     if not isinstance(mask, Tensor) or images is None or family.reads_patches:
         return None
-    seen = four(mask if mask.dtype == torch.bool else mask > float("-inf")).any(dim=2).any(dim=1)
-    return seen[:, family.prefix :].expand(images.shape[0], -1)
+    visible = four(mask if mask.dtype == torch.bool else mask > float("-inf")).any(dim=2).any(dim=1)
+    return visible[:, family.prefix :].expand(images.shape[0], -1)
 
 
 @register_family
@@ -95,7 +95,7 @@ class TimmVisionTransformer(TimmFamily):
     )
 
     def padding(self, arguments: Arguments) -> Tensor | None:
-        return unseen(self, arguments)
+        return hidden(self, arguments)
 
     def kind(self, block: nn.Module) -> BlockKind | None:
         halves = HALVES.get(maker(type(block)))

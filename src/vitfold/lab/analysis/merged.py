@@ -13,7 +13,7 @@ from vitfold.folding.calls import fold_of
 from vitfold.folding.fold import clone, fold, fold_with
 from vitfold.methods import Base, Method, Step, create_method
 from vitfold.methods.base import learns, named
-from vitfold.methods.step import Plan, Shown
+from vitfold.methods.step import Plan, View
 from vitfold.tokens.layout import Layout
 from vitfold.tokens.state import TokenState
 from vitfold.tokens.tokenmap import take
@@ -60,9 +60,9 @@ class WatchedStep(Step):
         """As the step itself; what merges there is compared as it is."""
         return self._noted(state, x.detach(), self.inner.enter(x, state))
 
-    def reduce(self, x: Tensor, state: TokenState, shown: Shown) -> tuple[Tensor, TokenState]:
+    def reduce(self, x: Tensor, state: TokenState, view: View) -> tuple[Tensor, TokenState]:
         """As the step itself, which goes by a cue."""
-        return self._noted(state, shown.cue, self.inner.reduce(x, state, shown))
+        return self._noted(state, view.cue, self.inner.reduce(x, state, view))
 
     def leave(self, x: Tensor, state: TokenState) -> tuple[Tensor, TokenState]:
         """As the step itself."""

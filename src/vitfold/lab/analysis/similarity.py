@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from vitfold.folding.families import find
 from vitfold.folding.fold import clone, fold
 from vitfold.methods import Base, Step
-from vitfold.methods.step import Plan, Shown
+from vitfold.methods.step import Plan, View
 from vitfold.tokens.layout import Layout
 from vitfold.tokens.state import TokenState
 from vitfold.tools.measure import Progress
@@ -73,9 +73,9 @@ class Compare(Step):
 
     totals: Tensor = field(kw_only=True, compare=False)
 
-    def reduce(self, x: Tensor, state: TokenState, shown: Shown) -> tuple[Tensor, TokenState]:
+    def reduce(self, x: Tensor, state: TokenState, view: View) -> tuple[Tensor, TokenState]:
         """Looks at what entered, what attention adds and what that comes to."""
-        places = (shown.before, shown.cue, x)
+        places = (view.before, view.cue, x)
         self.totals.add_(torch.stack([mean_cosine(tokens).sum() for tokens in places]).cpu())
         return x, state
 

@@ -50,7 +50,7 @@ class PruneMerge(Base):
     """
 
     pads: ClassVar[bool] = False
-    found_by: ClassVar[str] = "search"
+    command: ClassVar[str] = "search"
     sought: ClassVar[tuple[str, ...]] = ("flops", "iterations")
     training: ClassVar[MethodRecipe] = MethodRecipe(
         epochs=30, optimizer={"opt": "adamw", "lr": 1e-4}, temperature=20.0
