@@ -36,7 +36,7 @@ from vitfold import (
 )
 from vitfold.folding.calls import fold_of
 from vitfold.folding.fit import NEAR
-from vitfold.methods.base import from_json, ready
+from vitfold.methods.registry import from_json, ready
 from vitfold.methods.schedule import along, per_block
 from vitfold.tokens.layout import Layout
 

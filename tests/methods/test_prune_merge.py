@@ -22,8 +22,8 @@ from vitfold.folding.calls import fold_of
 from vitfold.folding.families import find
 from vitfold.folding.families.hf import MODELS as FAMILIES
 from vitfold.folding.fold import clone
-from vitfold.methods.base import from_json
 from vitfold.methods.prune_merge.structure import GROUPINGS
+from vitfold.methods.registry import from_json
 from vitfold.tools.baselines import bound
 
 HUGGING_FACE = [name for names in FAMILIES.values() for name in names]

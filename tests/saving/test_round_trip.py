@@ -14,7 +14,7 @@ from torch import Tensor
 
 import vitfold
 from vitfold.methods import METHODS
-from vitfold.methods.base import from_json
+from vitfold.methods.registry import from_json
 from vitfold.saving.models import create_model
 from vitfold.saving.sources import hf
 

@@ -116,7 +116,7 @@ class Choice(Group):
     def build(self) -> Base:
         """The method. Where nothing says how far to reduce, it costs 0.6 of the dense model."""
         from vitfold.methods import create_method
-        from vitfold.methods.base import named
+        from vitfold.methods.registry import named
 
         kind = named(self.method or "tome")
         if kind.command:

@@ -131,6 +131,6 @@ class Choice(options.Choice):
     @property
     def searches(self) -> bool:
         """Whether it is found by a search in images first."""
-        from vitfold.methods.base import named
+        from vitfold.methods.registry import named
 
         return self.method.lower() != "none" and named(self.method).command == "search"

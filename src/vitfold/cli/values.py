@@ -99,7 +99,7 @@ def whole_numbers(option: str, text: str) -> list[int]:
 
 def method_name(text: str) -> str:
     """A registered name."""
-    from vitfold.methods.base import named
+    from vitfold.methods.registry import named
 
     return named(text.strip()).name
 

@@ -1,7 +1,7 @@
 """The methods. A new one is one file here, and its name below."""
 
 from vitfold.methods.avit import AViT
-from vitfold.methods.base import METHODS, Base, Method, create_method, everywhere, ready, register
+from vitfold.methods.base import Base, Method, everywhere
 from vitfold.methods.dfe import DFE
 from vitfold.methods.drop import Drop
 from vitfold.methods.dynamicvit import DynamicViT
@@ -10,6 +10,7 @@ from vitfold.methods.lgtm import LGTM
 from vitfold.methods.ltmp import LTMP
 from vitfold.methods.mergedrop import MergeDrop
 from vitfold.methods.prune_merge.method import PruneMerge
+from vitfold.methods.registry import METHODS, create_method, ready, register
 from vitfold.methods.step import Step
 from vitfold.methods.tome import ToMe
 from vitfold.methods.tome_around import ToMeAround

@@ -10,9 +10,10 @@ from torch import Tensor, nn
 
 from vitfold.errors import MethodError
 from vitfold.methods import distributed
-from vitfold.methods.base import Base, register
+from vitfold.methods.base import Base
 from vitfold.methods.checks import check_number, check_share
 from vitfold.methods.learned import Learned, Pass, mean_counts
+from vitfold.methods.registry import register
 from vitfold.methods.step import Plan, Step
 from vitfold.tokens.layout import Layout
 from vitfold.tokens.state import TokenState

@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
-from vitfold.methods.base import register
 from vitfold.methods.merging import Late
+from vitfold.methods.registry import register
 
 
 @register("dfe")

@@ -4,8 +4,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from vitfold.methods.base import Method, everywhere, register
+from vitfold.methods.base import Method, everywhere
 from vitfold.methods.checks import check_cue, check_skip, check_whole
+from vitfold.methods.registry import register
 from vitfold.methods.step import Step
 from vitfold.tokens.layout import Layout
 from vitfold.tokens.match import lowest

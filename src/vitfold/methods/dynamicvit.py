@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vitfold.methods.base import register
 from vitfold.methods.checks import check_number
 from vitfold.methods.learned import Learned, Pass
+from vitfold.methods.registry import register
 from vitfold.methods.staged import Staged
 from vitfold.methods.step import Plan, Step, View
 from vitfold.tokens.layout import Layout

@@ -6,8 +6,8 @@ from typing import ClassVar
 from torch import Tensor
 
 from vitfold.errors import MethodError
-from vitfold.methods.base import register
 from vitfold.methods.checks import check_switch
+from vitfold.methods.registry import register
 from vitfold.methods.staged import Staged
 from vitfold.methods.step import Step
 from vitfold.tokens.layout import Layout

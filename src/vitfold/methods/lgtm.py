@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from vitfold.errors import MethodError
-from vitfold.methods.base import register
 from vitfold.methods.checks import check_choice, check_whole
 from vitfold.methods.merging import Late
+from vitfold.methods.registry import register
 from vitfold.methods.step import Step
 from vitfold.tokens.layout import Layout
 from vitfold.tokens.match import Windows, smallest_first, windowed

@@ -10,11 +10,12 @@ from torch import Tensor, nn
 
 from vitfold.errors import MethodError
 from vitfold.methods import distributed
-from vitfold.methods.base import Base, register
+from vitfold.methods.base import Base
 from vitfold.methods.checks import check_choice, check_cue, check_number, check_share, check_switch
 from vitfold.methods.learned import Learned, Pass, mean_counts
 from vitfold.methods.mergedrop import MergeDrop
 from vitfold.methods.recipe import MethodRecipe
+from vitfold.methods.registry import register
 from vitfold.methods.step import Plan, Received, Step, View
 from vitfold.tokens.layout import Layout
 from vitfold.tokens.state import Change, TokenState

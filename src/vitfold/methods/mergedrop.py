@@ -5,9 +5,9 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from vitfold.methods.base import register
 from vitfold.methods.checks import check_reduction, check_switch
 from vitfold.methods.merging import Merging
+from vitfold.methods.registry import register
 from vitfold.methods.schedule import Reduction, per_block
 from vitfold.methods.step import Received, Step
 from vitfold.tokens.layout import Layout

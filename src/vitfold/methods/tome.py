@@ -2,9 +2,9 @@
 
 from dataclasses import dataclass
 
-from vitfold.methods.base import register
 from vitfold.methods.checks import check_skip
 from vitfold.methods.merging import Merging
+from vitfold.methods.registry import register
 
 
 @register("tome")

@@ -4,8 +4,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from vitfold.methods.base import Method, register
+from vitfold.methods.base import Method
 from vitfold.methods.checks import check_skip, check_switch
+from vitfold.methods.registry import register
 from vitfold.methods.step import Plan, Step
 from vitfold.tokens.layout import Layout
 from vitfold.tokens.match import bipartite

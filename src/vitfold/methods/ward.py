@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from vitfold.methods.base import register
+from vitfold.methods.registry import register
 from vitfold.methods.tome import ToMe
 
 

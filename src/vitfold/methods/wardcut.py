@@ -7,9 +7,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from vitfold.methods.base import Base, register
+from vitfold.methods.base import Base
 from vitfold.methods.checks import check_cue, check_inflection, check_share, check_switch
 from vitfold.methods.learned import Learned
+from vitfold.methods.registry import register
 from vitfold.methods.step import Plan, Step, View
 from vitfold.methods.ward import Ward
 from vitfold.tokens.layout import Layout

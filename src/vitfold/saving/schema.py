@@ -10,7 +10,7 @@ import torch
 
 from vitfold.errors import MethodError, PlanError
 from vitfold.methods import Base
-from vitfold.methods.base import from_json
+from vitfold.methods.registry import from_json
 from vitfold.saving import fields, sources, upgrade
 from vitfold.saving.upgrade import SCHEMA
 

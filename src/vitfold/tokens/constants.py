@@ -20,10 +20,11 @@ def constant(key: Hashable, like: Tensor, make: Callable[[torch.device], Tensors
     without values, every time. Nobody may write to it."""
     if compiling() or type(like) is not Tensor:
         return make(like.device)
-    known = key, like.device
-    if known not in _KEPT:
+    place = key, like.device
+    tensors = _KEPT.get(place)
+    if tensors is None:
         if len(_KEPT) >= MOST:
             _KEPT.clear()
         with torch.inference_mode(False):  # they may be used in training later
-            _KEPT[known] = make(like.device)
-    return _KEPT[known]
+            tensors = _KEPT[place] = make(like.device)
+    return tensors

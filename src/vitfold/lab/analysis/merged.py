@@ -12,7 +12,8 @@ from vitfold.errors import MethodError
 from vitfold.folding.calls import fold_of
 from vitfold.folding.fold import clone, fold, fold_with
 from vitfold.methods import Base, Method, Step, create_method
-from vitfold.methods.base import learns, named
+from vitfold.methods.base import learns
+from vitfold.methods.registry import named
 from vitfold.methods.step import Plan, View
 from vitfold.tokens.layout import Layout
 from vitfold.tokens.state import TokenState

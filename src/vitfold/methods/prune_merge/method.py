@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vitfold.errors import MethodError
-from vitfold.methods.base import Base, register
+from vitfold.methods.base import Base
 from vitfold.methods.checks import (
     check_blocks,
     check_choice,
@@ -22,6 +22,7 @@ from vitfold.methods.checks import (
 from vitfold.methods.prune_merge.matrices import Matrices
 from vitfold.methods.prune_merge.structure import GROUPINGS, SCOPES, Groups, groups
 from vitfold.methods.recipe import MethodRecipe
+from vitfold.methods.registry import register
 from vitfold.tokens.layout import Grid
 
 FOUND = "{}: find the scores by PruneMerge.search(model, loader), which gives the whole method"
