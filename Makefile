@@ -2,6 +2,8 @@
 
 PYTHON ?= python3
 BIN := .venv/bin
+# Tests run in a process for each core, up to four: each takes some gigabytes.
+PYTEST := $(BIN)/pytest -n logical --maxprocesses 4 --dist worksteal
 
 .PHONY: demo test test-all check lock clean
 
@@ -9,10 +11,10 @@ demo: .venv/ready
 	$(BIN)/vitfold demo
 
 test: check
-	$(BIN)/pytest
+	$(PYTEST)
 
 test-all: check
-	$(BIN)/pytest -m ''
+	$(PYTEST) -m ''
 
 check: .venv/ready
 	$(BIN)/ruff check .

@@ -17,7 +17,7 @@ import vitfold
 from vitfold import files
 from vitfold.errors import PlanError
 from vitfold.folding.calls import fold_of
-from vitfold.saving import plans, store, weights
+from vitfold.saving import plans, store
 from vitfold.saving.subject import describe
 
 FORK = multiprocessing.get_context("fork")
@@ -132,7 +132,7 @@ def hang(directory: Path) -> None:
         path.write_bytes(b"half")
         time.sleep(600)
 
-    weights.write = half
+    store.write_tensors = half
     vitfold.save(marked(3), directory, backbone=True)
 
 
@@ -143,6 +143,7 @@ def test_a_saver_that_is_killed_holds_nobody_up(new: bool, tmp_path: Path) -> No
         vitfold.save(marked(1), directory, backbone=True)
     saver = started(hang, directory)
     while not list(directory.glob(".weights*")):
+        assert saver.is_alive()
         time.sleep(0.01)
     os.kill(saver.pid, signal.SIGKILL)
     saver.join()
@@ -177,7 +178,7 @@ def test_what_was_made_for_a_save_that_failed_is_gone(
     def fail(*_: Any) -> None:
         raise error
 
-    monkeypatch.setattr(weights, "write", fail)
+    monkeypatch.setattr(store, "write_tensors", fail)
     with pytest.raises((PlanError, KeyboardInterrupt)):
         vitfold.save(marked(1), tmp_path / "a" / "b" / "c", backbone=True)
     assert os.listdir(tmp_path) == []

@@ -92,7 +92,7 @@ def test_a_disk_that_is_full_loses_nothing(
     def fail(*_: Any, **__: Any) -> None:
         raise error("No space left on device")
 
-    monkeypatch.setattr("vitfold.saving.weights.save_file", fail)
+    monkeypatch.setattr("vitfold.saving.store.save_file", fail)
     with pytest.raises(PlanError, match=r"cannot be written: .*No space left"):
         vitfold.save(vitfold.fold(tiny(), "drop", r=1), tmp_path, backbone=True)
     assert sorted(os.listdir(tmp_path)) == ["plan.json", "weights.safetensors"]
