@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from vitfold.saving.models import create_model
     from vitfold.tokens.tokenmap import PackedMap, TokenMap
     from vitfold.tools.calibrate import calibrate
+    from vitfold.tools.fidelity import Fidelity, fidelity
     from vitfold.tools.freeze import freeze
     from vitfold.tools.measure import flops, peak_memory, throughput
     from vitfold.tools.trace import Trace, trace
@@ -87,6 +88,8 @@ __all__ = [
     "Trace",
     "trace",
     # measuring
+    "Fidelity",
+    "fidelity",
     "flops",
     "peak_memory",
     "throughput",
@@ -163,6 +166,10 @@ PLACES = {
         "TokenMap",
     ),
     "vitfold.tools.calibrate": ("calibrate",),
+    "vitfold.tools.fidelity": (
+        "Fidelity",
+        "fidelity",
+    ),
     "vitfold.tools.freeze": ("freeze",),
     # It gives PruneMerge its search.
     "vitfold.tools.prune_merge.search": ("PruneMerge",),

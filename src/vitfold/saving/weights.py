@@ -1,4 +1,4 @@
-"""Weights beside a plan: safetensors only, which have to fit the model exactly."""
+"""Tensors by name: whether they fit a model exactly, and copied into it."""
 
 from collections.abc import Mapping
 
