@@ -104,6 +104,27 @@ def test_validate_reads_a_folder_and_a_tar(run, capsys, tmp_path: Path) -> None:
         assert "agrees with dense" in shown
 
 
+def test_validate_without_labels_compares_with_the_dense_model(run, capsys, tmp_path: Path) -> None:
+    results = tmp_path / "r.json"
+    options = ("--method", "tome", "--flops", "0.7", "--limit", "24", "--results-file", results)
+    assert run("validate", "digits", "--fidelity", *options) == 0
+    said = capsys.readouterr().out
+    for words in ("cosine of embeddings", "recall@10", "same class", "KL divergence"):
+        assert words in said
+    (row,) = json.loads(results.read_text())["rows"]
+    assert 0.5 < row["cosine_low"] < row["cosine"] < row["cosine_high"] <= 1
+    photos = tmp_path / "photos" / "all"
+    photos.mkdir(parents=True)
+    for number in range(12):
+        Image.effect_noise((200, 160), 40 + number).convert("RGB").save(photos / f"{number}.png")
+    headless = ("validate", "test_vit", "--no-pretrained", "--model-kwargs", "num_classes=0")
+    assert run(*headless, "--data-dir", photos.parent, "--method", "tome", "--r", "8") == 0
+    said = capsys.readouterr().out
+    assert "recall@10" in said
+    assert "same class" not in said
+    assert run("validate", "x", "--fidelity", "--task", "segment", "--data-dir", photos) == 2
+
+
 def test_validate_stops_at_the_limit(run, tmp_path: Path) -> None:
     folder, target = pictures(tmp_path / "data"), tmp_path / "out.json"
     assert run("validate", MODEL, *TINY, "--no-pretrained", "--img-size", "64", "--r", "2",

@@ -18,6 +18,14 @@ def validate(
     task: options.Task,
     precision: options.Precision,
     model: options.ModelName = "digits",
+    fidelity: Annotated[
+        bool,
+        typer.Option(
+            "--fidelity",
+            help="How near it stays to the dense model, in place of how right it is: no labels are "
+            "needed. Without a head, as of embeddings, this is what there is.",
+        ),
+    ] = False,
     stride: options.Stride = None,
     pictures: Annotated[
         int, typer.Option(min=0, help="Of a segmenter, draw so many scenes, evenly spaced.")
@@ -30,21 +38,27 @@ def validate(
     results_file: options.ResultsFile = None,
 ) -> None:
     """Top-1 and top-5 of the folded model, and how often it agrees with the dense one; of a
-    segmenter, the mean intersection over union, by windows that slide over each image.
+    segmenter, the mean intersection over union, by windows that slide over each image; of a model
+    of embeddings, or with --fidelity, how near it stays to the dense one.
 
     Without data, the embedded model is validated on its held-out digits.
     """
     from vitfold.cli.work import validate as work
     from vitfold.cli.work.fold import folded_by
+    from vitfold.tools.answers import classes_of_head
 
     dtype = precision.dtype
     if pictures and not task.pixels:
         raise DataError(f"--pictures {pictures} are of a segmenter: give --task segment")
+    if fidelity and task.pixels:
+        raise DataError("--fidelity: of a segmenter, the report has what agrees with the dense one")
     ours = folded_by(task.model(model_options, model), plan, choice)
     source = task.source(data, ours)
     if isinstance(source, work.SceneSource):
         report = work.of_pixels(model, ours, source, limit, stride, workers, dtype)
         work.draw_scenes(ours, source, pictures, stride, output)
+    elif fidelity or not classes_of_head(ours):
+        report = work.of_fidelity(model, ours, source, limit, batch_size, workers, dtype)
     else:
         report = work.of_images(model, ours, source, limit, batch_size, workers, dtype)
     show.results(results_file, "validate", model, ours, [report])

@@ -19,10 +19,11 @@ from vitfold.segment import SceneSource, score
 from vitfold.segment.pictures import compare
 from vitfold.tools import draw
 from vitfold.tools.answers import classes_of_head
+from vitfold.tools.fidelity import Estimate, fidelity
 from vitfold.tools.validate import Report
 from vitfold.tools.validate import validate as validate_
 
-__all__ = ["SceneSource", "draw_scenes", "of_images", "of_pixels"]
+__all__ = ["SceneSource", "draw_scenes", "of_fidelity", "of_images", "of_pixels"]
 
 
 def of_images(
@@ -43,6 +44,50 @@ def of_images(
         report = validate_(ours, batches, device=on, amp=amp, progress=progress)
     _show(name, ours, report)
     return report.to_json()
+
+
+def of_fidelity(
+    name: str,
+    ours: nn.Module,
+    source: Source,
+    limit: int | None,
+    batch_size: int,
+    workers: int,
+    amp: torch.dtype | None,
+) -> dict[str, Any]:
+    """The report on images without labels: how near the folded model stays to the dense one."""
+    batches = batches_of(ours, source, limit, batch_size, workers)
+    count = len(batches) if isinstance(batches, Sized) else None
+    with show.bar("comparing", count) as progress:
+        report = fidelity(ours, batches, amp=amp, progress=progress)
+    rows = [["images", str(report.images), ""]]
+    for field, words in FIDELITY.items():
+        value = getattr(report, field)
+        if isinstance(value, Estimate):
+            rows.append(
+                [words, _figure(value.mean), f"{_figure(value.low)} to {_figure(value.high)}"]
+            )
+        elif value is not None:
+            rows.append([words, _figure(value), ""])
+    columns = ["beside the dense model", "", "95 % interval"]
+    show.table(f"{name}, {fold_of(ours).method}", columns, rows)
+    return report.to_json()
+
+
+FIDELITY = {
+    "cosine": "cosine of embeddings",
+    "cosine_worst": "of the worst tenth",
+    "recall1": "recall@1",
+    "recall10": "recall@10",
+    "dense_cosine": "cosine of dense features",
+    "agreement": "same class",
+    "kl": "KL divergence",
+}
+"""What its figures are called."""
+
+
+def _figure(value: float) -> str:
+    return f"{value:.4f}"
 
 
 def _note_classes(model: nn.Module, source: Source, batches: Any) -> None:
