@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+import vitfold
 from vitfold import (
     LGTM,
     LTMP,
@@ -220,3 +221,70 @@ def test_windows_of_an_image_are_refused_where_there_are_three_axes() -> None:
     blocks, (x, rope) = trunk(), cube()
     with pytest.raises(MethodError, match="a grid of 3 x 4 x 5 has none"):
         run(blocks, LGTM(r=6), (6,) * DEPTH, x, rope, grid=CUBE)
+
+
+# A family.
+
+
+class PackedBlock(Block):
+    def forward(self, x: Tensor, cu_seqlens: Tensor, rope: Tensor) -> Tensor:
+        lengths = cu_seqlens.diff().tolist()
+        pairs = zip(x.split(lengths, dim=1), rope.split(lengths), strict=True)
+        x = x + torch.cat([self.attn(self.norm1(a), b, None) for a, b in pairs], dim=1)
+        return x + self.mlp(self.norm2(x))  # type: ignore[no-any-return]
+
+
+class PackedTrunk(nn.Module):
+    """What vision towers of language models are: images one after another."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed_dim = WIDTH
+        self.blocks = nn.ModuleList([PackedBlock() for _ in range(DEPTH)])
+
+    def forward(self, x: Tensor, cu_seqlens: Tensor, rope: Tensor) -> Tensor:
+        for block in self.blocks:
+            x = block(x, cu_seqlens=cu_seqlens, rope=rope)
+        return x
+
+
+class PackedFamily(Family):
+    trunks = (PackedTrunk,)
+    entries = ("forward",)
+    arguments = ("x", "cu_seqlens", "rope")
+    block_types = (PackedBlock,)
+    block_arguments = ("cu_seqlens", "rope")
+    attention_types = (Attention,)
+    prefix, class_token, reads_patches = 0, False, True
+    size = (3, 4, 4)
+
+    def lengths(self, arguments: Any) -> list[int]:
+        return arguments["cu_seqlens"].diff().tolist()  # type: ignore[no-any-return]
+
+    def grid(self, arguments: Any) -> Any:
+        return (4, 4)
+
+    def attend(self, block: Any, x: Tensor, attend_: Any) -> Tensor:
+        return attend(block, x, attend_)
+
+    def feed(self, block: Any, x: Tensor) -> Tensor:
+        return feed(block, x)
+
+
+@torch.no_grad()
+def test_a_family_says_how_long_packed_images_are() -> None:
+    vitfold.register_family(PackedFamily)
+    torch.manual_seed(0)
+    model = PackedTrunk().double().eval()
+    x, rope = tables(LENGTHS)
+    cu_seqlens = torch.tensor([0, *LENGTHS]).cumsum(0)
+    dense = model(x, cu_seqlens, rope)
+    vitfold.fold(model, ToMe(r=0))
+    torch.testing.assert_close(model(x, cu_seqlens, rope), dense, rtol=1e-10, atol=1e-10)
+    vitfold.fold(model, ToMe(r=3))
+    together = model(x, cu_seqlens, rope)
+    assert together.shape == x.shape
+    parts = zip(x.split(LENGTHS, dim=1), rope.split(LENGTHS), LENGTHS, strict=True)
+    singles = [model(a, torch.tensor([0, n]), b) for a, b, n in parts]
+    torch.testing.assert_close(together, torch.cat(singles, dim=1), rtol=1e-10, atol=1e-10)
+    assert not torch.allclose(together, dense)

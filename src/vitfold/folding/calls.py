@@ -151,6 +151,7 @@ def start(fold: Fold, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Run:
         fold.form,
         soft=family.trunk.training,
     )
+    run.lengths = family.lengths(arguments)
     run.valid = _valid(family.padding(arguments), family.prefix)
     if not torch.compiler.is_compiling() and (runs := _watched.get()) is not None:
         run.arguments = arguments

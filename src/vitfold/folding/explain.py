@@ -16,7 +16,7 @@ Arguments = tuple[Any, ...]
 """The arguments of a call."""
 
 LIBRARIES = frozenset({"vitfold", "torch", "contextlib", "functools", "einops", "torchvision"})
-"""Packages whose errors are explained, besides those that trunks come from."""
+"""Packages whose errors are explained, besides those that the trunks of our families come from."""
 
 
 @contextlib.contextmanager
@@ -37,7 +37,8 @@ def explained(family: Family, arguments: Arguments) -> Iterator[None]:
 
 def _of_libraries(trace: TracebackType | None) -> bool:
     """Whether nothing but libraries ran where an error comes from."""
-    roots = LIBRARIES | {name.partition(".")[0] for name in REGISTRY}
+    ours = {name for name, family in REGISTRY.items() if family.__module__.startswith("vitfold.")}
+    roots = LIBRARIES | {name.partition(".")[0] for name in ours}
     while trace is not None:
         module = str(trace.tb_frame.f_globals.get("__name__", ""))
         if module.partition(".")[0] not in roots:

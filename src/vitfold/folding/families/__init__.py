@@ -1,50 +1,23 @@
 """Which models can be folded: finding the trunk of a model, and reasons against it."""
 
+import importlib
+import pkgutil
 from collections.abc import Iterator
 
 from torch import nn
 
 from vitfold.errors import UnsupportedModel
 from vitfold.folding.blocks.names import full_name
-from vitfold.folding.families import (
-    dinov2,
-    hf_beit,
-    hf_clip,
-    hf_dinov2,
-    hf_dinov3,
-    hf_siglip2,
-    hf_vit,
-    open_clip,
-    timm_beit,
-    timm_eva,
-    timm_naflex,
-    timm_relpos,
-    timm_vit,
-)
 from vitfold.folding.families.base import Family
 from vitfold.folding.families.reasons import advice, reason
 from vitfold.folding.families.registry import family_of, register_family
 from vitfold.folding.families.table import Families, tabulate
 from vitfold.methods.plugins import FAMILIES_GROUP, load_plugins
 
-__all__ = ["OURS", "Families", "Family", "families", "family_of", "find", "register_family"]
+__all__ = ["Families", "Family", "families", "family_of", "find", "register_family"]
 
-OURS = (
-    dinov2,
-    hf_beit,
-    hf_clip,
-    hf_dinov2,
-    hf_dinov3,
-    hf_siglip2,
-    hf_vit,
-    open_clip,
-    timm_beit,
-    timm_eva,
-    timm_naflex,
-    timm_relpos,
-    timm_vit,
-)
-"""The files of the families that come with vitfold: each registers its own."""
+for _file in pkgutil.iter_modules(__path__):  # a family registers itself when it is imported
+    importlib.import_module(f"{__name__}.{_file.name}")
 
 WRAPPERS = {
     "DistributedDataParallel": "DistributedDataParallel",

@@ -128,6 +128,11 @@ class Family:
         """`[B, patches]`, False for padded patches, where a call has such arguments; else None."""
         return None
 
+    def lengths(self, arguments: Arguments) -> Sequence[int] | None:
+        """How many tokens each image has where a call takes images one after another, `[1, T, C]`;
+        None where they lie side by side."""
+        return None
+
     def read_by(self, hosts: Sequence[nn.Module]) -> bool:
         """Whether the modules around the trunk, from the inside out, read its patches."""
         return any(getattr(host, "reads_patches", False) is True for host in hosts)
