@@ -41,6 +41,23 @@ FACE = ""
 FILES = sorted(SOURCE.rglob("*.py"))
 
 
+PACKAGES = [file.parent for file in FILES if file.name == "__init__.py"]
+
+
+def exported(file: Path) -> set[str]:
+    """What a package hands on from its modules, modules themselves aside."""
+    body = ast.parse(file.read_text(encoding="utf-8")).body
+    handed = [node for node in body if isinstance(node, ast.ImportFrom)]
+    modules = {path.stem for path in file.parent.iterdir()}
+    own = "vitfold." + ".".join(file.parent.relative_to(SOURCE).parts)
+    return {
+        name.asname or name.name
+        for node in handed
+        for name in node.names
+        if not (node.module == own.rstrip(".") and name.name in modules)
+    }
+
+
 def room(module: str) -> str:
     parts = module.split(".")
     return parts[1] if len(parts) > 1 else ""
@@ -97,6 +114,21 @@ def test_no_public_name_is_also_a_module() -> None:
     """`vitfold.validate` is a function whatever was imported before."""
     both = [n for n in vitfold.__all__ if importlib.util.find_spec(f"vitfold.{n}") is not None]
     assert both == []
+
+
+@pytest.mark.parametrize("package", PACKAGES, ids=lambda path: path.name)
+def test_no_name_of_a_package_is_also_a_module_beside_it(package: Path) -> None:
+    """Whichever was imported last would be what the name means."""
+    beside = {path.stem for path in package.iterdir() if path.suffix == ".py" or path.is_dir()}
+    for file in package.glob("*.py"):
+        names = {
+            node.name
+            for node in ast.parse(file.read_text(encoding="utf-8")).body
+            if isinstance(node, ast.FunctionDef | ast.ClassDef)
+        }
+        if file.stem == "__init__":
+            names |= exported(file)
+        assert names & (beside - {file.stem}) == set(), file.name
 
 
 def test_what_the_code_imports_is_declared() -> None:

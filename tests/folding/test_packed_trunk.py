@@ -23,7 +23,7 @@ from vitfold import (
     Ward,
 )
 from vitfold.folding.blocks.kinds import BlockKind
-from vitfold.folding.families import Family
+from vitfold.folding.families import Family, registry
 from vitfold.folding.run import Run
 from vitfold.methods import Base
 from vitfold.methods.learned import Learned
@@ -272,7 +272,8 @@ class PackedFamily(Family):
 
 
 @torch.no_grad()
-def test_a_family_says_how_long_packed_images_are() -> None:
+def test_a_family_says_how_long_packed_images_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry, "REGISTRY", dict(registry.REGISTRY))
     vitfold.register_family(PackedFamily)
     torch.manual_seed(0)
     model = PackedTrunk().double().eval()

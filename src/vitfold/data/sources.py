@@ -11,8 +11,8 @@ from PIL import Image
 from torch import nn
 
 from vitfold.data import digits
+from vitfold.data.inputs import augmentation, preprocessing
 from vitfold.data.pictures import check_data_dir, check_depth
-from vitfold.data.preprocessing import augmentation, preprocessing
 from vitfold.data.splits import SPLITS, also, share_of
 from vitfold.data.subsets import evenly, filename, numbered, per_cent, strict
 from vitfold.errors import DataError, missing, nearest, one_line

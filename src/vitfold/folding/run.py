@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from vitfold.errors import FoldError, MethodError
 from vitfold.folding.blocks.attention import Attend
-from vitfold.folding.blocks.forms import attention
+from vitfold.folding.blocks.forms import attention_of
 from vitfold.folding.blocks.kinds import BlockKind
 from vitfold.methods.base import Base
 from vitfold.methods.learned import Learned
@@ -175,7 +175,7 @@ class Run:
     ) -> tuple[Tensor, TokenState]:
         """Attention, and the step that reduces tokens after it; what the step looks at is freed
         before the MLP runs."""
-        attend = attention(state, arguments, self.method.proportional, step)
+        attend = attention_of(state, arguments, self.method.proportional, step)
         after = kind.attend(block, x, attend)
         if step is None:
             return after, state

@@ -7,7 +7,7 @@ from torch import nn
 from vitfold.errors import UnsupportedModel
 from vitfold.saving import fields, sources
 from vitfold.saving.models import HUB, create_model, dataset_of, is_folded, origin_of
-from vitfold.saving.sources.source import Source
+from vitfold.saving.sources.base import Source
 from vitfold.saving.sources.timm import SOURCE as TIMM
 from vitfold.segment.decoders import DECODERS
 from vitfold.segment.segmenter import MOST_CLASSES, Segmenter

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 from torch import nn
 
-from vitfold.data.preprocessing import data_config
+from vitfold.data.inputs import data_config
 from vitfold.data.splits import share_of
 from vitfold.data.subsets import per_cent
 from vitfold.errors import DataError

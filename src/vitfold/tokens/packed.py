@@ -20,7 +20,7 @@ from vitfold.tokens.layout import Grid
 from vitfold.tokens.match import NOWHERE
 from vitfold.tokens.state import Change, TokenState, four, pick
 from vitfold.tokens.threshold import Pairs
-from vitfold.tokens.tokenmap import DROPPED, PackedMap, TokenMap, apart, one_image, packed, take
+from vitfold.tokens.tokenmap import DROPPED, PackedMap, TokenMap, apart, in_one_row, one_image, take
 
 
 @dataclass(frozen=True, eq=False)
@@ -191,13 +191,13 @@ class Packed(TokenState):
             notes=self.notes,
             packed=self,
         )
-        return ragged.pad(packed(x), here), state
+        return ragged.pad(in_one_row(x), here), state
 
     def level(self, x: Tensor) -> tuple[Tensor, TokenState]:
         return self.padded(x) if self.beside else (x, self)
 
     def apply(self, x: Tensor, change: Change) -> tuple[Tensor, TokenState]:
-        x = packed(x)
+        x = in_one_row(x)
         if isinstance(change, TokenMap):
             change = self._from_padded(change)
         assert isinstance(change, PackedMap)  # a packed state decides nothing else
@@ -229,10 +229,10 @@ class Packed(TokenState):
         return PackedMap(flat, tuple(kept.sum(dim=1).tolist()), self.lengths)
 
     def alone(self, x: Tensor) -> tuple[Tensor, TokenState]:
-        return packed(x), self
+        return in_one_row(x), self
 
     def pairs(self, metric: Tensor, by_size: bool = False, after: Change | None = None) -> Pairs:
-        state, metric = self, packed(metric)
+        state, metric = self, in_one_row(metric)
         if isinstance(after, PackedMap):
             state, metric = self._after(after), after.take(metric)
         rows, here = state.table
@@ -264,7 +264,7 @@ class Packed(TokenState):
         temperature: float = 1.0,
         after: Change | None = None,
     ) -> PackedMap:
-        state, score = self._after(after), packed(score)
+        state, score = self._after(after), in_one_row(score)
         if after is not None:
             score = after.fold_max(score)
         rows, here = state.table
@@ -272,11 +272,11 @@ class Packed(TokenState):
         return state._dropping(keep[here] > 0.5, after)
 
     def keep(self, keep: Tensor) -> PackedMap:
-        return self._dropping(packed(keep)[0] > 0.5, None)
+        return self._dropping(in_one_row(keep)[0] > 0.5, None)
 
     def keep_best(self, score: Tensor, left: int) -> PackedMap:
         rows, here = self.table
-        patches = packed(score)[0][rows].masked_fill(~here, NOWHERE)[:, self.prefix :]
+        patches = in_one_row(score)[0][rows].masked_fill(~here, NOWHERE)[:, self.prefix :]
         keep = F.pad(matching.best(patches, left), (self.prefix, 0), value=1.0)
         return self._dropping(keep[here] > 0.5, None)
 

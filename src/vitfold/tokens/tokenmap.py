@@ -248,11 +248,11 @@ class PackedMap:
 
     def take(self, values: Tensor) -> Tensor:
         """`[1, T, ...]`: values, of all tokens, of those that keep a slot."""
-        return take(packed(values), self.flat.keep)
+        return take(in_one_row(values), self.flat.keep)
 
     def fold_max(self, score: Tensor) -> Tensor:
         """`[1, T]`: the highest score of every slot."""
-        return self.flat.fold_max(packed(score))
+        return self.flat.fold_max(in_one_row(score))
 
     def _flat(self, x: Tensor) -> Tensor:
         """The tokens of all images one after another."""
@@ -270,7 +270,7 @@ def _here(lengths: tuple[int, ...], like: Tensor) -> Tensor:
     return ragged.table(torch.tensor(lengths, device=like.device))[1]
 
 
-def packed(x: Tensor) -> Tensor:
+def in_one_row(x: Tensor) -> Tensor:
     """`[1, T, ...]`: tokens that lie one image after another, or beside each other."""
     return x if x.shape[0] == 1 else one_image(x)
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import timm
 import torch
 from support.compare import near
 from support.outside import check, check_dropped
@@ -162,6 +163,17 @@ def test_packages_bring_families(names: dict[str, Any], monkeypatch: pytest.Monk
     vitfold.families()
     load_plugins.cache_clear()
     assert REGISTRY["later.ViT"].__name__ == "Later"
+
+
+def test_an_error_of_a_hook_beside_it_comes_through(names: dict[str, Any]) -> None:
+    """What registers a family is no library: its own mistakes are not explained away."""
+    exec("def hook(*_):\n    raise ValueError('my own complaint')", names)
+    plain = timm.create_model("test_vit").eval()
+    for model, side in ((made(names), 32), (plain, 160)):
+        vitfold.fold(model, vitfold.ToMe(r=4))
+        model.head.register_forward_pre_hook(names["hook"])
+        with pytest.raises(ValueError, match=r"^my own complaint$"):
+            model(torch.zeros(1, 3, side, side))
 
 
 def test_families_list_it(names: dict[str, Any]) -> None:

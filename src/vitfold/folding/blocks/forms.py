@@ -23,7 +23,7 @@ FORMS: dict[tuple[str, Received | None], type[Attend]] = {
 """By the form of the tokens, and whose attention is wanted."""
 
 
-def attention(
+def attention_of(
     state: TokenState, arguments: Mapping[str, Any], proportional: bool, step: Step | None
 ) -> Attend:
     """The attention over tokens in such a state that also captures what a step needs."""

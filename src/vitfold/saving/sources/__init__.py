@@ -10,7 +10,7 @@ from torch import nn
 
 from vitfold.folding.blocks.names import full_name
 from vitfold.saving.sources import hf, packaged, timm
-from vitfold.saving.sources.source import Source
+from vitfold.saving.sources.base import Source
 
 SOURCES: dict[str, Source] = {
     packaged.NAME: packaged.SOURCE,

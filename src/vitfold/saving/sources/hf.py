@@ -10,7 +10,7 @@ from vitfold.errors import DataError, PlanError, missing
 from vitfold.folding.families import processor
 from vitfold.folding.families.hf import MODELS
 from vitfold.saving import fields
-from vitfold.saving.sources.source import Source
+from vitfold.saving.sources.base import Source
 
 UNSAVED = ("BeitForSemanticSegmentation", "BeitBackbone")
 """Those that a configuration and weights alone do not make again as they were."""

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from vitfold.saving import fields, upgrade
-from vitfold.saving.sources.source import Source
+from vitfold.saving.sources.base import Source
 from vitfold.saving.sources.timm import SOURCE as TIMM
 
 NAME = upgrade.PACKAGED

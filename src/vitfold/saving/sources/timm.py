@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from vitfold.errors import PlanError
 from vitfold.saving import fields
-from vitfold.saving.sources.source import Source
+from vitfold.saving.sources.base import Source
 
 NAME = r"[A-Za-z0-9_]{1,100}(\.[A-Za-z0-9_]{1,100})?"
 
