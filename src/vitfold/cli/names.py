@@ -19,7 +19,7 @@ METHODS = (
 """The methods that come with vitfold."""
 
 READY = ("dfe", "drop", "evit", "lgtm", "tome", "tome-around", "ward")
-"""Those that reach a share of the FLOPs without training."""
+"""Methods that reach a share of the FLOPs without training."""
 
 TRAINING: dict[str, dict[str, object]] = {
     "ltmp": {
@@ -41,16 +41,16 @@ KEEP, PRUNE = 0.6, 0.1
 """Shares of patches that Prune and Merge keeps, and prunes, where nobody says otherwise."""
 
 SCOPES = ("global", "block")
-"""What these shares may be of."""
+"""Over what Prune and Merge ranks patches to keep these shares: all blocks, or each."""
 
 GROUPINGS = ("runs", "centers")
-"""What Prune and Merge may merge."""
+"""Which patches Prune and Merge may merge: neighbours of a row, or those around centres."""
 
 ITERATIONS = 250
 """Batches that its search looks at, where nobody says how many."""
 
 DECODERS = ("linear", "mask")
-"""Those of a segmenter."""
+"""Decoders that a segmenter may have."""
 
 VOID = 255
 """What annotations call a pixel of no class, where nobody says otherwise."""

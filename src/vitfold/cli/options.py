@@ -183,13 +183,13 @@ class Images(Group):
 
     @property
     def source(self) -> Source:
-        """Of images with one class."""
+        """The source of images with one class each, as `vitfold.data` reads it."""
         from vitfold.data import Source
 
         return Source(self.dataset, self.data_dir, self.split, self.class_map)
 
     def scenes(self, labels: Labels) -> SceneSource:
-        """Of images with a class for every pixel."""
+        """The source of images with a class for every pixel, as `vitfold.segment` reads it."""
         if self.data_dir is None:
             raise DataError(
                 "no data: give --data-dir FOLDER (or tar) with images/ and annotations/ in it"
@@ -203,7 +203,7 @@ class Images(Group):
 
 @dataclass(frozen=True)
 class TrainingImages(Images):
-    """Those of training, where nobody says otherwise."""
+    """Images of the split `train`, unless another is given: for commands that learn from images."""
 
     split: Annotated[str, typer.Option(help="Part of the dataset that is looked at.")] = "train"
 

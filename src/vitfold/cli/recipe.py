@@ -40,7 +40,7 @@ def _shown(value: object) -> str:
 
 
 def numbers(name: str, text: str | None) -> list[float] | None:
-    """What an option says with commas between."""
+    """The numbers in an option such as `--mean 0.5,0.5,0.5`."""
     try:
         return None if text is None else [float(part) for part in text.split(",")]
     except ValueError:
@@ -48,7 +48,7 @@ def numbers(name: str, text: str | None) -> list[float] | None:
 
 
 def _range(name: str, text: str | None) -> list[float] | None:
-    """The same, of two numbers."""
+    """The two numbers in an option such as `--scale 0.6,1`."""
     ends = numbers(name, text)
     if ends is not None and not (len(ends) == 2 and 0 < ends[0] <= ends[1] < MOST):
         raise TrainError(f"{name}={ends}: expected two numbers, the smaller first")
@@ -62,8 +62,8 @@ class Looks(Group):
     panel = "Augmentation"
 
     no_aug: Annotated[bool, option("No augmentation.", "--no-aug")] = False
-    scale: Annotated[str | None, option("Of random crops: 0.6,1.")] = None
-    ratio: Annotated[str | None, option("Of random crops: 0.75,1.33.")] = None
+    scale: Annotated[str | None, option("Share of an image in a random crop: 0.6,1.")] = None
+    ratio: Annotated[str | None, option("Width over height of a random crop: 0.75,1.33.")] = None
     hflip: Annotated[float, option("How often images are mirrored.", min=0, max=1)] = AUGMENT[
         "hflip"
     ]
@@ -81,7 +81,7 @@ class Looks(Group):
 
     @property
     def augment(self) -> dict[str, Any]:
-        """For timm's `create_transform`."""
+        """How training images are augmented, as options of timm's `create_transform`."""
         return values.present(
             no_aug=self.no_aug or None,
             scale=_range("scale", self.scale),
@@ -94,7 +94,7 @@ class Looks(Group):
 
     @property
     def mix(self) -> dict[str, Any]:
-        """For timm's `Mixup`; nothing where no images are mixed."""
+        """How images are mixed, as options of timm's `Mixup`; nothing where none are."""
         if not (self.mixup or self.cutmix):
             return {}
         return {"mixup_alpha": self.mixup, "cutmix_alpha": self.cutmix, "prob": self.mixup_prob}
@@ -149,23 +149,26 @@ class Learning(Group):
         ),
     ] = None
     lr_merge: Annotated[
-        float | None, option("Of thresholds or matrices that merge.", **by("rates", "merge"))
+        float | None,
+        option("Rate of thresholds or matrices that merge.", **by("rates", "merge")),
     ] = None
     lr_prune: Annotated[
-        float | None, option("Of thresholds for pruning.", **by("rates", "prune"))
+        float | None, option("Rate of thresholds for pruning.", **by("rates", "prune"))
     ] = None
-    lr_restore: Annotated[float | None, option("Of matrices that restore.")] = None
+    lr_restore: Annotated[float | None, option("Rate of matrices that restore.")] = None
     weight_decay: Annotated[
         float | None, option("Weight decay.", **by("optimizer", "weight_decay"))
     ] = None
-    layer_decay: Annotated[float | None, option("Of the rate, block by block.")] = None
+    layer_decay: Annotated[float | None, option("Decay of the rate, block by block.")] = None
     opt_kwargs: Annotated[list[str], option("For the optimizer.", metavar="KEY=VALUE")] = field(
         default_factory=list
     )
     sched: Annotated[str, option("timm's name of a schedule.")] = SCHEDULE["sched"]
-    warmup_epochs: Annotated[int, option("Of a rising rate.", min=0)] = SCHEDULE["warmup_epochs"]
-    warmup_lr: Annotated[float, option("Where that starts.")] = SCHEDULE["warmup_lr"]
-    min_lr: Annotated[float, option("Where the schedule ends.")] = SCHEDULE["min_lr"]
+    warmup_epochs: Annotated[int, option("Epochs in which the learning rate rises.", min=0)] = (
+        SCHEDULE["warmup_epochs"]
+    )
+    warmup_lr: Annotated[float, option("The rate at its start.")] = SCHEDULE["warmup_lr"]
+    min_lr: Annotated[float, option("The rate at its end.")] = SCHEDULE["min_lr"]
     sched_kwargs: Annotated[list[str], option("For the schedule.", metavar="KEY=VALUE")] = field(
         default_factory=list
     )
@@ -173,7 +176,7 @@ class Learning(Group):
         float | None,
         option("Sharpness-aware minimization that looks this far.", metavar="RHO"),
     ] = Recipe.sam
-    smoothing: Annotated[float | None, option("Of the labels.", **by("smoothing"))] = None
+    smoothing: Annotated[float | None, option("Label smoothing.", **by("smoothing"))] = None
     freeze: Annotated[
         str | None,
         option(

@@ -37,7 +37,7 @@ class Data(options.Task):
 
     @property
     def held_out(self) -> str:
-        """What to evaluate on."""
+        """The split that is evaluated on."""
         return self.val_split or "validation"
 
     def check(self, model: str) -> None:
@@ -49,7 +49,7 @@ class Data(options.Task):
 
     @property
     def about(self) -> Options:
-        """What tells the data of two trainings apart."""
+        """What the data of a resumed training has to have in common with the one before."""
         return {
             "data": [self.dataset, str(self.data_dir), self.train_split, self.class_map],
             "val_split": None if self.no_val else self.held_out,
@@ -61,7 +61,7 @@ class Data(options.Task):
         return self.images(self.train_split).source.is_set
 
     def images(self, split: str) -> options.Images:
-        """Those of one split."""
+        """Where the images of one split are."""
         return options.Images(self.dataset, self.data_dir, split, self.class_map)
 
 
@@ -77,8 +77,8 @@ class Start(Group):
     ] = None
     model_kwargs: options.ModelKwargs = field(default_factory=list)
     img_size: options.ImageSize = None
-    mean: Annotated[str | None, option("Of the channels: 0.5,0.5,0.5.")] = None
-    std: Annotated[str | None, option("Of the channels: 0.5,0.5,0.5.")] = None
+    mean: Annotated[str | None, option("Mean of the channels: 0.5,0.5,0.5.")] = None
+    std: Annotated[str | None, option("Deviation of the channels: 0.5,0.5,0.5.")] = None
     crop_pct: Annotated[float | None, option("Share of an image that is looked at.")] = None
     decoder: Annotated[
         str | None, option(f"Of a new segmenter: {' or '.join(DECODERS)}.", show_default="mask")
@@ -105,7 +105,7 @@ class Start(Group):
 
     @property
     def about(self) -> Options:
-        """What tells two beginnings apart."""
+        """What a training that is resumed has to have in common with the one before."""
         arguments = self.arguments | self.overlay | values.present(drop_path=self.drop_path or None)
         start = self.initial_checkpoint and str(self.initial_checkpoint)
         return {

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def present(**values: Any) -> dict[str, Any]:
-    """Those of these values that are not None."""
+    """The keyword arguments that are not None: what the user set."""
     return {name: value for name, value in values.items() if value is not None}
 
 

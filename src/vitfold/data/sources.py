@@ -116,7 +116,7 @@ class Source:
         return (self.split, None) if self.dataset.startswith("hf") else share_of(self.split)
 
     def _images(self) -> tuple[tuple[Any, ...], tuple[int, int]]:
-        """Where they are, and from which per cent to which."""
+        """Where the images of the split are, and from which per cent of them to which."""
         name, share = self._share
         if self.dataset == digits.NAME:
             name = digits.split_name(name)
@@ -170,7 +170,8 @@ class Source:
                 )
 
     def like(self, images: Any) -> "Source":
-        """The same with classes numbered as in these images, of which they are some."""
+        """This source with its classes numbered as in these images, whose classes have to include
+        them."""
         theirs, ours = numbered(images), numbered(self.open())
         if self.class_map or not theirs or not ours or theirs == ours:
             return self

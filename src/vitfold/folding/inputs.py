@@ -16,7 +16,7 @@ IMAGES = ("pixel_values", "x", "patches")
 """What images are called among the inputs of a model."""
 
 VALUES = ("spatial_shapes",)
-"""Those that a model looks at, and not only computes with."""
+"""Inputs whose values a model looks at, and not only computes with."""
 
 
 def check(inputs: object) -> None:

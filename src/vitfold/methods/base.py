@@ -109,7 +109,7 @@ class Method(Base):
     """
 
     slope: ClassVar[float] = 0.0
-    """Of the ramp, where the user says nothing."""
+    """The inflection of the ramp of `flops`, where the user gives none."""
 
     by_share: ClassVar[bool] = True
     """Whether `flops` is taken in place of `r`."""

@@ -118,7 +118,7 @@ def _windows(patches: int, grid: tuple[int, int], side: int, r: int) -> Windows:
 
 
 _cut = functools.lru_cache(maxsize=256)(Windows.cut)
-"""The same, once for windows of the same numbers."""
+"""`Windows.cut`, computed once for the same numbers."""
 
 
 def _ceil_root(over: int, under: int) -> int:

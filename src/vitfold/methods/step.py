@@ -55,11 +55,11 @@ class Step:
     watch: Watch | None = None
 
     def enter(self, x: Tensor, state: TokenState) -> tuple[Tensor, TokenState]:
-        """Before the block."""
+        """What becomes of tokens before the block."""
         return x, state
 
     def reduce(self, x: Tensor, state: TokenState, view: View) -> tuple[Tensor, TokenState]:
-        """Between attention and MLP."""
+        """What becomes of tokens between attention and MLP."""
         if self.match is None:
             return x, state
         metric, rows = state.padded(view.cue)
@@ -68,9 +68,9 @@ class Step:
         return state.apply(x, self.match(metric, rows, state.padded(view.received)[0]))
 
     def leave(self, x: Tensor, state: TokenState) -> tuple[Tensor, TokenState]:
-        """After the block."""
+        """What becomes of tokens after the block."""
         return x, state
 
 
 Plan = tuple[Step | None, ...]
-"""What every block does."""
+"""A step for every block; None where a block does nothing."""

@@ -15,7 +15,7 @@ from vitfold.segment.scenes import Example
 from vitfold.tools.answers import IGNORED
 
 SCALE = (0.5, 2.0)
-"""Of the size, in augmentation."""
+"""By how much a scene is made smaller or larger in training."""
 
 
 class WholeScene(nn.Module):

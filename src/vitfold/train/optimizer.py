@@ -101,13 +101,13 @@ class _Still:
     """A schedule in which the learning rate stays."""
 
     def step_update(self, step: int) -> None:
-        """Nothing."""
+        """The rate stays."""
 
     def state_dict(self) -> dict[str, Any]:
         return {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Nothing."""
+        """There is no state."""
 
 
 Backward = Callable[[], Any]

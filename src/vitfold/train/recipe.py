@@ -117,7 +117,7 @@ class Recipe:
     def for_method(
         cls, method: MethodRecipe, learned: Collection[str] = (), **overrides: Any
     ) -> Recipe:
-        """The same of any model with a method that wants to be trained so.
+        """How a model is trained whose method wants to be trained so.
 
         learned: the names of what it learns: it has rates for more where options switch some off.
         """
@@ -157,7 +157,7 @@ class Recipe:
             raise TrainError(f"layer_decay={decay!r}: expected a number up to 1, above 0")
 
     def to_json(self) -> dict[str, Any]:
-        """By field name."""
+        """The fields by name, as JSON takes them."""
         return dataclasses.asdict(self)
 
 

@@ -96,7 +96,7 @@ def by_block(title: str, series: Mapping[str, list[Any]]) -> None:
 
 
 def rows(series: Mapping[str, list[Any]]) -> list[dict[str, Any]]:
-    """The same for a file."""
+    """Rows for a results file: a block each, with its figure of every series."""
     return [
         {"block": block, **dict(zip(series, values, strict=True))}
         for block, values in enumerate(zip(*series.values(), strict=True))

@@ -46,7 +46,7 @@ def images(learned: nn.Module, batches: Iterable[Batch]) -> Compare:
 def pixels(
     learned: nn.Module, source: SceneSource, limit: int | None, stride: int | None, workers: int
 ) -> Compare:
-    """The same of segmenters."""
+    """The comparison on images with a class for every pixel."""
     return partial(_of_pixels, learned, evenly(untouched(learned, source), limit), stride, workers)
 
 

@@ -53,7 +53,7 @@ def dense_models(base: nn.Module, names: list[str]) -> list[Candidate]:
 
 
 def weights_of(model: nn.Module) -> str:
-    """What tells its weights from others."""
+    """The fingerprint of its weights, by which a resumed sweep knows them again."""
     return fingerprint(model.state_dict())
 
 

@@ -53,7 +53,7 @@ def run(
 
 
 def _settings(running: Running, accelerator: Any) -> Settings:
-    """For the loop."""
+    """How the training runs, as the loop takes it."""
     return Settings(
         running.output,
         resume=running.resume,

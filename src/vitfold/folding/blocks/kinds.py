@@ -11,10 +11,10 @@ from vitfold.folding.blocks.attention import Attend, Attentions
 Block = Any
 
 First = Callable[[Block, Tensor, Attend], Tensor]
-"""From the residual stream `[B, N, C]` to the residual stream, by way of attention."""
+"""The first half of a block: the residual stream `[B, N, C]` through attention."""
 
 Second = Callable[[Block, Tensor], Tensor]
-"""The same by way of the MLP."""
+"""The second half of a block: the residual stream through the MLP."""
 
 
 @dataclass(frozen=True, eq=False)

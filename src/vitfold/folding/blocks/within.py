@@ -18,7 +18,7 @@ ELEMENTS = 2**18
 """How many weights of an image are there at once while it is scored: they stay in the cache."""
 
 MOST_ELEMENTS = 2**26
-"""The same of all images, where they are padded."""
+"""How many weights of all images are there at once where images are padded."""
 
 
 @dataclass(frozen=True)

@@ -49,7 +49,7 @@ class Chain:
 
 
 def links(blocks: Sequence[nn.Module], run: Run) -> list[Link]:
-    """The same blocks, folded in a run."""
+    """The blocks, each bound to the run in which it is folded."""
     return [functools.partial(block, vitfold=run) for block in blocks]
 
 

@@ -30,7 +30,7 @@ BIASED = frozenset({"", "eager", "sdpa"})
 """Implementations of attention that add a bias to the logits."""
 
 OPTIONAL = ("flash", "flex")
-"""In the names of those that attend all the same where there is none."""
+"""Parts of the names of implementations that take no bias, and serve where there is none."""
 
 
 MODELS: dict[str, tuple[str, ...]] = {}

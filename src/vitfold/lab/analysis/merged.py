@@ -38,7 +38,7 @@ class Watched(Base):
 
     @property
     def proportional(self) -> bool:
-        """As the inner method says."""
+        """Whether the watched method weighs tokens by size in attention."""
         return bool(self.inner.proportional)
 
     def plan(self, layout: Layout, schedule: tuple[int, ...]) -> Plan:
@@ -58,15 +58,15 @@ class WatchedStep(Step):
     cosines: list[float] = field(kw_only=True, compare=False)
 
     def enter(self, x: Tensor, state: TokenState) -> tuple[Tensor, TokenState]:
-        """As the step itself; what merges there is compared as it is."""
+        """The watched step before the block; what merges is compared by the residual stream."""
         return self._noted(state, x.detach(), self.inner.enter(x, state))
 
     def reduce(self, x: Tensor, state: TokenState, view: View) -> tuple[Tensor, TokenState]:
-        """As the step itself, which goes by a cue."""
+        """The watched step after attention; what merges there is compared by its cue."""
         return self._noted(state, view.cue, self.inner.reduce(x, state, view))
 
     def leave(self, x: Tensor, state: TokenState) -> tuple[Tensor, TokenState]:
-        """As the step itself."""
+        """The watched step after the block."""
         left: tuple[Tensor, TokenState] = self.inner.leave(x, state)
         return left
 
@@ -81,7 +81,7 @@ class WatchedStep(Step):
 
 
 def _data(step: Step) -> dict[str, Any]:
-    """What a run has to know of a step before."""
+    """The fields that every step has, by which a run knows beforehand what it needs."""
     return {f.name: getattr(step, f.name) for f in fields(Step)}
 
 

@@ -109,7 +109,7 @@ def _plots(rows: Rows) -> Iterator[tuple[str, str]]:
 
 
 def _counts(rows: Rows) -> dict[str, dict[str, Sequence[float]]]:
-    """By method and share."""
+    """How many tokens are left after each block, by method and by share of the FLOPs."""
     counts: dict[str, dict[str, Sequence[float]]] = {}
     for row in rows:
         if row.get("counts"):

@@ -74,7 +74,7 @@ class _Fate:
         return self.alone[number - 1] if number else None
 
     def after(self, patch: int) -> int | None:
-        """The next one."""
+        """The first one from this patch on that stays alone."""
         number = bisect.bisect_left(self.alone, patch)
         return self.alone[number] if number < len(self.alone) else None
 

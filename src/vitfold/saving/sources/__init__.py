@@ -17,7 +17,7 @@ SOURCES: dict[str, Source] = {
     "timm": timm.SOURCE,
     "transformers": hf.SOURCE,
 }
-"""By name; the first that knows a model has it."""
+"""Sources by name; of several that know a model, it is the first's."""
 
 ELSEWHERE = {"segmenter": "vitfold.segment.models"}
 """Modules that register a source when they are imported, which is when a plan asks for it."""

@@ -13,12 +13,12 @@ from vitfold.saving import fields
 from vitfold.saving.sources.base import Source
 
 UNSAVED = ("BeitForSemanticSegmentation", "BeitBackbone")
-"""Those that a configuration and weights alone do not make again as they were."""
+"""Classes that a configuration and weights alone do not make again as they were."""
 
 CLASSES = tuple(name for names in MODELS.values() for name in names if name not in UNSAVED)
 
 TWO_TOWERS = ("CLIPModel", "SiglipModel", "Siglip2Model")
-"""Those that read text too."""
+"""Classes that read text too."""
 
 ATTENTION = ("eager", "sdpa", "flex_attention")
 """Implementations that come with torch: any other name could fetch a kernel and run it."""
