@@ -5,6 +5,9 @@ BIN := .venv/bin
 # Tests run in a process for each core, up to four: each takes some gigabytes.
 PYTEST := $(BIN)/pytest -n logical --maxprocesses 4 --dist worksteal
 
+# For the tests of its layout; what it asks for (torch 2.0, xformers) it does without.
+DINOV2 := dinov2==0.0.1.dev2
+
 .PHONY: demo test test-all check lock clean
 
 demo: .venv/ready
@@ -24,6 +27,7 @@ check: .venv/ready
 .venv/ready: requirements.lock pyproject.toml
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.lock
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps $(DINOV2)
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	touch $@
 

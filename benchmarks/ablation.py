@@ -54,40 +54,40 @@ def main(
 ) -> None:
     """Search, fold, train briefly, and write the table."""
     dense = create_model(model, pretrained=True).eval()
-    seen = Source("", data_dir, train_split)
+    visits = Source("", data_dir, train_split)
     with show.bar("scoring patches", iterations) as progress:
-        scored = shuffled_of(dense, seen, 32, iterations, 0, 0)
-        found = PruneMerge.search(dense, scored, iterations=iterations, progress=progress)
+        scored = shuffled_of(dense, visits, 32, iterations, 0, 0)
+        result = PruneMerge.search(dense, scored, iterations=iterations, progress=progress)
     batches = list(batches_of(dense, Source("", data_dir, split), limit, 250, 0))
-    taught = list(shuffled_of(dense, seen, 64, steps, 1, 0))
+    taught = list(shuffled_of(dense, visits, 64, steps, 1, 0))
     rows = []
-    said = predict(dense, batches)
-    for row in candidates(dense, found, batches[0][0][:1], values.shares(shares), taught):
-        *names, made = row
-        rows.append([*names, *figures(predict(made.eval(), batches), said)])
+    output = predict(dense, batches)
+    for row in candidates(dense, result, batches[0][0][:1], values.shares(shares), taught):
+        *names, new = row
+        rows.append([*names, *figures(predict(new.eval(), batches), output)])
         show.console.print(" | ".join(rows[-1]), markup=False)
     show.table("What Prune and Merge is made of", COLUMNS, rows)
     name = Path(model).name
-    lines = [f"# {name}: {len(said.labels)} images", "", *markdown(COLUMNS, rows), ""]
+    lines = [f"# {name}: {len(output.labels)} images", "", *markdown(COLUMNS, rows), ""]
     target = Path("benchmarks") / f"ablation-{name}.md"
     target.write_text("\n".join(lines), encoding="utf-8")
     show.written(target)
 
 
 def candidates(
-    dense: nn.Module, found: PruneMerge, image: Tensor, shares: list[float], taught: list[Batch]
+    dense: nn.Module, result: PruneMerge, image: Tensor, shares: list[float], taught: list[Batch]
 ) -> Iterator[tuple[Any, ...]]:
     """What is varied, in words, and the model."""
     for share in shares:
         for scope, grouping, shortcut in itertools.product(SCOPES, GROUPINGS, (True, False)):
-            way = replace(found, scope=scope, grouping=grouping, shortcut=shortcut)
-            made = vitfold.fold(clone(dense), fit_rates(dense, way, share, image))
+            way = replace(result, scope=scope, grouping=grouping, shortcut=shortcut)
+            new = vitfold.fold(clone(dense), fit_rates(dense, way, share, image))
             kind = (f"{share}", scope, grouping, "yes" if shortcut else "no")
-            yield (*kind, "no", made)
+            yield (*kind, "no", new)
             if (scope, grouping, shortcut) != (SCOPES[0], GROUPINGS[0], True):
                 continue
             for name, parts in TRAINED.items():
-                again = vitfold.fold(clone(dense), fold_of(made).method)
+                again = vitfold.fold(clone(dense), fold_of(new).method)
                 train(again, dense, parts, taught)
                 yield (*kind, name, again)
 

@@ -105,10 +105,10 @@ def candidates(
         for method in FREE:
             way = method(flops=share)
             yield str(way), Candidate(share, vitfold.fold(clone(dense), way), "0")
-        for name, given in TRAINED.items():
+        for name, inputs in TRAINED.items():
             place = output / f"camvid-{name.lower()}-{share}"
-            made = train(place, start, [*given, "--flops", str(share)], data)
-            model = create_model(str(made)).eval()
+            fresh = train(place, start, [*inputs, "--flops", str(share)], data)
+            model = create_model(str(fresh)).eval()
             yield f"{name}, {share}", Candidate(share, model, minutes(place))
 
 
@@ -120,7 +120,7 @@ def row(
     rates: Sequence[str],
 ) -> list[str]:
     """Figures of one fold."""
-    (ours, said), (dense, theirs) = counts[name], counts["dense"]
+    (ours, text), (dense, theirs) = counts[name], counts["dense"]
     gflops = vitfold.flops(each.model, windows) / len(windows) / 1e9
     return [
         name,
@@ -128,24 +128,24 @@ def row(
         f"{gflops:.2f}",
         f"{miou(ours.sum(0)):.2%}",
         *intervals(ours, dense),
-        f"{same(said, theirs):.2%}",
+        f"{same(text, theirs):.2%}",
         *rates,
         each.minutes,
     ]
 
 
-def train(place: Path, model: str, given: Sequence[str], data: Path) -> Path:
+def train(place: Path, model: str, inputs: Sequence[str], data: Path) -> Path:
     """What a training on these scenes makes."""
     scenes = ["--task", "segment", "--data-dir", data, "--val-split", "val"]
     settings = ["--ignore-label", "11", "--checkpoint-every", "200"]
-    return trained(place, model, [*given, *scenes, *settings])
+    return trained(place, model, [*inputs, *scenes, *settings])
 
 
 def confusions(
     model: nn.Module, source: SceneSource, limit: int | None
 ) -> tuple[Tensor, list[Tensor]]:
     """`[images, classes, classes]`: pixels by what is so and what is said; and what is said."""
-    tables, said = [], []
+    tables, text = [], []
     with torch.inference_mode():
         for image, labels in evenly(untouched(model, source), limit):
             answer = pixels(model, image, (labels.shape[0], labels.shape[1]), None)
@@ -154,8 +154,8 @@ def confusions(
                     answer, labels, num_classes=len(CLASSES), ignore_index=IGNORED
                 )
             )
-            said.append(answer)
-    return torch.stack(tables).double(), said
+            text.append(answer)
+    return torch.stack(tables).double(), text
 
 
 def ious(table: Tensor) -> Tensor:

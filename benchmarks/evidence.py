@@ -133,29 +133,29 @@ def main(
     dense = models.model(model, [], True, None, values.device(device))
     source = Source(dataset, data_dir, split)
     name = Path(model).name
-    said = Answers(output / f"evidence-{name}.safetensors")
+    text = Answers(output / f"evidence-{name}.safetensors")
     batches = list(batches_of(dense, source, limit, batch_size, 0))
     trained = Source(dataset, data_dir, calibration)
     looked_at = shuffled_of(dense, trained, CALIBRATION, 1, 0, 0)
-    asked = questions(
+    request = questions(
         dense, torch.cat([images for images, _ in looked_at]).to(values.device(device))
     )
-    named = {fold.name: fold for group in asked.values() for fold in group}
+    named = {fold.name: fold for group in request.values() for fold in group}
     named = {"dense": Fold("dense", lambda: dense), **named}
-    left = [fold for fold in named.values() if fold.name not in said.best]
+    left = [fold for fold in named.values() if fold.name not in text.best]
     with show.bar("folding", len(left) * len(batches)) as progress:
         for fold in left:
             try:
-                made = fold.make().eval()
+                new = fold.make().eval()
             except MethodError as error:  # out of reach
                 show.note(f"{fold.name}: {error}")
                 continue
-            found = predict(made, batches, progress=progress)
-            said.add(fold.name, found.best[:, 0], found.labels)
+            result = predict(new, batches, progress=progress)
+            text.add(fold.name, result.best[:, 0], result.labels)
     one = random_inputs(dense, 1)
     sample = torch.cat([images for images, _ in batches])
     sample = sample[:: max(1, len(sample) // CALIBRATION)]
-    lines = [f"# {name}: {len(said.labels)} images", ""]
+    lines = [f"# {name}: {len(text.labels)} images", ""]
 
     def tell(title: str, columns: tuple[str, ...], rows: list[list[str]]) -> None:
         show.table(f"{name}: {title}", columns, rows)
@@ -163,21 +163,21 @@ def main(
 
     # Finding the schedule of a fold takes seconds, and some stand in several tables.
     figures = {
-        name: row(fold, said, one, sample) for name, fold in named.items() if name in said.best
+        name: row(fold, text, one, sample) for name, fold in named.items() if name in text.best
     }
-    for title, group in asked.items():
+    for title, group in request.items():
         names = ["dense", *(fold.name for fold in group)]
         tell(title, COLUMNS, [figures[name] for name in names if name in figures])
     for ours in OURS:
         rivals = [method for method in (*METHODS, *OURS[1:]) if method is not ours]
-        duels = [duel(ours, share, rival, said) for share in (0.6, 0.5) for rival in rivals]
+        duels = [duel(ours, share, rival, text) for share in (0.6, 0.5) for rival in rivals]
         tell(f"{ours.__name__} against each", DUEL, duels)
     sure = margins(dense, batches)
     ways = (*METHODS, vitfold.WardCut)
-    changes = [change(str(way(flops=SHARE)), said, sure) for way in ways]
+    changes = [change(str(way(flops=SHARE)), text, sure) for way in ways]
     tell("Images whose prediction changes", CHANGES, changes)
     picture = Path("benchmarks") / f"evidence-{name}.png"
-    surprises(dense, batches, said, sure).save(picture)
+    surprises(dense, batches, text, sure).save(picture)
     lines += [f"![the changed images of which the dense model was surest]({picture.name})", ""]
     target = Path("benchmarks") / f"evidence-{name}.md"
     target.write_text("\n".join(lines), encoding="utf-8")
@@ -225,15 +225,15 @@ class Answers:
         return gain, CONFIDENT * math.sqrt((won + lost) / images - gain**2) / math.sqrt(images)
 
 
-def row(fold: Fold, said: Answers, one: Inputs, sample: Tensor) -> list[str]:
+def row(fold: Fold, text: Answers, one: Inputs, sample: Tensor) -> list[str]:
     """Figures of one fold; what it costs, on a sample where images cost what they like."""
-    made = fold.make()
-    ragged = any(record.method.ragged for record in folds(made))
-    cost = gigaflops(made, sample if ragged else one)
-    best, images = said.best[fold.name], len(said.labels)
-    right = int((best == said.labels).sum())
-    same = int((best == said.best["dense"]).sum())
-    gain, spread = said.gain(fold.name, "dense")
+    new = fold.make()
+    ragged = any(record.method.ragged for record in folds(new))
+    cost = gigaflops(new, sample if ragged else one)
+    best, images = text.best[fold.name], len(text.labels)
+    right = int((best == text.labels).sum())
+    same = int((best == text.best["dense"]).sum())
+    gain, spread = text.gain(fold.name, "dense")
     return [
         fold.name,
         f"{cost:.3f}",
@@ -248,12 +248,12 @@ def row(fold: Fold, said: Answers, one: Inputs, sample: Tensor) -> list[str]:
 DUEL = ("against", "top-1", "agreement with dense")
 
 
-def duel(ours: Any, share: float, rival: Any, said: Answers) -> list[str]:
+def duel(ours: Any, share: float, rival: Any, text: Answers) -> list[str]:
     """How much better a method of ours is than another at the same share, in points."""
     one, other = (str(method(flops=share)) for method in (ours, rival))
-    if one not in said.best or other not in said.best:
+    if one not in text.best or other not in text.best:
         return [other, "", ""]
-    gains = (said.gain(one, other, truth) for truth in ("labels", "dense"))
+    gains = (text.gain(one, other, truth) for truth in ("labels", "dense"))
     return [other, *(f"{gain * 100:+.2f} ± {spread * 100:.2f}" for gain, spread in gains)]
 
 
@@ -279,9 +279,9 @@ def margins(dense: nn.Module, batches: list[Batch]) -> Tensor:
     return first - second
 
 
-def change(name: str, said: Answers, sure: Tensor) -> list[str]:
+def change(name: str, text: Answers, sure: Tensor) -> list[str]:
     """What becomes of the images on which a fold and the dense model differ."""
-    ours, dense, labels = said.best[name], said.best["dense"], said.labels
+    ours, dense, labels = text.best[name], text.best["dense"], text.labels
     changed = ours != dense
     lost, won = changed & (dense == labels), changed & (ours == labels)
     return [
@@ -291,19 +291,19 @@ def change(name: str, said: Answers, sure: Tensor) -> list[str]:
     ]
 
 
-def surprises(dense: nn.Module, batches: list[Batch], said: Answers, sure: Tensor) -> Image:
+def surprises(dense: nn.Module, batches: list[Batch], text: Answers, sure: Tensor) -> Image:
     """The images that ToMe changes although the dense model was sure: what ToMe and Ward make of
     them, and what each of the three says (right is in brackets)."""
     ways = [vitfold.ToMe(flops=SHARE), vitfold.Ward(flops=SHARE)]
-    changed = (said.best[str(ways[0])] != said.best["dense"]).nonzero().flatten()
+    changed = (text.best[str(ways[0])] != text.best["dense"]).nonzero().flatten()
     chosen = changed[sure[changed].argsort(descending=True)[:7]]
     images = torch.cat([batch for batch, _ in batches])[chosen]
     pictures = [draw.plain(image) for image in images]
-    words = [f"{said.best['dense'][i]} ({said.labels[i]})" for i in chosen.tolist()]
+    words = [f"{text.best['dense'][i]} ({text.labels[i]})" for i in chosen.tolist()]
     for way in ways:
         traced = vitfold.trace(vitfold.fold(clone(dense), way), images)
         pictures += [traced.draw(number) for number in range(len(images))]
-        words += [f"{way.name}: {said.best[str(way)][i]}" for i in chosen.tolist()]
+        words += [f"{way.name}: {text.best[str(way)][i]}" for i in chosen.tolist()]
     return draw.row(pictures, words)
 
 

@@ -82,25 +82,25 @@ class Setting:
     split: str
     output: Path
     amp: bool
-    said: Answers
+    archive: Answers
 
     def place(self, variant: str, share: float) -> Path:
         """The directory of one training."""
         short = variant.lower().replace(",", "").replace(" ", "-")
         return self.output / f"{short}-{self.model.name}-{share}"
 
-    def train(self, variant: str, share: float, given: list[Any]) -> Path:
+    def train(self, variant: str, share: float, inputs: list[Any]) -> Path:
         """The trained model; nothing is done twice."""
         place = self.place(variant, share)
         if not is_trained(place):
             names = (variant, *FROM.get(variant, ()))
-            self.said.forget(*(f"{name}, flops={share}" for name in names))
-        given = [
-            *given, "--data-dir", self.data, "--train-split", self.split, "--no-val",
+            self.archive.forget(*(f"{name}, flops={share}" for name in names))
+        inputs = [
+            *inputs, "--data-dir", self.data, "--train-split", self.split, "--no-val",
             "--no-aug", "--checkpoint-every", "50",
             *(["--flops", share] if share < 1 else []), *(["--amp"] if self.amp else []),
         ]  # fmt: skip
-        return trained(place, self.model, given)
+        return trained(place, self.model, inputs)
 
 
 def main(
@@ -122,22 +122,22 @@ def main(
     """Train what is missing, measure, and write the tables."""
     dense = create_model(model, pretrained=True).eval()
     batches = list(batches_of(dense, Source("", data_dir, split), limit, 250, 0))
-    said = Answers(output / f"evidence-{Path(model).name}.safetensors")
-    bench = Bench(dense, batches, said, limit)
+    archive = Answers(output / f"evidence-{Path(model).name}.safetensors")
+    bench = Bench(dense, batches, archive, limit)
     if part in ("all", "thresholds"):
-        setting = Setting(Path(model), data_dir, train_split, output, amp, said)
+        setting = Setting(Path(model), data_dir, train_split, output, amp, archive)
         thresholds(bench, setting, values.shares(shares))
     if part in ("all", "others"):
-        setting = Setting(Path(model), data_dir, briefly, output, amp, said)
+        setting = Setting(Path(model), data_dir, briefly, output, amp, archive)
         others("others", bench, setting, values.shares(other_shares), chosen(OTHERS, without))
     if part in ("all", "longer"):
-        setting = Setting(Path(model), data_dir, train_split, output, amp, said)
+        setting = Setting(Path(model), data_dir, train_split, output, amp, archive)
         others("longer", bench, setting, values.shares(other_shares), chosen(LONG, without))
 
 
 def chosen(trainings: Trainings, without: Sequence[str]) -> Trainings:
     """All but those whose names begin so."""
-    return {n: given for n, given in trainings.items() if not n.startswith(tuple(without))}
+    return {n: inputs for n, inputs in trainings.items() if not n.startswith(tuple(without))}
 
 
 @dataclass(frozen=True)
@@ -146,24 +146,24 @@ class Bench:
 
     dense: nn.Module
     batches: list[Batch]
-    said: Answers
+    archive: Answers
     limit: int | None
 
     def rows(self, folds: Iterator[tuple[str, float, Any, str]], known: Container[str]) -> Rows:
         """Figures of some folds; those of names that are known say their share in their name."""
-        found, cost = [], dense_cost(self.dense, self.batches)
-        for name, share, made, took in folds:
+        result, cost = [], dense_cost(self.dense, self.batches)
+        for name, share, new, took in folds:
             key = f"{name}, flops={share}" if name in known else name
-            if key not in self.said.best or (self.limit is not None):
-                answers = predict(made.eval(), self.batches)
-                self.said.add(key, answers.best[:, 0], answers.labels)
-            found.append(row(key, share, reached(made, self.batches, cost), took, self.said))
-            show.console.print(" | ".join(found[-1]), markup=False)
-        return found
+            if key not in self.archive.best or (self.limit is not None):
+                answers = predict(new.eval(), self.batches)
+                self.archive.add(key, answers.best[:, 0], answers.labels)
+            result.append(row(key, share, reached(new, self.batches, cost), took, self.archive))
+            show.console.print(" | ".join(result[-1]), markup=False)
+        return result
 
     def tables(self, name: str, parts: list[tuple[str, tuple[str, ...], Rows]], end: str) -> None:
         """Show tables, and write them."""
-        lines = [f"# {name}: {len(self.said.labels)} images", ""]
+        lines = [f"# {name}: {len(self.archive.labels)} images", ""]
         for title, columns, rows in parts:
             show.table(title, columns, rows)
             lines.extend([f"## {title}", "", *markdown(columns, rows), ""])
@@ -179,12 +179,12 @@ def thresholds(bench: Bench, setting: Setting, shares: list[float]) -> None:
     sure = margins(bench.dense, bench.batches)
     picture = Path("benchmarks") / f"learned-{setting.model.name}.png"
     extremes(learned, bench.batches).save(picture)
-    kept = spread(learned, bench.batches, sure, bench.said)
+    kept = spread(learned, bench.batches, sure, bench.archive)
     bench.tables(
         f"learned-{setting.model.name}",
         [
             ("One epoch of thresholds, and no training", COLUMNS, rows),
-            ("LTMP against each", DUEL, list(duels(bench.said, shares))),
+            ("LTMP against each", DUEL, list(duels(bench.archive, shares))),
             ("How many tokens images keep", SPREAD, kept),
             ("Frozen", FROZEN, [frozen(learned, setting, bench.batches)]),
         ],
@@ -210,9 +210,9 @@ def learned_folds(
         for method in FREE:
             way = method(flops=share)
             yield str(way), share, vitfold.fold(clone(dense), way), "0"
-        for variant, given in VARIANTS.items():
-            made = create_model(str(setting.train(variant, share, given)))
-            yield variant, share, made, minutes(setting.place(variant, share))
+        for variant, inputs in VARIANTS.items():
+            new = create_model(str(setting.train(variant, share, inputs)))
+            yield variant, share, new, minutes(setting.place(variant, share))
 
 
 def other_folds(
@@ -229,10 +229,10 @@ def other_folds(
             way = method(flops=share)
             yield str(way), share, vitfold.fold(clone(bench.dense), way), "0"
         for name in [name for name in trainings if name not in dense]:
-            made = create_model(str(setting.train(name, share, trainings[name])))
+            new = create_model(str(setting.train(name, share, trainings[name])))
             for other in FROM.get(name, ()):  # as they were found, on the weights that they fit
-                yield other, share, vitfold.fold(clone(bench.dense), fold_of(made).method), "0"
-            yield name, share, made, minutes(setting.place(name, share))
+                yield other, share, vitfold.fold(clone(bench.dense), fold_of(new).method), "0"
+            yield name, share, new, minutes(setting.place(name, share))
 
 
 def dense_cost(dense: nn.Module, batches: list[Batch]) -> float:
@@ -241,19 +241,19 @@ def dense_cost(dense: nn.Module, batches: list[Batch]) -> float:
     return flops(find(dense).trunk, images) / len(images)
 
 
-def reached(made: nn.Module, batches: list[Batch], cost: float) -> float:
+def reached(new: nn.Module, batches: list[Batch], cost: float) -> float:
     """The share of the dense FLOPs that these images cost, half a thousand of them."""
     some = torch.cat([images for images, _ in batches])
     some = some[:: max(1, len(some) // 512)][:512]
-    return flops(find(made.eval()).trunk, some) / len(some) / cost
+    return flops(find(new.eval()).trunk, some) / len(some) / cost
 
 
-def row(key: str, share: float, reached: float, minutes: str, said: Answers) -> list[str]:
+def row(key: str, share: float, reached: float, minutes: str, archive: Answers) -> list[str]:
     """Figures of one fold."""
-    best, images = said.best[key], len(said.labels)
-    right = int((best == said.labels).sum())
-    gain, spread = said.gain(key, "dense")
-    same = int((best == said.best["dense"]).sum())
+    best, images = archive.best[key], len(archive.labels)
+    right = int((best == archive.labels).sum())
+    gain, spread = archive.gain(key, "dense")
+    same = int((best == archive.best["dense"]).sum())
     return [
         key,
         f"{share:.2f}",
@@ -269,25 +269,27 @@ def row(key: str, share: float, reached: float, minutes: str, said: Answers) -> 
 DUEL = ("LTMP against", "FLOPs", "top-1", "agreement with dense")
 
 
-def duels(said: Answers, shares: list[float]) -> Iterator[list[str]]:
+def duels(archive: Answers, shares: list[float]) -> Iterator[list[str]]:
     """How much better LTMP is than another fold at the same share, in points."""
     for share in shares:
         others = [str(method(flops=share)) for method in FREE]
         others += [f"{variant}, flops={share}" for variant in VARIANTS if variant != "LTMP"]
         for other in others:
-            gains = (said.gain(f"LTMP, flops={share}", other, t) for t in ("labels", "dense"))
-            told = [f"{gain * 100:+.2f} ± {wide * 100:.2f}" for gain, wide in gains]
-            yield [other, f"{share:.2f}", *told]
+            gains = (archive.gain(f"LTMP, flops={share}", other, t) for t in ("labels", "dense"))
+            message = [f"{gain * 100:+.2f} ± {wide * 100:.2f}" for gain, wide in gains]
+            yield [other, f"{share:.2f}", *message]
 
 
 SPREAD = ("images", "number", "fewest", "a quarter", "median", "three quarters", "most", "margin")
 
 
-def spread(model: nn.Module, batches: list[Batch], sure: Tensor, said: Answers) -> list[list[str]]:
+def spread(
+    model: nn.Module, batches: list[Batch], sure: Tensor, archive: Answers
+) -> list[list[str]]:
     """Tokens after the last block, of all images and of parts of them; at the end, the correlation
     of ranks with the margin by which the dense model is sure."""
     counts = tokens_left(model, batches)
-    right = said.best["dense"] == said.labels
+    right = archive.best["dense"] == archive.labels
     parts = {
         "all": torch.ones_like(right),
         "the dense model is right": right,
@@ -332,11 +334,11 @@ def frozen(learned: nn.Module, setting: Setting, batches: list[Batch]) -> list[s
     fixed = create_model(str(setting.train("LTMP", 0.6, VARIANTS["LTMP"]))).eval()
     data = labelled(learned, Source("", setting.data, setting.split), 512)
     vitfold.freeze(fixed, torch.stack([image for image, _ in data]))
-    told = []
-    for made in (learned, fixed):
-        answers = predict(made, batches)
-        told.append(f"{float((answers.best[:, 0] == answers.labels).double().mean()):.2%}")
-    return ["0.6 of the FLOPs", *told]
+    message = []
+    for new in (learned, fixed):
+        answers = predict(new, batches)
+        message.append(f"{float((answers.best[:, 0] == answers.labels).double().mean()):.2%}")
+    return ["0.6 of the FLOPs", *message]
 
 
 if __name__ == "__main__":

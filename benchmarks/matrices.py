@@ -39,7 +39,7 @@ COLUMNS = (
 )
 
 
-def found(model: nn.Module, share: float) -> PruneMerge:
+def find_(model: nn.Module, share: float) -> PruneMerge:
     """Matrices for that share, by random scores."""
     layout = find(model).layout()
     blocks = tuple(range(layout.depth // 4, layout.depth))
@@ -55,7 +55,7 @@ def row(name: str, share: float, batch: int, repeats: int, device: str, compiled
     """Figures of one share."""
     torch.manual_seed(0)
     model = timm.create_model(name).to(device).eval()
-    ours = vitfold.fold(clone(model), found(model, share))
+    ours = vitfold.fold(clone(model), find_(model, share))
     named = {"dense": model, "folded": ours, "bound": baselines.bound(ours).eval()}
     inputs = random_inputs(model, batch)
     run: dict[str, Any] = {n: torch.compile(m) if compiled else m for n, m in named.items()}

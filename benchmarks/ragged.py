@@ -66,7 +66,7 @@ def images(batch: int, device: str) -> Tensor:
     return (part * fine + (1 - part) * smooth)[:batch].to(device)
 
 
-def thresholds(model: nn.Module, seen: Tensor, share: float) -> None:
+def thresholds(model: nn.Module, visits: Tensor, share: float) -> None:
     """Let the same number leave every block, on average over the images, as ToMe's schedule."""
     tome = vitfold.fold(clone(model), vitfold.ToMe(flops=share))
     removes = removed(tome)
@@ -76,22 +76,22 @@ def thresholds(model: nn.Module, seen: Tensor, share: float) -> None:
     for block, count in enumerate(removes):
         for name, part, reverse in (("merge", 0.5, True), ("prune", 1.0, False)):
             level = getattr(learned, name).data
-            _bisect(model, seen, block, level, left - count * part, reverse)
-        left = _left(model, seen, block)
+            _bisect(model, visits, block, level, left - count * part, reverse)
+        left = _left(model, visits, block)
 
 
 def _bisect(
-    model: nn.Module, seen: Tensor, block: int, level: Tensor, asked: float, reverse: bool
+    model: nn.Module, visits: Tensor, block: int, level: Tensor, request: float, reverse: bool
 ) -> None:
     low, high = 0.0, 1.0 if reverse else 0.05
     for _ in range(BISECTIONS):
         level[block] = (low + high) / 2
-        more = _left(model, seen, block) > asked  # more has to leave
+        more = _left(model, visits, block) > request  # more has to leave
         low, high = (low, float(level[block])) if more == reverse else (float(level[block]), high)
 
 
-def _left(model: nn.Module, seen: Tensor, block: int) -> float:
-    counts = vitfold.trace(model, seen).counts[block]
+def _left(model: nn.Module, visits: Tensor, block: int) -> float:
+    counts = vitfold.trace(model, visits).counts[block]
     return sum(counts) / len(counts)
 
 
@@ -144,10 +144,10 @@ def _again(ours: nn.Module, model: nn.Module) -> nn.Module:
     return other
 
 
-def table(found: list[dict[str, Any]]) -> str:
+def table(result: list[dict[str, Any]]) -> str:
     """Medians, with quartiles in brackets."""
-    rows = [[_cell(value) for value in row.values()] for row in found]
-    return "\n".join([*markdown(list(found[0]), rows), ""])
+    rows = [[_cell(value) for value in row.values()] for row in result]
+    return "\n".join([*markdown(list(result[0]), rows), ""])
 
 
 def _cell(value: Any) -> str:
@@ -171,12 +171,12 @@ def main(
     cases = [SUITES[suite][number] for number in only or range(len(SUITES[suite]))]
     output.mkdir(parents=True, exist_ok=True)
     name = output / f"ragged-{suite}"
-    found: list[dict[str, Any]] = []
+    result: list[dict[str, Any]] = []
     for case in cases:
-        found += measure(case, device, repeats, suite == "gpu")
-        results.write(name.with_suffix(".json"), found, {"command": "benchmarks/ragged.py"})
-        name.with_suffix(".md").write_text(table(found), encoding="utf-8")
-    show.console.print(table(found), markup=False, soft_wrap=True)
+        result += measure(case, device, repeats, suite == "gpu")
+        results.write(name.with_suffix(".json"), result, {"command": "benchmarks/ragged.py"})
+        name.with_suffix(".md").write_text(table(result), encoding="utf-8")
+    show.console.print(table(result), markup=False, soft_wrap=True)
 
 
 if __name__ == "__main__":

@@ -79,11 +79,11 @@ def main(
 
 def measure(model: Path, data_dir: Path) -> Report:
     """On all test images, in single precision."""
-    made = create_model(str(model)).eval()
-    batches = loader(labelled(made, Source("", data_dir, "test")), 250, 0)
+    new = create_model(str(model)).eval()
+    batches = loader(labelled(new, Source("", data_dir, "test")), 250, 0)
     with show.bar("testing", len(batches)) as progress:
-        said = predict(made, batches, progress=progress)
-    return score(said, said)
+        printout = predict(new, batches, progress=progress)
+    return score(printout, printout)
 
 
 def card(command: list[str], report: Report, epochs: list[dict[str, str]]) -> str:

@@ -70,11 +70,11 @@ def rows() -> Iterator[list[str]]:
             dense, whole = model(pixels).argmax(1), vitfold.flops(model, pixels[:1])
             for name, way in ways.items():
                 folded = vitfold.fold(clone(model), way)
-                said = folded(pixels).argmax(1)
-                right = int((said == labels).sum())
+                output = folded(pixels).argmax(1)
+                right = int((output == labels).sum())
                 low, high = interval(right, len(labels))
                 share = vitfold.flops(folded, pixels[:1]) / whole
-                same = float((said == dense).double().mean())
+                same = float((output == dense).double().mean())
                 yield [
                     str(side), name, f"{share:.3f}", f"{right / len(labels):.1%}",
                     f"{low:.1%} to {high:.1%}", f"{same:.1%}",
@@ -83,9 +83,9 @@ def rows() -> Iterator[list[str]]:
 
 def main() -> None:
     """Measure, show and write the table."""
-    found = list(rows())
-    show.table("Prune and Merge at other sizes", COLUMNS, found)
-    text = "\n".join(["# Digits", "", *markdown(COLUMNS, found), ""])
+    result = list(rows())
+    show.table("Prune and Merge at other sizes", COLUMNS, result)
+    text = "\n".join(["# Digits", "", *markdown(COLUMNS, result), ""])
     Path("benchmarks/resized.md").write_text(text, encoding="utf-8")
 
 

@@ -122,12 +122,12 @@ def measure(case: Case, device: str, compiled: bool, repeats: int, amp: bool) ->
     return list(rows(case, seconds, memory))
 
 
-def table(found: list[Any]) -> str:
+def table(result: list[Any]) -> str:
     """Medians, with quartiles in brackets."""
     ratios = ["share of bound", "x dense", "x textbook"]
     head = ["case", "candidate", "ms", "peak MB", *ratios]
     rows = []
-    for row in found:
+    for row in result:
         cells = [row["case"], row["candidate"], f"{row['ms']:.1f}", f"{row['peak MB']:.0f}"]
         rows.append(cells + [spread(row[key]) if key in row else "" for key in ratios])
     return "\n".join([*markdown(head, rows), ""])
@@ -143,13 +143,13 @@ def main(
 ) -> None:
     """Measure a suite and write `speed-SUITE[-compiled].md` and `.json`."""
     cases = SUITES[suite] if only is None else [SUITES[suite][only]]
-    found = [
+    result = [
         row for case in cases for row in measure(case, device, compile, repeats, amp=suite == "gpu")
     ]
     output.mkdir(parents=True, exist_ok=True)
     name = output / f"speed-{suite}{'-compiled' if compile else ''}"
-    results.write(name.with_suffix(".json"), found, {"command": "benchmarks/speed.py"})
-    text = table(found)
+    results.write(name.with_suffix(".json"), result, {"command": "benchmarks/speed.py"})
+    text = table(result)
     name.with_suffix(".md").write_text(text, encoding="utf-8")
     show.console.print(text, markup=False, soft_wrap=True)
 

@@ -13,10 +13,10 @@ def is_trained(place: Path) -> bool:
     return any((place / "last" / name).exists() for name in ("plan.json", "config.json"))
 
 
-def trained(place: Path, model: str | Path, given: Sequence[Any]) -> Path:
+def trained(place: Path, model: str | Path, inputs: Sequence[Any]) -> Path:
     """What the training of a model by these options makes."""
     if not is_trained(place):
-        command = [sys.executable, "-m", "vitfold", "train", model, *given]
+        command = [sys.executable, "-m", "vitfold", "train", model, *inputs]
         done = subprocess.run(
             [str(part) for part in [*command, "--output", place, "--resume"]], check=False
         )

@@ -87,8 +87,8 @@ def publish(model: nn.Module, directory: Path) -> None:
     """Save the model as the one that comes with vitfold: a dense one of timm's."""
     known = plans.read_plan(packaged.directory("digits"))
     origin = Origin(known.model.source, known.model.name, known.model.arguments)
-    made = describe_dense(model, backbone=True, origin=origin)
-    plan = replace(describe(model, backbone=True), model=made, weights=known.weights)
+    new = describe_dense(model, backbone=True, origin=origin)
+    plan = replace(describe(model, backbone=True), model=new, weights=known.weights)
     plans.write(model, directory, plan)
 
 

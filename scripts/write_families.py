@@ -28,19 +28,19 @@ lines: [adding a family](adding-a-family.md).
 
 def page() -> str:
     """The page as it should be."""
-    told = families()
+    message = families()
     head = HEAD.format(timm=version("timm"), transformers=version("transformers"))
     parts = [head]
     for library, names in (("timm", "Registered names"), ("transformers", "Classes")):
-        folded = [f for f in told.folded if f.library == library]
-        refused = [f for f in told.refused if f.library == library]
+        folded = [f for f in message.folded if f.library == library]
+        refused = [f for f in message.refused if f.library == library]
         parts += [
             f"## {library}: folded ({count(folded)})\n",
             table(("Module", "Trunk", names), [folds(family) for family in folded]),
             f"## {library}: refused ({count(refused)})\n",
             table(("Module", names, "Why"), [refuses(family) for family in refused]),
         ]
-    others = [f for f in told.folded if f.library not in ("timm", "transformers")]
+    others = [f for f in message.folded if f.library not in ("timm", "transformers")]
     rows: list[tuple[str, ...]] = [(f"`{f.library}.{f.module}`", f"`{f.kind}`") for f in others]
     return "\n".join([*parts, "## Others: folded\n", OTHERS, table(("Module", "Trunk"), rows)])
 

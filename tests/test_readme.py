@@ -15,8 +15,8 @@ README = Path(__file__).parent.parent / "README.md"
 
 def block(word: str) -> str:
     """The Python block that holds a word."""
-    found = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
-    return next(code for code in found if word in code)
+    result = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
+    return next(code for code in result if word in code)
 
 
 def test_the_method_of_the_readme_drops_the_last_tokens() -> None:

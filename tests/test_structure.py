@@ -70,14 +70,14 @@ def module_of(file: Path) -> str:
 
 def imported(file: Path) -> set[str]:
     """Modules of vitfold that a file imports."""
-    found = set()
+    result = set()
     for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
         if isinstance(node, ast.ImportFrom) and node.module:
             names = [f"{node.module}.{alias.name}" for alias in node.names]
-            found |= set(names) if node.module == "vitfold" else {node.module}
+            result |= set(names) if node.module == "vitfold" else {node.module}
         if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
-    return {name for name in found if name.split(".")[0] == "vitfold"}
+            result |= {alias.name for alias in node.names}
+    return {name for name in result if name.split(".")[0] == "vitfold"}
 
 
 PENDING: set[tuple[str, str]] = set()
@@ -172,16 +172,16 @@ def test_the_core_needs_no_extra() -> None:
 
 
 def test_what_is_missing_is_said_with_the_extra_that_brings_it() -> None:
-    told = [
+    message = [
         tuple(part.value for part in node.args if isinstance(part, ast.Constant))
         for file in FILES
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
         if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "missing"
     ]
-    told = [pair for pair in told if len(pair) == 2]
-    assert len(told) > 3
-    told += [(package, "data") for package in LIBRARIES.values() if package]
-    for package, extra in told:
+    message = [pair for pair in message if len(pair) == 2]
+    assert len(message) > 3
+    message += [(package, "data") for package in LIBRARIES.values() if package]
+    for package, extra in message:
         assert IMPORTED.get(package, package) in extras()[extra], package
 
 
@@ -202,12 +202,12 @@ def project() -> dict[str, Any]:
 
 def extras() -> dict[str, set[str]]:
     """What every extra brings, as it is imported."""
-    found = {
+    result = {
         extra: {re.split(r"[\[>=]", package)[0] for package in packages}
         for extra, packages in project()["optional-dependencies"].items()
     }
     return {
-        extra: {IMPORTED.get(n, n) for n in names} - {"vitfold"} for extra, names in found.items()
+        extra: {IMPORTED.get(n, n) for n in names} - {"vitfold"} for extra, names in result.items()
     }
 
 

@@ -73,8 +73,8 @@ def test_an_image_that_cannot_be_read_is_named(run, capsys, tmp_path: Path, work
     broken = folder / "class0" / "1.png"
     broken.write_bytes(broken.read_bytes()[:30])
     assert run(*VALIDATE, "--data-dir", folder, "-j", workers) == 2
-    said = [line for line in capsys.readouterr().err.splitlines() if "error" in line]
-    assert said == [f"error: {broken} cannot be read as an image"]
+    printout = [line for line in capsys.readouterr().err.splitlines() if "error" in line]
+    assert printout == [f"error: {broken} cannot be read as an image"]
 
 
 def test_fewer_classes_than_the_model_has_are_noted(run, capsys, tmp_path: Path) -> None:
@@ -108,9 +108,9 @@ def test_validate_without_labels_compares_with_the_dense_model(run, capsys, tmp_
     results = tmp_path / "r.json"
     options = ("--method", "tome", "--flops", "0.7", "--limit", "24", "--results-file", results)
     assert run("validate", "digits", "--fidelity", *options) == 0
-    said = capsys.readouterr().out
+    printout = capsys.readouterr().out
     for words in ("cosine of embeddings", "recall@10", "same class", "KL divergence"):
-        assert words in said
+        assert words in printout
     (row,) = json.loads(results.read_text())["rows"]
     assert 0.5 < row["cosine_low"] < row["cosine"] < row["cosine_high"] <= 1
     photos = tmp_path / "photos" / "all"
@@ -119,9 +119,9 @@ def test_validate_without_labels_compares_with_the_dense_model(run, capsys, tmp_
         Image.effect_noise((200, 160), 40 + number).convert("RGB").save(photos / f"{number}.png")
     headless = ("validate", "test_vit", "--no-pretrained", "--model-kwargs", "num_classes=0")
     assert run(*headless, "--data-dir", photos.parent, "--method", "tome", "--r", "8") == 0
-    said = capsys.readouterr().out
-    assert "recall@10" in said
-    assert "same class" not in said
+    printout = capsys.readouterr().out
+    assert "recall@10" in printout
+    assert "same class" not in printout
     assert run("validate", "x", "--fidelity", "--task", "segment", "--data-dir", photos) == 2
 
 
@@ -181,16 +181,16 @@ def test_how_far_to_reduce_may_stand_among_the_methods_options() -> None:
 
 
 def test_values_may_hold_spaces() -> None:
-    given = ["img_size=(64, 64) depth=2", "act_layer=gelu"]
-    assert values.parse(given) == {"img_size": (64, 64), "depth": 2, "act_layer": "gelu"}
+    inputs = ["img_size=(64, 64) depth=2", "act_layer=gelu"]
+    assert values.parse(inputs) == {"img_size": (64, 64), "depth": 2, "act_layer": "gelu"}
 
 
 def test_a_model_is_an_option_too(run, capsys, tmp_path: Path) -> None:
     Image.new("RGB", (40, 30)).save(tmp_path / "p.png")
-    for given in (["--model", "digits"], ["--model=digits"]):
-        assert run("trace", tmp_path / "p.png", *given, "--r", "8", "-o", tmp_path) == 0
+    for inputs in (["--model", "digits"], ["--model=digits"]):
+        assert run("trace", tmp_path / "p.png", *inputs, "--r", "8", "-o", tmp_path) == 0
         assert "block" in capsys.readouterr().out
-        similarity = ["analyze", "similarity", *given, "--limit", "2", "-o", tmp_path / "s.png"]
+        similarity = ["analyze", "similarity", *inputs, "--limit", "2", "-o", tmp_path / "s.png"]
         assert run(*similarity) == 0
 
 
@@ -317,9 +317,9 @@ def test_mistakes_are_one_line_and_exit_with_2(run, capsys, arguments, message) 
 def trained(tmp_path: Path) -> Path:
     """A saved model with thresholds that let images of several contrasts keep other numbers."""
     torch.manual_seed(0)
-    made = create_model(MODEL, depth=2, embed_dim=48, num_heads=3, img_size=64, num_classes=2)
+    fresh = create_model(MODEL, depth=2, embed_dim=48, num_heads=3, img_size=64, num_classes=2)
     method = vitfold.LTMP(flops=0.8, merge_threshold=0.9, prune_threshold=0.03)
-    vitfold.save(vitfold.fold(made.eval(), method), tmp_path / "trained", backbone=True)
+    vitfold.save(vitfold.fold(fresh.eval(), method), tmp_path / "trained", backbone=True)
     return tmp_path / "trained"
 
 
@@ -363,8 +363,8 @@ def test_an_embedding_model_is_frozen(run, capsys, tmp_path: Path, library: str)
 def embedder(library: str) -> torch.nn.Module:
     """A model without a head."""
     if library == "timm":
-        made = create_model(MODEL, depth=2, embed_dim=48, num_heads=3, img_size=64, num_classes=0)
-        return made.eval()
+        fresh = create_model(MODEL, depth=2, embed_dim=48, num_heads=3, img_size=64, num_classes=0)
+        return fresh.eval()
     transformers = pytest.importorskip("transformers")
     config = transformers.CLIPVisionConfig(
         hidden_size=48, intermediate_size=96, num_hidden_layers=2, num_attention_heads=3,
@@ -375,51 +375,51 @@ def embedder(library: str) -> torch.nn.Module:
 
 def test_a_search_makes_a_model_for_the_others(run, capsys, tmp_path: Path) -> None:
     torch.manual_seed(0)
-    made = create_model(MODEL, depth=4, embed_dim=48, num_heads=3, img_size=64, num_classes=2)
-    save_model(made, tmp_path / "dense")
+    fresh = create_model(MODEL, depth=4, embed_dim=48, num_heads=3, img_size=64, num_classes=2)
+    save_model(fresh, tmp_path / "dense")
     data = pictures(tmp_path / "data" / "train")
-    asked = ["search", tmp_path / "dense", "--data-dir", data.parent, "--flops", "0.8",
+    request = ["search", tmp_path / "dense", "--data-dir", data.parent, "--flops", "0.8",
              "--iterations", "2", "-b", "3"]  # fmt: skip
-    found = tmp_path / "found"
-    assert run(*asked, "--output", found) == 0
+    result = tmp_path / "found"
+    assert run(*request, "--output", result) == 0
     assert "of the dense FLOPs" in capsys.readouterr().out
-    plan = (found / "plan.json").read_bytes()
-    assert run(*asked, "--output", found, "--resume") == 0
-    assert (found / "plan.json").read_bytes() == plan
+    plan = (result / "plan.json").read_bytes()
+    assert run(*request, "--output", result, "--resume") == 0
+    assert (result / "plan.json").read_bytes() == plan
     where = ["--data-dir", data.parent, "--split", "train"]
-    assert run("validate", found, *where) == 0
+    assert run("validate", result, *where) == 0
     assert "PruneMerge(keep=" in capsys.readouterr().out
-    assert run("bench", found, "-b", "2", "--repeats", "1", "--warmup", "0") == 0
+    assert run("bench", result, "-b", "2", "--repeats", "1", "--warmup", "0") == 0
     shown = capsys.readouterr().out
     assert "free slicing" in shown
     assert "textbook" not in shown
-    assert run("trace", found, next(data.rglob("*.png")), "--output", tmp_path / "p") == 0
-    assert run(*asked, "--output", found, "--grouping", "rings") == 2
+    assert run("trace", result, next(data.rglob("*.png")), "--output", tmp_path / "p") == 0
+    assert run(*request, "--output", result, "--grouping", "rings") == 2
     assert "runs or centers" in capsys.readouterr().err
     assert run("bench", MODEL, "--method", "prune-merge") == 2
     assert "vitfold search" in capsys.readouterr().err
-    assert run("search", MODEL, "--no-pretrained", "--output", found) == 2
+    assert run("search", MODEL, "--no-pretrained", "--output", result) == 2
     assert "no data" in capsys.readouterr().err
 
 
 def test_calibration_makes_a_model_for_the_others(run, capsys, tmp_path: Path) -> None:
     torch.manual_seed(0)
-    made = create_model(MODEL, depth=4, embed_dim=48, num_heads=3, img_size=64, num_classes=2)
-    save_model(made, tmp_path / "dense")
+    fresh = create_model(MODEL, depth=4, embed_dim=48, num_heads=3, img_size=64, num_classes=2)
+    save_model(fresh, tmp_path / "dense")
     data = pictures(tmp_path / "data" / "train")
     where = ["--data-dir", data.parent, "--split", "train"]
-    found = tmp_path / "found"
-    asked = ["calibrate", tmp_path / "dense", *where, "--output", found]
-    assert run(*asked, "--flops", "0.8", "--images", "4") == 0
+    result = tmp_path / "found"
+    request = ["calibrate", tmp_path / "dense", *where, "--output", result]
+    assert run(*request, "--flops", "0.8", "--images", "4") == 0
     shown = capsys.readouterr().out
     assert "FLOPs" in shown
     assert "tokens" in shown
-    assert run("validate", found, *where) == 0
+    assert run("validate", result, *where) == 0
     assert "WardCut(flops=0.8)" in capsys.readouterr().out
-    assert run("bench", found, *where, "-b", "2", "--repeats", "1", "--warmup", "0") == 0
-    assert run(*asked, "--flops", "0.01") == 2
+    assert run("bench", result, *where, "-b", "2", "--repeats", "1", "--warmup", "0") == 0
+    assert run(*request, "--flops", "0.01") == 2
     assert "cannot be reached" in capsys.readouterr().err
-    assert run(*asked, "--method-kwargs", "cues=k") == 2
+    assert run(*request, "--method-kwargs", "cues=k") == 2
     assert "no option 'cues'" in capsys.readouterr().err
     assert run("bench", MODEL, "--method", "wardcut") == 2
     assert "vitfold calibrate" in capsys.readouterr().err
@@ -439,17 +439,17 @@ def test_a_sweep_takes_what_was_trained(run, capsys, trained: Path, tmp_path: Pa
     arguments = ["sweep", model, "--data-dir", data.parent, "--flops", "0.8", "-b", "2",
                  "--repeats", "1", "--no-smaller-input", "--results-file", rows]  # fmt: skip
     assert run(*arguments, "--methods", "tome", "--trained", trained) == 0
-    found = json.loads(rows.read_text())["rows"]
-    assert [row["method"] for row in found] == ["dense", "tome", "ltmp prune_threshold=0.03"]
-    assert found[2]["flops"] == 0.8
-    assert found[2]["share_b2"] > 0
+    result = json.loads(rows.read_text())["rows"]
+    assert [row["method"] for row in result] == ["dense", "tome", "ltmp prune_threshold=0.03"]
+    assert result[2]["flops"] == 0.8
+    assert result[2]["share_b2"] > 0
     twin = tmp_path / "twin"
     shutil.copytree(trained, twin)
     both = ["--methods", "tome", "--trained", trained, "--trained", twin]
     for _ in range(2):
         assert run(*arguments, *both) == 0
         again = json.loads(rows.read_text())["rows"]
-        assert again[:3] == found
+        assert again[:3] == result
         assert [row["source"].split()[0] for row in again[2:]] == [str(trained), str(twin)]
     assert run(*arguments, "--overwrite", "--methods", "ltmp") == 2
     assert "vitfold train" in capsys.readouterr().err
@@ -465,19 +465,19 @@ def test_a_group_of_options_stands_for_its_fields() -> None:
         height: Annotated[int, option("In pixels.", "--height", "-y")] = 3
         names: Annotated[list[str], option("Of it.")] = field(default_factory=list)
 
-    seen: list[object] = []
+    visits: list[object] = []
 
     @grouped
     def command(word: str, size: Size, loud: bool = False) -> None:
         """Says what it was given."""
-        seen.append((word, size, loud))
+        visits.append((word, size, loud))
 
     app = typer.Typer()
     app.command()(command)
     runner = CliRunner()
-    given = ["x", "-y", "5", "--names", "a", "--names", "b", "--loud"]
-    assert [runner.invoke(app, said).exit_code for said in (given, ["y"], [])] == [0, 0, 2]
-    assert seen == [("x", Size(5, ["a", "b"]), True), ("y", Size(), False)]
+    inputs = ["x", "-y", "5", "--names", "a", "--names", "b", "--loud"]
+    assert [runner.invoke(app, printout).exit_code for printout in (inputs, ["y"], [])] == [0, 0, 2]
+    assert visits == [("x", Size(5, ["a", "b"]), True), ("y", Size(), False)]
     shown = runner.invoke(app, ["--help"]).output
     assert all(part in shown for part in ("Says what", " Size ", "--height", "-y", "In pixels."))
 
@@ -492,9 +492,9 @@ def test_pictures_are_traced_upright_and_named_apart(run, capsys, tmp_path: Path
     half.save(tmp_path / "a.jpg", exif=turned)
     for name in ("p/a.png", "a-2.png"):
         half.save(tmp_path / name)
-    given = [tmp_path / name for name in ("a.jpg", "p/a.png", "a-2.png")]
-    asked = ("trace", MODEL, *TINY, "--no-pretrained", "--img-size", "64", "--r", "2")
-    assert run(*asked, *given, "-o", tmp_path / "out") == 0
+    inputs = [tmp_path / name for name in ("a.jpg", "p/a.png", "a-2.png")]
+    request = ("trace", MODEL, *TINY, "--no-pretrained", "--img-size", "64", "--r", "2")
+    assert run(*request, *inputs, "-o", tmp_path / "out") == 0
     names = {path.name for path in (tmp_path / "out").glob("*-tokens.png")}
     assert names == {"a-tokens.png", "a-2-tokens.png", "a-2-2-tokens.png"}
     drawn = {name: Image.open(tmp_path / "out" / f"{name}-tokens.png") for name in ("a", "a-2")}
@@ -514,12 +514,12 @@ def test_deep_pictures_are_refused(run, capsys, tmp_path: Path) -> None:
 
 
 def test_what_is_made_of_the_embedded_model_has_its_images(run, capsys, tmp_path: Path) -> None:
-    made, fixed = tmp_path / "cut", tmp_path / "fixed"
-    given = ("--images", "16", "--flops", "0.8")
-    assert run("calibrate", "digits", *given, "-o", made) == 0
-    assert run("freeze", made, "-o", made, "--images", "16") == 2
+    fresh, fixed = tmp_path / "cut", tmp_path / "fixed"
+    inputs = ("--images", "16", "--flops", "0.8")
+    assert run("calibrate", "digits", *inputs, "-o", fresh) == 0
+    assert run("freeze", fresh, "-o", fresh, "--images", "16") == 2
     assert "give another directory" in capsys.readouterr().err
-    assert run("freeze", made, "-o", fixed, "--images", "16", "--limit", "20") == 0
+    assert run("freeze", fresh, "-o", fixed, "--images", "16", "--limit", "20") == 0
     assert run("validate", fixed, "--limit", "20") == 0
     assert run("freeze", "digits", "-o", tmp_path / "no") == 2
     assert "is not folded" in capsys.readouterr().err

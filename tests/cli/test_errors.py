@@ -19,10 +19,10 @@ def refused(monkeypatch: pytest.MonkeyPatch, capsys):
 
     def run(*arguments: object) -> str:
         assert vitfold_(monkeypatch, *map(str, arguments)) == 2
-        told = capsys.readouterr().err.lstrip("\n")
-        assert told.startswith("error: ")
-        assert told.count("\n") == 1
-        return told
+        message = capsys.readouterr().err.lstrip("\n")
+        assert message.startswith("error: ")
+        assert message.count("\n") == 1
+        return message
 
     return run
 
@@ -47,9 +47,9 @@ def test_numbers_of_twenty_digits_are_refused(
     refused, monkeypatch, tmp_path: Path, arguments: tuple[str, ...]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    told = refused(*arguments)
-    assert HUGE in told
-    assert "expected" in told
+    message = refused(*arguments)
+    assert HUGE in message
+    assert "expected" in message
     assert list(tmp_path.iterdir()) == []
 
 
@@ -59,8 +59,8 @@ def test_what_is_no_name_of_a_model(refused, tmp_path: Path, command: str, name:
     loop = tmp_path / "a loop of links"
     loop.symlink_to(loop)
     output = ("-o", tmp_path / "out") if command in ("calibrate", "freeze", "search") else ()
-    told = refused(command, name if "\0" in name else loop, *output)
-    assert "unknown model" in told
+    message = refused(command, name if "\0" in name else loop, *output)
+    assert "unknown model" in message
     assert not (tmp_path / "out").exists()
 
 
@@ -91,8 +91,8 @@ def test_no_empty_directory_stays_after_ctrl_c(monkeypatch, tmp_path: Path) -> N
         raise KeyboardInterrupt
 
     monkeypatch.setattr("vitfold.cli.work.calibrate.calibrate_on", interrupt)
-    asked = ("calibrate", "digits", "--images", "4", "-o", tmp_path / "out")
-    assert vitfold_(monkeypatch, *asked) == 130
+    request = ("calibrate", "digits", "--images", "4", "-o", tmp_path / "out")
+    assert vitfold_(monkeypatch, *request) == 130
     assert not (tmp_path / "out").exists()
 
 
@@ -105,12 +105,12 @@ def test_weights_that_cannot_be_fetched_are_said_at_once(
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(offline, "reachable", lambda address: False)
     data = pictures(tmp_path / "data")
-    told = refused("validate", MODEL, "--data-dir", data, "--split", "train")
-    assert "no connection" in told
-    assert "--no-pretrained" in told
-    told = refused("train", MODEL, "--pretrained", "--data-dir", data, "--no-val", "-o",
+    message = refused("validate", MODEL, "--data-dir", data, "--split", "train")
+    assert "no connection" in message
+    assert "--no-pretrained" in message
+    message = refused("train", MODEL, "--pretrained", "--data-dir", data, "--no-val", "-o",
                    tmp_path / "out")  # fmt: skip
-    assert "leave out --pretrained" in told
+    assert "leave out --pretrained" in message
     assert constants.HF_HUB_OFFLINE is False
 
 

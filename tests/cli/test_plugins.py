@@ -63,9 +63,9 @@ def test_a_plan_may_hold_such_a_method(run, capsys, module: str, tmp_path: Path)
     sys.modules.pop("tail")
     vitfold.METHODS.pop("tail")
     assert run("bench", tmp_path / "plan", *FAST) == 2
-    told = capsys.readouterr().err
-    assert "unknown method 'tail'" in told
-    assert "--import MODULE" in told
+    report = capsys.readouterr().err
+    assert "unknown method 'tail'" in report
+    assert "--import MODULE" in report
     assert run("bench", tmp_path / "plan", "--import", module, *FAST) == 0
     assert "Tail(r=4)" in capsys.readouterr().out
 
@@ -92,10 +92,10 @@ def test_a_module_that_cannot_be_imported_is_one_line(
     if text is not None:
         (tmp_path / f"{name}.py").write_text(text)
     assert run("bench", "digits", "--import", name) == 2
-    told = capsys.readouterr().err
-    assert told.startswith(f"error: --import {name}: ")
-    assert message in told
-    assert told.count("\n") == 1
+    report = capsys.readouterr().err
+    assert report.startswith(f"error: --import {name}: ")
+    assert message in report
+    assert report.count("\n") == 1
 
 
 @pytest.fixture

@@ -19,8 +19,8 @@ def test_a_calibration_tells_how_far_it_is(
 ) -> None:
     """Where there is no terminal too."""
     pictures(tmp_path / "data" / "train", classes=2, each=4)
-    asked = [*MODEL, "--data-dir", tmp_path / "data", "--images", "8", "--flops", "0.9"]
-    assert vitfold_(monkeypatch, "calibrate", *asked, "--output", tmp_path / "out") == 0
+    request = [*MODEL, "--data-dir", tmp_path / "data", "--images", "8", "--flops", "0.9"]
+    assert vitfold_(monkeypatch, "calibrate", *request, "--output", tmp_path / "out") == 0
     lines = [line for line in capsys.readouterr().err.splitlines() if "calibrating" in line]
     assert lines[0] == f"calibrating: pass 1 of at most {PASSES}"
     assert 1 <= len(lines) <= PASSES
@@ -33,8 +33,8 @@ def test_a_search_names_a_picture_that_is_too_large(
     pictures(tmp_path / "data" / "train", classes=2, each=2)
     Image.new("RGB", (90, 90)).save(tmp_path / "data" / "train" / "class0" / "bomb.png")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 2000)
-    asked = [*MODEL, "--data-dir", tmp_path / "data", "--iterations", "3", "--blocks", "0,1"]
-    assert vitfold_(monkeypatch, "search", *asked, "--output", tmp_path / "out") == 2
+    request = [*MODEL, "--data-dir", tmp_path / "data", "--iterations", "3", "--blocks", "0,1"]
+    assert vitfold_(monkeypatch, "search", *request, "--output", tmp_path / "out") == 2
     shown = capsys.readouterr().err
     assert "bomb.png cannot be read as an image" in shown
     assert shown.strip().splitlines()[-1].startswith("error: ")

@@ -24,9 +24,9 @@ OTHER_ROOMS = ("segment", "train", "data", "lab", "cli", "serve")
 
 def loaded(code: str) -> set[str]:
     """Modules that are loaded after some code, in a process of its own."""
-    told = "import sys, json; sys.stderr.write(json.dumps(sorted(sys.modules)))"
+    message = "import sys, json; sys.stderr.write(json.dumps(sorted(sys.modules)))"
     done = subprocess.run(
-        [sys.executable, "-c", f"{code}\n{told}"],
+        [sys.executable, "-c", f"{code}\n{message}"],
         capture_output=True,
         text=True,
         check=True,
@@ -137,8 +137,8 @@ def test_every_public_name_is_where_a_type_checker_sees_it() -> None:
         for node in tree.body
         if isinstance(node, ast.If) and getattr(node.test, "id", "") == "TYPE_CHECKING"
     ]
-    seen = {alias.name for node in checked.body for alias in node.names}
-    assert seen == set(vitfold.HOMES) == set(vitfold.__all__)
+    visits = {alias.name for node in checked.body for alias in node.names}
+    assert visits == set(vitfold.HOMES) == set(vitfold.__all__)
     assert set(vitfold.__all__) <= set(dir(vitfold))
     with pytest.raises(AttributeError, match="no attribute 'fould'"):
         vitfold.fould  # noqa: B018

@@ -62,14 +62,14 @@ def test_a_sweep_goes_on_where_it_was(
 def test_a_sweep_is_of_one_model(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], data: Path, tmp_path: Path
 ) -> None:
-    file, made = tmp_path / "rows.json", "depth=2 embed_dim=48 num_heads=3 num_classes=2"
-    asked = ["sweep", "vit_tiny_patch16_224", "--no-pretrained", "--img-size", "64",
+    file, new = tmp_path / "rows.json", "depth=2 embed_dim=48 num_heads=3 num_classes=2"
+    request = ["sweep", "vit_tiny_patch16_224", "--no-pretrained", "--img-size", "64",
              "--data-dir", str(data), *ASKED, "--results-file", str(file)]  # fmt: skip
-    assert vitfold_(monkeypatch, *asked, "--model-kwargs", *made.split()) == 0
+    assert vitfold_(monkeypatch, *request, "--model-kwargs", *new.split()) == 0
     before = file.read_text()
-    assert vitfold_(monkeypatch, *asked, "--model-kwargs", made) == 0
+    assert vitfold_(monkeypatch, *request, "--model-kwargs", new) == 0
     assert file.read_text() == before
-    assert vitfold_(monkeypatch, *asked, "--model-kwargs", made.replace("48", "96")) == 2
+    assert vitfold_(monkeypatch, *request, "--model-kwargs", new.replace("48", "96")) == 2
     assert "arguments=" in capsys.readouterr().err
 
 

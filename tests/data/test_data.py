@@ -57,9 +57,9 @@ def picture(width: int = 30, height: int = 30) -> Image.Image:
 # Of transformers
 
 
-def checkpoint(path: Path, **said: Any) -> Path:
+def checkpoint(path: Path, **output: Any) -> Path:
     models.hf("ViTForImageClassification").save_pretrained(path)
-    (path / processor.FILE).write_text(json.dumps(SAID | said))
+    (path / processor.FILE).write_text(json.dumps(SAID | output))
     return path
 
 
@@ -78,11 +78,11 @@ def checkpoint(path: Path, **said: Any) -> Path:
     ],
 )
 def test_a_checkpoint_gets_images_as_its_processor_makes_them(
-    tmp_path: Path, said: dict[str, Any]
+    tmp_path: Path, output: dict[str, Any]
 ) -> None:
     import transformers
 
-    model = create_model(f"hf:{checkpoint(tmp_path, **said)}", pretrained=True)
+    model = create_model(f"hf:{checkpoint(tmp_path, **output)}", pretrained=True)
     theirs = transformers.AutoImageProcessor.from_pretrained(tmp_path)
     image = picture(40, 30)
     wanted = theirs(image, return_tensors="pt")["pixel_values"][0]
@@ -134,8 +134,8 @@ def test_what_a_checkpoint_cannot_mean_is_refused(tmp_path: Path, odd: dict[str,
 
 
 def test_what_another_model_said_of_images_is_gone(tmp_path: Path) -> None:
-    said = create_model(f"hf:{checkpoint(tmp_path / 'said')}")
-    save_model(said, tmp_path / "same")
+    output = create_model(f"hf:{checkpoint(tmp_path / 'output')}")
+    save_model(output, tmp_path / "same")
     save_model(models.hf("ViTForImageClassification"), tmp_path / "same")
     assert not (tmp_path / "same" / processor.FILE).exists()
 
@@ -194,11 +194,11 @@ def test_processes_read_a_tar_as_one_does(tmp_path: Path) -> None:
     with tarfile.open(tmp_path / "train.tar", "w") as tar:
         tar.add(folder, "train")
     model = timm.create_model("vit_tiny_patch16_224", img_size=32, depth=1)
-    found = []
+    result = []
     for workers in 0, 3:
         dataset = labelled(model, Source(root=tmp_path, split="train"))
-        found.append(torch.cat([images for images, _ in loader(dataset, 2, workers)]))
-    assert torch.equal(*found)
+        result.append(torch.cat([images for images, _ in loader(dataset, 2, workers)]))
+    assert torch.equal(*result)
 
 
 def test_a_broken_image_gives_way_to_one_of_its_own_part(tmp_path: Path) -> None:
@@ -266,9 +266,9 @@ def test_datasets_of_other_libraries_are_read(
     else:
         pictures(tmp_path / "images" / "validation", classes=2, each=3)
         source = Source(f"{kind}/./images", tmp_path / "cache", "validation")
-    seen = [(image.shape, int(label)) for image, label in labelled(model, source)]
-    assert sorted(label for _, label in seen) == [0, 0, 0, 1, 1, 1]
-    assert {shape for shape, _ in seen} == {(3, 32, 32)}
+    visits = [(image.shape, int(label)) for image, label in labelled(model, source)]
+    assert sorted(label for _, label in visits) == [0, 0, 0, 1, 1, 1]
+    assert {shape for shape, _ in visits} == {(3, 32, 32)}
 
 
 def shards(folder: Path) -> None:
@@ -281,8 +281,8 @@ def shards(folder: Path) -> None:
             for file in image, image.with_suffix(".cls"):
                 tar.add(file, file.name)
     part = {"filenames": ["validation-0000.tar"], "shard_lengths": [6], "num_samples": 6}
-    said = {"splits": {"validation": {"name": "validation", **part}}}
-    (folder / "_info.json").write_text(json.dumps(said))
+    output = {"splits": {"validation": {"name": "validation", **part}}}
+    (folder / "_info.json").write_text(json.dumps(output))
 
 
 def test_what_is_no_kind_of_dataset_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

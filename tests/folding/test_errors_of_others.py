@@ -26,12 +26,12 @@ def shape(*_: Any) -> None:
 @pytest.mark.parametrize("where", ["", "blocks.1", "blocks.1.attn", "patch_embed"])
 def test_an_error_of_a_hook_comes_through_as_it_is(where: str) -> None:
     for before in (False, True):
-        for hook, said in ((fail, "mine"), (shape, "size of tensor")):
+        for hook, output in ((fail, "mine"), (shape, "size of tensor")):
             model = vit()
             module = model.get_submodule(where)
             register = module.register_forward_pre_hook if before else module.register_forward_hook
             register(hook)
-            with pytest.raises((ValueError, RuntimeError), match=said) as error:
+            with pytest.raises((ValueError, RuntimeError), match=output) as error:
                 model(images(model))
             assert not isinstance(error.value, ShapeError)
 
@@ -54,11 +54,11 @@ def test_images_of_another_size_are_still_explained() -> None:
 
 
 def test_hooks_on_all_modules_see_attention() -> None:
-    model, seen = vit(), list[Any]()
-    hook = lambda module, *_: seen.append(module.__class__.__name__)  # noqa: E731
+    model, visits = vit(), list[Any]()
+    hook = lambda module, *_: visits.append(module.__class__.__name__)  # noqa: E731
     handle = torch.nn.modules.module.register_module_forward_hook(hook)
     try:
         model(images(model))
     finally:
         handle.remove()
-    assert seen.count("Attention") == 3
+    assert visits.count("Attention") == 3

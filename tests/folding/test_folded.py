@@ -75,10 +75,10 @@ def test_a_request_that_removes_nothing_is_refused(name: str) -> None:
     ids=str,
 )
 def test_a_share_that_has_to_be_learned_is_no_promise(method: vitfold.Method, command: str) -> None:
-    with pytest.warns(UserWarning, match=command) as told:
+    with pytest.warns(UserWarning, match=command) as report:
         vitfold.fold(vit(), method)
-    assert len(told) == 1
-    assert "\n" not in str(told[0].message)
+    assert len(report) == 1
+    assert "\n" not in str(report[0].message)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         fold_to_learn(vit(), method)

@@ -46,12 +46,12 @@ FAMILIES = [
 
 def mixing(model: nn.Module) -> vitfold.PruneMerge:
     """Matrices for a model and its images, in all of its blocks."""
-    found = find(model)
-    grid = found.grid({"x": images(model, 1)})
+    result = find(model)
+    grid = result.grid({"x": images(model, 1)})
     assert grid is not None
     generator = torch.Generator().manual_seed(0)
-    scores = torch.rand(found.depth, math.prod(grid), generator=generator).tolist()
-    return vitfold.PruneMerge(0.4, 0.2, tuple(range(found.depth)), grid=grid, scores=scores)
+    scores = torch.rand(result.depth, math.prod(grid), generator=generator).tolist()
+    return vitfold.PruneMerge(0.4, 0.2, tuple(range(result.depth)), grid=grid, scores=scores)
 
 
 Way = Method | Callable[[nn.Module], vitfold.PruneMerge]
@@ -201,8 +201,8 @@ def test_blocks_are_computed_again_in_one_graph(method: Way) -> None:
     expected = gradients(model)
     model.set_grad_checkpointing()
     with torch._dynamo.config.patch(skip_fwd_side_effects_in_bwd_under_checkpoint=True):
-        found = gradients(torch.compile(model, fullgraph=True, backend="aot_eager"))
-    torch.testing.assert_close(found, expected)
+        result = gradients(torch.compile(model, fullgraph=True, backend="aot_eager"))
+    torch.testing.assert_close(result, expected)
 
 
 def test_equal_similarities_pick_the_earlier_token_in_onnx_too(tmp_path: Path) -> None:
@@ -243,8 +243,8 @@ def main_output(output: Any) -> Tensor:
 
 def hf_agrees(model: nn.Module, other: Callable[..., Any]) -> None:
     for batch in (1, 7):
-        given = inputs(model, batch, seed=batch)
-        theirs, ours = main_output(other(**given)), main_output(model(**given))
+        arguments = inputs(model, batch, seed=batch)
+        theirs, ours = main_output(other(**arguments)), main_output(model(**arguments))
         torch.testing.assert_close(theirs, ours, atol=1e-3, rtol=1e-3)
 
 
@@ -266,9 +266,9 @@ def test_hugging_face_exports_and_runs_in_onnx_runtime(name: str, tmp_path: Path
     model = vitfold.fold(hf(name), vitfold.ToMe(r=3))
     graph = hf_exported(model)
     hf_agrees(model, graph.module())
-    given = inputs(model, 7)
-    outputs = session(onnx_file(graph, tmp_path))(given["pixel_values"])
-    expected = main_output(model(**given))
+    arguments = inputs(model, 7)
+    outputs = session(onnx_file(graph, tmp_path))(arguments["pixel_values"])
+    expected = main_output(model(**arguments))
     assert any(
         out.shape == expected.shape and (out - expected).abs().max() < 1e-3 for out in outputs
     )

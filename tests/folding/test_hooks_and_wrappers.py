@@ -1,5 +1,6 @@
 """What others do to a model that is folded: hooks, parts of their own, graphs, shards, integers."""
 
+import copy
 import threading
 import types
 import warnings
@@ -14,7 +15,7 @@ from support.models import CELLS, hf, images, kind, registered
 from torch import Tensor, nn
 
 import vitfold
-from vitfold.errors import FoldError, MethodError, PlanError, ShapeError
+from vitfold.errors import FoldError, MethodError, PlanError, ShapeError, UnsupportedModel
 from vitfold.folding.families import find
 from vitfold.tools.baselines import candidates
 
@@ -29,8 +30,8 @@ def patches(height: int, width: int, seed: int) -> tuple[Tensor, dict[str, Tenso
     return image, {"patches": flat, "patch_coord": places[None], "patch_valid": taken}
 
 
-def together(*given: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name: torch.cat([one[name] for one in given]) for name in given[0]}
+def together(*inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: torch.cat([one[name] for one in inputs]) for name in inputs[0]}
 
 
 # Grids
@@ -59,16 +60,16 @@ def test_so_of_siglip2() -> None:
     model = hf("Siglip2VisionModel")
     width = 3 * model.config.patch_size**2
     shapes = torch.tensor([[2, 8], [4, 4], [2, 8]])
-    given = {
+    inputs = {
         "pixel_values": torch.randn(3, 16, width),
         "pixel_attention_mask": torch.ones(3, 16, dtype=torch.long),
         "spatial_shapes": shapes,
     }
     vitfold.fold(model, vitfold.LGTM(r=2, skip=0))
     with pytest.raises(MethodError, match="images of several shapes"):  # and not of three axes
-        model(**given)
-    alike = {name: part[[0, 2]] for name, part in given.items()}
-    alone = [model(**{n: part[[i]] for n, part in given.items()}).pooler_output for i in (0, 2)]
+        model(**inputs)
+    alike = {name: part[[0, 2]] for name, part in inputs.items()}
+    alone = [model(**{n: part[[i]] for n, part in inputs.items()}).pooler_output for i in (0, 2)]
     near([model(**alike).pooler_output], [torch.cat(alone)], 1e-4)
     with pytest.raises(MethodError, match="padded"):
         model(**(alike | {"pixel_attention_mask": torch.ones(2, 16).tril(3).long()}))
@@ -107,23 +108,23 @@ def test_attention_that_is_replaced_under_a_fold_is_refused() -> None:
 
 def test_hooks_on_gradients_see_what_is_inside() -> None:
     model = registered("vit_tiny_patch16_224", depth=3)
-    seen: list[str] = []
+    visits: list[str] = []
     for name in ("blocks.1.attn", "blocks.1", "blocks"):
-        hook = lambda module, into, out, name=name: seen.append(name)  # noqa: E731
+        hook = lambda module, into, out, name=name: visits.append(name)  # noqa: E731
         model.get_submodule(name).register_full_backward_hook(hook)
     for r in (0, 4):
-        seen.clear()
+        visits.clear()
         vitfold.fold(model, vitfold.ToMe(r=r))(images(model)).sum().backward()
-        assert sorted(seen) == ["blocks", "blocks.1", "blocks.1.attn"]
+        assert sorted(visits) == ["blocks", "blocks.1", "blocks.1.attn"]
 
 
 def test_a_hook_before_a_block_sees_dense_tokens() -> None:
     model = vitfold.fold(registered("vit_tiny_patch16_224", depth=3), vitfold.ToMe(r=4))
-    x, seen = images(model), list[Any]()
+    x, visits = images(model), list[Any]()
     logits = model(x)
-    model.blocks[2].register_forward_pre_hook(lambda _, given: seen.append(given[0].shape[1]))
+    model.blocks[2].register_forward_pre_hook(lambda _, inputs: visits.append(inputs[0].shape[1]))
     near([model(x)], [logits], 1e-4)
-    assert seen == [1 + CELLS**2]
+    assert visits == [1 + CELLS**2]
 
 
 def test_thresholds_of_inference_mode_can_be_trained() -> None:
@@ -204,10 +205,10 @@ def test_integers_are_folded_by_number_and_not_counted(tmp_path: Path) -> None:
 def test_what_cannot_be_copied_is_counted_all_the_same() -> None:
     model = registered("vit_tiny_patch16_224", depth=3).bfloat16()
     model.lock = threading.Lock()
-    seen: list[Any] = []
-    model.blocks[0].register_forward_hook(lambda *given: seen.append(given[2].device.type))
+    visits: list[Any] = []
+    model.blocks[0].register_forward_hook(lambda *inputs: visits.append(inputs[2].device.type))
     vitfold.fold(model, "tome", flops=0.8)
-    assert "meta" not in seen
+    assert "meta" not in visits
 
 
 # Mistakes
@@ -251,3 +252,49 @@ def test_all_candidates_run(model: Any, method: vitfold.Method) -> None:
 def maps(out: Any) -> list[torch.Size]:
     parts = out if isinstance(out, list) else getattr(out, "feature_maps", [out])
     return [part.shape for part in parts]
+
+
+@pytest.mark.parametrize(
+    "method", [vitfold.ToMe(r=2), vitfold.EViT(r=[0, 2], blocks=(1,))], ids=str
+)
+def test_hooks_on_all_modules_see_the_attention_that_is_captured(method: Any) -> None:
+    model = vitfold.fold(registered("vit_tiny_patch16_224"), method)
+    modules: list[Any] = []
+    handle = torch.nn.modules.module.register_module_forward_hook(
+        lambda module, *_: modules.append(module)
+    )
+    try:
+        model(images(model))
+    finally:
+        handle.remove()
+    assert all(block.attn in modules for block in model.blocks)
+    assert {block.attn for block in model.blocks} <= set(modules)
+
+
+def test_a_model_whose_offload_hooks_are_taken_off_folds() -> None:
+    accelerate = pytest.importorskip("accelerate")
+    model = registered("vit_tiny_patch16_224")
+    x = images(model)
+    with torch.no_grad():
+        expected = vitfold.fold(copy.deepcopy(model), vitfold.ToMe(r=2))(x)
+    accelerate.cpu_offload(model, execution_device="cpu")
+    with pytest.raises(UnsupportedModel, match="take them off"):
+        vitfold.fold(model, vitfold.ToMe(r=2))
+    accelerate.hooks.remove_hook_from_module(model, recurse=True)
+    vitfold.fold(model, vitfold.ToMe(r=2))
+    with torch.no_grad():
+        torch.testing.assert_close(model(x), expected)
+    vitfold.unfold(model)
+
+
+@pytest.mark.parametrize(
+    "method", [vitfold.LTMP(), vitfold.AViT(), vitfold.ToMe(flops=0.6)], ids=str
+)
+def test_what_needs_weights_refuses_an_offloaded_model(method: Any) -> None:
+    accelerate, transformers = map(pytest.importorskip, ("accelerate", "transformers"))
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2,
+             "intermediate_size": 64, "image_size": 32, "patch_size": 8}  # fmt: skip
+    model = transformers.ViTForImageClassification(transformers.ViTConfig(**sizes)).eval()
+    accelerate.cpu_offload(model, execution_device="cpu")
+    with pytest.raises(UnsupportedModel, match="are offloaded by accelerate"):
+        vitfold.fold(model, method)

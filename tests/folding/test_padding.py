@@ -124,12 +124,12 @@ def test_patch_dropout_of_padded_images() -> None:
 
 @pytest.mark.parametrize("method", [vitfold.ToMe(r=3), vitfold.Drop(r=3), vitfold.LTMP()], ids=str)
 def test_an_image_of_padding_alone_is_finite_where_the_dense_one_is(method: Any) -> None:
-    model, given = naflex("avg"), batched(*IMAGES)
-    given["patch_valid"][1] = False
-    assert model(given).isfinite().all()
+    model, inputs = naflex("avg"), batched(*IMAGES)
+    inputs["patch_valid"][1] = False
+    assert model(inputs).isfinite().all()
     vitfold.fold(model, method)
-    assert model(given).isfinite().all()
-    assert model.forward_features(**given)["patches"][[0, 2]].isfinite().all()
+    assert model(inputs).isfinite().all()
+    assert model.forward_features(**inputs)["patches"][[0, 2]].isfinite().all()
 
 
 def test_lgtm_refuses_padded_images() -> None:

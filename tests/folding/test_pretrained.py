@@ -15,17 +15,17 @@ import vitfold
 
 def saved(model: Any, directory: Path) -> list[str]:
     """The warnings while a model saves itself."""
-    with warnings.catch_warnings(record=True) as said:
+    with warnings.catch_warnings(record=True) as output:
         warnings.simplefilter("always")
         model.save_pretrained(directory)
-    return [str(warning.message) for warning in said if "vitfold" in str(warning.message)]
+    return [str(warning.message) for warning in output if "vitfold" in str(warning.message)]
 
 
 def test_a_folded_model_says_that_it_is_saved_dense(tmp_path: Path) -> None:
     model = vitfold.fold(models.hf("ViTForImageClassification"), "tome", r=2)
     for each in (model, copy.deepcopy(model), pickle.loads(pickle.dumps(model)), model.vit):
-        (said,) = saved(each, tmp_path)
-        assert "vitfold.save(model, directory, backbone=True)" in said
+        (output,) = saved(each, tmp_path)
+        assert "vitfold.save(model, directory, backbone=True)" in output
 
 
 def test_nothing_is_left_after_unfolding(tmp_path: Path) -> None:

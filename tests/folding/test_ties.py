@@ -112,7 +112,7 @@ def test_alike_tokens_are_treated_alike_everywhere(
     model = vitfold.fold(dense, METHODS[method]).to(dtype).eval()
     x = alike().to(dtype)
     with torch.no_grad():
-        expected, found = model(x), runtime(model, x[:2], tmp_path)(x)
+        expected, result = model(x), runtime(model, x[:2], tmp_path)(x)
     torch.compiler.reset()
     close = 1e-3 if dtype == torch.float32 else 1e-9
-    torch.testing.assert_close(found, expected, rtol=0, atol=close)
+    torch.testing.assert_close(result, expected, rtol=0, atol=close)

@@ -31,10 +31,10 @@ def test_smaller_images_cost_about_what_is_asked() -> None:
 def test_making_smaller_inputs_leaves_the_model_as_it_was() -> None:
     model = registered("vit_tiny_patch16_224", depth=3)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    made: Any = smaller_inputs(model, [0.6, 0.3])[1].make()
+    new: Any = smaller_inputs(model, [0.6, 0.3])[1].make()
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
     assert model.pos_embed.shape == before["pos_embed"].shape
-    assert made.model.patch_embed.proj.weight is model.patch_embed.proj.weight
+    assert new.model.patch_embed.proj.weight is model.patch_embed.proj.weight
 
 
 def test_smaller_models_stand_beside() -> None:
@@ -48,8 +48,8 @@ def test_smaller_models_stand_beside() -> None:
 def test_what_a_search_found_is_no_name() -> None:
     model = registered("vit_tiny_patch16_224", depth=4)
     batches = [(images(model, 4), torch.arange(4)) for _ in range(2)]
-    found = vitfold.PruneMerge.search(model, batches, keep=0.7, iterations=2)
-    [candidate] = trained({"found": vitfold.fold(model, found)})
+    result = vitfold.PruneMerge.search(model, batches, keep=0.7, iterations=2)
+    [candidate] = trained({"found": vitfold.fold(model, result)})
     assert len(candidate.method) < 100
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from support.learning import close, each_reader, halting, made, mixed, same_decisions
+from support.learning import close, create, each_reader, halting, mixed, same_decisions
 from support.reference import Reference, Token
 from support.small import MODELS, images, vit
 from support.training import Blobs, training
@@ -59,13 +59,13 @@ def test_avit_is_as_the_reference_has_it(name: str) -> None:
     x = mixed(model)
     with watch() as runs:
         logits = model(x)
-    found = [halted(model, image) for image in x]
+    result = [halted(model, image) for image in x]
     counts = vitfold.trace(model, x).counts
-    assert [list(numbers) for numbers in zip(*counts, strict=True)] == [n for _, n, _ in found]
-    close(logits, torch.stack([logits for logits, _, _ in found]))
+    assert [list(numbers) for numbers in zip(*counts, strict=True)] == [n for _, n, _ in result]
+    close(logits, torch.stack([logits for logits, _, _ in result]))
     notes: Any = runs[0].last.notes
-    assert float(notes.ponder) == pytest.approx(sum(p for _, _, p in found) / len(x), abs=1e-9)
-    assert len({tuple(n) for _, n, _ in found}) > 1, "images keep numbers of their own"
+    assert float(notes.ponder) == pytest.approx(sum(p for _, _, p in result) / len(x), abs=1e-9)
+    assert len({tuple(n) for _, n, _ in result}) > 1, "images keep numbers of their own"
     close(halting(name, torch.float32)(x.float()).double(), logits, 1e-4)
 
 
@@ -88,7 +88,7 @@ def test_where_nothing_halts_avit_is_the_dense_model(name: str) -> None:
 
 @torch.no_grad()
 def test_one_patch_stays_where_all_would_halt() -> None:
-    model = made("vit", AViT(gamma=0.0, beta=1e4))
+    model = create("vit", AViT(gamma=0.0, beta=1e4))
     x = mixed(model)
     assert vitfold.trace(model, x).counts == [[2] * 4] * 4
     same_decisions(model, x)
@@ -97,7 +97,7 @@ def test_one_patch_stays_where_all_would_halt() -> None:
 
 def test_avit_learns_to_stop() -> None:
     """Nearer to the prior; what is read out has gradients too."""
-    model = made("vit", AViT(gamma=0.5, beta=-3.0, depth=2.0, ponder=0.0), torch.float32).train()
+    model = create("vit", AViT(gamma=0.5, beta=-3.0, depth=2.0, ponder=0.0), torch.float32).train()
     learned: Any = fold_of(model).learned
     x, labels = images(model, 8).float(), torch.arange(8) % 7
     optimizer = torch.optim.Adam(learned.parameters(), lr=0.1)

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from support.learning import PREDICTED, close, each_model, made, mixed, same_decisions, without
+from support.learning import PREDICTED, close, create, each_model, mixed, same_decisions, without
 from support.reference import Reference, Token
 from support.small import images, vit
 from torch import Tensor
@@ -36,18 +36,18 @@ def chosen_by(model: Any, prefix: int) -> Any:
 @each_model
 @torch.no_grad()
 def test_dynamicvit_is_as_the_reference_has_it(name: str) -> None:
-    model = made(name, PREDICTED)
+    model = create(name, PREDICTED)
     x = mixed(model, 3)
     reference = Reference(model, "x", proportional=False)
     wanted = reference.logits(x, chosen_by(model, model.num_prefix_tokens))
     close(model(x), wanted)
-    close(made(name, PREDICTED, torch.float32)(x.float()).double(), wanted, 1e-4)
+    close(create(name, PREDICTED, torch.float32)(x.float()).double(), wanted, 1e-4)
 
 
 @each_model
 @torch.no_grad()
 def test_dynamicvit_masks_what_it_removes(name: str) -> None:
-    model = made(name, PREDICTED)
+    model = create(name, PREDICTED)
     same_decisions(model, mixed(model))
     counts = vitfold.trace(model, mixed(model)).counts
     tokens = 49 + model.num_prefix_tokens
@@ -56,7 +56,7 @@ def test_dynamicvit_masks_what_it_removes(name: str) -> None:
 
 def test_dynamicvit_samples_and_learns() -> None:
     """Gradients reach networks and model; the shares that stay go where they are asked to."""
-    model = made("vit", DynamicViT(r=[0, 5, 0, 3], blocks=(1, 3)), torch.float32).train()
+    model = create("vit", DynamicViT(r=[0, 5, 0, 3], blocks=(1, 3)), torch.float32).train()
     learned: Any = fold_of(model).learned
     x = images(model, 8).float()
     optimizer = torch.optim.AdamW(learned.parameters(), lr=3e-3)
@@ -93,7 +93,7 @@ def test_dynamicvit_reaches_its_share_and_is_not_ready() -> None:
 @pytest.mark.parametrize("batch", [1, 7])
 @torch.no_grad()
 def test_dynamicvit_compiles_and_exports(batch: int) -> None:
-    model = made("vit", PREDICTED, torch.float32)
+    model = create("vit", PREDICTED, torch.float32)
     x = images(model, batch).float()
     some = torch.export.Dim("batch", min=1, max=16)
     program = torch.export.export(

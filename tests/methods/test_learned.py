@@ -8,7 +8,7 @@ import pytest
 import torch
 from support.learning import (
     KINDS,
-    made,
+    new,
     registers,
     without,
 )
@@ -24,15 +24,15 @@ from vitfold.train import Recipe
 
 @pytest.mark.parametrize("method", KINDS.values(), ids=KINDS)
 def test_they_are_saved_copied_and_taken_off(method: Any, tmp_path: Path) -> None:
-    model = made("vit", method, torch.float32)
+    model = new("vit", method, torch.float32)
     x = images(model, 2).float()
     with torch.no_grad():
         for values in fold_of(model).learned.parameters():  # type: ignore[union-attr]
             values.add_(0.1)
-        said = model(x)
+        output = model(x)
         vitfold.save(model, tmp_path / "plan", backbone=True)
-        assert torch.equal(vitfold.load(tmp_path / "plan", vit())(x), said)
-        assert torch.equal(copy.deepcopy(model)(x), said)
+        assert torch.equal(vitfold.load(tmp_path / "plan", vit())(x), output)
+        assert torch.equal(copy.deepcopy(model)(x), output)
         dense = vit()
         assert torch.equal(vitfold.unfold(model)(x), dense(x))
     assert model.state_dict().keys() == dense.state_dict().keys()
@@ -54,9 +54,9 @@ def test_they_train_and_go_on_where_they_were_stopped(method: Any, tmp_path: Pat
     wanted = run(tmp_path / "a")
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path / "b", stop=30)
-    found = run(tmp_path / "b")
+    result = run(tmp_path / "b")
     for name, tensor in wanted.items():
-        assert torch.equal(found[name], tensor), name
+        assert torch.equal(result[name], tensor), name
 
 
 class Stopping(Blobs):
@@ -101,15 +101,15 @@ def test_what_makes_no_sense_is_refused(wrong: Any, says: str) -> None:
 
 @pytest.mark.parametrize("method", [*KINDS.values(), vitfold.LTMP(merge_threshold=0.4)], ids=str)
 def test_what_is_learned_stays_precise_in_a_half_precise_model(method: Any, tmp_path: Path) -> None:
-    model = made("vit", method, torch.float32).bfloat16()
+    model = new("vit", method, torch.float32).bfloat16()
     x = images(model, 2).bfloat16()
     learned = fold_of(model).learned
     assert learned is not None
     assert {values.dtype for values in learned.parameters()} == {torch.float32}
     with torch.no_grad():
-        said = model(x)
+        output = model(x)
         vitfold.save(model, tmp_path, backbone=True)
-        assert torch.equal(vitfold.load(tmp_path, vit().bfloat16())(x), said)
+        assert torch.equal(vitfold.load(tmp_path, vit().bfloat16())(x), output)
 
 
 def test_a_plan_for_other_blocks_is_refused(tmp_path: Path) -> None:

@@ -15,8 +15,8 @@ from support.ltmp import (
     VARIANTS,
     each_variant,
     exactly,
-    made,
     mixed_images,
+    new,
 )
 from support.small import images, vit
 from torch import Tensor
@@ -31,7 +31,7 @@ from vitfold.train.fit import fit_learned
 
 
 def test_gradients_reach_images_through_packed_tokens() -> None:
-    model = made("vit", VARIANTS["both"], depth=2)
+    model = new("vit", VARIANTS["both"], depth=2)
     x = mixed_images(model, 2).requires_grad_()
     for values in model.parameters():
         values.requires_grad_(False)
@@ -46,7 +46,7 @@ def test_gradients_reach_images_through_packed_tokens() -> None:
 def test_checkpointing_gives_the_same_gradients(mode: bool) -> None:
     gradients = []
     for checkpointing in (False, True):
-        model = made("vit", VARIANTS["both"]).train(mode)
+        model = new("vit", VARIANTS["both"]).train(mode)
         model.set_grad_checkpointing(checkpointing)
         model(mixed_images(model)).square().sum().backward()
         gradients.append([values.grad for values in model.parameters()])
@@ -75,7 +75,7 @@ def spelled_out(model: Any, x: Tensor, merge: Tensor, prune: Tensor, tau: float 
         p = (e + eps / n) / (e.sum(-1, keepdim=True) + eps)
         t = t + block.attn.proj((p @ v).transpose(1, 2).reshape(batch, n, d))
         alive = mask.detach() > 0.5
-        seen = (p.mean(1) * alive[:, :, None]).sum(1) / alive.sum(1, keepdim=True)
+        visits = (p.mean(1) * alive[:, :, None]).sum(1) / alive.sum(1, keepdim=True)
         key = torch.nn.functional.normalize(k.mean(1), dim=-1)
         rank = alive.cumsum(1) - 1
         patch = alive & (torch.arange(n) > 0)
@@ -90,8 +90,8 @@ def spelled_out(model: Any, x: Tensor, merge: Tensor, prune: Tensor, tau: float 
         fresh = (onto.transpose(1, 2) @ t) / total.clamp(min=1)[:, :, None]
         t = torch.where(merged[:, :, None] | ~alive[:, :, None], t, fresh)
         size = torch.where(merged | ~alive, size, total)
-        seen = seen.scatter_reduce(1, into, seen, "amax")
-        stays = straight(seen, pruning)
+        visits = visits.scatter_reduce(1, into, visits, "amax")
+        stays = straight(visits, pruning)
         mask = mask * (1 - goes) * torch.where(patch & ~merged, stays, torch.ones_like(stays))
         masks.append(mask)
         t = t + block.mlp(block.norm2(t))
@@ -100,7 +100,7 @@ def spelled_out(model: Any, x: Tensor, merge: Tensor, prune: Tensor, tau: float 
 
 def test_thresholds_get_the_gradients_of_the_paper() -> None:
     method = LTMP(flops=0.6, merge_threshold=MERGE, prune_threshold=PRUNE)
-    model = made("vit", method).train()
+    model = new("vit", method).train()
     x, labels = mixed_images(model), torch.tensor([0, 1, 2, 3])
     learned: Any = fold_of(model).learned
     with watch() as runs:
@@ -119,9 +119,9 @@ def test_thresholds_get_the_gradients_of_the_paper() -> None:
         (2 * a * n * d**2 + (a * n) ** 2 * d + 4 * b * n * d**2) / (6 * n * d**2 + n**2 * d)
         for a, b in itertools.pairwise(means)
     ) / len(masks)
-    told = torch.nn.functional.cross_entropy(expected, labels, label_smoothing=0.1)
+    report = torch.nn.functional.cross_entropy(expected, labels, label_smoothing=0.1)
     exactly(penalty, 10 * (share - 0.6) ** 2)
-    theirs = torch.autograd.grad(told + 10 * (share - 0.6) ** 2, [merge, prune])
+    theirs = torch.autograd.grad(report + 10 * (share - 0.6) ** 2, [merge, prune])
     for a, b in zip(ours, theirs, strict=True):
         assert a.abs().max() > 0
         exactly(a, b, 1e-8)
@@ -133,7 +133,7 @@ def test_thresholds_get_the_gradients_of_the_paper() -> None:
 @each_variant
 @pytest.mark.parametrize("backbone", [False, True])
 def test_thresholds_come_back(method: LTMP, backbone: bool, tmp_path: Path) -> None:
-    model = made("vit", method, torch.float32)
+    model = new("vit", method, torch.float32)
     x = mixed_images(model, dtype=torch.float32)
     vitfold.save(model, tmp_path, backbone=backbone)
     held = load_file(tmp_path / "weights.safetensors")
@@ -147,7 +147,7 @@ def test_thresholds_come_back(method: LTMP, backbone: bool, tmp_path: Path) -> N
 
 @pytest.fixture
 def plan(tmp_path: Path) -> Path:
-    vitfold.save(made("vit", VARIANTS["both"], torch.float32), tmp_path)
+    vitfold.save(new("vit", VARIANTS["both"], torch.float32), tmp_path)
     return tmp_path
 
 
@@ -189,7 +189,7 @@ def test_a_plan_without_its_thresholds_is_refused(plan: Path) -> None:
 @pytest.mark.parametrize("order", ["merge_first", "prune_first"])
 def test_frozen_numbers_are_the_means(name: str, order: str) -> None:
     method = LTMP(order=order, merge_threshold=MERGE, prune_threshold=PRUNE)
-    model = made(name, method)
+    model = new(name, method)
     x = mixed_images(model)
     means = [sum(counts) / len(x) for counts in vitfold.trace(model, x).counts]
     again = vitfold.freeze(model, [x[:2], x[2:]])
@@ -201,14 +201,14 @@ def test_frozen_numbers_are_the_means(name: str, order: str) -> None:
 
 
 def test_frozen_numbers_come_from_batches_of_any_form() -> None:
-    x = mixed_images(made("vit", VARIANTS["both"]))
-    given: list[Any] = [x, {"x": x}, [{"x": x[:1]}, {"x": x[1:]}], [(x, torch.zeros(len(x)))]]
-    found = [vitfold.freeze(made("vit", VARIANTS["both"]), images) for images in given]
-    assert len({str(fold_of(model).method) for model in found}) == 1
+    x = mixed_images(new("vit", VARIANTS["both"]))
+    inputs: list[Any] = [x, {"x": x}, [{"x": x[:1]}, {"x": x[1:]}], [(x, torch.zeros(len(x)))]]
+    result = [vitfold.freeze(new("vit", VARIANTS["both"]), images) for images in inputs]
+    assert len({str(fold_of(model).method) for model in result}) == 1
 
 
 def test_nothing_is_taken_from_images_that_are_no_numbers() -> None:
-    model = made("vit", VARIANTS["both"])
+    model = new("vit", VARIANTS["both"])
     x = mixed_images(model)
     with pytest.raises(DataError, match="batch 1 holds values that are no numbers"):
         vitfold.freeze(model, [x, x * torch.nan])
@@ -216,7 +216,7 @@ def test_nothing_is_taken_from_images_that_are_no_numbers() -> None:
 
 
 def test_frozen_numbers_do_not_depend_on_how_it_is_evaluated() -> None:
-    models = [made("vit", VARIANTS["both"]) for _ in range(2)]
+    models = [new("vit", VARIANTS["both"]) for _ in range(2)]
     x = mixed_images(models[0])
     vitfold.freeze(models[0], x)
     with vitfold.masked():

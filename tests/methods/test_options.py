@@ -346,9 +346,9 @@ def test_more_than_half_is_refused(kind: type[Method], r: Any) -> None:
 
 @pytest.mark.parametrize("kind", ALL)
 def test_a_ramp_is_cut_where_more_than_half_would_leave_and_it_is_told(kind: type[Method]) -> None:
-    with pytest.warns(UserWarning, match=r"goes up to 40; of 49 .* at most 24 can leave") as told:
+    with pytest.warns(UserWarning, match=r"goes up to 40; of 49 .* at most 24 can leave") as report:
         model = vitfold.fold(vit(), kind(r=(20, -1), skip=0))
-    assert Path(told[0].filename) == Path(__file__)
+    assert Path(report[0].filename) == Path(__file__)
     assert max(fold_of(model).schedule) == 24
     assert vitfold.trace(model, images(model, dtype=torch.float32)).counts[-1][0] >= 2
 
@@ -423,9 +423,9 @@ def test_a_stage_may_lose_more_than_half(kind: Any, tmp_path: Path) -> None:
 def test_numbers_may_come_from_numpy_and_torch() -> None:
     assert ToMe(r=np.array([3, 2, 1])) == ToMe(r=[3, 2, 1])
     assert ToMe(r=(np.int64(3), np.float32(-1))) == ToMe(r=(3, -1.0))
-    made = ToMe(flops=np.float64(0.5), skip=np.int64(1), proportional=np.bool_(True))
-    assert made == ToMe(flops=0.5, skip=1)
-    assert type(made.skip) is int
+    new = ToMe(flops=np.float64(0.5), skip=np.int64(1), proportional=np.bool_(True))
+    assert new == ToMe(flops=0.5, skip=1)
+    assert type(new.skip) is int
     assert LTMP(merge_threshold=torch.tensor(0.5)) == LTMP(merge_threshold=0.5)
     assert PruneMerge(np.float64(0.5)).keep == 0.5
 

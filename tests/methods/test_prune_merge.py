@@ -116,10 +116,10 @@ class TestBlocks:
         model: Any = vitfold.fold(vit().double(), method())
         x = images(model)
         expected = model(x)
-        seen = []
-        handles = [b.register_forward_hook(lambda *a: seen.append(a[2])) for b in model.blocks]
+        visits = []
+        handles = [b.register_forward_hook(lambda *a: visits.append(a[2])) for b in model.blocks]
         torch.testing.assert_close(model(x), expected, rtol=1e-10, atol=1e-10)
-        assert {part.shape for part in seen} == {torch.Size([2, 50, 48])}
+        assert {part.shape for part in visits} == {torch.Size([2, 50, 48])}
         for handle in handles:
             handle.remove()
         last, parts = model.forward_intermediates(x)
@@ -129,9 +129,9 @@ class TestBlocks:
     def test_trace(self) -> None:
         model = vitfold.fold(vit(), method(blocks=(1, 2)))
         traced = vitfold.trace(model, images(model, dtype=torch.float32))
-        seen = [1 + max(group) + 1 for group in method(blocks=(1, 2)).structure.values()]
-        assert traced.counts == [[50, 50], [seen[0]] * 2, [seen[1]] * 2, [50, 50]]
-        assert traced.maps[1].slots == seen[0]
+        visits = [1 + max(group) + 1 for group in method(blocks=(1, 2)).structure.values()]
+        assert traced.counts == [[50, 50], [visits[0]] * 2, [visits[1]] * 2, [50, 50]]
+        assert traced.maps[1].slots == visits[0]
         structure = torch.tensor(method(blocks=(1, 2)).structure[1])
         slot = traced.maps[1].slot[0, 1:]
         assert torch.equal(slot < 0, structure < 0)
@@ -144,11 +144,11 @@ class TestBlocks:
         x = images(model, 8, dtype=torch.float32)
         dense = vitfold.flops(model, x)
         vitfold.fold(model, method(blocks=(2,), keep=0.4, prune=0.2))
-        patches, seen, width = 49, max(method(blocks=(2,), keep=0.4).structure[2]) + 1, 48
-        tokens = patches - seen
-        attention = 2 * 2 * ((patches + 1) ** 2 - (seen + 1) ** 2) * width
+        patches, visits, width = 49, max(method(blocks=(2,), keep=0.4).structure[2]) + 1, 48
+        tokens = patches - visits
+        attention = 2 * 2 * ((patches + 1) ** 2 - (visits + 1) ** 2) * width
         linear = 2 * tokens * width * (4 * width + 2 * 2 * width)
-        matrices = 2 * 2 * patches * seen * width
+        matrices = 2 * 2 * patches * visits * width
         assert vitfold.flops(model, x) == dense + 8 * (matrices - attention - linear)
 
 
@@ -167,10 +167,10 @@ class TestFamilies:
     @torch.no_grad()
     def check(self, model: Any, call: Any) -> None:
         dense = call(model)
-        found = fold_of(vitfold.fold(model, "drop", r=0)).family
-        grid = found.layout().grid
+        result = fold_of(vitfold.fold(model, "drop", r=0)).family
+        grid = result.layout().grid
         assert grid is not None
-        vitfold.fold(model, last_around(grid, found.depth))
+        vitfold.fold(model, last_around(grid, result.depth))
         expected = call(bound(model))
         torch.testing.assert_close(call(model), expected, rtol=1e-9, atol=1e-9)
         assert not torch.allclose(expected, dense, atol=1e-4)
@@ -194,8 +194,8 @@ class TestFamilies:
         given = {k: v.double() if v.is_floating_point() else v for k, v in inputs(model, 3).items()}
 
         def call(model: Any) -> Tensor:
-            found = model(**given).values()
-            parts = [part for p in found for part in (p if isinstance(p, tuple) else [p])]
+            result = model(**given).values()
+            parts = [part for p in result for part in (p if isinstance(p, tuple) else [p])]
             return next(part for part in parts[::-1] if isinstance(part, Tensor))
 
         self.check(model, call)
@@ -293,15 +293,15 @@ def test_another_size_has_scores_between_those_that_were_found(
     patches = math.prod(grid)
     row = st.lists(st.floats(0, 100), min_size=patches, max_size=patches)
     scores = [data.draw(row), data.draw(row)]
-    found = PruneMerge(0.5, 0.1, (0, 2), grid=grid, scores=scores)
-    moved = found.resize(list(other))
+    result = PruneMerge(0.5, 0.1, (0, 2), grid=grid, scores=scores)
+    moved = result.resize(list(other))
     assert moved.grid == other
     assert moved.scores is not None
     for ours, before in zip(moved.scores, scores, strict=True):
         assert len(ours) == math.prod(other)
         assert min(before) * 0.999 <= min(ours)
         assert max(ours) <= max(before) * 1.001
-    same = found.resize(grid).scores
+    same = result.resize(grid).scores
     assert torch.tensor(same) == pytest.approx(torch.tensor(scores), rel=1e-3)
     assert from_json(json.loads(json.dumps(moved.to_json()))) == moved
     alike = PruneMerge(0.5, 0.1, (0,), grid=grid, scores=[[3.0] * patches]).resize(other)
@@ -310,13 +310,13 @@ def test_another_size_has_scores_between_those_that_were_found(
 
 def test_a_resized_search_folds_a_resized_model() -> None:
     scores = [[float(i % 11) for i in range(49)]] * 2
-    found = PruneMerge(0.3, 0.2, (1, 2), grid=(7, 7), scores=scores)
+    result = PruneMerge(0.3, 0.2, (1, 2), grid=(7, 7), scores=scores)
     model = vit(grid=(9, 6))
     with pytest.raises(MethodError, match="resize"):
-        vitfold.fold(model, found)(images(model, 2).float())
-    moved = found.resize((9, 6))
+        vitfold.fold(model, result)(images(model, 2).float())
+    moved = result.resize((9, 6))
     vitfold.fold(model, moved)
     assert model(images(model, 2).float()).shape == (2, 7)
     for wrong in ((0, 3), (3,), None):
         with pytest.raises(MethodError):
-            found.resize(wrong)  # type: ignore[arg-type]
+            result.resize(wrong)  # type: ignore[arg-type]

@@ -49,24 +49,24 @@ class TestSearch:
     @pytest.mark.parametrize("name", ["vit", "dino"])
     def test_scores_are_attention_times_its_gradient(self, name: str) -> None:
         model: Any = MODELS[name]().double()
-        given = batches(model)
-        found = PruneMerge.search(model, given, blocks=[1, 3], iterations=5)
+        inputs = batches(model)
+        result = PruneMerge.search(model, inputs, blocks=[1, 3], iterations=5)
         assert all(values.grad is None for values in model.parameters())
         start = model.num_prefix_tokens
-        assert found.scores is not None
-        for block, row in zip((1, 3), found.scores, strict=True):
-            seen = [materialized(model, block, *given[i % 3])[start:] for i in range(5)]
-            expected = torch.stack(seen).mean(dim=0)
+        assert result.scores is not None
+        for block, row in zip((1, 3), result.scores, strict=True):
+            visits = [materialized(model, block, *inputs[i % 3])[start:] for i in range(5)]
+            expected = torch.stack(visits).mean(dim=0)
             got = torch.tensor(row, dtype=torch.float64)
             torch.testing.assert_close(got, expected, rtol=2e-3, atol=1e-12)
 
     @pytest.mark.parametrize("share", [0.9, 0.75, 0.6])
     def test_share_of_the_flops(self, share: float) -> None:
         model = vit(depth=6)
-        found = PruneMerge.search(model, batches(model), flops=share, iterations=2)
+        result = PruneMerge.search(model, batches(model), flops=share, iterations=2)
         x = images(model, dtype=torch.float32)
         dense = vitfold.flops(model, x[:1])
-        reached = vitfold.flops(vitfold.fold(model, found), x[:1]) / dense
+        reached = vitfold.flops(vitfold.fold(model, result), x[:1]) / dense
         assert reached == pytest.approx(share, abs=0.01)
 
     @pytest.mark.parametrize("grouping", GROUPINGS)
@@ -74,32 +74,32 @@ class TestSearch:
     def test_share_of_the_flops_of_few_patches(self, share: float, grouping: str) -> None:
         """One patch more or less that stays alone is more than the share may be missed by."""
         model = vit((4, 4))
-        given = batches(model)
-        found = PruneMerge.search(model, given, flops=share, grouping=grouping, iterations=1)
-        one = given[0][0][:1]
+        inputs = batches(model)
+        result = PruneMerge.search(model, inputs, flops=share, grouping=grouping, iterations=1)
+        one = inputs[0][0][:1]
         dense = vitfold.flops(model, one)
-        reached = vitfold.flops(vitfold.fold(model, found), one) / dense
+        reached = vitfold.flops(vitfold.fold(model, result), one) / dense
         assert reached == pytest.approx(share, abs=0.01)
 
     def test_more_goes_around_only_where_nobody_said_how_much(self) -> None:
         model = vit((4, 4))
-        asked = {"flops": 0.4, "grouping": "centers", "iterations": 1}
-        assert PruneMerge.search(model, batches(model), **asked).prune > 0.1
+        request = {"flops": 0.4, "grouping": "centers", "iterations": 1}
+        assert PruneMerge.search(model, batches(model), **request).prune > 0.1
         for prune in (0.05, 0.1):
             with pytest.raises(MethodError, match="the nearest share that can is"):
-                PruneMerge.search(model, batches(model), prune=prune, **asked)
+                PruneMerge.search(model, batches(model), prune=prune, **request)
         with pytest.raises(MethodError):
             PruneMerge.search(model, batches(model), keep=0.95, prune=0.1)
 
     @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64], ids=str)
     def test_rates_are_found_in_the_type_of_the_model(self, dtype: torch.dtype) -> None:
-        model, given = vit(patch_drop_rate=0.25).train(), batches(vit())
+        model, inputs = vit(patch_drop_rate=0.25).train(), batches(vit())
         model.to(dtype)
-        found = PruneMerge.search(model, given, flops=0.6, iterations=1)
-        one = given[0][0][:1].to(dtype)
+        result = PruneMerge.search(model, inputs, flops=0.6, iterations=1)
+        one = inputs[0][0][:1].to(dtype)
         model.eval()
         dense = vitfold.flops(model, one)
-        reached = vitfold.flops(vitfold.fold(model, found), one) / dense
+        reached = vitfold.flops(vitfold.fold(model, result), one) / dense
         assert reached == pytest.approx(0.6, abs=0.01)
 
     def test_labels_of_other_types_and_shapes(self) -> None:
@@ -133,44 +133,44 @@ class TestSearch:
 
     def test_a_search_that_was_stopped_goes_on(self, tmp_path: Path) -> None:
         model, file = vit(), tmp_path / "scores.safetensors"
-        given = batches(model, number=25)
-        whole = PruneMerge.search(model, given, iterations=25)
+        inputs = batches(model, number=25)
+        whole = PruneMerge.search(model, inputs, iterations=25)
 
         def failing() -> Any:
-            yield from given[:13]
+            yield from inputs[:13]
             raise KeyboardInterrupt
 
         with pytest.raises(KeyboardInterrupt):
             PruneMerge.search(model, failing(), iterations=25, resume=file)
-        assert Scores.start(model, (1, 2, 3), (7, 7), given[0], 25, file).batches == 10
-        again = PruneMerge.search(model, given, iterations=25, resume=file)
+        assert Scores.start(model, (1, 2, 3), (7, 7), inputs[0], 25, file).batches == 10
+        again = PruneMerge.search(model, inputs, iterations=25, resume=file)
         assert again == whole
         with pytest.raises(DataError, match="25 batches, more than iterations=10"):
-            PruneMerge.search(model, given, iterations=10, resume=file)
+            PruneMerge.search(model, inputs, iterations=10, resume=file)
         with pytest.raises(DataError, match="another blocks"):
-            PruneMerge.search(model, given, blocks=[0], resume=file)
+            PruneMerge.search(model, inputs, blocks=[0], resume=file)
         with pytest.raises(DataError, match="another model"):
-            PruneMerge.search(vit(global_pool="avg", class_token=False), given, resume=file)
+            PruneMerge.search(vit(global_pool="avg", class_token=False), inputs, resume=file)
         with pytest.raises(DataError, match="another first batch"):
-            PruneMerge.search(model, given[1:], resume=file)
+            PruneMerge.search(model, inputs[1:], resume=file)
         file.write_bytes(b"no scores")
         with pytest.raises(DataError, match="cannot be read"):
-            PruneMerge.search(model, given, resume=file)
+            PruneMerge.search(model, inputs, resume=file)
 
     def test_images_of_another_size_than_the_models(self) -> None:
         model = vit(dynamic_img_size=True)
-        given = [(torch.randn(2, 3, 32, 24), torch.tensor([0, 1]))]
-        found = PruneMerge.search(model, given, flops=0.7)
-        assert found.grid == (8, 6)
-        one = given[0][0][:1]
+        inputs = [(torch.randn(2, 3, 32, 24), torch.tensor([0, 1]))]
+        result = PruneMerge.search(model, inputs, flops=0.7)
+        assert result.grid == (8, 6)
+        one = inputs[0][0][:1]
         dense = vitfold.flops(model, one)
-        assert vitfold.flops(vitfold.fold(model, found), one) / dense == pytest.approx(
+        assert vitfold.flops(vitfold.fold(model, result), one) / dense == pytest.approx(
             0.7, abs=0.01
         )
 
     def test_errors(self) -> None:
         model = vit()
-        given = batches(model)
+        inputs = batches(model)
         for options, words in [
             ({"flops": 0.05}, "nearest share"),
             ({"flops": 0.5, "keep": 0.5}, "one of the two"),
@@ -184,7 +184,7 @@ class TestSearch:
             ({"iterations": 0}, "1 or more"),
         ]:
             with pytest.raises(MethodError, match=words):
-                PruneMerge.search(model, given, **options)  # type: ignore[arg-type]
+                PruneMerge.search(model, inputs, **options)  # type: ignore[arg-type]
         with pytest.raises(MethodError, match=r"PruneMerge\.search"):
             vitfold.fold(model, "prune-merge")
 
@@ -210,25 +210,25 @@ class TestSearch:
 
     def test_images_are_brought_to_the_model(self) -> None:
         model = vit()
-        given = batches(model)
-        found = PruneMerge.search(model, given)
-        others = [(pixels.double(), labels) for pixels, labels in given]
-        assert PruneMerge.search(model, others) == found
+        inputs = batches(model)
+        result = PruneMerge.search(model, inputs)
+        others = [(pixels.double(), labels) for pixels, labels in inputs]
+        assert PruneMerge.search(model, others) == result
         with torch.inference_mode():
-            assert PruneMerge.search(model, given) == found
+            assert PruneMerge.search(model, inputs) == result
 
     def test_blocks_that_are_computed_again(self) -> None:
         model = vit()
-        found = PruneMerge.search(model, batches(model))
+        result = PruneMerge.search(model, batches(model))
         model.set_grad_checkpointing(True)
-        assert PruneMerge.search(model, batches(model)) == found
+        assert PruneMerge.search(model, batches(model)) == result
 
     def test_images_of_two_sizes_are_refused(self) -> None:
         model = vit(dynamic_img_size=True)
         label = torch.tensor([0])
-        given = [(torch.randn(1, 3, side, side), label) for side in (28, 32)]
+        inputs = [(torch.randn(1, 3, side, side), label) for side in (28, 32)]
         with pytest.raises(DataError, match="one size"):
-            PruneMerge.search(model, given, iterations=2)
+            PruneMerge.search(model, inputs, iterations=2)
 
     def test_a_model_without_a_head_is_refused(self) -> None:
         with pytest.raises(DataError, match="has no head"):
@@ -237,11 +237,11 @@ class TestSearch:
     def test_batches_that_come_once(self) -> None:
         model = vit()
         with pytest.warns(UserWarning, match="gave 3 batches of 10"):
-            found = PruneMerge.search(model, iter(batches(model)), iterations=10)
-        assert found == PruneMerge.search(model, batches(model), iterations=3)
+            result = PruneMerge.search(model, iter(batches(model)), iterations=10)
+        assert result == PruneMerge.search(model, batches(model), iterations=3)
 
     def test_what_goes_around_gives_way(self) -> None:
         model = vit()
         assert PruneMerge.search(model, batches(model), keep=1, iterations=1).prune == 0
-        found = PruneMerge.search(model, batches(model), flops=0.7, prune=0.5, iterations=1)
-        assert 0.1 < found.prune <= 0.5
+        result = PruneMerge.search(model, batches(model), flops=0.7, prune=0.5, iterations=1)
+        assert 0.1 < result.prune <= 0.5

@@ -12,13 +12,13 @@ HUGGING_FACE = [name for names in FAMILIES.values() for name in names]
 class TestStructure:
     def test_runs_merge_what_lies_between(self) -> None:
         row = [9.0, 1.0, 0.1, 2.0, 8.0, 3.0, 7.0, 4.0]
-        found = groups([row], [0], keep=3 / 8, prune=1 / 8)
-        assert found == ((0, 1, -1, 1, 2, 3, 4, 5),)
+        result = groups([row], [0], keep=3 / 8, prune=1 / 8)
+        assert result == ((0, 1, -1, 1, 2, 3, 4, 5),)
 
     def test_centers_take_what_is_nearer_in_their_row(self) -> None:
         row = [9.0, 1.0, 1.1, 1.2, 8.0, 0.5, 0.6, 1.3, 7.0, 1.4, 1.5, 1.6, 0.7, 1.7, 1.8]
-        found = groups([row], [0], 3 / 15, 0, grouping="centers", columns=5)
-        assert found == ((0, 0, 0, 1, 1, 2, 2, 2, 2, 2, 3, 3, 3, 3, 3),)
+        result = groups([row], [0], 3 / 15, 0, grouping="centers", columns=5)
+        assert result == ((0, 0, 0, 1, 1, 2, 2, 2, 2, 2, 3, 3, 3, 3, 3),)
 
     def test_one_threshold_finds_how_many_each_block_keeps(self) -> None:
         sharp, flat = [8.0, 0.0, 0.0, 0.0], [1.0, 1.0, 1.0, 1.0]
@@ -61,10 +61,10 @@ class TestStructure:
                 max_size=blocks,
             )
         )
-        found = groups(table, range(blocks), keep, prune, scope, grouping, columns)
-        around = sum(group.count(-1) for group in found)
+        result = groups(table, range(blocks), keep, prune, scope, grouping, columns)
+        around = sum(group.count(-1) for group in result)
         assert around <= round(prune * patches * blocks) + blocks
-        for group in found:
+        for group in result:
             slots = [slot for slot in group if slot >= 0]
             assert slots
             firsts = list(dict.fromkeys(slots))
@@ -76,4 +76,4 @@ class TestStructure:
                 ]
                 assert all(len(row) == 1 for row in rows_of), "no group crosses a row"
         if keep == 1:
-            assert set(found) == {tuple(range(patches))}
+            assert set(result) == {tuple(range(patches))}

@@ -75,7 +75,7 @@ def test_outputs_are_dense(name: str) -> None:
     parts = model.forward_intermediates(x, intermediates_only=True)
     assert [part.shape for part in parts] == shapes
     counts: list[int] = []
-    model.blocks[1].register_forward_hook(lambda _, given, out: counts.append(out.shape[1]))
+    model.blocks[1].register_forward_hook(lambda _, inputs, out: counts.append(out.shape[1]))
     torch.testing.assert_close(model.forward_head(features), model(x))
     assert counts == [features.shape[1]]
 

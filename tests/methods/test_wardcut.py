@@ -37,8 +37,8 @@ def cut(name: str, dtype: torch.dtype = torch.float64, flops: float = 0.7) -> An
 
 def heights(model: nn.Module) -> list[float]:
     learned: Any = fold_of(model).learned
-    found: list[float] = learned.height.tolist()
-    return found
+    result: list[float] = learned.height.tolist()
+    return result
 
 
 @each_model
@@ -201,7 +201,7 @@ def test_what_ward_cannot_reach_on_the_way_loses_nothing(monkeypatch: pytest.Mon
 def test_calibration_takes_batches() -> None:
     model = vit().double()
     x = mixed(model, 8)
-    given: list[Any] = [x, [x[:3], x[3:]], [(x[:5], torch.arange(5)), [x[5:], None]], {"x": x}]
+    inputs: list[Any] = [x, [x[:3], x[3:]], [(x[:5], torch.arange(5)), [x[5:], None]], {"x": x}]
     method = WardCut(flops=0.6)
-    found = [heights(vitfold.calibrate(vitfold.fold(model, method), images)) for images in given]
-    assert found == [found[0]] * 4
+    result = [heights(vitfold.calibrate(vitfold.fold(model, method), images)) for images in inputs]
+    assert result == [result[0]] * 4

@@ -63,10 +63,10 @@ def small(zeros: Any) -> Any:
     """Fails where an image takes memory that is more than one should."""
 
     def watched(*sizes: Any, **options: Any) -> Tensor:
-        made: Tensor = zeros(*sizes, **options)
-        if not made.is_meta and made.numel() > 2**27:
-            raise AssertionError(f"{made.numel()} numbers were made")
-        return made
+        new: Tensor = zeros(*sizes, **options)
+        if not new.is_meta and new.numel() > 2**27:
+            raise AssertionError(f"{new.numel()} numbers were made")
+        return new
 
     return watched
 

@@ -30,13 +30,13 @@ def as_schema_1(directory: Path) -> None:
     (directory / "plan.json").write_text(json.dumps(plan | {"schema": 1, "model": model}))
 
 
-@pytest.mark.parametrize("made", [tiny, lambda: models.hf("ViTModel")], ids=["timm", "hf"])
-def test_plans_of_schema_1_load(made: Any, tmp_path: Path) -> None:
-    model = vitfold.fold(made(), "tome", r=2)
+@pytest.mark.parametrize("new", [tiny, lambda: models.hf("ViTModel")], ids=["timm", "hf"])
+def test_plans_of_schema_1_load(new: Any, tmp_path: Path) -> None:
+    model = vitfold.fold(new(), "tome", r=2)
     vitfold.save(model, tmp_path, backbone=True)
     as_schema_1(tmp_path)
     assert '"schema": 1' in (tmp_path / "plan.json").read_text()
-    images = models.inputs(model)["pixel_values"] if made is not tiny else None
+    images = models.inputs(model)["pixel_values"] if new is not tiny else None
     assert same(model, vitfold.load(tmp_path), images)
     vitfold.save(vitfold.load(tmp_path), tmp_path, backbone=True)
     assert '"schema": 2' in (tmp_path / "plan.json").read_text()
@@ -57,7 +57,7 @@ def test_what_is_wrong_in_schema_1_is_named(tmp_path: Path) -> None:
     vitfold.save(vitfold.fold(tiny(), "tome", r=2), tmp_path, backbone=True)
     as_schema_1(tmp_path)
     good = (tmp_path / "plan.json").read_text()
-    for path, value, said in (
+    for path, value, text in (
         ("model/width", 33, "model.trunk.width=33: this VisionTransformer has 32"),
         ("model/prefix", ..., "model.trunk.prefix is missing"),
         ("model", 1, "model=1: expected an object"),
@@ -66,18 +66,18 @@ def test_what_is_wrong_in_schema_1_is_named(tmp_path: Path) -> None:
     ):
         (tmp_path / "plan.json").write_text(good)
         put(tmp_path, path, value)
-        assert said in refused(tmp_path)
+        assert text in refused(tmp_path)
 
 
 def test_the_embedded_model_without_a_plan_comes_back(tmp_path: Path) -> None:
     model: Any = create_model("digits")
-    made = {"source": "digits", "name": "digits", "arguments": {}}
-    (tmp_path / "config.json").write_text(json.dumps(made))
+    new = {"source": "digits", "name": "digits", "arguments": {}}
+    (tmp_path / "config.json").write_text(json.dumps(new))
     save_file(model.state_dict(), tmp_path / "model.safetensors")
     again = create_model(tmp_path)
     assert torch.equal(output(again.eval()), output(model.eval()))
     assert dataset_of(tmp_path) == dataset_of(again) == "digits"
-    (tmp_path / "config.json").write_text(json.dumps(made | {"name": "numbers"}))
+    (tmp_path / "config.json").write_text(json.dumps(new | {"name": "numbers"}))
     with pytest.raises(PlanError, match=r"^config\.json: name='numbers'"):
         create_model(tmp_path)
 

@@ -93,7 +93,7 @@ def test_weights_that_cannot_be_had_are_named() -> None:
 
 @pytest.mark.parametrize("pretrained", [False, True])
 @pytest.mark.parametrize(
-    ("saved", "made"),
+    ("saved", "new"),
     [
         ("ViTForImageClassification", "ViTForImageClassification"),
         ("DINOv3ViTModel", "DINOv3ViTModel"),
@@ -102,11 +102,11 @@ def test_weights_that_cannot_be_had_are_named() -> None:
         ("Siglip2Model", "Siglip2VisionModel"),
     ],
 )
-def test_models_of_hugging_face(saved: str, made: str, pretrained: bool, tmp_path: Path) -> None:
+def test_models_of_hugging_face(saved: str, new: str, pretrained: bool, tmp_path: Path) -> None:
     before = models.hf(saved, **({"projection_dim": 8} if saved == "CLIPModel" else {}))
     before.save_pretrained(tmp_path)
     model = create_model(f"hf:{tmp_path}", pretrained=pretrained)
-    assert type(model).__name__ == made
+    assert type(model).__name__ == new
     one, other = (trunk(each).state_dict() for each in (before, model))
     assert all(torch.equal(one[key], value) for key, value in other.items()) == pretrained
     vitfold.fold(model, "tome", r=2)
@@ -237,7 +237,7 @@ def test_a_dense_model_takes_the_place_of_a_plan(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "made",
+    "new",
     [
         lambda: create_model("digits"),
         lambda: models.hf("ViTModel"),
@@ -245,9 +245,9 @@ def test_a_dense_model_takes_the_place_of_a_plan(tmp_path: Path) -> None:
     ],
     ids=["own", "transformers", "timm"],
 )
-def test_files_may_be_read_by_whoever_may_read_others(made: Any, tmp_path: Path) -> None:
+def test_files_may_be_read_by_whoever_may_read_others(new: Any, tmp_path: Path) -> None:
     (tmp_path / "plain").write_text("")
-    model = made()
+    model = new()
     save_model(model, tmp_path / "saved")
     save_model(vitfold.fold(model, vitfold.ToMe(r=2)), tmp_path / "saved")
     modes = {file.stat().st_mode for file in [*tmp_path.glob("saved/*"), tmp_path / "plain"]}

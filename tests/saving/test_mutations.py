@@ -25,12 +25,12 @@ ODD: list[Any] = [
 
 def places(value: Any) -> list[tuple[Any, Any]]:
     """Every container in a JSON value with each of its keys."""
-    found: list[tuple[Any, Any]] = []
+    result: list[tuple[Any, Any]] = []
     if isinstance(value, dict | list):
         keys = list(value) if isinstance(value, dict) else list(range(len(value)))
         for key in keys:
-            found += [(value, key), *places(value[key])]
-    return found
+            result += [(value, key), *places(value[key])]
+    return result
 
 
 def mutate_value(data: bytes, rng: random.Random) -> bytes:
@@ -109,8 +109,8 @@ def test_10000_mutated_plans() -> None:
         if plan is not None:
             good += 1
             assert decode(encode(plan)) == plan
-            given = json.loads(data)
-            assert json.loads(encode(plan)) == given | {
+            inputs = json.loads(data)
+            assert json.loads(encode(plan)) == inputs | {
                 "method": plan.method and plan.method.to_json()
             }
     assert 100 < good < 9_000

@@ -79,9 +79,9 @@ def test_models_of_hugging_face_come_back(name: str, tmp_path: Path) -> None:
     vitfold.save(model, tmp_path, backbone=True)
     loaded = vitfold.load(tmp_path)
     assert type(loaded) is type(model)
-    given = models.inputs(model)
+    arguments = models.inputs(model)
     with torch.no_grad():
-        pairs = zip(model(**given).to_tuple(), loaded(**given).to_tuple(), strict=True)
+        pairs = zip(model(**arguments).to_tuple(), loaded(**arguments).to_tuple(), strict=True)
     for one, other in pairs:
         assert not isinstance(one, Tensor) or torch.equal(one, other)
 
@@ -115,8 +115,8 @@ def test_a_checkpoint_of_hugging_face_comes_back_by_name(
     assert "could not" not in refused(tmp_path / "plan")
     assert "pretrained weights cannot be had" in refused(tmp_path / "plan")
     monkeypatch.chdir(tmp_path / "hub")
-    given = models.inputs(model)["pixel_values"]
-    assert same(model, vitfold.load(tmp_path / "plan"), given)
+    arguments = models.inputs(model)["pixel_values"]
+    assert same(model, vitfold.load(tmp_path / "plan"), arguments)
 
 
 @pytest.mark.parametrize("backbone", [False, True])
@@ -158,7 +158,7 @@ def test_methods_come_back(
     def solve(*_: Any) -> None:
         raise AssertionError("a plan is resolved already")
 
-    monkeypatch.setattr("vitfold.folding.fold.fit_schedule", solve)
+    monkeypatch.setattr("vitfold.folding.schedules.fit_schedule", solve)
     assert same(model, vitfold.load(tmp_path))
 
 

@@ -32,17 +32,17 @@ def test_a_segmenter_from_training_to_pictures(run, capsys, tmp_path: Path) -> N
     data = ["--task", "segment", "--data-dir", tmp_path / "d", "--ignore-label", "9"]
     train = [*data, "--val-split", "val", "-b", "4", "--device", "cpu"]
     name, dense = "vit_tiny_patch16_224", tmp_path / "dense"
-    given = ["--epochs", "12", "--lr", "3e-3", "--color-jitter", "0", "--scale", "0.8,1.2"]
-    assert run("train", name, *TINY, *train, *given, "-o", dense) == 0
+    inputs = ["--epochs", "12", "--lr", "3e-3", "--color-jitter", "0", "--scale", "0.8,1.2"]
+    assert run("train", name, *TINY, *train, *inputs, "-o", dense) == 0
     assert "best mIoU" in capsys.readouterr().out
     log = (dense / "log.csv").read_text().splitlines()
     assert log[0].split(",")[4] == "miou"
     assert float(log[-1].split(",")[4]) > 0.6
     assert saved_classes(str(dense / "last")) == 2  # as many as there are in the annotations
     ltmp = ["--method", "ltmp", "--flops", "0.8", "--epochs", "2"]
-    found = ["--method", "prune-merge", "--flops", "0.7", "--epochs", "1", "--distill", "soft"]
-    found += ["--method-kwargs", "iterations=4"]
-    for kind, method in (("ltmp", ltmp), ("found", found)):
+    result = ["--method", "prune-merge", "--flops", "0.7", "--epochs", "1", "--distill", "soft"]
+    result += ["--method-kwargs", "iterations=4"]
+    for kind, method in (("ltmp", ltmp), ("found", result)):
         assert run("train", dense / "last", *train, *method, "-o", tmp_path / kind) == 0
         assert saved_classes(str(tmp_path / kind / "last")) == 2
     capsys.readouterr()
@@ -127,10 +127,10 @@ def test_classes_are_those_of_both_splits(monkeypatch: pytest.MonkeyPatch, tmp_p
     scenes(tmp_path / "val", 4)
     picture = tmp_path / "val" / "annotations" / "0.png"
     to_pil_image(torch.full((1, 44, 60), 3, dtype=torch.uint8)).save(picture)
-    given = ["--task", "segment", "--data-dir", tmp_path, "--ignore-label", 9, "--epochs", 1]
+    inputs = ["--task", "segment", "--data-dir", tmp_path, "--ignore-label", 9, "--epochs", 1]
     small = ["--model-kwargs", "depth=1 embed_dim=48 num_heads=3", "--img-size", 32, "-b", 2]
-    asked = ["train", "vit_tiny_patch16_224", *small, *given, "--output", tmp_path / "out"]
-    assert vitfold_(monkeypatch, *map(str, asked)) == 0
+    request = ["train", "vit_tiny_patch16_224", *small, *inputs, "--output", tmp_path / "out"]
+    assert vitfold_(monkeypatch, *map(str, request)) == 0
     assert saved_classes(str(tmp_path / "out" / "last")) == 4
 
 
@@ -143,12 +143,12 @@ def test_segmenters_are_frozen_and_searched(
     dense, learned = tmp_path / "dense", tmp_path / "learned"
     save_model(segmenter(), dense)
     save_model(vitfold.fold(segmenter(), vitfold.LTMP(merge_threshold=0.3)), learned)
-    asked = ["freeze", learned, *where, "--output", tmp_path / "fixed"]
-    assert vitfold_(monkeypatch, *map(str, asked)) == 0
+    request = ["freeze", learned, *where, "--output", tmp_path / "fixed"]
+    assert vitfold_(monkeypatch, *map(str, request)) == 0
     assert "mIoU" in capsys.readouterr().out
     assert fold_of(create_model(tmp_path / "fixed")).method.name == "mergedrop"
-    asked = ["search", dense, *where, "--iterations", 2, "-b", 2, "--output", tmp_path / "found"]
-    assert vitfold_(monkeypatch, *map(str, asked)) == 0
+    request = ["search", dense, *where, "--iterations", 2, "-b", 2, "--output", tmp_path / "found"]
+    assert vitfold_(monkeypatch, *map(str, request)) == 0
     method = fold_of(create_model(tmp_path / "found")).method
     assert isinstance(method, vitfold.PruneMerge)
     loader = [(torch.rand(2, 3, 48, 48), torch.randint(0, 2, (2, 48, 48)))] * 2

@@ -13,18 +13,18 @@ from vitfold.train.evaluators import MeanIoU
 
 
 def test_pixels_without_a_class_count_for_nothing() -> None:
-    said = torch.randn(2, 3, 4, 5, dtype=torch.float64, requires_grad=True)
+    output = torch.randn(2, 3, 4, 5, dtype=torch.float64, requires_grad=True)
     labels = torch.randint(3, (2, 4, 5))
     labels[0, 1:3] = IGNORED
     known = labels != IGNORED
-    rows = said.permute(0, 2, 3, 1)[known]
+    rows = output.permute(0, 2, 3, 1)[known]
     wanted = F.cross_entropy(rows, labels[known], label_smoothing=0.1)
-    torch.testing.assert_close(cross_entropy(said, labels, 0.1), wanted)
-    none = cross_entropy(said, torch.full_like(labels, IGNORED))
+    torch.testing.assert_close(cross_entropy(output, labels, 0.1), wanted)
+    none = cross_entropy(output, torch.full_like(labels, IGNORED))
     none.backward()
     assert none == 0
-    assert said.grad is not None
-    assert bool((said.grad == 0).all())
+    assert output.grad is not None
+    assert bool((output.grad == 0).all())
 
 
 class Fixed(Segmenter):
@@ -40,13 +40,13 @@ def fixed() -> Fixed:
 
 def test_the_mean_iou_is_that_of_counting() -> None:
     torch.manual_seed(1)
-    said = [torch.randint(3, (48, 48)) for _ in range(3)]
-    truth = [torch.where(torch.rand(48, 48) < 0.7, x, (x + 1) % 3) for x in said]
+    output = [torch.randint(3, (48, 48)) for _ in range(3)]
+    truth = [torch.where(torch.rand(48, 48) < 0.7, x, (x + 1) % 3) for x in output]
     for labels in truth:
         labels[:5] = IGNORED
-    images = [x[None].repeat(3, 1, 1).float() for x in said]
+    images = [x[None].repeat(3, 1, 1).float() for x in output]
     report = score(fixed(), fixed(), zip(images, truth, strict=True))
-    ours, real = torch.cat(said), torch.cat(truth)
+    ours, real = torch.cat(output), torch.cat(truth)
     ious = []
     for c in range(3):
         a, b = (ours == c) & (real != IGNORED), real == c

@@ -34,12 +34,12 @@ def test_scenes_lie_in_folders_tars_and_as_ade20k_has_them(tmp_path: Path) -> No
         (ade / kind).mkdir(parents=True)
         (tmp_path / "a" / "val" / kind).rename(ade / kind / "val")
     labels = Labels(2, ignored=9)
-    found = [
+    result = [
         open_scenes(tmp_path, "val", labels),
         open_scenes(tmp_path / "val.tar", "train", labels),
         open_scenes(ade, "val", labels),
     ]
-    for place in found:
+    for place in result:
         assert len(place) == 5
         image, label = place[4]
         assert image.shape == (3, 44, 60)
@@ -50,7 +50,7 @@ def test_scenes_lie_in_folders_tars_and_as_ade20k_has_them(tmp_path: Path) -> No
     half = SceneSource(ade, "val[40%:]", labels).open()
     assert len(half) == 3
     path = ade / "images" / "val" / "2.png"
-    truth = found[2][2][1]
+    truth = result[2][2][1]
     assert torch.equal(annotation_of(path, labels), truth)  # type: ignore[arg-type]
     assert annotation_of(tmp_path / "2.png", labels) is None
     beside = ade / "annotations" / "val" / "2.png"
@@ -138,20 +138,20 @@ def test_augmentations_that_make_no_sense_are_refused(wrong: dict[str, Any]) -> 
 @pytest.mark.parametrize("size", [(60, 44), (44, 60), (30, 90)])
 def test_labels_move_with_their_pixels(size: tuple[int, int], tmp_path: Path) -> None:
     """Bright where class 1 is, dark where 0 is, at every size, place and side."""
-    found = open_scenes(scenes(tmp_path / "s", 5, size), "val", Labels(2, ignored=9))
+    result = open_scenes(scenes(tmp_path / "s", 5, size), "val", Labels(2, ignored=9))
     torch.manual_seed(0)
     transforms = [CenterWindow((32, 32), *HALF), RandomWindow((32, 40), *HALF, jitter=0.1)]
     for transform, number in itertools.product(transforms, range(5)):
-        found.transform = transform
-        image, labels = found[number]
+        result.transform = transform
+        image, labels = result[number]
         assert image.shape[1:] == labels.shape == transform.window
         assert labels.dtype == torch.int64
         known = labels != IGNORED
         right = (image[0] > 0) == (labels == 1)
         assert right[known].float().mean() > 0.9
     assert (labels == IGNORED).any()
-    found.transform = WholeScene((32, 32), *HALF)
-    image, labels = found[0]
+    result.transform = WholeScene((32, 32), *HALF)
+    image, labels = result[0]
     assert min(image.shape[1:]) == 32
     assert labels.shape == (size[1], size[0])
 
@@ -160,18 +160,18 @@ def test_scenes_are_read_by_many_processes(tmp_path: Path) -> None:
     scenes(tmp_path / "s", 6)
     with tarfile.open(tmp_path / "val.tar", "w") as tar:
         tar.add(tmp_path / "s", "./")
-    found: Scenes = open_scenes(tmp_path, "val", Labels(2, ignored=9))
-    found[0]  # a handle of this process, which others must not share
-    loader = torch.utils.data.DataLoader(found, batch_size=None, num_workers=2)
-    for (image, labels), (wanted, known) in zip(loader, found, strict=True):
+    result: Scenes = open_scenes(tmp_path, "val", Labels(2, ignored=9))
+    result[0]  # a handle of this process, which others must not share
+    loader = torch.utils.data.DataLoader(result, batch_size=None, num_workers=2)
+    for (image, labels), (wanted, known) in zip(loader, result, strict=True):
         assert torch.equal(image, wanted)
         assert torch.equal(labels, known)
 
 
-@pytest.mark.parametrize("made", ["val", "validation"])
-def test_splits_go_by_the_names_that_others_have(tmp_path: Path, made: str) -> None:
-    scenes(tmp_path / made)
+@pytest.mark.parametrize("fresh", ["val", "validation"])
+def test_splits_go_by_the_names_that_others_have(tmp_path: Path, fresh: str) -> None:
+    scenes(tmp_path / fresh)
     for name in ("val", "validation", "eval"):
         assert len(open_scenes(tmp_path, name, Labels(2, 9))) == 5
-    with pytest.raises(DataError, match=f"and the split; it has {made}"):
+    with pytest.raises(DataError, match=f"and the split; it has {fresh}"):
         open_scenes(tmp_path, "test", Labels(2, 9))

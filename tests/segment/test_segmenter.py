@@ -38,14 +38,14 @@ def test_every_method_folds_the_encoder(method: Any, decoder: str) -> None:
         dense = model(images)
         assert dense.shape == (2, 4, 48, 48)
         vitfold.fold(model, method)
-        said = model(images)
+        output = model(images)
         tokens = model.encoder.forward_features(images)[:, 1:]
         maps = model.decoder(tokens).transpose(1, 2).unflatten(2, (6, 6))
         wanted = F.interpolate(maps, size=(48, 48), mode="bilinear", align_corners=False)
-        torch.testing.assert_close(said, wanted)
+        torch.testing.assert_close(output, wanted)
         alone = torch.cat([model(image[None]) for image in images])
-        torch.testing.assert_close(said, alone, atol=1e-4, rtol=1e-4)
-        assert not torch.equal(said, dense)
+        torch.testing.assert_close(output, alone, atol=1e-4, rtol=1e-4)
+        assert not torch.equal(output, dense)
         assert torch.equal(vitfold.unfold(model)(images), dense)
 
 
@@ -70,9 +70,9 @@ def test_any_foldable_vit_is_an_encoder(name: str, tmp_path: Path) -> None:
         dense = model(images)
         assert torch.equal(vitfold.fold(model, "tome", r=0)(images), dense)
         vitfold.fold(model, "tome", r=2)
-        said = model(images)
+        output = model(images)
         vitfold.save(model, tmp_path / "plan", backbone=True)
-        assert torch.equal(vitfold.load(tmp_path / "plan")(images), said)
+        assert torch.equal(vitfold.load(tmp_path / "plan")(images), output)
         save_model(vitfold.unfold(model), tmp_path / "dense")
         again = create_model(str(tmp_path / "dense")).eval()
         assert torch.equal(again(images), dense)
@@ -86,8 +86,8 @@ def test_a_search_takes_maps_of_labels_or_says_what_is_wrong_with_them() -> None
     unknown = labels.masked_fill(labels == 3, 255)
     with pytest.raises(DataError, match=r"labels reach from 0 to 255: .* of no class are -100"):
         search(model, [(images, unknown)], iterations=1)
-    told = unknown.masked_fill(unknown == 255, IGNORED)
-    assert search(model, [(images, told)], iterations=1).scores
+    message = unknown.masked_fill(unknown == 255, IGNORED)
+    assert search(model, [(images, message)], iterations=1).scores
 
 
 def test_avit_reads_out_no_patches() -> None:
@@ -161,9 +161,9 @@ def test_what_makes_no_segmenter_is_refused(tmp_path: Path) -> None:
 
 def before(directory: Path, model: Segmenter) -> Path:
     """A segmenter as it was saved before every model was a plan."""
-    made = sources.describe(model)
+    new = sources.describe(model)
     directory.mkdir()
-    (directory / "config.json").write_text(json.dumps(made._asdict()))
+    (directory / "config.json").write_text(json.dumps(new._asdict()))
     save_file(model.state_dict(), directory / "model.safetensors")
     return directory
 
@@ -175,14 +175,14 @@ def test_segmenters_that_were_saved_before_plans_come_back(tmp_path: Path) -> No
     with torch.no_grad():
         assert torch.equal(create_model(directory).eval()(images), model(images))
     config = json.loads((directory / "config.json").read_text())
-    for change, said in (
+    for change, output in (
         ({"source": "timm"}, "source="),
         ({"arguments": {}}, "arguments"),
         ({"more": 1}, "more is unknown"),
         ({"arguments": config["arguments"] | {"classes": 1}}, "arguments.classes=1"),
     ):
         (directory / "config.json").write_text(json.dumps(config | change))
-        with pytest.raises(PlanError, match=rf"^config\.json: {said}"):
+        with pytest.raises(PlanError, match=rf"^config\.json: {output}"):
             create_model(directory)
     (directory / "config.json").write_text(json.dumps(config))
     (directory / "model.safetensors").rename(directory / "other.safetensors")

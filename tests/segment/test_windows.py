@@ -22,10 +22,10 @@ sizes = st.integers(1, 40)
 def test_windows_cover_an_axis(length: int, window: int, data: st.DataObject) -> None:
     stride = data.draw(st.integers(1, window))
     starts = corners(length, window, stride)
-    seen = {pixel for start in starts for pixel in range(start, start + window)}
-    assert set(range(length)) <= seen
+    visits = {pixel for start in starts for pixel in range(start, start + window)}
+    assert set(range(length)) <= visits
     assert starts == sorted(set(starts))
-    assert max(seen) < max(length, window)
+    assert max(visits) < max(length, window)
 
 
 @settings(deadline=None, max_examples=50)
@@ -38,23 +38,23 @@ def test_sliding_says_of_each_pixel_what_its_windows_say(
     says one number a window, the mean over those that see the pixel."""
     stride = data.draw(st.none() | st.integers(1, min(window)))
     images = torch.randn(2, 3, height, width, dtype=torch.float64)
-    said = slide(lambda x: x[:, :2] * 2, images, window, stride)
-    torch.testing.assert_close(said, images[:, :2] * 2)
+    output = slide(lambda x: x[:, :2] * 2, images, window, stride)
+    torch.testing.assert_close(output, images[:, :2] * 2)
     numbers = itertools.count(1)
-    total, seen = torch.zeros(2, height, width), torch.zeros(height, width)
+    total, visits = torch.zeros(2, height, width), torch.zeros(height, width)
     for y in corners(height, window[0], stride or window[0]):
         for x in corners(width, window[1], stride or window[1]):
             part = (slice(y, y + window[0]), slice(x, x + window[1]))
             for image in range(2):
                 total[(image, *part)] += next(numbers)
-            seen[part] += 1
+            visits[part] += 1
     numbers = itertools.count(1)
 
     def number(some: Tensor) -> Tensor:
-        found = torch.tensor([float(next(numbers)) for _ in some])
-        return found[:, None, None, None].expand(-1, 1, *some.shape[-2:])
+        result = torch.tensor([float(next(numbers)) for _ in some])
+        return result[:, None, None, None].expand(-1, 1, *some.shape[-2:])
 
-    torch.testing.assert_close(slide(number, images.float(), window, stride)[:, 0], total / seen)
+    torch.testing.assert_close(slide(number, images.float(), window, stride)[:, 0], total / visits)
 
 
 def test_a_stride_beyond_the_window_is_refused() -> None:

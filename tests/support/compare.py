@@ -25,19 +25,19 @@ def check_nothing_to_reduce(model: Any, x: Tensor) -> None:
 @torch.no_grad()
 def outputs(model: Any, x: Tensor) -> list[Tensor]:
     """Everything that a model hands out."""
-    found = [model(x), model.forward_features(x), *model.forward_intermediates(x)[1]]
+    result = [model(x), model.forward_features(x), *model.forward_intermediates(x)[1]]
     if hasattr(model, "get_intermediate_layers"):
-        found += model.get_intermediate_layers(x, n=2, norm=True)
-    assert all(tensor.isfinite().all() for tensor in found)
-    return found
+        result += model.get_intermediate_layers(x, n=2, norm=True)
+    assert all(tensor.isfinite().all() for tensor in result)
+    return result
 
 
-def tensors(found: Any) -> list[Tensor]:
+def tensors(result: Any) -> list[Tensor]:
     """All that are somewhere in what a model hands out."""
-    if isinstance(found, Tensor):
-        return [found]
-    parts = found.values() if hasattr(found, "values") else found
-    return [t for part in parts for t in tensors(part)] if isinstance(found, tuple | dict) else []
+    if isinstance(result, Tensor):
+        return [result]
+    parts = result.values() if hasattr(result, "values") else result
+    return [t for part in parts for t in tensors(part)] if isinstance(result, tuple | dict) else []
 
 
 def same(ours: list[Tensor], theirs: list[Tensor]) -> None:
@@ -51,15 +51,15 @@ def near(ours: list[Tensor], theirs: list[Tensor], tolerance: float = 1e-5) -> N
         assert (mine - other).abs().max() <= tolerance * other.abs().max()
 
 
-def check_twin(model: Any, x: Tensor, method: Any, **given: Any) -> None:
+def check_twin(model: Any, x: Tensor, method: Any, **inputs: Any) -> None:
     with torch.no_grad():
-        dense = model(x, **given)
+        dense = model(x, **inputs)
     vitfold.fold(model, method)
     with torch.no_grad():
-        folded = [model(x, **given), model.forward_features(x, **given)]
-    stages = maps(model, x, **given)
+        folded = [model(x, **inputs), model.forward_features(x, **inputs)]
+    stages = maps(model, x, **inputs)
     vitfold.unfold(model)
     with torch.no_grad(), twin(model, stages):
-        slow = [model(x, **given), model.forward_features(x, **given)]
+        slow = [model(x, **inputs), model.forward_features(x, **inputs)]
     near(folded, slow)
     assert not torch.allclose(folded[0], dense, rtol=1e-3, atol=1e-4), "nothing was merged"

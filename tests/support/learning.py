@@ -24,14 +24,14 @@ def mixed(model: Any, batch: int = 4) -> Tensor:
     return images(model, batch, dtype=dtype) * levels[:, None, None, None]
 
 
-def made(name: str, method: Any, dtype: torch.dtype = torch.float64, **options: Any) -> Any:
+def create(name: str, method: Any, dtype: torch.dtype = torch.float64, **options: Any) -> Any:
     torch.manual_seed(0)
     return vitfold.fold(MODELS[name](**options).to(dtype), method)
 
 
 def halting(name: str = "vit", dtype: torch.dtype = torch.float64, **options: Any) -> Any:
     """Tokens halt from the second block on."""
-    return made(name, AViT(gamma=1.0, beta=-1.0, **options), dtype)
+    return create(name, AViT(gamma=1.0, beta=-1.0, **options), dtype)
 
 
 def close(ours: Tensor, wanted: Tensor, atol: float = 1e-9) -> None:

@@ -45,7 +45,7 @@ def scattered(model: nn.Module, seed: int = 0) -> nn.Module:
     return model
 
 
-def made(name: str, method: LTMP, dtype: torch.dtype = torch.float64, **options: Any) -> Any:
+def create(name: str, method: LTMP, dtype: torch.dtype = torch.float64, **options: Any) -> Any:
     return scattered(vitfold.fold(MODELS[name](**options).to(dtype), method))
 
 

@@ -107,9 +107,9 @@ def registered(name: str, depth: int = 2, **options: Any) -> Any:
 
 def stride(name: str) -> int:
     """How many pixels a patch of a registered model is wide."""
-    found = re.search(r"patch(\d+)|_s(\d+)_", name)
-    if found and "_p8" not in name:
-        return int(found[1] or found[2])
+    result = re.search(r"patch(\d+)|_s(\d+)_", name)
+    if result and "_p8" not in name:
+        return int(result[1] or result[2])
     return 32 if "resnet" in name or "_p8" in name else 16
 
 
@@ -166,14 +166,14 @@ def twin(model: nn.Module, stages: list[TokenMap]) -> Iterator[None]:
     In the middle of every block each token becomes the mean of its group. Equal tokens with equal
     positions stay equal, and n of them weigh n times in attention and in pooling: what sizes do.
     """
-    found, handles = find(model), []
-    for block, before, after in zip(found.blocks, stages, stages[1:], strict=False):
+    result, handles = find(model), []
+    for block, before, after in zip(result.blocks, stages, stages[1:], strict=False):
         place, pre = middle(block)
         handles.append(_on(place, pre, _averaging(after)))
         for attention in attentions(block):
-            move = _at(before, found)
+            move = _at(before, result)
             handles.append(attention.register_forward_pre_hook(move, with_kwargs=True))
-    with _biases(found, stages):
+    with _biases(result, stages):
         try:
             yield
         finally:
@@ -219,10 +219,10 @@ def _averaging(stage: TokenMap) -> Callable[[Tensor], None]:
     return average
 
 
-def _at(stage: TokenMap, found: Family) -> Callable[..., Any]:
+def _at(stage: TokenMap, result: Family) -> Callable[..., Any]:
     """Gives every token the position of the one that its group went into."""
     place = stage.keep.gather(1, stage.slot)
-    patch = place[:, found.prefix :] - found.prefix
+    patch = place[:, result.prefix :] - result.prefix
 
     def move(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         for name, table in kwargs.items():
@@ -257,10 +257,10 @@ def _both(table: Tensor, place: Tensor) -> Tensor:
 
 
 @contextlib.contextmanager
-def _biases(found: Family, stages: list[TokenMap]) -> Iterator[None]:
+def _biases(result: Family, stages: list[TokenMap]) -> Iterator[None]:
     """Relative position biases that an attention module makes by itself."""
     changed = []
-    for block, stage in zip(found.blocks, stages, strict=False):
+    for block, stage in zip(result.blocks, stages, strict=False):
         place = stage.keep.gather(1, stage.slot)
         for attention in attentions(block):
             for owner, name in ((attention, "_get_rel_pos_bias"), (attention, "rel_pos")):
@@ -316,8 +316,8 @@ def _config(cls: Any, options: dict[str, Any]) -> Any:
 def inputs(model: Any, batch: int = 2, seed: int = 1) -> dict[str, Tensor]:
     """What a model of transformers is called with: random images, and text where it reads that."""
     generator = torch.Generator().manual_seed(seed)
-    given = dict(find(model).example(batch))
-    given["pixel_values"] = torch.randn(given["pixel_values"].shape, generator=generator)
+    arguments = dict(find(model).example(batch))
+    arguments["pixel_values"] = torch.randn(arguments["pixel_values"].shape, generator=generator)
     if hasattr(model, "text_model"):
-        given["input_ids"] = torch.tensor([[1, 5, 7, 2]] * batch)
-    return given
+        arguments["input_ids"] = torch.tensor([[1, 5, 7, 2]] * batch)
+    return arguments

@@ -297,16 +297,16 @@ def evit(reference: "Reference", schedule: list[int], prefix: int, fuse: bool) -
     def reduce(block: int, tokens: list[Token], cue: Tensor) -> list[Token]:
         if not schedule[block]:
             return tokens
-        given = reference.by_first
-        patches = sorted(range(prefix, len(tokens)), key=lambda i: -given[i])
+        inputs = reference.by_first
+        patches = sorted(range(prefix, len(tokens)), key=lambda i: -inputs[i])
         kept = len(patches) - schedule[block] - fuse
         stay = [*range(prefix), *sorted(patches[:kept])]
         left = [tokens[i] for i in stay]
         if not fuse:
             return left
         rest = patches[kept:]
-        total = math.fsum(given[i] for i in rest)
-        vector = sum((given[i] / total * tokens[i].vector for i in rest), torch.zeros(()))
+        total = math.fsum(inputs[i] for i in rest)
+        vector = sum((inputs[i] / total * tokens[i].vector for i in rest), torch.zeros(()))
         members = tuple(member for i in rest for member in tokens[i].members)
         return [*left, Token(vector, members, tokens[rest[0]].place)]
 

@@ -22,19 +22,19 @@ def tiny(**options: Any) -> Any:
     return models.registered("test_vit", **(settings | options))
 
 
-def output(model: Any, given: Any = None) -> Tensor:
+def output(model: Any, inputs: Any = None) -> Tensor:
     with torch.no_grad():
-        out = model(models.images(model) if given is None else given)
+        out = model(models.images(model) if inputs is None else inputs)
     return out if isinstance(out, Tensor) else out[0]
 
 
-def same(one: nn.Module, other: nn.Module, given: Any = None) -> bool:
+def same(one: nn.Module, other: nn.Module, inputs: Any = None) -> bool:
     """The same, bit for bit: outputs, state, and how it is folded."""
     pairs = zip(one.state_dict().items(), other.state_dict().items(), strict=True)
     state = all(a == b and x.dtype == y.dtype and torch.equal(x, y) for (a, x), (b, y) in pairs)
     first, second = fold_of(one), fold_of(other)
     fold = (first.method, first.schedule) == (second.method, second.schedule)
-    return state and fold and torch.equal(output(one, given), output(other, given))
+    return state and fold and torch.equal(output(one, inputs), output(other, inputs))
 
 
 def refused(directory: Path, *arguments: Any) -> str:

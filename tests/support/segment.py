@@ -13,8 +13,8 @@ SMALL: dict[str, Any] = {"embed_dim": 48, "num_heads": 3, "depth": 3}
 
 def segmenter(decoder: str = "mask", **options: Any) -> Segmenter:
     torch.manual_seed(0)
-    given = {"img_size": 48, "patch_size": 8, **SMALL, **options}
-    return create_segmenter("vit_tiny_patch16_224", 4, decoder, **given).eval()
+    inputs = {"img_size": 48, "patch_size": 8, **SMALL, **options}
+    return create_segmenter("vit_tiny_patch16_224", 4, decoder, **inputs).eval()
 
 
 def scenes(root: Path, number: int = 5, size: tuple[int, int] = (60, 44)) -> Path:

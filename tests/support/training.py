@@ -27,11 +27,11 @@ class Blobs:
 
 def small(**options: Any) -> nn.Module:
     torch.manual_seed(0)
-    made: nn.Module = timm.create_model(
+    create: nn.Module = timm.create_model(
         "vit_tiny_patch16_224", img_size=32, patch_size=8, embed_dim=24, num_heads=3, depth=2,
         num_classes=3, **options,
     )  # fmt: skip
-    return made
+    return create
 
 
 RECIPE = Recipe(epochs=3, batch_size=4, accumulate=2, clip=1.0, smoothing=0.1)

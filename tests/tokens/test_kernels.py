@@ -226,10 +226,10 @@ def test_scores_of_many_tokens_are_never_there_at_once(sized: bool) -> None:
     tokens = 4097
     rows = torch.randn(1, tokens, 16, generator=torch.Generator().manual_seed(0))
     size = torch.ones(1, tokens) if sized else None
-    with Largest() as seen:
+    with Largest() as visits:
         step = match.bipartite(rows, 50, 1, None, size)
     assert (tokens // 2) ** 2 > 4 * kernels.PIECE - 4 * tokens
-    assert seen.most <= kernels.PIECE
+    assert visits.most <= kernels.PIECE
     kernels.register(dataclasses.replace(EAGER, nearest=PORTABLE.nearest), "cpu")
     assert torch.equal(step.slot, match.bipartite(rows, 50, 1, None, size).slot)
 

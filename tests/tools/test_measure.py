@@ -131,12 +131,12 @@ def test_a_shape_is_no_input(measured: Callable[[torch.nn.Module, Any], object])
         measured(folded(), (1, 3, 80, 80))
 
 
-@pytest.mark.parametrize("given", [None, "x", 3, {}, {"x": None}])
-def test_what_is_no_input_is_refused(given: Any) -> None:
+@pytest.mark.parametrize("inputs", [None, "x", 3, {}, {"x": None}])
+def test_what_is_no_input_is_refused(inputs: Any) -> None:
     model = vitfold.fold(registered("vit_tiny_patch16_224"), vitfold.ToMe(r=2))
     for what in (flops, vitfold.throughput, vitfold.trace):
         with pytest.raises(DataError, match="give images"):
-            what(model, given)
+            what(model, inputs)
 
 
 @pytest.mark.parametrize("odd", [{"repeats": 1.5}, {"repeats": True}, {"warmup": None}])

@@ -12,17 +12,17 @@ def test_predictions_are_counted_by_hand() -> None:
     labels = torch.tensor([0, 1, 2, 3])
     ours = Predictions(labels, torch.tensor([[0, 1], [0, 1], [2, 0], [0, 1]]))
     dense = Predictions(labels, torch.tensor([[0, 1], [1, 0], [0, 2], [0, 1]]))
-    found = score(ours, dense)
-    assert (found.top1, found.top5, found.dense_top1, found.agreement) == (0.5, 0.75, 0.5, 0.5)
+    result = score(ours, dense)
+    assert (result.top1, result.top5, result.dense_top1, result.agreement) == (0.5, 0.75, 0.5, 0.5)
 
 
 def test_predict_says_what_the_model_says() -> None:
     model = registered("vit_tiny_patch16_224", depth=2).eval()
     batches = labelled(model)
-    found = predict(model, batches)
+    result = predict(model, batches)
     with torch.no_grad():
         expected = torch.cat([model(pixels).argmax(1) for pixels, _ in batches])
-    assert torch.equal(found.best[:, 0], expected)
+    assert torch.equal(result.best[:, 0], expected)
 
 
 @pytest.mark.parametrize(("hits", "images"), [(0, 10), (5, 10), (10, 10), (970, 1000)])

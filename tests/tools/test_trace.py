@@ -50,11 +50,11 @@ def test_maps_explain_the_dense_features() -> None:
 def test_colours_are_those_that_a_checkpoint_of_transformers_had() -> None:
     model = vitfold.fold(hf("ViTModel"), vitfold.ToMe(r=2))
     pixels = torch.rand(1, *find(model).size)
-    said = {"image_mean": [0.9, 0.5, 0.1], "image_std": [0.2, 0.5, 0.7]}
-    mean, std = (torch.tensor(said[name])[:, None, None] for name in ("image_mean", "image_std"))
-    processor.put(model.config, said)
-    seen = trace(model, (pixels - mean) / std)
-    assert seen.draw(0).tobytes() == seen.draw(pixels[0]).tobytes()
+    output = {"image_mean": [0.9, 0.5, 0.1], "image_std": [0.2, 0.5, 0.7]}
+    mean, std = (torch.tensor(output[name])[:, None, None] for name in ("image_mean", "image_std"))
+    processor.put(model.config, output)
+    visits = trace(model, (pixels - mean) / std)
+    assert visits.draw(0).tobytes() == visits.draw(pixels[0]).tobytes()
 
 
 class Normalized(nn.Module):
@@ -84,31 +84,31 @@ def test_what_is_traced_is_what_the_model_does() -> None:
 def test_models_that_read_text_are_traced_with_and_without_it() -> None:
     pytest.importorskip("transformers")
     model = vitfold.fold(hf("CLIPModel"), vitfold.ToMe(r=3))
-    given = inputs(model)
-    counts = trace(model, given["pixel_values"]).counts
-    assert trace(model, {"pixel_values": given["pixel_values"]}).counts == counts
-    ones = torch.ones_like(given["input_ids"])
+    arguments = inputs(model)
+    counts = trace(model, arguments["pixel_values"]).counts
+    assert trace(model, {"pixel_values": arguments["pixel_values"]}).counts == counts
+    ones = torch.ones_like(arguments["input_ids"])
     words = {"input_ids": ones, "attention_mask": ones}
-    traced = trace(model, words | given)
+    traced = trace(model, words | arguments)
     assert traced.counts == counts
-    assert torch.equal(traced.images, given["pixel_values"])  # type: ignore[arg-type]
-    assert vitfold.flops(model, words | given) > 0
+    assert torch.equal(traced.images, arguments["pixel_values"])  # type: ignore[arg-type]
+    assert vitfold.flops(model, words | arguments) > 0
     with pytest.raises(DataError, match="CLIPModel reads text too"):
-        vitfold.flops(model, given["pixel_values"])
+        vitfold.flops(model, arguments["pixel_values"])
 
 
 def test_naflex_is_measured_as_it_is_called() -> None:
     model = vitfold.fold(registered("naflexvit_base_patch16_gap", depth=BLOCKS), vitfold.ToMe(r=3))
     places = torch.stack(torch.meshgrid(torch.arange(4), torch.arange(5), indexing="ij"), -1)
-    given = {
+    arguments = {
         "patches": torch.randn(1, 20, 768),
         "patch_coord": places.view(1, 20, 2),
         "patch_valid": torch.ones(1, 20, dtype=torch.bool),
     }
-    tokens = [numbers[0] for numbers in trace(model, given).counts]
+    tokens = [numbers[0] for numbers in trace(model, arguments).counts]
     assert [a - b for a, b in itertools.pairwise(tokens)] == [3] * (BLOCKS - 1)
-    assert vitfold.flops(model, given) > 0
-    assert vitfold.throughput(model, given, repeats=1, warmup=0).median > 0
+    assert vitfold.flops(model, arguments) > 0
+    assert vitfold.throughput(model, arguments, repeats=1, warmup=0).median > 0
 
 
 def test_dense_blocks_keep_all() -> None:
@@ -170,9 +170,9 @@ def test_numbers_out_of_range_are_named() -> None:
 
 def test_what_is_no_picture_is_refused() -> None:
     result = traced(vitfold.ToMe(r=4))
-    for given in ("0", torch.zeros(2, 3, 8, 8), 0.5):
+    for arguments in ("0", torch.zeros(2, 3, 8, 8), 0.5):
         with pytest.raises(DataError, match="expected"):
-            result.draw(given)
+            result.draw(arguments)
 
 
 def test_numbers_of_numpy_are_numbers() -> None:
@@ -186,8 +186,8 @@ def test_pictures_have_the_colours_that_images_had(level: float) -> None:
     model = vitfold.fold(registered("vit_tiny_patch16_224"), vitfold.ToMe(r=2))
     mean, std = (torch.tensor(model.pretrained_cfg[key]).view(3, 1, 1) for key in ("mean", "std"))
     flat = torch.full_like(images(model, 1), level)
-    for given in (flat, (flat - mean) / std):
-        drawn = pil_to_tensor(vitfold.trace(model, given).draw(0)).flatten(1)
+    for arguments in (flat, (flat - mean) / std):
+        drawn = pil_to_tensor(vitfold.trace(model, arguments).draw(0)).flatten(1)
         inside = drawn[:, (drawn < 250).all(0)] if level < 1 else drawn
         assert ((inside.float() / 255 - level).abs() < 0.01).all()
     drawn = pil_to_tensor(vitfold.trace(model, images(model, 1) * 50).draw(0))

@@ -1,5 +1,7 @@
 """Accuracy of a folded model beside the dense one."""
 
+from typing import Any
+
 import pytest
 import torch
 from support.models import images, registered
@@ -47,3 +49,22 @@ def test_it_may_be_compared_with_another_model() -> None:
 def test_no_images_are_refused() -> None:
     with pytest.raises(DataError, match="no images"):
         vitfold.validate(registered("vit_tiny_patch16_224"), [])
+
+
+@pytest.mark.parametrize(
+    ("batches", "words"),
+    [
+        (
+            [(torch.zeros(2, 3, 28, 28), torch.tensor([1]))],
+            r"labels \[1\] of torch.int64: expected",
+        ),
+        ([(torch.zeros(1, 3, 28, 28), torch.tensor([1.5]))], r"labels \[1\] of torch.float32"),
+        ([(torch.zeros(1, 3, 28, 28), [1])], r"labels list: expected images"),
+        (torch.zeros(2, 3, 28, 28), "batches came as a Tensor: give pairs"),
+        (None, "batches came as a NoneType: give pairs"),
+    ],
+)
+def test_what_are_no_labelled_batches_is_refused(batches: Any, words: str) -> None:
+    model = vitfold.fold(registered("vit_tiny_patch16_224"), vitfold.ToMe(r=2))
+    with pytest.raises(DataError, match=words):
+        vitfold.validate(model, batches)

@@ -75,8 +75,8 @@ def test_the_command_learns_thresholds(
     assert recipe["smoothing"] == 0.1
     assert recipe["optimizer"] == {"opt": "momentum", "weight_decay": 0.0}
     assert not (output / "best").exists()
-    seen = ["validate", output / "last", "--data-dir", folder, "--split", "train"]
-    assert vitfold_(monkeypatch, *map(str, seen)) == 0
+    visits = ["validate", output / "last", "--data-dir", folder, "--split", "train"]
+    assert vitfold_(monkeypatch, *map(str, visits)) == 0
     wrong = [*more, "--method-kwargs", "prune=False", "--lr-prune", "1e-6", "--output"]
     assert vitfold_(monkeypatch, *options(folder, output), *wrong, str(tmp_path / "b")) == 2
     assert "lr_prune" in capsys.readouterr().err
@@ -89,10 +89,10 @@ def test_the_command_keeps_thresholds_and_trains_the_rest(
     tmp_path: Path,
 ) -> None:
     more = ["--method", "ltmp", "--flops", "0.9", "--lr", "1e-4", "--epochs", "1"]
-    given = [*options(folder, tmp_path / "out"), *more, "--freeze", "method"]
-    assert vitfold_(monkeypatch, *given, "--lr-merge", "0.1") == 2
+    inputs = [*options(folder, tmp_path / "out"), *more, "--freeze", "method"]
+    assert vitfold_(monkeypatch, *inputs, "--lr-merge", "0.1") == 2
     assert "leave out --lr-merge" in capsys.readouterr().err
-    vitfold_(monkeypatch, *given)  # as far as thresholds of a model that is not trained carry
+    vitfold_(monkeypatch, *inputs)  # as far as thresholds of a model that is not trained carry
     kept = checkpoint.last(tmp_path / "out" / "checkpoints")
     assert kept is not None
     before = vitfold.LTMP(flops=0.9).merge_threshold
@@ -153,20 +153,20 @@ def test_the_embedded_model_brings_its_own_images(
     every = digits_._digits
     few = {split: tuple(part[:48] for part in every(split)) for split in ("train", "test")}
     monkeypatch.setattr(digits_, "_digits", few.get)
-    given = ["train", "digits", "--pretrained", "-b", "24", "--epochs", "1", "--device", "cpu"]
+    inputs = ["train", "digits", "--pretrained", "-b", "24", "--epochs", "1", "--device", "cpu"]
     for method, name in ([], "dense"), (["--method", "tome", "--flops", "0.6"], "folded"):
         output = tmp_path / name
-        assert vitfold_(monkeypatch, *given, "--lr", "1e-5", *method, "--output", output) == 0
+        assert vitfold_(monkeypatch, *inputs, "--lr", "1e-5", *method, "--output", output) == 0
         assert "best top-1" in capsys.readouterr().out
         assert vitfold_(monkeypatch, "validate", output / "last") == 0
-        assert vitfold_(monkeypatch, *given, *method, "--output", output, "--resume") == 2
+        assert vitfold_(monkeypatch, *inputs, *method, "--output", output, "--resume") == 2
         assert "was 1e-05" in capsys.readouterr().err
-        same = [*given, "--lr", "1e-5", *method, "--output", output, "--resume"]
+        same = [*inputs, "--lr", "1e-5", *method, "--output", output, "--resume"]
         assert vitfold_(monkeypatch, *same, "--no-val") == 2
         assert "val_split was 'validation', now None" in capsys.readouterr().err
-        again = [*given, "--output", tmp_path / f"{name}-more"]
+        again = [*inputs, "--output", tmp_path / f"{name}-more"]
         assert vitfold_(monkeypatch, *again[:1], output / "last", *again[3:]) == 0
-    assert vitfold_(monkeypatch, *given, "--reprob", "0.5", "--output", tmp_path / "erased") == 2
+    assert vitfold_(monkeypatch, *inputs, "--reprob", "0.5", "--output", tmp_path / "erased") == 2
     assert "re_prob: the digits take only no_aug" in capsys.readouterr().err
     images = digits_.Digits("train")
     model = create_model("digits", pretrained=True)
@@ -182,9 +182,9 @@ def test_a_search_leaves_out_what_cannot_be_read_as_training_does(
     monkeypatch: pytest.MonkeyPatch, folder: Path, tmp_path: Path
 ) -> None:
     next((folder / "train").rglob("*.png")).write_bytes(b"no picture")
-    found = ["--method", "prune-merge", "--flops", "0.8", "--method-kwargs", "iterations=4"]
-    given = [*options(folder, tmp_path / "out"), *found, "--no-val"]
-    assert vitfold_(monkeypatch, *given) == 0
+    result = ["--method", "prune-merge", "--flops", "0.8", "--method-kwargs", "iterations=4"]
+    inputs = [*options(folder, tmp_path / "out"), *result, "--no-val"]
+    assert vitfold_(monkeypatch, *inputs) == 0
 
 
 def test_a_teacher_sees_images_as_it_wants_them(tmp_path: Path) -> None:
@@ -234,10 +234,13 @@ def test_two_processes_come_to_what_one_comes_to(
     for output, processes, batch in (("one", 1, 8), ("two", 2, 4)):
         launcher = ["torch.distributed.run", "--standalone", "--nproc-per-node", processes, "-m"]
         command = [sys.executable, "-m", *(launcher if processes == 2 else []), "vitfold"]
-        asked = [*options(folder, tmp_path / output), "-b", batch, *way]
+        request = [*options(folder, tmp_path / output), "-b", batch, *way]
         environment = os.environ | {"OMP_NUM_THREADS": "1"}
         done = subprocess.run(
-            [*map(str, command), *map(str, asked)], env=environment, capture_output=True, text=True
+            [*map(str, command), *map(str, request)],
+            env=environment,
+            capture_output=True,
+            text=True,
         )
         assert done.returncode == 0, done.stderr
     one, two = (load_file(tmp_path / o / "last" / file) for o in ("one", "two"))

@@ -78,28 +78,28 @@ def test_a_recipe_that_is_broken_is_named(
     tmp_path: Path,
 ) -> None:  # fmt: skip
     output = tmp_path / "out"
-    asked = options(folder, output)
-    assert vitfold_(monkeypatch, *asked) == 0
+    request = options(folder, output)
+    assert vitfold_(monkeypatch, *request) == 0
     whole = (output / "recipe.json").read_text()
     for text, words in (("{", "cannot be read"), ("[1]", "no recipe"), (None, "cannot be read")):
         (output / "recipe.json").unlink(missing_ok=True)
         if text:
             (output / "recipe.json").write_text(text)
         capsys.readouterr()
-        assert vitfold_(monkeypatch, *asked, "--resume") == 2
+        assert vitfold_(monkeypatch, *request, "--resume") == 2
         assert words in capsys.readouterr().err
     (output / "recipe.json").write_text(whole)
-    assert vitfold_(monkeypatch, *asked, "--resume") == 0
+    assert vitfold_(monkeypatch, *request, "--resume") == 0
 
 
 def test_data_that_have_changed_are_other_data(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], folder: Path,
     tmp_path: Path,
 ) -> None:  # fmt: skip
-    asked = options(folder, tmp_path / "out")
-    assert vitfold_(monkeypatch, *asked) == 0
+    request = options(folder, tmp_path / "out")
+    assert vitfold_(monkeypatch, *request) == 0
     next(folder.rglob("*.png")).unlink()
-    assert vitfold_(monkeypatch, *asked, "--resume") == 2
+    assert vitfold_(monkeypatch, *request, "--resume") == 2
     assert "images was 16, now 15" in capsys.readouterr().err
 
 
@@ -107,9 +107,9 @@ def test_what_a_folder_without_splits_is(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], folder: Path,
     tmp_path: Path,
 ) -> None:  # fmt: skip
-    asked = options(folder / "train", tmp_path / "out")
-    place = asked.index("--val-split")
-    del asked[place : place + 2]
-    assert vitfold_(monkeypatch, *asked) == 2
+    request = options(folder / "train", tmp_path / "out")
+    place = request.index("--val-split")
+    del request[place : place + 2]
+    assert vitfold_(monkeypatch, *request) == 2
     assert "those of training" in capsys.readouterr().err
-    assert vitfold_(monkeypatch, *asked, "--no-val") == 0
+    assert vitfold_(monkeypatch, *request, "--no-val") == 0

@@ -29,9 +29,9 @@ def test_an_epoch_sees_no_image_twice_and_processes_share_it(
         else [Order(images, batch, accumulate, seed)]
     )
     steps = shares[0].steps
-    seen = [place for order in shares for b in order.batches(0, steps) for place in b]
-    assert len(set(seen)) == len(seen) == steps * batch * accumulate * len(shares)
-    assert {epoch for epoch, _ in seen} == {0}
+    visits = [place for order in shares for b in order.batches(0, steps) for place in b]
+    assert len(set(visits)) == len(visits) == steps * batch * accumulate * len(shares)
+    assert {epoch for epoch, _ in visits} == {0}
     later = [place[1] for order in shares for b in order.batches(steps, 2 * steps) for place in b]
     assert len(set(later)) == len(later)
 

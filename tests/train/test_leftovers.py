@@ -69,9 +69,9 @@ def test_the_command_leaves_no_empty_directory(
         patch.setattr("vitfold.train.learner.Learner.step", interrupt)
         assert vitfold_(patch, *options(folder, output)) == 128 + signal.SIGINT
     assert not output.parent.exists()
-    given = [*options(folder, output), "--seed", "9" * 20]
-    assert vitfold_(monkeypatch, *given) == 2
+    inputs = [*options(folder, output), "--seed", "9" * 20]
+    assert vitfold_(monkeypatch, *inputs) == 2
     assert "--seed" in capsys.readouterr().err
-    given = [*options(folder, output), "-b", "9" * 20]
-    assert vitfold_(monkeypatch, *given) == 2
+    inputs = [*options(folder, output), "-b", "9" * 20]
+    assert vitfold_(monkeypatch, *inputs) == 2
     assert "--batch-size" in capsys.readouterr().err

@@ -19,8 +19,8 @@ def test_soft_distillation_is_the_divergence_at_a_temperature() -> None:
     t = 4.0
     p, q = (teacher / t).softmax(1), (student / t).softmax(1)
     expected = (p * (p.log() - q.log())).sum() * t**2 / student.numel()
-    found = distillation(Distillation("soft", temperature=t), student, teacher)
-    torch.testing.assert_close(found, expected)
+    result = distillation(Distillation("soft", temperature=t), student, teacher)
+    torch.testing.assert_close(result, expected)
     assert float(distillation(Distillation("soft"), student, student)) == pytest.approx(0, abs=1e-9)
 
 
@@ -33,17 +33,17 @@ def test_hard_distillation_learns_the_best_class() -> None:
 def test_the_teacher_is_the_dense_model_and_stays_as_it_is(tmp_path: Path) -> None:
     model = vitfold.fold(small(), "tome", r=4)
     dense = {name: tensor.clone() for name, tensor in small().state_dict().items()}
-    seen: list[nn.Module] = []
+    visits: list[nn.Module] = []
     original = Objective.__init__
 
     def spy(self: Objective, *args: Any, **kwargs: Any) -> None:
         original(self, *args, **kwargs)
-        seen.extend(self.teachers)
+        visits.extend(self.teachers)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Objective, "__init__", spy)
         run(tmp_path, Recipe(**{**vars(RECIPE), "distill": Distillation()}), model)
-    [teacher] = seen
+    [teacher] = visits
     assert "_vitfold" not in vars(teacher)
     assert same(teacher.state_dict(), dense)
     assert not any(name.startswith("teacher") for name in model.state_dict())

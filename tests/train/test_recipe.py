@@ -88,10 +88,10 @@ def test_methods_say_what_timm_and_recipes_know() -> None:
 def test_the_command_trains_by_the_same_recipe(
     monkeypatch: pytest.MonkeyPatch, folder: Path, tmp_path: Path, more: list[str]
 ) -> None:
-    asked = options(folder, tmp_path / "out")
-    place = asked.index("--epochs")
-    asked[place : place + 2] = ["--epochs", "1"]
-    assert vitfold_(monkeypatch, *asked, *more) == 0
+    request = options(folder, tmp_path / "out")
+    place = request.index("--epochs")
+    request[place : place + 2] = ["--epochs", "1"]
+    assert vitfold_(monkeypatch, *request, *more) == 0
     model = learner(flops=0.93) if "ltmp" in more else small()
     recipe = Recipe.for_model(model, epochs=1, batch_size=4)
     written = json.loads((tmp_path / "out" / "recipe.json").read_text())["recipe"]

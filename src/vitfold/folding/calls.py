@@ -75,6 +75,11 @@ def fold_of(model: nn.Module) -> Fold:
     records = folds(model)
     if not records:
         raise FoldError(f"{type(model).__name__} is not folded: call vitfold.fold on it first")
+    if len(records) > 1:
+        kinds = " and ".join(type(record.family.trunk).__name__ for record in records)
+        raise FoldError(
+            f"{type(model).__name__} has {len(records)} folded parts ({kinds}): give one of them"
+        )
     return records[0]
 
 

@@ -12,11 +12,12 @@ import torch
 from torch import nn
 
 from vitfold.errors import FoldError, MethodError, UnsupportedModel
-from vitfold.folding.calls import MARK, Fold, enter, folds, pass_block
+from vitfold.folding.calls import MARK, Fold, enter, fold_of, folds, pass_block
 from vitfold.folding.families import Family, find
 from vitfold.folding.flops import Schedule
 from vitfold.folding.schedules import fitting, refuse_idle, resolved
 from vitfold.methods import Base, Method, create_method
+from vitfold.methods.base import learns
 from vitfold.methods.learned import Learned
 
 ModelT = TypeVar("ModelT", bound=nn.Module)
@@ -52,8 +53,10 @@ class Folded:
 
 def folded(model: nn.Module) -> Folded | None:
     """How `model` is folded; None where it is not."""
-    records = folds(model)
-    return Folded(records[0].method, records[0].schedule) if records else None
+    if not folds(model):
+        return None
+    record = fold_of(model)
+    return Folded(record.method, record.schedule)
 
 
 def fold(model: ModelT, method: Base | str, /, **options: Any) -> ModelT:
@@ -97,6 +100,7 @@ def _replace(model: ModelT, method: Base, resolve: Callable[[Fold], tuple[int, .
     before: Fold | None = getattr(family.trunk, MARK, None)
     _refuse_running(before)
     _refuse_patched(family)
+    _refuse_offloaded(family, method)
     new = Fold(family, method, (0,) * family.depth, _learned(family, method))
     if before is not None:
         _take_off(before, model)
@@ -127,6 +131,28 @@ def _entries(family: Family) -> list[tuple[nn.Module, str]]:
 
 def _is_ours(module: nn.Module, entry: str) -> bool:
     return getattr(module.__dict__.get(entry), "func", None) in (enter, pass_block)
+
+
+def _is_own(module: nn.Module, entry: str) -> bool:
+    """Whether an attribute is the method of the class, which accelerate leaves there when its hooks
+    are taken off."""
+    method = module.__dict__.get(entry)
+    own = getattr(type(module), entry)
+    return getattr(method, "__func__", None) is own and method.__self__ is module  # type: ignore[union-attr]
+
+
+def _refuse_offloaded(family: Family, method: Base) -> None:
+    """Refuse to work with weights that are not there."""
+    needs = getattr(method, "flops", None) is not None or learns(type(method))
+    if not needs or not any(hasattr(module, "_hf_hook") for module in family.trunk.modules()):
+        return
+    if any(parameter.is_meta for parameter in family.trunk.parameters()):
+        raise UnsupportedModel(
+            f"the weights of this {type(family.trunk).__name__} are offloaded by accelerate, and "
+            f"{type(method).__name__} needs them: take its hooks off "
+            "(accelerate.hooks.remove_hook_from_module(model, recurse=True)), fold, then offload "
+            "the model again"
+        )
 
 
 def _refuse_copied(record: Fold, model: nn.Module) -> None:
@@ -253,7 +279,7 @@ def _refuse_patched(family: Family) -> None:
     attentions = {a for block in family.blocks for a in family.attentions(block)}
     inner = [(attention, "forward") for attention in attentions - set(family.blocks)]
     for module, entry in _entries(family) + inner:
-        if entry in module.__dict__ and not _is_ours(module, entry):
+        if entry in module.__dict__ and not (_is_ours(module, entry) or _is_own(module, entry)):
             name = type(module).__name__
             if hasattr(module, "_hf_hook"):
                 raise UnsupportedModel(

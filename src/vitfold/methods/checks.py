@@ -76,21 +76,23 @@ def plain(value: object) -> object:
     return value.tolist() if hasattr(value, "tolist") else value
 
 
-def check_reduction(r: object) -> None:
-    """Refuse what is no form of `r`."""
+def check_reduction(r: object, name: str = "r") -> None:
+    """Refuse what is no form of `r`, or of an option like it."""
     if isinstance(r, tuple):
-        _check_ramp(r)
+        _check_ramp(r, name)
     elif isinstance(r, list):
         for block, value in enumerate(r):
-            check_whole(f"r[{block}]", value, least=0)
+            check_whole(f"{name}[{block}]", value, least=0)
     else:
-        check_whole("r", r, least=0)
+        check_whole(name, r, least=0)
 
 
-def _check_ramp(r: tuple[object, ...]) -> None:
+def _check_ramp(r: tuple[object, ...], name: str) -> None:
     if len(r) != 2:
-        raise MethodError(f"r={r!r}: expected (r, inflection); a number per block goes in a list")
-    check_whole("r", r[0], least=0)
+        raise MethodError(
+            f"{name}={r!r}: expected ({name}, inflection); a number per block goes in a list"
+        )
+    check_whole(name, r[0], least=0)
     check_inflection(r[1])
 
 

@@ -35,7 +35,7 @@ class MergeDrop(Merging):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_reduction(self.drop)
+        check_reduction(self.drop, "drop")
         check_switch("drop_first", self.drop_first)
 
     def plan(self, layout: Layout, schedule: tuple[int, ...]) -> tuple[Step | None, ...]:

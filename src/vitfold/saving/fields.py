@@ -85,9 +85,9 @@ def _bound(value: object) -> None:
 
 def version(value: object, newest: int) -> int | None:
     """The schema that an object says it has; None where it says nothing."""
-    schema = value.get("schema") if isinstance(value, dict) else None
-    if schema is None:
+    if not isinstance(value, dict) or "schema" not in value:
         return None
+    schema = value["schema"]
     if isinstance(schema, bool) or not isinstance(schema, int) or not 1 <= schema <= newest:
         raise refusal("schema", schema, f"1 to {newest}, those that this vitfold reads")
     return schema

@@ -30,8 +30,9 @@ def save(model: nn.Module, directory: Directory, *, backbone: bool = False) -> N
     A model that cannot be made by name, such as one with a head of its own, is saved all the same;
     to load it, give it.
     """
+    plan = describe(model, backbone=backbone)
     fold_of(model)
-    write(model, directory, describe(model, backbone=backbone))
+    write(model, directory, plan)
 
 
 def save_model(model: nn.Module, directory: Directory) -> None:

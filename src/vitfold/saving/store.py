@@ -32,6 +32,8 @@ Write = Callable[[Path], object]
 
 def place(directory: object) -> Path:
     """The path of a directory."""
+    if directory == "":
+        raise PlanError("'' is no path: give the name of a directory")
     try:
         return Path(directory)  # type: ignore[arg-type]
     except TypeError:

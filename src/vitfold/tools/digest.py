@@ -25,10 +25,14 @@ def _bytes(name: str, tensor: object) -> Tensor:
     try:
         if not isinstance(tensor, Tensor):
             raise TypeError("no tensor")
-        values = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
-        if values.is_meta:
-            raise TypeError("on the meta device")
-        return values
+        if tensor.is_meta:
+            raise PlanError(
+                f"the values of {name!r} are not there (they are on the meta device, as where a "
+                "model is offloaded or empty): save the model when it has its weights"
+            )
+        return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+    except PlanError:
+        raise
     # A subclass of tensors raises whatever it likes where it has no such operation.
     except Exception as error:
         kind = type(tensor).__name__

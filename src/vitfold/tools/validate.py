@@ -93,6 +93,7 @@ class Predictor:
 
     def update(self, images: Tensor, labels: Tensor) -> None:
         """Predict one batch."""
+        _check_batch(images, labels)
         images = images.to(self.device)
         with torch.inference_mode(), evaluating(self.model), mixed(self.device, self.amp):
             start = now(self.device)
@@ -153,11 +154,29 @@ def _predict_all(
     """The predictions of several models for the same batches, read once."""
     device = device or next(models[0].parameters()).device
     predictors = [Predictor(model, device, amp) for model in models]
+    if isinstance(batches, Tensor) or not isinstance(batches, Iterable):
+        raise DataError(
+            f"batches came as a {type(batches).__name__}: give pairs of images and labels, as a "
+            "DataLoader yields them"
+        )
     for images, labels in batches:
         for predictor in predictors:
             predictor.update(images, labels)
         progress()
     return [predictor.predictions() for predictor in predictors]
+
+
+def _check_batch(images: object, labels: object) -> None:
+    both = isinstance(images, Tensor) and isinstance(labels, Tensor)
+    if not both or labels.shape != images.shape[:1] or labels.is_floating_point():  # type: ignore[attr-defined]
+        shapes = [
+            f"{list(x.shape)} of {x.dtype}" if isinstance(x, Tensor) else type(x).__name__
+            for x in (images, labels)
+        ]
+        raise DataError(
+            f"a batch of images {shapes[0]} and labels {shapes[1]}: expected images "
+            "[B, C, H, W] and a whole number for each, [B]"
+        )
 
 
 def _check_labels(labels: Tensor, output: Tensor) -> None:

@@ -46,10 +46,10 @@ def test_every_cue_merges(cue: str) -> None:
 
 @pytest.mark.parametrize("block", [Block, vision.Block])
 def test_both_kinds_of_blocks_and_of_attention(block: Any) -> None:
-    def made(**options: Any) -> nn.Module:
+    def create(**options: Any) -> nn.Module:
         return block(**options, attn_class=Attention)  # type: ignore[no-any-return]
 
-    check(dino(block_fn=made), images(), vitfold.ToMe(r=4))
+    check(dino(block_fn=create), images(), vitfold.ToMe(r=4))
 
 
 def test_other_sizes_interpolate_positions() -> None:
@@ -117,11 +117,11 @@ def test_images_that_keep_their_own_numbers_get_alone_what_they_get_together() -
 
 
 def test_hooks_on_blocks_and_chunks_see_dense_tokens() -> None:
-    model, seen = vitfold.fold(dino(), vitfold.ToMe(r=4)), list[int]()
-    model.blocks[0].register_forward_hook(lambda _, args, out: seen.append(out.shape[1]))
-    find(model).blocks[3].register_forward_hook(lambda _, args, out: seen.append(out.shape[1]))
+    model, visits = vitfold.fold(dino(), vitfold.ToMe(r=4)), list[int]()
+    model.blocks[0].register_forward_hook(lambda _, args, out: visits.append(out.shape[1]))
+    find(model).blocks[3].register_forward_hook(lambda _, args, out: visits.append(out.shape[1]))
     model(images())
-    assert seen[-1] == 26
+    assert visits[-1] == 26
 
 
 def test_lists_of_images_are_refused() -> None:
@@ -135,11 +135,11 @@ def test_layers_of_another_kind_are_refused() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return super().forward(x) + 1.0  # type: ignore[no-any-return]
 
-    def made(**options: Any) -> nn.Module:
+    def create(**options: Any) -> nn.Module:
         return vision.Block(**options, attn_class=Rotary)  # type: ignore[no-any-return]
 
     with pytest.raises(UnsupportedModel, match="attend in an unknown way"):
-        vitfold.fold(dino(block_fn=made), "tome", r=2)
+        vitfold.fold(dino(block_fn=create), "tome", r=2)
 
 
 def test_what_reads_its_patches_is_told_from_itself() -> None:

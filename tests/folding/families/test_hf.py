@@ -40,23 +40,23 @@ STATES = {"output_hidden_states": True}
 
 
 @torch.no_grad()
-def outputs(model: Any, given: dict[str, Any], **options: Any) -> list[Tensor]:
+def outputs(model: Any, arguments: dict[str, Any], **options: Any) -> list[Tensor]:
     """All tensors that a call hands out."""
-    return tensors(model(**given, **options))
+    return tensors(model(**arguments, **options))
 
 
-def check(model: Any, given: dict[str, Any], method: Any = None, **options: Any) -> None:
+def check(model: Any, arguments: dict[str, Any], method: Any = None, **options: Any) -> None:
     """Nothing to reduce changes nothing; merging is what the twin computes, in dense shapes."""
-    dense = outputs(model, given, **options)
+    dense = outputs(model, arguments, **options)
     vitfold.fold(model, vitfold.ToMe(r=0))
-    same(outputs(model, given, **options), dense)
+    same(outputs(model, arguments, **options), dense)
     vitfold.fold(model, method or vitfold.ToMe(r=[4, 3]))
-    folded = outputs(model, given, **options)
-    stages = maps(model, **given)
+    folded = outputs(model, arguments, **options)
+    stages = maps(model, **arguments)
     vitfold.unfold(model)
-    same(outputs(model, given, **options), dense)
+    same(outputs(model, arguments, **options), dense)
     with twin(model, stages):
-        near(folded, outputs(model, given, **options))
+        near(folded, outputs(model, arguments, **options))
     assert not torch.allclose(folded[0], dense[0], rtol=1e-3, atol=1e-4), "nothing was merged"
 
 
@@ -82,29 +82,29 @@ def test_models_say_whether_they_read_patches(name: str) -> None:
     """Out of patches is read what changes with those that leave the last block; the one that is
     left out reads those of earlier blocks."""
     model: Any = hf(name)
-    found = find(model)
-    last: Any = found.blocks[-1]
+    result = find(model)
+    last: Any = result.blocks[-1]
 
     def changed(*args: Any, **kwargs: Any) -> Any:
         out = type(last).forward(last, *args, **kwargs)
         x = out[0] if isinstance(out, tuple) else out
-        x = torch.cat([x[:, : found.prefix], x[:, found.prefix :].flip(-1)], dim=1)
+        x = torch.cat([x[:, : result.prefix], x[:, result.prefix :].flip(-1)], dim=1)
         return (x, *out[1:]) if isinstance(out, tuple) else x
 
-    given = inputs(model)
-    before = read(model, given)
+    arguments = inputs(model)
+    before = read(model, arguments)
     last.forward = changed
-    assert found.layout().reads_patches == (not torch.equal(before, read(model, given)))
+    assert result.layout().reads_patches == (not torch.equal(before, read(model, arguments)))
 
 
 @torch.no_grad()
-def read(model: Any, given: dict[str, Any]) -> Tensor:
+def read(model: Any, arguments: dict[str, Any]) -> Tensor:
     """What a model says of images: logits, an embedding, or features where there is no more."""
-    said = model(**given)
+    output = model(**arguments)
     for field in ("logits", "image_embeds", "pooler_output", "reconstruction", "feature_maps"):
-        if (found := getattr(said, field, None)) is not None:
-            return found[-1] if isinstance(found, tuple) else found  # type: ignore[no-any-return]
-    return said.last_hidden_state  # type: ignore[no-any-return]
+        if (result := getattr(output, field, None)) is not None:
+            return result[-1] if isinstance(result, tuple) else result  # type: ignore[no-any-return]
+    return output.last_hidden_state  # type: ignore[no-any-return]
 
 
 @pytest.mark.parametrize("method", [vitfold.LGTM(r=4, skip=0), vitfold.ToMe(r=4, cue="x_attn")])
@@ -117,19 +117,19 @@ def test_other_methods(name: str, method: Any) -> None:
 @every_trunk
 def test_dropping_keeps_the_shapes(name: str) -> None:
     model = hf(name)
-    given = inputs(model)
+    arguments = inputs(model)
     for options in ({}, STATES, {"return_dict": False}):
-        dense = outputs(vitfold.unfold(model), given, **options)
-        dropped = outputs(vitfold.fold(model, vitfold.Drop(r=4)), given, **options)
+        dense = outputs(vitfold.unfold(model), arguments, **options)
+        dropped = outputs(vitfold.fold(model, vitfold.Drop(r=4)), arguments, **options)
         assert [t.shape for t in dropped] == [t.shape for t in dense]
         assert all(t.isfinite().all() for t in dropped)
 
 
 def test_dropping_without_a_pooler() -> None:
     model = vitfold.fold(hf("SiglipVisionModel", vision_use_head=False), vitfold.Drop(r=4))
-    given = inputs(model)
-    [as_tuple] = outputs(model, given, return_dict=False)
-    assert torch.equal(as_tuple, model(**given).last_hidden_state)
+    arguments = inputs(model)
+    [as_tuple] = outputs(model, arguments, return_dict=False)
+    assert torch.equal(as_tuple, model(**arguments).last_hidden_state)
 
 
 @pytest.mark.parametrize(
@@ -151,13 +151,13 @@ def test_heads_leave_out_what_was_dropped(name: str) -> None:
             for out in ("o_proj", "out_proj"):
                 if hasattr(attention, out):
                     getattr(attention, out).weight.data.zero_()
-    given = inputs(model)
+    arguments = inputs(model)
     vitfold.fold(model, vitfold.Drop(r=5))
-    folded = model(**given)
-    keep = maps(model, **given)[-1].keep
+    folded = model(**arguments)
+    keep = maps(model, **arguments)[-1].keep
     vitfold.unfold(model)
     with reading(model, keep):
-        alone = model(**given)
+        alone = model(**arguments)
     key = "logits" if "For" in name else "pooler_output"
     near([folded[key]], [alone[key]])
 
@@ -218,25 +218,25 @@ def test_variants(name: str, options: dict[str, Any]) -> None:
 @pytest.mark.parametrize("size", [(24, 24), (16, 28)])
 def test_other_sizes(name: str, size: tuple[int, int]) -> None:
     model = hf(name)
-    given = inputs(model)
-    given["pixel_values"] = torch.randn(2, 3, *size)
+    arguments = inputs(model)
+    arguments["pixel_values"] = torch.randn(2, 3, *size)
     free = name.startswith("D") and "DeiT" not in name
     options = {} if free else {"interpolate_pos_encoding": True}
-    check(model, given | options)
+    check(model, arguments | options)
     vitfold.fold(model, vitfold.LGTM(r=6, skip=0))
-    assert all(t.isfinite().all() for t in outputs(model, given | options))
+    assert all(t.isfinite().all() for t in outputs(model, arguments | options))
 
 
 def test_heads_of_clip_apart() -> None:
     model = hf("CLIPModel")
-    given = inputs(model)
-    text = {"input_ids": given["input_ids"]}
+    arguments = inputs(model)
+    text = {"input_ids": arguments["input_ids"]}
     with torch.no_grad():
         words = model.get_text_features(**text).pooler_output
-        dense = model.get_image_features(given["pixel_values"]).pooler_output
+        dense = model.get_image_features(arguments["pixel_values"]).pooler_output
         vitfold.fold(model, vitfold.ToMe(r=4))
         assert torch.equal(model.get_text_features(**text).pooler_output, words)
-        folded = model.get_image_features(given["pixel_values"]).pooler_output
+        folded = model.get_image_features(arguments["pixel_values"]).pooler_output
     assert folded.shape == dense.shape
     assert not torch.allclose(folded, dense, rtol=1e-3)
 
@@ -251,19 +251,19 @@ def test_masked_patches_mix_with_no_others(name: str) -> None:
     model = hf(name)
     # BEiT adds a mask of booleans to its bias, as if it were one of numbers, where it is not eager.
     model.set_attn_implementation("eager" if name == "BeitModel" else "sdpa")
-    given = inputs(model)
+    arguments = inputs(model)
     prefix = find(model).prefix
     mask = torch.ones(2, prefix + CELLS**2, dtype=torch.long)
     mask[0, -7:] = 0
     vitfold.fold(model, vitfold.ToMe(r=4))
-    masked = outputs(model, given | {"attention_mask": mask})
-    other = {"pixel_values": given["pixel_values"].clone()}
+    masked = outputs(model, arguments | {"attention_mask": mask})
+    other = {"pixel_values": arguments["pixel_values"].clone()}
     other["pixel_values"][0, :, -4:] = 9.0  # the last row of patches
     again = outputs(model, other | {"attention_mask": mask})
     if name == "Dinov2Backbone":  # hands out maps
-        masked, again = ([t[:, :, :-2] for t in found] for found in (masked, again))
+        masked, again = ([t[:, :, :-2] for t in result] for result in (masked, again))
     else:
-        masked, again = ([found[0][:, : prefix + 18]] for found in (masked, again))
+        masked, again = ([result[0][:, : prefix + 18]] for result in (masked, again))
     same(masked, again)
 
 
@@ -318,17 +318,17 @@ def flash(monkeypatch: pytest.MonkeyPatch) -> str:
 @every_trunk
 def test_attention_without_bias_is_refused(name: str, flash: str) -> None:
     model = hf(name)
-    given = inputs(model)
+    arguments = inputs(model)
     for module in model.modules():
         if hasattr(module, "config"):
             module.config._attn_implementation = flash
     vitfold.fold(model, vitfold.ToMe(r=4))
     with pytest.raises(UnsupportedModel, match="attn_implementation='sdpa'"):
-        model(**given)
+        model(**arguments)
     if name != "BeitModel":  # its positions are a bias too
         for method in (vitfold.ToMe(r=4, proportional=False), vitfold.Drop(r=4)):
             vitfold.fold(model, method)
-            assert all(t.isfinite().all() for t in outputs(model, given))
+            assert all(t.isfinite().all() for t in outputs(model, arguments))
 
 
 def test_attention_that_may_take_no_bias_is_refused() -> None:
@@ -368,11 +368,11 @@ def test_attention_maps_are_refused() -> None:
 @every_trunk
 def test_a_batch_gives_each_image_what_it_gets_alone(name: str) -> None:
     model = vitfold.fold(hf(name).double(), vitfold.ToMe(r=4))
-    given = inputs(model, batch=3)
-    given["pixel_values"] = given["pixel_values"].double()
-    together = outputs(model, given)
+    arguments = inputs(model, batch=3)
+    arguments["pixel_values"] = arguments["pixel_values"].double()
+    together = outputs(model, arguments)
     for image in range(3):
-        alone = outputs(model, {k: v[image : image + 1] for k, v in given.items()})
+        alone = outputs(model, {k: v[image : image + 1] for k, v in arguments.items()})
         near([t[image : image + 1] for t in together], alone, 1e-10)
 
 
@@ -380,12 +380,12 @@ def test_a_batch_gives_each_image_what_it_gets_alone(name: str) -> None:
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_autocast(name: str, dtype: torch.dtype) -> None:
     model = hf(name)
-    given = inputs(model)
+    arguments = inputs(model)
     with torch.autocast("cpu", dtype):
-        dense = outputs(model, given)
-        same(outputs(vitfold.fold(model, vitfold.ToMe(r=0)), given), dense)
+        dense = outputs(model, arguments)
+        same(outputs(vitfold.fold(model, vitfold.ToMe(r=0)), arguments), dense)
         for method in (vitfold.ToMe(r=4, cue="x_pre"), vitfold.Drop(r=4)):
-            folded = outputs(vitfold.fold(model, method), given)
+            folded = outputs(vitfold.fold(model, method), arguments)
             assert [t.dtype for t in folded] == [t.dtype for t in dense]
             assert all(t.isfinite().all() for t in folded)
 
@@ -393,12 +393,12 @@ def test_autocast(name: str, dtype: torch.dtype) -> None:
 @every_trunk
 def test_half_precision(name: str) -> None:
     model = hf(name).bfloat16()
-    given = inputs(model)
-    given["pixel_values"] = given["pixel_values"].bfloat16()
-    dense = outputs(model, given)
-    same(outputs(vitfold.fold(model, vitfold.ToMe(r=0)), given), dense)
+    arguments = inputs(model)
+    arguments["pixel_values"] = arguments["pixel_values"].bfloat16()
+    dense = outputs(model, arguments)
+    same(outputs(vitfold.fold(model, vitfold.ToMe(r=0)), arguments), dense)
     for method in (vitfold.ToMe(r=4), vitfold.Drop(r=4)):
-        folded = outputs(vitfold.fold(model, method), given)
+        folded = outputs(vitfold.fold(model, method), arguments)
         assert all(t.dtype == torch.bfloat16 and t.isfinite().all() for t in folded)
 
 
@@ -406,13 +406,13 @@ def test_half_precision(name: str) -> None:
 def test_training_draws_the_same_numbers(name: str) -> None:
     options = {"drop_path_rate": 0.5} if name != "ViTModel" else {"hidden_dropout_prob": 0.3}
     model = hf(name, **options).train()
-    given = inputs(model)
+    arguments = inputs(model)
     torch.manual_seed(0)
-    dense = tensors(model(**given))
+    dense = tensors(model(**arguments))
     vitfold.fold(model, vitfold.ToMe(r=0))
     torch.manual_seed(0)
-    same(tensors(model(**given)), dense)
-    folded = tensors(vitfold.fold(model, vitfold.ToMe(r=4))(**given))
+    same(tensors(model(**arguments)), dense)
+    folded = tensors(vitfold.fold(model, vitfold.ToMe(r=4))(**arguments))
     assert all(t.isfinite().all() for t in folded)
 
 
@@ -420,11 +420,11 @@ def test_training_draws_the_same_numbers(name: str) -> None:
 @pytest.mark.parametrize("reentrant", [False, True])
 def test_checkpointed_gradients_are_the_same(name: str, reentrant: bool) -> None:
     model = vitfold.fold(hf(name).double(), vitfold.ToMe(r=4)).train()
-    given = inputs(model)
-    given["pixel_values"] = given["pixel_values"].double().requires_grad_()
-    plain, calls = gradients(model, given)
+    arguments = inputs(model)
+    arguments["pixel_values"] = arguments["pixel_values"].double().requires_grad_()
+    plain, calls = gradients(model, arguments)
     model._set_gradient_checkpointing(True, recompute(reentrant))
-    again, more = gradients(model, given)
+    again, more = gradients(model, arguments)
     assert more > calls, "nothing was recomputed"
     for one, other in zip(plain, again, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-12)
@@ -437,7 +437,7 @@ def recompute(reentrant: bool) -> Any:
     return checkpoint
 
 
-def gradients(model: Any, given: dict[str, Any]) -> tuple[list[Tensor], int]:
+def gradients(model: Any, arguments: dict[str, Any]) -> tuple[list[Tensor], int]:
     """Of all weights; and how often the first block's norm ran."""
     calls = []
     block = find(model).blocks[0]
@@ -445,7 +445,7 @@ def gradients(model: Any, given: dict[str, Any]) -> tuple[list[Tensor], int]:
     handle = norm.register_forward_hook(lambda *_: calls.append(1))
     model.zero_grad()
     torch.manual_seed(0)
-    total = sum((t.sin().mean() for t in tensors(model(**given))), torch.zeros(()))
+    total = sum((t.sin().mean() for t in tensors(model(**arguments))), torch.zeros(()))
     total.backward()
     handle.remove()
     return [w.grad.clone() for w in model.parameters() if w.grad is not None], len(calls)
@@ -454,13 +454,13 @@ def gradients(model: Any, given: dict[str, Any]) -> tuple[list[Tensor], int]:
 @every_trunk
 def test_gradients_are_the_slope_of_what_is_computed(name: str) -> None:
     model = vitfold.fold(hf(name).double(), vitfold.ToMe(r=4))
-    given = inputs(model)
-    x = given["pixel_values"].double().requires_grad_()
+    arguments = inputs(model)
+    x = arguments["pixel_values"].double().requires_grad_()
     towards, step = torch.randn_like(x), 1e-6
 
     def loss(pixels: Tensor) -> Tensor:
-        found = tensors(model(**(given | {"pixel_values": pixels})))
-        return sum((t.sin().mean() for t in found), torch.zeros(()))
+        result = tensors(model(**(arguments | {"pixel_values": pixels})))
+        return sum((t.sin().mean() for t in result), torch.zeros(()))
 
     [gradient] = torch.autograd.grad(loss(x), x)
     with torch.no_grad():
@@ -471,18 +471,18 @@ def test_gradients_are_the_slope_of_what_is_computed(name: str) -> None:
 @every_name
 def test_copies_are_folds_of_their_own(name: str) -> None:
     model = vitfold.fold(hf(name), vitfold.ToMe(r=4))
-    given = inputs(model)
+    arguments = inputs(model)
     keys = list(model.state_dict())
     # transformers leaves hooks that cannot be pickled: in backbones at once, else when states are
     # asked for.
     copies = [] if "Backbone" in name else [pickle.loads(pickle.dumps(model))]
-    expected = outputs(model, given)
+    expected = outputs(model, arguments)
     copies.append(copy.deepcopy(model))
-    dense = outputs(vitfold.unfold(model), given)
+    dense = outputs(vitfold.unfold(model), arguments)
     assert list(model.state_dict()) == keys
     for other in copies:
-        same(outputs(other, given), expected)
-        same(outputs(vitfold.unfold(other), given), dense)
+        same(outputs(other, arguments), expected)
+        same(outputs(vitfold.unfold(other), arguments), dense)
 
 
 @every_trunk
@@ -490,27 +490,27 @@ def test_flops_are_counted_without_running(name: str) -> None:
     model = vitfold.fold(hf(name), vitfold.ToMe(r=4))
     example = find(model).example()
     assert dry_count(model, example) == count(lambda: model(**example))
-    said = find(model).trunk(**example)
-    assert type(next(iter(said.values()))) in (torch.Tensor, tuple)  # nothing is kept for later
+    output = find(model).trunk(**example)
+    assert type(next(iter(output.values()))) in (torch.Tensor, tuple)  # nothing is kept for later
 
 
 @every_trunk
 def test_hidden_states_leave_later_calls_alone(name: str) -> None:
     """transformers leaves hooks behind; without hidden states blocks hand on what is left."""
     model = vitfold.fold(hf(name), vitfold.ToMe(r=4))
-    given, seen = inputs(model), list[int]()
-    outputs(model, given, **STATES)
+    arguments, visits = inputs(model), list[int]()
+    outputs(model, arguments, **STATES)
     block = find(model).blocks[1]
     assert block._forward_hooks
 
     def hook(_: Any, args: Any) -> None:
-        seen.append(args[0].shape[1])
+        visits.append(args[0].shape[1])
 
     hook.__module__ = "torch.distributed.fsdp"  # which moves weights and looks at no token
     block.register_forward_pre_hook(hook)
-    outputs(model, given)
+    outputs(model, arguments)
     dense = find(model).prefix + CELLS**2
-    assert seen == [dense if "Backbone" in name else dense - 4]
+    assert visits == [dense if "Backbone" in name else dense - 4]
 
 
 def test_blocks_that_change_under_a_fold_are_refused() -> None:

@@ -158,9 +158,9 @@ def test_clip_folds_its_vision_tower() -> None:
     model = scatter(open_clip.CLIP(8, vision_cfg=config, text_cfg=text))
     x, words = images(), torch.randint(0, 50, (2, 8))
     with torch.no_grad():
-        dense, said = model.encode_image(x), model.encode_text(words)
+        dense, output = model.encode_image(x), model.encode_text(words)
         vitfold.fold(model, vitfold.ToMe(r=4))
-        assert torch.equal(model.encode_text(words), said)
+        assert torch.equal(model.encode_text(words), output)
         assert model.encode_image(x).shape == dense.shape
         assert not torch.allclose(model.encode_image(x), dense, rtol=1e-3)
         assert torch.equal(vitfold.unfold(model).encode_image(x), dense)

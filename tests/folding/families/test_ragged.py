@@ -20,9 +20,9 @@ HUGGING_FACE = [name for names in MODELS.values() for name in names]
 
 def halving(model: Any, call: Any) -> None:
     """Fold a model with thresholds at which about half of its patches leave."""
-    found = vitfold.fold(model, IDLE)
-    learned: Any = fold_of(found).learned
-    patches = fold_of(found).family.layout().patches
+    result = vitfold.fold(model, IDLE)
+    learned: Any = fold_of(result).learned
+    patches = fold_of(result).family.layout().patches
     learned.merge.data.fill_(0.55)
     learned.prune.data.fill_(0.6 / patches)
     with torch.no_grad():
@@ -34,15 +34,15 @@ def near(ours: list[Tensor], theirs: list[Tensor]) -> None:
         torch.testing.assert_close(mine, other, rtol=1e-9, atol=1e-9)
 
 
-def row(given: dict[str, Tensor], index: int) -> dict[str, Tensor]:
-    return {name: part[index : index + 1] for name, part in given.items()}
+def row(arguments: dict[str, Tensor], index: int) -> dict[str, Tensor]:
+    return {name: part[index : index + 1] for name, part in arguments.items()}
 
 
 @torch.no_grad()
-def check(model: Any, given: dict[str, Tensor]) -> None:
+def check(model: Any, arguments: dict[str, Tensor]) -> None:
     """Thresholds that let all pass change no bit; others give the same packed, masked, alone."""
 
-    def call(of: dict[str, Tensor] = given) -> list[Tensor]:
+    def call(of: dict[str, Tensor] = arguments) -> list[Tensor]:
         return tensors(model(of["x"]) if "x" in of else model(**of))
 
     dense = call()
@@ -52,13 +52,17 @@ def check(model: Any, given: dict[str, Tensor]) -> None:
     together = call()
     with vitfold.masked():
         near(together, call())
-    seen = given["x"] if "x" in given else {k: given[k] for k in given if k != "input_ids"}
-    counts = vitfold.trace(model, seen).counts
+    visits = (
+        arguments["x"]
+        if "x" in arguments
+        else {k: arguments[k] for k in arguments if k != "input_ids"}
+    )
+    counts = vitfold.trace(model, visits).counts
     layout = fold_of(model).family.layout()
     assert max(counts[-1]) < layout.tokens, "nothing has left"
-    batch = len(next(iter(given.values())))
-    if "input_ids" not in given:
-        alone = [call(row(given, index)) for index in range(batch)]
+    batch = len(next(iter(arguments.values())))
+    if "input_ids" not in arguments:
+        alone = [call(row(arguments, index)) for index in range(batch)]
         near(together, [torch.cat(parts) for parts in zip(*alone, strict=True)])
     learned: Any = fold_of(model).learned
     learned.prune.data.zero_()
@@ -71,16 +75,16 @@ def check(model: Any, given: dict[str, Tensor]) -> None:
 
 
 @torch.no_grad()
-def check_fixed(model: Any, given: dict[str, Tensor]) -> None:
+def check_fixed(model: Any, arguments: dict[str, Tensor]) -> None:
     """Attention is looked at without packing too."""
-    if "input_ids" in given:
+    if "input_ids" in arguments:
         return
 
-    def call(of: dict[str, Tensor] = given) -> list[Tensor]:
+    def call(of: dict[str, Tensor] = arguments) -> list[Tensor]:
         return tensors(model(of["x"]) if "x" in of else model(**of))
 
     vitfold.fold(model, vitfold.MergeDrop(r=3, drop=2))
-    alone = [call(row(given, index)) for index in range(3)]
+    alone = [call(row(arguments, index)) for index in range(3)]
     near(call(), [torch.cat(parts) for parts in zip(*alone, strict=True)])
 
 
@@ -98,9 +102,9 @@ def test_hugging_face(name: str, attention: str) -> None:
     pytest.importorskip("transformers")
     model = hf(name).double()
     model.set_attn_implementation(attention)
-    given = {k: v.double() if v.is_floating_point() else v for k, v in inputs(model, 3).items()}
-    check(model, given)
-    check_fixed(model, given)
+    arguments = {k: v.double() if v.is_floating_point() else v for k, v in inputs(model, 3).items()}
+    check(model, arguments)
+    check_fixed(model, arguments)
 
 
 def test_padding_leaves_first() -> None:
@@ -132,20 +136,20 @@ def test_what_an_image_loses_does_not_change_how_another_is_computed() -> None:
     pytest.importorskip("transformers")
     model = hf("ViTModel").double()
     model.set_attn_implementation("eager")
-    given = {k: v.double() for k, v in inputs(model, 3).items()}
+    arguments = {k: v.double() for k, v in inputs(model, 3).items()}
     vitfold.fold(model, IDLE)
     learned: Any = fold_of(model).learned
     tokens = fold_of(model).family.layout().tokens
     low, high = 0.0, 1.0
     for _ in range(50):  # until some image has lost tokens, and some other none
         learned.merge.data[0] = (low + high) / 2
-        last = vitfold.trace(model, given).counts[-1]
+        last = vitfold.trace(model, arguments).counts[-1]
         if min(last) < max(last) == tokens:
             break
         middle = (low + high) / 2
         low, high = (middle, high) if min(last) < tokens else (low, middle)
     assert min(last) < max(last) == tokens
     with torch.no_grad():
-        together = tensors(model(**given))
-        alone = [tensors(model(**row(given, index))) for index in range(3)]
+        together = tensors(model(**arguments))
+        alone = [tensors(model(**row(arguments, index))) for index in range(3)]
     near(together, [torch.cat(parts) for parts in zip(*alone, strict=True)])

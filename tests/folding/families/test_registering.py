@@ -41,7 +41,7 @@ def names() -> dict[str, Any]:
     return defined
 
 
-def made(names: dict[str, Any]) -> Any:
+def create(names: dict[str, Any]) -> Any:
     torch.manual_seed(0)
     return names["TinyViT"]().eval()
 
@@ -62,11 +62,11 @@ def test_the_example_is_short(names: dict[str, Any]) -> None:
     "method", [vitfold.ToMe(r=8), vitfold.LGTM(r=8, skip=0), vitfold.ToMe(r=5, cue="v")], ids=str
 )
 def test_the_example_of_the_page_folds(names: dict[str, Any], method: Any) -> None:
-    check(made(names), images(), method)
+    check(create(names), images(), method)
 
 
 def test_every_kind_of_method_folds_it(names: dict[str, Any]) -> None:
-    model = made(names)
+    model = create(names)
     x = images(3)
     check_dropped(model, x)
     for method in (
@@ -119,7 +119,7 @@ def test_halves_that_are_inherited_do_not_leave_out_parts(names: dict[str, Any])
 
 
 def test_what_cannot_be_guessed_is_asked_for(names: dict[str, Any]) -> None:
-    model = made(names)
+    model = create(names)
     del model.image_size
     with pytest.raises(ShapeError, match="define `size` in Tiny"):
         vitfold.fold(model, "tome", r=2)
@@ -169,7 +169,7 @@ def test_an_error_of_a_hook_beside_it_comes_through(names: dict[str, Any]) -> No
     """What registers a family is no library: its own mistakes are not explained away."""
     exec("def hook(*_):\n    raise ValueError('my own complaint')", names)
     plain = timm.create_model("test_vit").eval()
-    for model, side in ((made(names), 32), (plain, 160)):
+    for model, side in ((create(names), 32), (plain, 160)):
         vitfold.fold(model, vitfold.ToMe(r=4))
         model.head.register_forward_pre_hook(names["hook"])
         with pytest.raises(ValueError, match=r"^my own complaint$"):

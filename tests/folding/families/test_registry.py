@@ -40,7 +40,7 @@ class Made(Exception):
 
 
 @pytest.fixture
-def made(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], type]:
+def create(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], type]:
     """The class that an entry point builds, without building it."""
 
     def stop(cls: type, *_: Any, **__: Any) -> None:
@@ -58,11 +58,11 @@ def made(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], type]:
     return make
 
 
-def test_every_registered_name_is_told_apart(made: Callable[[str], type]) -> None:
-    told = families()
-    verdicts = {name: f for f in (*told.folded, *told.refused) for name in f.names}
+def test_every_registered_name_is_told_apart(create: Callable[[str], type]) -> None:
+    message = families()
+    verdicts = {name: f for f in (*message.folded, *message.refused) for name in f.names}
     for name in timm.list_models():
-        cls, verdict = made(name), verdicts[name]
+        cls, verdict = create(name), verdicts[name]
         assert (family_of(cls) is not None) == (verdict.reason is None), name
         if verdict.reason is None:
             assert verdict.kind == cls.__name__
@@ -74,28 +74,28 @@ def of_timm(families: tuple[Group, ...]) -> list[Group]:
 
 
 def test_families_list_every_name_once() -> None:
-    told = families()
-    names = [n for f in of_timm(told.folded + told.refused) for n in f.names]
+    message = families()
+    names = [n for f in of_timm(message.folded + message.refused) for n in f.names]
     assert sorted(names) == sorted(timm.list_models())
 
 
 @pytest.mark.skipif(timm.__version__ != TESTED, reason=f"counted in timm {TESTED}")
 def test_how_many_fold() -> None:
-    told = families()
-    folded, refused = of_timm(told.folded), of_timm(told.refused)
+    message = families()
+    folded, refused = of_timm(message.folded), of_timm(message.refused)
     assert sum(len(f.names) for f in folded) == len(FOLDABLE) == 306
     assert sum(len(f.names) for f in refused) == 1065
     assert all(f.reason and f.reason != UNDESCRIBED for f in refused)
 
 
 def test_families_print_as_a_table() -> None:
-    told = families()
-    text = str(told)
-    assert text == repr(told)
+    message = families()
+    text = str(message)
+    assert text == repr(message)
     assert "vision_transformer_relpos" in text
     assert "windows" in text
     with pytest.raises(AttributeError):
-        told.folded = ()
+        message.folded = ()
 
 
 def test_the_page_is_up_to_date() -> None:

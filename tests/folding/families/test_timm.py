@@ -76,13 +76,13 @@ def test_cues_are_what_attention_attends_with(name: str, cue: str) -> None:
     family = find(model)
     [attention, *_] = family.attentions(family.blocks[0])
     x = torch.randn(2, model.num_prefix_tokens + CELLS**2, model.embed_dim)
-    seen: list[Tensor] = []
+    visits: list[Tensor] = []
     with torch.no_grad(), attended() as calls:
         plain = attention(x)
-        shown = run(attention, "forward", dict(family.capture(attention, cue, seen.append)), x)
+        shown = run(attention, "forward", dict(family.capture(attention, cue, visits.append)), x)
     assert torch.equal(plain, shown)
     expected = [call["qkv".index(cue)].sum(dim=1) for call in calls[: len(calls) // 2]]
-    near([F.normalize(seen[0], dim=-1)], [F.normalize(sum(expected), dim=-1)])
+    near([F.normalize(visits[0], dim=-1)], [F.normalize(sum(expected), dim=-1)])
 
 
 @contextlib.contextmanager
@@ -184,8 +184,8 @@ def test_intermediates_stay_dense(name: str, norm: bool, output_fmt: str, stop_e
     assert shapes(folded) == shapes(dense)
 
 
-def shapes(found: Any) -> Any:
-    return found.shape if isinstance(found, Tensor) else [shapes(part) for part in found]
+def shapes(result: Any) -> Any:
+    return result.shape if isinstance(result, Tensor) else [shapes(part) for part in result]
 
 
 def test_intermediates_show_where_every_token_went() -> None:
@@ -221,36 +221,36 @@ def test_hooks_see_what_they_saw(where: str) -> None:
     model = kind("test_vit", depth=3)
     block = model.blocks[1]
     module = block if where == "block" else block.attn
-    seen: list[Tensor] = []
-    module.register_forward_hook(lambda _, args, out: seen.append(out))
+    visits: list[Tensor] = []
+    module.register_forward_hook(lambda _, args, out: visits.append(out))
     x = images(model)
     model(x)
     vitfold.fold(model, vitfold.ToMe(r=0))(x)
-    assert torch.equal(*seen)
+    assert torch.equal(*visits)
     vitfold.fold(model, vitfold.ToMe(r=4))(x)
-    tokens = seen[0].shape[1]
-    assert seen[2].shape[1] == (tokens if where == "block" else tokens - 4)
+    tokens = visits[0].shape[1]
+    assert visits[2].shape[1] == (tokens if where == "block" else tokens - 4)
 
 
 def test_hooks_on_all_blocks_see_dense_tokens() -> None:
     model = registered("vit_tiny_patch16_224", depth=3).double()
     x = images(model, 2).double()
-    seen: list[Tensor] = []
-    model.blocks.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
-    handle = model.blocks.register_forward_hook(lambda _, given, out: seen.append(out))
+    visits: list[Tensor] = []
+    model.blocks.register_forward_pre_hook(lambda _, inputs: visits.append(inputs[0]))
+    handle = model.blocks.register_forward_hook(lambda _, inputs, out: visits.append(out))
     dense = model(x)
     for method in (vitfold.ToMe(r=0), vitfold.ToMe(r=4), vitfold.LTMP(merge_threshold=0.3)):
-        seen.clear()
+        visits.clear()
         vitfold.fold(model, method)
         logits = model(x)
-        assert [part.shape for part in seen] == [(2, 26, 192)] * 2
+        assert [part.shape for part in visits] == [(2, 26, 192)] * 2
         assert torch.equal(logits, dense) == (method == vitfold.ToMe(r=0))
-        assert torch.equal(model.norm(seen[1]), model.forward_features(x))
+        assert torch.equal(model.norm(visits[1]), model.forward_features(x))
         handle.remove()
         model.blocks._forward_pre_hooks.clear()
         near([model(x)], [logits], 1e-9)
-        model.blocks.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
-        handle = model.blocks.register_forward_hook(lambda _, given, out: seen.append(out))
+        model.blocks.register_forward_pre_hook(lambda _, inputs: visits.append(inputs[0]))
+        handle = model.blocks.register_forward_hook(lambda _, inputs, out: visits.append(out))
 
 
 # Sizes of images.
@@ -417,8 +417,8 @@ def test_checkpointed_gradients_are_the_same(name: str, method: Any) -> None:
 
 def gradients(model: Any, x: Tensor) -> list[Tensor]:
     weights = [weight for weight in model.parameters() if weight.requires_grad]
-    found = torch.autograd.grad(loss(model, x), weights, allow_unused=True)
-    return [gradient for gradient in found if gradient is not None]
+    result = torch.autograd.grad(loss(model, x), weights, allow_unused=True)
+    return [gradient for gradient in result if gradient is not None]
 
 
 # Putting on and taking off.

@@ -36,6 +36,14 @@ class Heir(Proxy):
     def __class__(self) -> type:
         return type(self.__dict__.get("_module"))
 
+    # Hooks that look a module up, by itself or in a table, find the one that this stands for.
+
+    def __eq__(self, other: object) -> bool:
+        return other is self or other is self._module
+
+    def __hash__(self) -> int:
+        return hash(self._module)
+
 
 class Whole(Proxy):
     """A proxy whose methods, too, see the overrides; called, it runs its forward and hooks."""

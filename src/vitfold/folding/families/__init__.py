@@ -9,7 +9,7 @@ from torch import nn
 from vitfold.errors import UnsupportedModel
 from vitfold.folding.blocks.names import full_name
 from vitfold.folding.families.base import Family
-from vitfold.folding.families.reasons import advice, reason
+from vitfold.folding.families.reasons import TEXT, advice, reason
 from vitfold.folding.families.registry import family_of, register_family
 from vitfold.folding.families.table import Families, tabulate
 from vitfold.methods.plugins import FAMILIES_GROUP, load_plugins
@@ -72,7 +72,8 @@ def _why(model: nn.Module) -> str:
     if why := reason(type(model)):
         return why
     for module in model.modules():
-        if why := reason(type(module)):
+        why = reason(type(module))
+        if why not in (None, TEXT):  # a part that reads text is no reason against one for images
             return f"of its {full_name(type(module))}, {why}"
     return f"no family describes {type(model).__name__}, nor any part of it: {advice(model)}"
 

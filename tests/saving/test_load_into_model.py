@@ -132,8 +132,8 @@ def test_pretrained_weights_are_taken_by_name(
     create = timm.create_model
 
     def fetch(name: str, pretrained: bool = False, **options: Any) -> Any:
-        made = create(name, **options)
-        return models.scatter(made) if pretrained else made
+        new = create(name, **options)
+        return models.scatter(new) if pretrained else new
 
     monkeypatch.setattr(timm, "create_model", fetch)
     assert same(model, vitfold.load(tmp_path))
