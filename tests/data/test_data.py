@@ -64,7 +64,7 @@ def checkpoint(path: Path, **output: Any) -> Path:
 
 
 @pytest.mark.parametrize(
-    "said",
+    "output",
     [
         {},
         {"do_normalize": False},

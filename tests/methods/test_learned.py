@@ -8,7 +8,7 @@ import pytest
 import torch
 from support.learning import (
     KINDS,
-    new,
+    create,
     registers,
     without,
 )
@@ -24,7 +24,7 @@ from vitfold.train import Recipe
 
 @pytest.mark.parametrize("method", KINDS.values(), ids=KINDS)
 def test_they_are_saved_copied_and_taken_off(method: Any, tmp_path: Path) -> None:
-    model = new("vit", method, torch.float32)
+    model = create("vit", method, torch.float32)
     x = images(model, 2).float()
     with torch.no_grad():
         for values in fold_of(model).learned.parameters():  # type: ignore[union-attr]
@@ -101,7 +101,7 @@ def test_what_makes_no_sense_is_refused(wrong: Any, says: str) -> None:
 
 @pytest.mark.parametrize("method", [*KINDS.values(), vitfold.LTMP(merge_threshold=0.4)], ids=str)
 def test_what_is_learned_stays_precise_in_a_half_precise_model(method: Any, tmp_path: Path) -> None:
-    model = new("vit", method, torch.float32).bfloat16()
+    model = create("vit", method, torch.float32).bfloat16()
     x = images(model, 2).bfloat16()
     learned = fold_of(model).learned
     assert learned is not None

@@ -9,11 +9,11 @@ import pytest
 import torch
 from support.ltmp import (
     VARIANTS,
+    create,
     each_model,
     each_variant,
     exactly,
     mixed_images,
-    new,
     scattered,
 )
 from support.reference import Reference, ltmp
@@ -43,7 +43,7 @@ def acts(method: LTMP, model: Any) -> list[tuple[str, list[float]]]:
 def test_every_image_is_as_the_reference_has_it(
     name: str, method: LTMP, dtype: torch.dtype
 ) -> None:
-    model = new(name, method, dtype)
+    model = create(name, method, dtype)
     x = mixed_images(model, 3, dtype)
     reference = Reference(model, method.cue, method.proportional)
     reduce = ltmp(reference, acts(method, model), model.num_prefix_tokens)
@@ -63,7 +63,7 @@ def test_every_image_is_as_the_reference_has_it(
 def test_images_keep_numbers_of_their_own() -> None:
     """What all tests here rest on."""
     for name, method in VARIANTS.items():
-        model = new("vit", method)
+        model = create("vit", method)
         counts = vitfold.trace(model, mixed_images(model)).counts
         assert len(set(counts[-1])) > 1, name
         assert max(counts[-1]) < 50
@@ -76,7 +76,7 @@ def test_images_keep_numbers_of_their_own() -> None:
 @each_variant
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
 def test_masked_tokens_are_removed_tokens(name: str, method: LTMP, dtype: torch.dtype) -> None:
-    model = new(name, method, dtype)
+    model = create(name, method, dtype)
     x = mixed_images(model, dtype=dtype)
     atol = 1e-9 if dtype == torch.float64 else 1e-4
     logits, features, trace = model(x), model.forward_features(x), vitfold.trace(model, x)
@@ -92,7 +92,7 @@ def test_masked_tokens_are_removed_tokens(name: str, method: LTMP, dtype: torch.
 @each_model
 @each_variant
 def test_a_batch_gives_each_image_what_it_gets_alone(name: str, method: LTMP) -> None:
-    model = new(name, method)
+    model = create(name, method)
     x = mixed_images(model)
     together = model(x)
     exactly(together, torch.cat([model(image[None]) for image in x]))
@@ -104,7 +104,7 @@ def test_a_batch_gives_each_image_what_it_gets_alone(name: str, method: LTMP) ->
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
 def test_what_is_gone_weighs_nothing(method: LTMP, sharper: float, dtype: torch.dtype) -> None:
     """Where its logits are far above those of what is left, too."""
-    model = new("vit", method, dtype)
+    model = create("vit", method, dtype)
     for block in model.blocks:
         block.attn.qkv.weight.data[: 2 * 48] *= sharper
     x = mixed_images(model, dtype=dtype)
@@ -130,7 +130,7 @@ def test_masked_digits_are_those_that_are_folded() -> None:
 
 @each_model
 def test_scores_are_the_same_in_parts(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    model = new(name, VARIANTS["prune"])
+    model = create(name, VARIANTS["prune"])
     x = mixed_images(model)
     expected = model(x)
     monkeypatch.setattr(within, "ELEMENTS", 1000)
@@ -141,7 +141,7 @@ def test_scores_are_the_same_in_parts(name: str, monkeypatch: pytest.MonkeyPatch
 def test_a_broken_image_harms_no_neighbour_where_images_are_padded(
     broken: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model = new("vit", VARIANTS["both"])
+    model = create("vit", VARIANTS["both"])
     x = mixed_images(model, 3)
     expected = model(x)
     monkeypatch.setattr(within, "at_once", lambda q: True)
@@ -151,7 +151,7 @@ def test_a_broken_image_harms_no_neighbour_where_images_are_padded(
 
 
 def test_an_image_without_a_batch_is_refused() -> None:
-    model = new("vit", VARIANTS["both"])
+    model = create("vit", VARIANTS["both"])
     with pytest.raises(ShapeError, match=r"without a batch: give images\[None\]"):
         model(mixed_images(model)[0])
 
@@ -163,7 +163,7 @@ def test_padded_images_attend_as_single_ones(
     name: str, method: LTMP, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One call for all images, as on a GPU, and one for each, as on a CPU."""
-    model = new(name, method)
+    model = create(name, method)
     x = mixed_images(model)
     expected = model(x)
     monkeypatch.setattr(within, "MOST_ELEMENTS", 3 * 50**2)
@@ -202,7 +202,7 @@ def test_unfolding_leaves_no_trace() -> None:
 
 
 def test_a_failed_fold_keeps_what_was_learned() -> None:
-    model = new("vit", VARIANTS["both"], torch.float32)
+    model = create("vit", VARIANTS["both"], torch.float32)
     x = mixed_images(model, dtype=torch.float32)
     before = model(x)
     with pytest.raises(MethodError):
@@ -211,7 +211,7 @@ def test_a_failed_fold_keeps_what_was_learned() -> None:
 
 
 def test_copies_have_thresholds_of_their_own() -> None:
-    model = new("vit", VARIANTS["both"], torch.float32)
+    model = create("vit", VARIANTS["both"], torch.float32)
     x = mixed_images(model, dtype=torch.float32)
     before = model(x)
     copies = [copy.deepcopy(model), pickle.loads(pickle.dumps(model))]
@@ -223,7 +223,7 @@ def test_copies_have_thresholds_of_their_own() -> None:
 
 
 def test_two_threads_may_run_one_model() -> None:
-    model = new("dino", VARIANTS["both"])
+    model = create("dino", VARIANTS["both"])
     batches = [images(model, batch, seed=batch) for batch in (1, 2, 3, 4)]
     expected = [model(x) for x in batches]
     with ThreadPoolExecutor(4) as pool:
@@ -250,7 +250,7 @@ def test_prefix_and_one_patch_stay(name: str, order: str) -> None:
 @pytest.mark.parametrize("batch", [0, 1])
 @pytest.mark.parametrize("name", ["vit", "dino"])  # timm's Eva takes no empty one
 def test_small_batches(name: str, batch: int) -> None:
-    model = new(name, VARIANTS["both"])
+    model = create(name, VARIANTS["both"])
     x = images(model, 2)[:batch]
     assert model(x).shape == (batch, 7)
     assert model.forward_features(x).shape[0] == batch
@@ -259,7 +259,7 @@ def test_small_batches(name: str, batch: int) -> None:
 
 @pytest.mark.parametrize("value", [0.0, 1.0, float("inf"), float("nan")])
 def test_flat_and_broken_images_harm_no_neighbour(value: float) -> None:
-    model = new("vit", VARIANTS["both"])
+    model = create("vit", VARIANTS["both"])
     x = images(model, 3)
     expected = model(x)
     x[1] = value
@@ -306,7 +306,7 @@ def test_it_takes_no_r() -> None:
 @each_model
 @each_variant
 def test_dense_outputs_keep_their_shapes(name: str, method: LTMP) -> None:
-    model = new(name, method)
+    model = create(name, method)
     x = mixed_images(model)
     dense = vitfold.unfold(copy.deepcopy(model))
     assert model.forward_features(x).shape == dense.forward_features(x).shape
@@ -321,13 +321,13 @@ def test_dense_outputs_keep_their_shapes(name: str, method: LTMP) -> None:
 
 
 def test_features_show_what_pooling_pools() -> None:
-    model = new("eva", VARIANTS["merge"])
+    model = create("eva", VARIANTS["merge"])
     x = mixed_images(model)
     exactly(model.forward_head(model.forward_features(x)), model(x))
 
 
 def test_pictures_and_counts() -> None:
-    model = new("vit", VARIANTS["both"])
+    model = create("vit", VARIANTS["both"])
     x = mixed_images(model).float().double()
     trace = vitfold.trace(model, x)
     for image, last in enumerate(trace.counts[-1]):
@@ -340,7 +340,7 @@ def test_pictures_and_counts() -> None:
 
 
 def test_maps_fold_and_unfold() -> None:
-    model = new("vit", VARIANTS["both"])
+    model = create("vit", VARIANTS["both"])
     x = mixed_images(model)
     whole = vitfold.trace(model, x).maps[-1]
     tokens = torch.randn(4, whole.tokens, 5)
@@ -352,7 +352,7 @@ def test_maps_fold_and_unfold() -> None:
 
 
 def test_flops_are_those_of_the_images_at_hand() -> None:
-    model = new("vit", VARIANTS["both"], torch.float32)
+    model = create("vit", VARIANTS["both"], torch.float32)
     x = mixed_images(model, dtype=torch.float32)
     one_by_one = [vitfold.flops(model, image[None]) for image in x]
     assert len(set(one_by_one)) > 1
@@ -362,7 +362,7 @@ def test_flops_are_those_of_the_images_at_hand() -> None:
 
 
 def test_sizes_of_images_in_one_call_are_one() -> None:
-    model = new("vit", VARIANTS["both"], torch.float32, dynamic_img_size=True)
+    model = create("vit", VARIANTS["both"], torch.float32, dynamic_img_size=True)
     assert model(torch.randn(2, 3, 32, 20)).shape == (2, 7)
     with pytest.raises(ShapeError, match="one tensor"):
         model([torch.randn(3, 28, 28), torch.randn(3, 32, 32)])
@@ -370,7 +370,7 @@ def test_sizes_of_images_in_one_call_are_one() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_autocast_stays_finite(dtype: torch.dtype) -> None:
-    model = new("dino", VARIANTS["both"], torch.float32)
+    model = create("dino", VARIANTS["both"], torch.float32)
     x = mixed_images(model, dtype=torch.float32)
     with torch.autocast("cpu", dtype=dtype):
         logits = model(x)

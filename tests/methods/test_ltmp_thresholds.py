@@ -13,10 +13,10 @@ from support.ltmp import (
     MERGE,
     PRUNE,
     VARIANTS,
+    create,
     each_variant,
     exactly,
     mixed_images,
-    new,
 )
 from support.small import images, vit
 from torch import Tensor
@@ -31,7 +31,7 @@ from vitfold.train.fit import fit_learned
 
 
 def test_gradients_reach_images_through_packed_tokens() -> None:
-    model = new("vit", VARIANTS["both"], depth=2)
+    model = create("vit", VARIANTS["both"], depth=2)
     x = mixed_images(model, 2).requires_grad_()
     for values in model.parameters():
         values.requires_grad_(False)
@@ -46,7 +46,7 @@ def test_gradients_reach_images_through_packed_tokens() -> None:
 def test_checkpointing_gives_the_same_gradients(mode: bool) -> None:
     gradients = []
     for checkpointing in (False, True):
-        model = new("vit", VARIANTS["both"]).train(mode)
+        model = create("vit", VARIANTS["both"]).train(mode)
         model.set_grad_checkpointing(checkpointing)
         model(mixed_images(model)).square().sum().backward()
         gradients.append([values.grad for values in model.parameters()])
@@ -100,7 +100,7 @@ def spelled_out(model: Any, x: Tensor, merge: Tensor, prune: Tensor, tau: float 
 
 def test_thresholds_get_the_gradients_of_the_paper() -> None:
     method = LTMP(flops=0.6, merge_threshold=MERGE, prune_threshold=PRUNE)
-    model = new("vit", method).train()
+    model = create("vit", method).train()
     x, labels = mixed_images(model), torch.tensor([0, 1, 2, 3])
     learned: Any = fold_of(model).learned
     with watch() as runs:
@@ -133,7 +133,7 @@ def test_thresholds_get_the_gradients_of_the_paper() -> None:
 @each_variant
 @pytest.mark.parametrize("backbone", [False, True])
 def test_thresholds_come_back(method: LTMP, backbone: bool, tmp_path: Path) -> None:
-    model = new("vit", method, torch.float32)
+    model = create("vit", method, torch.float32)
     x = mixed_images(model, dtype=torch.float32)
     vitfold.save(model, tmp_path, backbone=backbone)
     held = load_file(tmp_path / "weights.safetensors")
@@ -147,7 +147,7 @@ def test_thresholds_come_back(method: LTMP, backbone: bool, tmp_path: Path) -> N
 
 @pytest.fixture
 def plan(tmp_path: Path) -> Path:
-    vitfold.save(new("vit", VARIANTS["both"], torch.float32), tmp_path)
+    vitfold.save(create("vit", VARIANTS["both"], torch.float32), tmp_path)
     return tmp_path
 
 
@@ -189,7 +189,7 @@ def test_a_plan_without_its_thresholds_is_refused(plan: Path) -> None:
 @pytest.mark.parametrize("order", ["merge_first", "prune_first"])
 def test_frozen_numbers_are_the_means(name: str, order: str) -> None:
     method = LTMP(order=order, merge_threshold=MERGE, prune_threshold=PRUNE)
-    model = new(name, method)
+    model = create(name, method)
     x = mixed_images(model)
     means = [sum(counts) / len(x) for counts in vitfold.trace(model, x).counts]
     again = vitfold.freeze(model, [x[:2], x[2:]])
@@ -201,14 +201,14 @@ def test_frozen_numbers_are_the_means(name: str, order: str) -> None:
 
 
 def test_frozen_numbers_come_from_batches_of_any_form() -> None:
-    x = mixed_images(new("vit", VARIANTS["both"]))
+    x = mixed_images(create("vit", VARIANTS["both"]))
     inputs: list[Any] = [x, {"x": x}, [{"x": x[:1]}, {"x": x[1:]}], [(x, torch.zeros(len(x)))]]
-    result = [vitfold.freeze(new("vit", VARIANTS["both"]), images) for images in inputs]
+    result = [vitfold.freeze(create("vit", VARIANTS["both"]), images) for images in inputs]
     assert len({str(fold_of(model).method) for model in result}) == 1
 
 
 def test_nothing_is_taken_from_images_that_are_no_numbers() -> None:
-    model = new("vit", VARIANTS["both"])
+    model = create("vit", VARIANTS["both"])
     x = mixed_images(model)
     with pytest.raises(DataError, match="batch 1 holds values that are no numbers"):
         vitfold.freeze(model, [x, x * torch.nan])
@@ -216,7 +216,7 @@ def test_nothing_is_taken_from_images_that_are_no_numbers() -> None:
 
 
 def test_frozen_numbers_do_not_depend_on_how_it_is_evaluated() -> None:
-    models = [new("vit", VARIANTS["both"]) for _ in range(2)]
+    models = [create("vit", VARIANTS["both"]) for _ in range(2)]
     x = mixed_images(models[0])
     vitfold.freeze(models[0], x)
     with vitfold.masked():

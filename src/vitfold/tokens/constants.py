@@ -26,5 +26,8 @@ def constant(key: Hashable, like: Tensor, make: Callable[[torch.device], Tensors
         if len(_KEPT) >= MOST:
             _KEPT.clear()
         with torch.inference_mode(False):  # they may be used in training later
-            tensors = _KEPT[place] = make(like.device)
+            tensors = make(like.device)
+        # What is made within a transform of torch.func ends with it.
+        if not any(map(torch._C._functorch.is_functorch_wrapped_tensor, tensors)):
+            _KEPT[place] = tensors
     return tensors
