@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 from huggingface_hub import constants
 
 from vitfold.errors import UnsupportedModel
+from vitfold.saving.sources import packaged
 
 HUB = "hf:"
 
@@ -26,7 +27,8 @@ def fetching(name: str, pretrained: bool, remedy: str) -> Iterator[None]:
     remedy: what to do where the weights are not there.
     """
     hub = name.startswith(HUB)  # of which the configuration is fetched in any case
-    if os.path.isdir(name.removeprefix(HUB)) or name == "digits" or not (pretrained or hub):
+    here = os.path.isdir(name.removeprefix(HUB)) or name in packaged.MODELS
+    if here or not (pretrained or hub):
         yield
         return
     remedy = "give hf: and a directory" if hub else remedy
