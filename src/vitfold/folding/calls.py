@@ -76,11 +76,14 @@ def fold_of(model: nn.Module) -> Fold:
     if not records:
         raise FoldError(f"{type(model).__name__} is not folded: call vitfold.fold on it first")
     if len(records) > 1:
-        kinds = " and ".join(type(record.family.trunk).__name__ for record in records)
-        raise FoldError(
-            f"{type(model).__name__} has {len(records)} folded parts ({kinds}): give one of them"
-        )
+        raise FoldError(f"{type(model).__name__} has {parts(records)}: give one of them")
     return records[0]
+
+
+def parts(records: list[Fold]) -> str:
+    """How many folds there are, and on what, for people to read."""
+    kinds = " and ".join(type(record.family.trunk).__name__ for record in records)
+    return f"{len(records)} folded parts ({kinds})"
 
 
 def enter(trunk: nn.Module, method: str, *args: Any, **kwargs: Any) -> Any:

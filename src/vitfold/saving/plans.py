@@ -30,9 +30,9 @@ def save(model: nn.Module, directory: Directory, *, backbone: bool = False) -> N
     A model that cannot be made by name, such as one with a head of its own, is saved all the same;
     to load it, give it.
     """
-    plan = describe(model, backbone=backbone)
-    fold_of(model)
-    write(model, directory, plan)
+    if not folds(model):
+        fold_of(model)  # says so, before weights are read
+    write(model, directory, describe(model, backbone=backbone))
 
 
 def save_model(model: nn.Module, directory: Directory) -> None:

@@ -5,7 +5,7 @@ import importlib.metadata
 from torch import Tensor, nn
 
 from vitfold.errors import MissingExtra, PlanError, UnsupportedModel
-from vitfold.folding.calls import folds
+from vitfold.folding.calls import folds, parts
 from vitfold.folding.families import Family, find
 from vitfold.folding.fold import clone
 from vitfold.saving import fields, sources, store, weights
@@ -24,10 +24,9 @@ def describe(model: nn.Module, *, backbone: bool = False) -> Plan:
     """The plan of a model, as it is saved."""
     records = folds(model)
     if len(records) > 1:
-        kinds = " and ".join(type(record.family.trunk).__name__ for record in records)
         raise PlanError(
-            f"{type(model).__name__} has {len(records)} folded parts ({kinds}), and a plan is of "
-            "one: save each of them by itself"
+            f"{type(model).__name__} has {parts(records)}, and a plan is of one: save each of them "
+            "by itself"
         )
     record = records[0] if records else None
     learns = record is not None and record.learned is not None

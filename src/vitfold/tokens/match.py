@@ -210,14 +210,15 @@ def unit(metric: Tensor) -> Tensor:
     return metric.div(length.clamp(min=torch.finfo(metric.dtype).tiny)).nan_to_num_(0.0, 0.0, 0.0)
 
 
-def biggest_first(values: Tensor, margin: float = 0.0, cut: int | None = None) -> Tensor:
+def biggest_first(values: Tensor, margin: float = 0.0) -> Tensor:
     """Indices along the last axis by falling value; the earlier one first among equals, which are
-    no further apart than the margin. With a `cut`, it only counts which come before that place."""
-    return kernels.active(values).order(values, True, margin, cut)
+    no further apart than the margin."""
+    return kernels.active(values).order(values, True, margin, None)
 
 
 def smallest_first(values: Tensor, margin: float = 0.0, cut: int | None = None) -> Tensor:
-    """Indices along the last axis by rising value; the earlier one first among equals."""
+    """Indices along the last axis by rising value; the earlier one first among equals. With a
+    `cut`, it only counts which come before that place."""
     return kernels.active(values).order(values, False, margin, cut)
 
 

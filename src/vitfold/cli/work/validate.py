@@ -38,9 +38,8 @@ def of_images(
     """The report on images of one class."""
     batches = batches_of(ours, source, limit, batch_size, workers)
     _note_classes(ours, source, batches)
-    count = len(batches) if isinstance(batches, Sized) else None
     on = next(ours.parameters()).device
-    with show.bar("validating", count) as progress:
+    with show.bar("validating", _count(batches)) as progress:
         report = validate_(ours, batches, device=on, amp=amp, progress=progress)
     _show(name, ours, report)
     return report.to_json()
@@ -57,8 +56,7 @@ def of_fidelity(
 ) -> dict[str, Any]:
     """The report on images without labels: how near the folded model stays to the dense one."""
     batches = batches_of(ours, source, limit, batch_size, workers)
-    count = len(batches) if isinstance(batches, Sized) else None
-    with show.bar("comparing", count) as progress:
+    with show.bar("comparing", _count(batches)) as progress:
         report = fidelity(ours, batches, amp=amp, progress=progress)
     rows = [["images", str(report.images), ""]]
     for field, words in FIDELITY.items():
@@ -72,6 +70,11 @@ def of_fidelity(
     columns = ["beside the dense model", "", "95 % interval"]
     show.table(f"{name}, {fold_of(ours).method}", columns, rows)
     return report.to_json()
+
+
+def _count(batches: object) -> int | None:
+    """How many batches there are; None of a stream, which does not know."""
+    return len(batches) if isinstance(batches, Sized) else None
 
 
 FIDELITY = {
