@@ -41,6 +41,9 @@ ROUNDING = types.MappingProxyType({torch.float32: 2.0**-19, torch.float64: 2.0**
 """By how much similarities differ that are equal but for rounding: some sixteen units in the last
 place of one, in float32. In half precision there is nothing to spare between those."""
 
+PRODUCT = 2**15
+"""Up to so many pairs of a row and a place that it may be added at are they added by a product."""
+
 EXPORT = "export"
 """In place of a device: programs that are exported or traced, for whatever runs them."""
 
@@ -248,12 +251,12 @@ def _looks(values: Tensor) -> bool:
 def _untied(ranked: Tensor, first: Tensor, descending: bool, margin: float) -> Tensor:
     """The order in which equals come as they stand. What is not apart has one level; level and
     place make whole numbers. Up to 46,340 values they fit the 32 bits some runtimes compute in."""
-    steps = ranked.diff()
+    before, behind = ranked[..., :-1], ranked[..., 1:]
     # The difference of two infinities is no number, and not above anything: they are equal.
-    apart = steps < -margin if descending else steps > margin
-    level = torch.zeros_like(first).scatter(-1, first, F.pad(apart.cumsum(dim=-1), (1, 0)))
-    places = torch.arange(first.shape[-1], device=first.device)
-    return (level * first.shape[-1] + places).argsort(dim=-1)
+    apart = (before - behind if descending else behind - before) > margin
+    base = F.pad(apart.cumsum(dim=-1), (1, 0)) * first.shape[-1]
+    # Sorted, each has the level that its place had before.
+    return (base + first).sort(dim=-1).values - base
 
 
 def first_highest(scores: Tensor) -> Tensor:
@@ -267,6 +270,17 @@ def first_highest(scores: Tensor) -> Tensor:
     return places.where(scores >= high, scores.shape[-1] - 1).amin(dim=-1)
 
 
+def _add_anywhere(x: Tensor, index: Tensor, rows: Tensor) -> Tensor:
+    """A product, while it is small: few runtimes add rows at indices well."""
+    tokens, count = x.shape[1], rows.shape[1]
+    if tokens * count > PRODUCT:
+        wide = index.unsqueeze(-1).expand(-1, -1, x.shape[-1])
+        return x.scatter_add(1, wide, rows)
+    places = torch.arange(tokens, device=x.device).unsqueeze(1)
+    joins = (index.unsqueeze(1) == places).to(rows.dtype)
+    return x + joins @ rows
+
+
 def _nearest_whole(a: Side, b: Side) -> Nearest:
     scores = similarity(a, b)
     return Nearest(scores.amax(dim=-1), functools.partial(_partner, scores))
@@ -274,6 +288,6 @@ def _nearest_whole(a: Side, b: Side) -> Nearest:
 
 EAGER = Kernels(_take, _add_rows, _order, _nearest)
 
-PORTABLE = Kernels(_look_up, _add_flat, _order_anywhere, _nearest_whole)
+PORTABLE = Kernels(_look_up, _add_anywhere, _order_anywhere, _nearest_whole)
 
 _REGISTERED: dict[str, Kernels] = {EXPORT: PORTABLE}

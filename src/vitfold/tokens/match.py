@@ -14,6 +14,7 @@ from torch import Tensor
 from vitfold.tokens import kernels
 from vitfold.tokens.constants import constant
 from vitfold.tokens.kernels import NOWHERE, Side
+from vitfold.tokens.modes import recording
 from vitfold.tokens.tokenmap import DROPPED, TokenMap, take
 
 __all__ = [
@@ -205,9 +206,11 @@ def _merges(cells: tuple[int, ...], patches: int, each: int) -> int:
 
 
 def unit(metric: Tensor) -> Tensor:
-    """Rows of length one. Zero and non-finite rows become zero, and so resemble nothing."""
+    """Rows of length one. Zero and non-finite rows become zero, and so resemble nothing; in a
+    program for other runtimes the latter stay, as looking for them takes half a dozen steps."""
     length = torch.linalg.vector_norm(metric, dim=-1, keepdim=True)
-    return metric.div(length.clamp(min=torch.finfo(metric.dtype).tiny)).nan_to_num_(0.0, 0.0, 0.0)
+    rows = metric.div(length.clamp(min=torch.finfo(metric.dtype).tiny))
+    return rows if recording() else rows.nan_to_num_(0.0, 0.0, 0.0)
 
 
 def biggest_first(values: Tensor, margin: float = 0.0) -> Tensor:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from vitfold.tokens import kernels, ragged
+from vitfold.tokens.modes import recording
 
 DROPPED = -1
 
@@ -116,9 +117,9 @@ class TokenMap:
             stay, move, total = self._sizes(self.weight)
         into = self.into.clamp(min=0) if self.fate == "mixed" else self.into
         moved = active.take(x, self.gone)
-        if x.element_size() < 4:
-            # `survivors` is a fresh copy. A slot that nothing joins is multiplied by exactly one.
-            survivors.mul_(_channelwise(stay / total, x))
+        if x.element_size() < 4 or recording():
+            # A slot that nothing joins is multiplied by exactly one.
+            survivors = survivors * _channelwise(stay / total, x)
         else:
             # The same mean without a pass over slots that nothing joins: a slot goes towards each
             # token that does. What is infinite stays. Too few bits would lose many small ways.
@@ -133,10 +134,13 @@ class TokenMap:
         stay, move = size.gather(1, self.keep), size.gather(1, self.gone)
         if not self.merges:
             return stay, move, stay
-        if self.fate == "merged":
-            return stay, move, stay.scatter_add(1, self.into, move)
-        landed = move.where(self.into >= 0, 0)
-        return stay, move, stay.scatter_add(1, self.into.clamp(min=0), landed)
+        into, landed = self.into, move
+        if self.fate == "mixed":
+            into, landed = into.clamp(min=0), move.where(into >= 0, 0)
+        if not recording():
+            return stay, move, stay.scatter_add(1, into, landed)
+        add = kernels.active(size).add_rows
+        return stay, move, add(stay.unsqueeze(-1), into, landed.unsqueeze(-1)).squeeze(-1)
 
     def take(self, values: Tensor) -> Tensor:
         """`[B, slots, ...]`: `values[B, N, ...]` of the tokens that keep a slot."""
