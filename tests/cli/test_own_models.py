@@ -127,7 +127,8 @@ def test_a_dense_plan_brings_weights_and_leaves_the_method(run, refused, own: Pa
 
 def test_a_training_goes_on_and_is_put_on_its_model(run, refused, own: Path) -> None:
     printout = run(f"{TRAIN} -o out --checkpoint-every 1")
-    assert "give the model again: model.py:build --plan out/last" in " ".join(printout.split())
+    line = "give the model again: model.py:build --model-kwargs num_classes=2 --plan out/last"
+    assert line in " ".join(printout.split())
     assert "never runs" in refused(f"validate out/last {DATA} --r 2")
     before = weights(own / "out" / "last")
     run(f"{TRAIN} -o out --checkpoint-every 1 --resume")
@@ -153,7 +154,13 @@ def test_a_head_is_the_functions_own(run, refused, own: Path) -> None:
     """It is asked for as many classes as the data has, if it takes a number."""
     pictures(own / "four", classes=4, each=4)
     four = "--data-dir four --train-split . --no-val --epochs 1 -b 8 --opt sgd --lr 0.01"
-    run(f"train {NAME} {four} -o four-out")
+    printout = run(f"train {NAME} {four} -o four-out")
+    line = f"{NAME} --model-kwargs num_classes=4"
+    assert f"again: {line} --plan four-out/last" in " ".join(printout.split())
+    run(f"bench {line} --plan four-out/last --r 2 {TIMES}")
+    message = refused(f"bench {NAME} --plan four-out/last --r 2 {TIMES}")
+    assert "head.weight has shape [4, 24]: expected [2, 24]" in message
+    assert message.endswith(f": it was saved of {line}")
     plan = json.loads((own / "four-out" / "last" / "plan.json").read_text())
     assert plan["model"]["arguments"] == {"num_classes": 4}
     assert "the data has 4 classes, the model 3" in refused(f"train model.py:fixed {four} -o o")

@@ -4,6 +4,7 @@ import copy
 import json
 import os
 import pickle
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable
@@ -19,11 +20,13 @@ from torch import nn
 
 import vitfold
 from vitfold import segment
+from vitfold.cli import values
 from vitfold.errors import PlanError, UnsupportedModel
 from vitfold.folding.calls import fold_of
 from vitfold.folding.fold import clone
 from vitfold.saving import models, sources
 from vitfold.saving.models import create_model, save_model
+from vitfold.saving.sources.file import command_line
 
 
 @pytest.fixture
@@ -278,6 +281,13 @@ def test_a_file_beside_a_plan_is_not_run(tmp_path: Path, monkeypatch: pytest.Mon
     modules = set(sys.modules)
     assert runs(file) == before
     assert not {module for module in modules if module.startswith("bounds_")}
+
+
+def test_arguments_come_back_from_the_command_line() -> None:
+    arguments = {"a": 1, "b": "gelu", "c": "1", "d": "None", "e": [1, "x y"], "f": None, "g": "a=b"}
+    words = shlex.split(command_line("a b.py:build", arguments))
+    assert words[:2] == ["a b.py:build", "--model-kwargs"]
+    assert values.parse(words[2:]) == arguments
 
 
 NAMES: list[Any] = [

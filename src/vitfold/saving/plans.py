@@ -12,6 +12,7 @@ from vitfold.folding.calls import fold_of, folds
 from vitfold.folding.fold import clone, fold_with, unfold
 from vitfold.saving import fields, learned, sources, store, weights
 from vitfold.saving.schema import DTYPES, Plan, decode
+from vitfold.saving.sources import file
 from vitfold.saving.subject import check_values, describe, fit, rebuild
 
 ModelT = TypeVar("ModelT", bound=nn.Module)
@@ -120,6 +121,13 @@ def needs_model(directory: Directory) -> bool:
     """Whether a plan is not enough to make its model, which then has to be given."""
     source = read_plan(directory).model.source
     return source == sources.OTHER or not sources.source(source).builds
+
+
+def file_of(directory: Directory) -> str | None:
+    """The file and function that made the model of a plan, and what that was given, as the command
+    line takes them; None of a model that no file made."""
+    model = read_plan(directory).model
+    return file.command_line(model.name, model.arguments) if model.source == file.NAME else None
 
 
 def open_plan(

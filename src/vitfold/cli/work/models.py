@@ -7,9 +7,9 @@ from torch import nn
 
 from vitfold.cli import show, values
 from vitfold.cli.offline import fetching
-from vitfold.errors import DataError, MethodError
+from vitfold.errors import DataError, MethodError, PlanError
 from vitfold.folding.calls import folds
-from vitfold.saving import has_backbone, load, needs_model
+from vitfold.saving import file_of, has_backbone, load, needs_model
 from vitfold.saving.models import create_model, is_file
 from vitfold.segment import Segmenter, create_segmenter, saved_classes
 
@@ -68,7 +68,12 @@ def planned(made: nn.Module, plan: Path | None) -> nn.Module:
     """The model, folded by a plan and with its weights if it has them; as it is without a plan."""
     if plan is None:
         return made
-    ours = load(plan, made)
+    try:
+        ours = load(plan, made)
+    except PlanError as error:
+        if (line := file_of(plan)) is None:
+            raise
+        raise PlanError(f"{error}: it was saved of {line}") from error
     if not folds(ours) and not needs_model(plan):
         raise MethodError(f"--plan {plan} is a dense model: give it in the place of MODEL")
     if has_backbone(plan):
@@ -80,4 +85,5 @@ def written(name: str, directory: Path) -> None:
     """Say what was saved, and how it is opened where its directory is not enough for that."""
     show.written(directory)
     if needs_model(directory):
-        show.note(f"to go on with it, give the model again: {name} --plan {directory}")
+        line = file_of(directory) or name
+        show.note(f"to go on with it, give the model again: {line} --plan {directory}")

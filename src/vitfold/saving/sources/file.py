@@ -7,6 +7,7 @@ import contextlib
 import hashlib
 import importlib.util
 import inspect
+import keyword
 import os
 import re
 import shlex
@@ -65,16 +66,24 @@ class File(Source):
 
     def build(self, name: str, arguments: dict[str, Any], pretrained: bool) -> nn.Module:
         """No model, but what to do for one: the file may hold any code, of anybody."""
-        words = [f"{key}={value}" for key, value in arguments.items()]
-        options = ["--model-kwargs", *words] if words else []
         values = [f"{key}={value!r}" for key, value in arguments.items()]
         call = clip(", ".join([repr(name), *values]), 160)
-        line = clip(shlex.join([name, *options]), 160)
         raise PlanError(
             f"{fields.FILE}: model.source={NAME!r}: the model was made by a file, which a plan "
             f"never runs: if you trust it, vitfold.load(directory, vitfold.create_model({call})), "
-            f"or on the command line {line} --plan DIR"
+            f"or on the command line {command_line(name, arguments)} --plan DIR"
         )
+
+
+def command_line(name: str, arguments: Mapping[str, Any]) -> str:
+    """What stands for a model on the command line, in words for a shell."""
+    pairs = [f"{key}={_word(value)}" for key, value in arguments.items()]
+    return clip(shlex.join([name, *(["--model-kwargs", *pairs] if pairs else [])]), 160)
+
+
+def _word(value: object) -> str:
+    bare = isinstance(value, str) and value.isidentifier() and not keyword.iskeyword(value)
+    return str(value) if bare else repr(value)
 
 
 def _is_plain(name: str) -> bool:
