@@ -136,6 +136,24 @@ def test_what_goes_wrong_in_a_file_is_one_line(tmp_path: Path, text: str, expect
         assert not {m for m in sys.modules if m.startswith("lines")} - before
 
 
+def test_a_file_that_is_stopped_leaves_nothing(tmp_path: Path) -> None:
+    before = set(sys.modules)
+    with pytest.raises(KeyboardInterrupt):
+        create_model(put_function(tmp_path, "raise KeyboardInterrupt"))
+    assert not {module for module in sys.modules if module.startswith("lines_")} - before
+    assert sys.path[0] != str(tmp_path)
+
+
+def test_what_a_function_does_to_its_arguments_is_not_saved(tmp_path: Path) -> None:
+    text = """
+from support import small
+def build(sizes):
+    return small.vit(depth=sizes.pop())
+"""
+    save_model(create_model(put_function(tmp_path, text), sizes=[1, 2]), tmp_path / "saved")
+    assert plan_of(tmp_path / "saved")["model"]["arguments"] == {"sizes": [1, 2]}
+
+
 def test_arguments_that_a_function_does_not_take(tmp_path: Path) -> None:
     name = put_function(tmp_path, "def build(depth=1): pass\ndef bare(): pass")
     assert "takes no argument 'dept' (did you mean 'depth'?)" in rejected(name, dept=1)

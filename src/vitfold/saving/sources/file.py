@@ -128,6 +128,7 @@ def make(name: str, pretrained: bool, kwargs: dict[str, Any]) -> nn.Module:
     function = _function(name)
     arguments = {"pretrained": pretrained} if takes(name, "pretrained") else {}
     _check_call(name, function, arguments | kwargs)
+    mark = {"name": name, "arguments": fields.plain(kwargs)}
     try:
         with _reachable(_place(name)):
             model = function(**arguments, **kwargs)
@@ -137,7 +138,7 @@ def make(name: str, pretrained: bool, kwargs: dict[str, Any]) -> nn.Module:
     if not isinstance(model, nn.Module):
         kind = type(model).__name__
         raise _refusal(name, f"it returned a {kind}: expected a torch.nn.Module")
-    vars(model)[MARK] = {"name": name, "arguments": fields.plain(kwargs)}
+    vars(model)[MARK] = mark
     return model.eval()
 
 
@@ -206,7 +207,7 @@ def _check_call(name: str, function: Callable[..., Any], arguments: Mapping[str,
     try:
         inspect.Signature(list(parameters.values())).bind(**arguments)
     except TypeError as error:
-        raise _refusal(name, f"{one_line(error)}: expected arguments by name") from error
+        raise _refusal(name, f"{one_line(error)}: give it as a keyword argument") from error
 
 
 def _module(name: str) -> ModuleType:
@@ -224,7 +225,7 @@ def _module(name: str) -> ModuleType:
     if unique not in sys.modules:
         try:
             _run(unique, place, source)
-        # As above.
+        # What a user's own code raises, here too.
         except (Exception, SystemExit) as error:
             raise _refusal(name, f"the file fails to import: {_words(error, place)}") from error
     return sys.modules[unique]
@@ -240,7 +241,7 @@ def _run(unique: str, place: Path, source: bytes) -> None:
         with _reachable(place):
             exec(loader.source_to_code(source, str(place)), vars(module))
     except BaseException:
-        del sys.modules[unique]
+        sys.modules.pop(unique, None)
         raise
 
 
