@@ -172,6 +172,9 @@ def test_a_saved_plan_takes_no_other_method(run, capsys, tmp_path: Path) -> None
     vitfold.save(model, tmp_path, backbone=True)
     assert run("bench", tmp_path, "--method", "lgtm", "--r", "2") == 2
     assert "a saved plan says how to fold" in capsys.readouterr().err
+    assert run("bench", "digits", "--plan", tmp_path, "--r", "3") == 2
+    printout = capsys.readouterr().err
+    assert f"--plan {tmp_path} says how to fold: leave out --method, --r" in printout
 
 
 def test_how_far_to_reduce_may_stand_among_the_methods_options() -> None:
@@ -275,7 +278,7 @@ def test_families_lists_what_folds_and_what_does_not(run, capsys) -> None:
             ["bench", "--img-size", "64", "--model-kwargs", "img_size=32"],
             "--img-size 64 and img_size=32: give one",
         ),
-        (["bench", "digits", "--plan", "nowhere", "--r", "3"], "leave out --method, --r"),
+        (["bench", "digits", "--plan", "nowhere", "--r", "3"], "'nowhere' is no directory"),
         (["bench", "digits", "--device", "meta"], "--device 'meta' is not to be had"),
         (["calibrate", "tests", "-o", "tests"], "--output tests is the model"),
         (["bench", "digits", "--r", "99"], "r=99: of 196 patch tokens at most 98"),

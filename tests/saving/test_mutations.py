@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from support import models, small
+from support.file import own_file
 from support.saving import refused, tiny
 
 import vitfold
@@ -76,7 +77,7 @@ def mutate_bytes(data: bytes, rng: random.Random) -> bytes:
     return bytes(text)
 
 
-def bases() -> list[bytes]:
+def bases(file: Path) -> list[bytes]:
     """Plans of all sources and methods."""
     folds_ = [
         vitfold.fold(tiny(), vitfold.ToMe((3, -1.0))),
@@ -84,6 +85,7 @@ def bases() -> list[bytes]:
         vitfold.fold(create_model("digits"), vitfold.Drop(2)),
         vitfold.fold(models.hf("CLIPModel"), vitfold.DFE(flops=0.9)),
         vitfold.fold(small.vit(), "tome", r=1),
+        vitfold.fold(create_model(f"{file}:build", depth=3), "tome", r=1),
     ]
     dense = tiny()
     return [encode(describe(model, backbone=True)) for model in (*folds_, dense)]
@@ -100,8 +102,8 @@ def accepted(data: bytes) -> Plan | None:
     return None
 
 
-def test_10000_mutated_plans() -> None:
-    rng, plans, good = random.Random(0), bases(), 0
+def test_10000_mutated_plans(tmp_path: Path) -> None:
+    rng, plans, good = random.Random(0), bases(own_file(tmp_path)), 0
     for number in range(10_000):
         mutate = mutate_value if number % 2 else mutate_bytes
         data = mutate(rng.choice(plans), rng)

@@ -25,7 +25,7 @@ WRONG: list[tuple[str, Any, str]] = [
     ("shedule", [], "shedule is unknown (did you mean 'schedule'?)"),
     ("model", ..., "model is missing"),
     ("model", [], "model=[]: expected an object"),
-    ("model/source", "torch.hub", "model.source='torch.hub': expected one of packaged, timm"),
+    ("model/source", "torch.hub", "model.source='torch.hub': expected one of file, packaged, timm"),
     ("model/name", "os.system", "model.name='os.system': timm has no such model"),
     ("model/name", "test_vit.zzz", "model.name='test_vit.zzz': timm has no such model"),
     ("model/name", "hf-hub:a/b", "model.name='hf-hub:a/b': expected the name of a timm model"),

@@ -50,7 +50,7 @@ def bench(
         dense = models.segmenter(model, model_kwargs, img_size, decoder, num_classes, on)
     else:
         dense = models.model(model, model_kwargs, real, img_size, on)
-    ours = folded_by(dense, plan, choice)
+    ours = folded_by(models.planned(dense, plan), plan, choice)
     looks = real or work.looks(ours)
     images = work.sample(ours, source, max(sizes)).to(on) if looks else None
     rows = work.measure(ours, sizes, repeats, warmup, compile, dtype, images)

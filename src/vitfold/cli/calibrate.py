@@ -33,8 +33,8 @@ def calibrate(
     from vitfold.folding.fold import fold_to_learn
     from vitfold.methods import WardCut, create_method
 
-    values.directory_beside(output, model)
+    values.directory_beside(output, model, model_options.plan)
     method = create_method(WardCut.name, {"flops": share, **values.parse(method_kwargs)})
     ours = fold_to_learn(model_options.image_model(model), method)
     batches = shuffled_of(ours, data.source, images, 1, seed, workers)
-    calibrate_on(ours, batches, images, model_options.on, output)
+    calibrate_on(model, ours, batches, images, model_options.on, output)

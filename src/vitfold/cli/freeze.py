@@ -6,16 +6,22 @@ from typing import Annotated
 
 import typer
 
-from vitfold.cli import options, show, values
+from vitfold.cli import options, values
 from vitfold.cli.groups import grouped
 
 
 @grouped
 def freeze(
     data: options.TrainingImages,
+    model_options: options.ModelOptions,
     task: options.Task,
     model: Annotated[
-        str, typer.Argument(metavar="DIR", help="Trained with LTMP, or calibrated with WardCut.")
+        str,
+        typer.Argument(
+            metavar="DIR",
+            help="Trained with LTMP, or calibrated with WardCut. Of a model of your own: "
+            "FILE.py:function, and the directory by --plan.",
+        ),
     ],
     output: Annotated[Path, typer.Option("--output", "-o", help="The frozen model goes here.")],
     stride: options.Stride = None,
@@ -24,7 +30,6 @@ def freeze(
     limit: options.Limit = None,
     batch_size: Annotated[int, typer.Option("--batch-size", "-b", min=1)] = 64,
     workers: options.Workers = 0,
-    device: options.Device = "cpu",
 ) -> None:
     """Give every image the mean number of tokens of a model whose images keep numbers of their own.
 
@@ -34,8 +39,7 @@ def freeze(
     from vitfold.cli.images import batches_of
     from vitfold.cli.work import freeze as work
 
-    values.directory_beside(output, model)
-    model_options = options.ModelOptions(device=device)
+    values.directory_beside(output, model, model_options.plan)
     learned = task.model(model_options, model)
     work.check_ragged(learned)
     held_out = task.source(replace(data, split=val_split), learned)
@@ -48,4 +52,4 @@ def freeze(
     frozen = work.frozen_on(learned, batches, model_options.on)
     compare(frozen)
     work.save_model(frozen, output)
-    show.written(output)
+    work.written(model, output)

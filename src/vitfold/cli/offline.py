@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 from huggingface_hub import constants
 
 from vitfold.errors import UnsupportedModel
-from vitfold.saving.sources import packaged
+from vitfold.saving.sources import file, packaged
 
 HUB = "hf:"
 
@@ -27,7 +27,8 @@ def fetching(name: str, pretrained: bool, remedy: str) -> Iterator[None]:
     remedy: what to do where the weights are not there.
     """
     hub = name.startswith(HUB)  # of which the configuration is fetched in any case
-    here = os.path.isdir(name.removeprefix(HUB)) or name in packaged.MODELS
+    own = name in packaged.MODELS or file.parts(name) is not None  # a file fetches as it likes
+    here = own or os.path.isdir(name.removeprefix(HUB))
     if here or not (pretrained or hub):
         yield
         return

@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     from vitfold.segment import Labels, SceneSource
 
 MODEL_HELP = (
-    "A timm name, digits (the embedded model), hf:NAME, or the directory of a saved plan or model."
+    "A timm name, digits (the embedded model), hf:NAME, the directory of a saved plan or model, or "
+    "FILE.py:function, which is run and returns a model of your own."
 )
 ModelName = Annotated[str, typer.Argument(metavar="MODEL", help=MODEL_HELP)]
 ModelKwargs = Annotated[
@@ -50,7 +51,12 @@ MethodKwargs = Annotated[
     typer.Option("--method-kwargs", metavar="KEY=VALUE", help="For the method: cue=v, skip=2, ..."),
 ]
 PlanDirectory = Annotated[
-    Path | None, typer.Option("--plan", help="A saved plan, in place of a method.")
+    Path | None,
+    typer.Option(
+        "--plan",
+        metavar="DIR",
+        help="A saved plan for this model, in place of a method; its weights too, if it has them.",
+    ),
 ]
 Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps, ...")]
 Amp = Annotated[bool, typer.Option("--amp", help="Mixed precision.")]
@@ -146,6 +152,7 @@ class ModelOptions(Group):
     model_kwargs: ModelKwargs = field(default_factory=list)
     pretrained: Pretrained = True
     img_size: ImageSize = None
+    plan: PlanDirectory = None
     device: Device = "cpu"
 
     @property
@@ -154,10 +161,11 @@ class ModelOptions(Group):
         return values.device(self.device)
 
     def model(self, name: str) -> nn.Module:
-        """The model, in eval mode."""
-        from vitfold.cli.work.models import model
+        """The model, in eval mode, with the plan on it."""
+        from vitfold.cli.work.models import model, planned
 
-        return model(name, self.model_kwargs, self.pretrained, self.img_size, self.on)
+        made = model(name, self.model_kwargs, self.pretrained, self.img_size, self.on)
+        return planned(made, self.plan)
 
     def image_model(self, name: str) -> nn.Module:
         """The same, of a model that says something of an image, not of its pixels."""

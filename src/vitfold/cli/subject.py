@@ -77,6 +77,7 @@ class Start(Group):
     ] = None
     model_kwargs: options.ModelKwargs = field(default_factory=list)
     img_size: options.ImageSize = None
+    plan: options.PlanDirectory = None
     mean: Annotated[str | None, option("Mean of the channels: 0.5,0.5,0.5.")] = None
     std: Annotated[str | None, option("Deviation of the channels: 0.5,0.5,0.5.")] = None
     crop_pct: Annotated[float | None, option("Share of an image that is looked at.")] = None
@@ -112,6 +113,7 @@ class Start(Group):
             "arguments": arguments,
             "pretrained": self.pretrained,
             "initial_checkpoint": start,
+            "plan": self.plan and str(self.plan),
         }
 
     @property

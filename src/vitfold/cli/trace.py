@@ -17,7 +17,6 @@ def trace(
     model: options.ModelName,
     images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Image files.")],
     stride: options.Stride = None,
-    plan: options.PlanDirectory = None,
     output: Annotated[
         Path, typer.Option("--output", "-o", help="Directory for the pictures.")
     ] = Path(),
@@ -32,7 +31,7 @@ def trace(
     from vitfold.cli.work.fold import folded_by
 
     values.directory(output)
-    ours = folded_by(model_options.model(model), plan, choice)
+    ours = folded_by(model_options.model(model), model_options.plan, choice)
     if task.pixels:
         work.check_pixels(ours)
     work.trace_images(ours, images, model_options.on, task, stride, output)

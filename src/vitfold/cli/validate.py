@@ -34,7 +34,6 @@ def validate(
     limit: options.Limit = None,
     batch_size: Annotated[int, typer.Option("--batch-size", "-b", min=1)] = 64,
     workers: options.Workers = 0,
-    plan: options.PlanDirectory = None,
     results_file: options.ResultsFile = None,
 ) -> None:
     """Top-1 and top-5 of the folded model, and how often it agrees with the dense one; of a
@@ -52,7 +51,7 @@ def validate(
         raise DataError(f"--pictures {pictures} are of a segmenter: give --task segment")
     if fidelity and task.pixels:
         raise DataError("--fidelity: of a segmenter, the report has what agrees with the dense one")
-    ours = folded_by(task.model(model_options, model), plan, choice)
+    ours = folded_by(task.model(model_options, model), model_options.plan, choice)
     source = task.source(data, ours)
     if isinstance(source, work.SceneSource):
         report = work.of_pixels(model, ours, source, limit, stride, workers, dtype)

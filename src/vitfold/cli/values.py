@@ -152,12 +152,15 @@ def tidying() -> Iterator[None]:
         CREATED.reset(token)
 
 
-def directory_beside(path: Path, model: str) -> Path:
-    """The same, of what is made from a model in a directory, which stays."""
-    try:
-        same = path.resolve() == Path(model).resolve()
-    except (OSError, RuntimeError, ValueError):  # a loop of links, or no name of a file
-        same = False
-    if same:
+def directory_beside(path: Path, *models: str | Path | None) -> Path:
+    """The same, of what is made from a model in a directory, or a plan, which stay."""
+    if any(_is_same(path, model) for model in models if model is not None):
         raise DataError(f"--output {path} is the model, which stays: give another directory")
     return directory(path)
+
+
+def _is_same(path: Path, other: str | Path) -> bool:
+    try:
+        return path.resolve() == Path(other).resolve()
+    except (OSError, RuntimeError, ValueError):  # a loop of links, or no name of a file
+        return False

@@ -1,5 +1,5 @@
 """Saving a model, folded or not, and loading it: `plan.json` and, where asked for, its weights."""
 
-from vitfold.saving.plans import has_backbone, load, save, save_model
+from vitfold.saving.plans import file_of, has_backbone, load, needs_model, save, save_model
 
-__all__ = ["has_backbone", "load", "save", "save_model"]
+__all__ = ["file_of", "has_backbone", "load", "needs_model", "save", "save_model"]

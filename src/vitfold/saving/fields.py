@@ -11,6 +11,9 @@ from vitfold.errors import PlanError, nearest
 
 FILE = "plan.json"
 
+LIMIT = 2**19
+"""The most characters of JSON that the arguments of a model may have."""
+
 DEEPEST = 12
 """How many objects and lists may lie in each other."""
 
@@ -50,6 +53,16 @@ def parse(data: bytes) -> object:
         raise PlanError(f"{FILE}: not JSON: {clip(error)}") from None
     _bound(value)
     return value
+
+
+def plain(arguments: dict[str, Any] | None) -> dict[str, Any] | None:
+    """The arguments as JSON gives them back; None where it cannot hold them."""
+    try:
+        text = json.dumps(arguments, allow_nan=False)
+    except (TypeError, ValueError, RecursionError):
+        return None
+    again: dict[str, Any] | None = json.loads(text)
+    return again if len(text) <= LIMIT else None
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

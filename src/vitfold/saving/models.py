@@ -1,4 +1,5 @@
-"""Models by name: timm's, transformers', packaged ones, and saved ones."""
+"""Models by name: timm's, transformers', packaged ones, saved ones, and those that a function in a
+file makes."""
 
 import os
 from collections.abc import Mapping
@@ -12,12 +13,13 @@ from vitfold.saving import fields, foreign, plans, subject
 from vitfold.saving.fields import clip
 from vitfold.saving.plans import check_saves, save_model
 from vitfold.saving.schema import DTYPES
-from vitfold.saving.sources import Origin, packaged, timm
+from vitfold.saving.sources import Origin, file, packaged, timm
 
 __all__ = [
     "check_saves",
     "create_model",
     "dataset_of",
+    "is_file",
     "is_folded",
     "is_named",
     "origin_of",
@@ -34,12 +36,14 @@ def create_model(
 
     name: a timm model, with or without the tag of its weights; `digits`; `hf:` and a checkpoint on
         the hub or in a directory; the directory of a saved model, which comes with its weights and
-        folded as it was, or of a model as timm and transformers save it.
-    kwargs: for the model's constructor or configuration.
+        folded as it was, or of a model as timm and transformers save it; or `FILE.py:function`,
+        which runs the file and takes what the function returns.
+    kwargs: for the model's constructor, configuration or function.
     """
     if not isinstance(name, str | os.PathLike):
         raise UnsupportedModel(
-            f"{name!r} is no name of a model: give timm's, digits, hf:NAME or a directory"
+            f"{name!r} is no name of a model: give timm's, digits, hf:NAME, a directory or "
+            f"{file.FORM}"
         )
     name = str(os.fspath(name))
     try:
@@ -55,6 +59,8 @@ def create_model(
 
 
 def _create(name: str, pretrained: bool, kwargs: dict[str, Any]) -> nn.Module:
+    if file.parts(name) is not None:
+        return file.make(name, pretrained, kwargs)
     if name in packaged.MODELS:
         return _packaged(name, pretrained, kwargs)
     if name.startswith(HUB):
@@ -65,7 +71,8 @@ def _create(name: str, pretrained: bool, kwargs: dict[str, Any]) -> nn.Module:
         return _load(Path(name), kwargs)
     if os.path.isdir(name):
         return foreign.open_directory(Path(name), kwargs)
-    raise UnsupportedModel(f"unknown model {clip(repr(name), 100)}{timm.hint(name)}")
+    hint = file.hint(name) or timm.hint(name)
+    raise UnsupportedModel(f"unknown model {clip(repr(name), 100)}{hint}")
 
 
 def _packaged(name: str, pretrained: bool, kwargs: dict[str, Any]) -> nn.Module:
@@ -78,7 +85,7 @@ def _packaged(name: str, pretrained: bool, kwargs: dict[str, Any]) -> nn.Module:
 
 def _load(directory: Path, kwargs: dict[str, Any]) -> nn.Module:
     """The model of a plan; a dense one of timm's may be made with other arguments."""
-    if not kwargs:
+    if not kwargs or plans.needs_model(directory):
         return plans.load(directory)
     plan = plans.read_plan(directory)
     if plan.method is not None or plan.model.source != "timm":
@@ -104,6 +111,11 @@ def _check_size(model: Any, kwargs: Mapping[str, Any]) -> None:
 
 def _holds_plan(name: str) -> bool:
     return os.path.isfile(os.path.join(name, fields.FILE))
+
+
+def is_file(name: str) -> bool:
+    """Whether a name is that of a function in a file; nothing is run."""
+    return file.parts(name) is not None
 
 
 def is_named(name: str) -> bool:

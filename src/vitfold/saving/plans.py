@@ -12,6 +12,7 @@ from vitfold.folding.calls import fold_of, folds
 from vitfold.folding.fold import clone, fold_with, unfold
 from vitfold.saving import fields, learned, sources, store, weights
 from vitfold.saving.schema import DTYPES, Plan, decode
+from vitfold.saving.sources import file
 from vitfold.saving.subject import check_values, describe, fit, rebuild
 
 ModelT = TypeVar("ModelT", bound=nn.Module)
@@ -28,7 +29,7 @@ def save(model: nn.Module, directory: Directory, *, backbone: bool = False) -> N
         that the model is known by, or a model that is given.
 
     A model that cannot be made by name, such as one with a head of its own, is saved all the same;
-    to load it, give it.
+    to load it, give it. So is one that a file made: a plan says by which, and never runs it.
     """
     if not folds(model):
         fold_of(model)  # says so, before weights are read
@@ -78,7 +79,8 @@ def load(directory: Directory, model: ModelT) -> ModelT: ...
 @overload
 def load(directory: Directory, model: None = None) -> nn.Module: ...
 def load(directory: Directory, model: nn.Module | None = None) -> nn.Module:
-    """The model that was saved, made by name and folded as it was, ready to evaluate.
+    """The model that was saved, made by name and folded as it was, ready to evaluate. No file of
+    Python is ever run for it.
 
     model: fold this one instead, in place, and return it. It gets the saved weights where there
         are any, and stays as it is where the plan does not fit.
@@ -113,6 +115,19 @@ def has_backbone(directory: Directory) -> bool:
     """Whether a plan comes with the model's own weights."""
     stored = read_plan(directory).weights
     return stored is not None and stored.backbone
+
+
+def needs_model(directory: Directory) -> bool:
+    """Whether a plan is not enough to make its model, which then has to be given."""
+    source = read_plan(directory).model.source
+    return source == sources.OTHER or not sources.source(source).builds
+
+
+def file_of(directory: Directory) -> str | None:
+    """The file and function that made the model of a plan, and what that was given, as the command
+    line takes them; None of a model that no file made."""
+    model = read_plan(directory).model
+    return file.command_line(model.name, model.arguments) if model.source == file.NAME else None
 
 
 def open_plan(

@@ -44,7 +44,8 @@ class Trunk:
 class Model:
     """The model that a plan was made for.
 
-    source: where models of that name come from; `other` is no such place.
+    source: where models of that name come from; `other` is no such place, and of `file` the name is
+        that of a file and of the function in it, which no plan runs.
     arguments: what the source needs besides the name.
     dataset: the images that vitfold has for it; None: those that a user gives.
     trunk: None in a model that cannot be folded.

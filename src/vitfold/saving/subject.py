@@ -130,10 +130,11 @@ def fit(plan: Plan, model: nn.Module, stored: weights.Tensors | None) -> Family 
 
 
 def _fit_name(record: Model, model: nn.Module) -> None:
-    if record.source == sources.OTHER:
+    """Refuse a model that says another name; one that a file made, or nothing, is welcome."""
+    if record.source == sources.OTHER or not sources.source(record.source).builds:
         return
     name = sources.source(record.source).identify(model)
-    if name is None and (source := sources.identify(model)[0]) != sources.OTHER:
+    if name is None and (source := sources.identify(model, by_hand=False)[0]) != sources.OTHER:
         raise PlanError(f"{fields.FILE}: model.source={record.source!r}: this model is of {source}")
     # What follows the point names weights, not a model.
     if name is not None and record.name.partition(".")[0] != name.partition(".")[0]:

@@ -7,6 +7,7 @@ from torch import nn
 from vitfold.errors import UnsupportedModel
 from vitfold.saving import fields, sources
 from vitfold.saving.models import HUB, create_model, dataset_of, is_folded, origin_of
+from vitfold.saving.sources import file
 from vitfold.saving.sources.base import Source
 from vitfold.saving.sources.timm import SOURCE as TIMM
 from vitfold.segment.decoders import DECODERS
@@ -24,6 +25,11 @@ def create_segmenter(
     encoder: a timm model, or a directory of one with its weights; the head of a classifier goes.
     kwargs: for the encoder; `img_size` is the window.
     """
+    if file.parts(encoder) is not None:
+        raise UnsupportedModel(
+            f"{fields.clip(encoder, 100)} cannot be an encoder: let the function return the whole "
+            "segmenter, vitfold.segment.Segmenter(encoder, classes)"
+        )
     if encoder.startswith(HUB) or dataset_of(encoder) is not None or is_folded(encoder):
         raise UnsupportedModel(
             f"{fields.clip(encoder, 100)} cannot be an encoder: give a timm model, or the "
@@ -50,6 +56,8 @@ class Segmenters(Source):
 
     def arguments(self, model: Any) -> dict[str, Any] | None:
         """A segmenter's decoder and classes, and the arguments of its encoder."""
+        if file.SOURCE.identify(model.encoder) is not None:
+            return None
         encoder = TIMM.arguments(model.encoder)
         return {"decoder": model.kind, "classes": model.classes, "encoder": encoder}
 

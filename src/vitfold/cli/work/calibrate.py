@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from vitfold.cli import show
+from vitfold.cli.work.models import written
 from vitfold.folding.families import find
 from vitfold.folding.fold import clone
 from vitfold.saving.models import save_model
@@ -20,7 +21,12 @@ from vitfold.tools.validate import Batch
 
 
 def calibrate_on(
-    model: nn.Module, batches: Iterable[Batch], count: int, on: torch.device, output: Path
+    name: str,
+    model: nn.Module,
+    batches: Iterable[Batch],
+    count: int,
+    on: torch.device,
+    output: Path,
 ) -> None:
     """Find the heights on the first `count` images, show what they come to and save the model."""
     images = torch.cat([pixels for pixels, _ in batches])[:count].to(on)
@@ -28,7 +34,7 @@ def calibrate_on(
         calibrate(model, images, progress=progress)
     _show(model, images)
     save_model(model, output)
-    show.written(output)
+    written(name, output)
 
 
 @contextlib.contextmanager

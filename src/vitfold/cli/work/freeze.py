@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
 from vitfold.cli import show
+from vitfold.cli.work.models import written
 from vitfold.data import evenly, untouched
 from vitfold.errors import DataError
 from vitfold.folding.calls import fold_of
@@ -22,7 +23,7 @@ from vitfold.tools.answers import logits
 from vitfold.tools.freeze import check_ragged, freeze
 from vitfold.tools.validate import Batch, predict, score
 
-__all__ = ["SceneSource", "check_ragged", "frozen_on", "images", "pixels", "save_model"]
+__all__ = ["SceneSource", "check_ragged", "frozen_on", "images", "pixels", "save_model", "written"]
 
 Compare = Callable[[nn.Module], None]
 """Shows how a frozen model stands beside the one that learned and the dense one."""

@@ -8,6 +8,7 @@ from typing import Any
 from torch import nn
 
 from vitfold.cli import show, values
+from vitfold.cli.work.models import written
 from vitfold.errors import MethodError, nearest
 from vitfold.folding.families import find
 from vitfold.folding.flops import cost
@@ -51,7 +52,7 @@ def save(name: str, base: nn.Module, method: PruneMerge, output: Path) -> None:
     """Show what was found, fold the model so and save it."""
     _show(name, base, method)
     save_model(fold(base, method), output)
-    show.written(output)
+    written(name, output)
 
 
 def _show(name: str, base: nn.Module, method: PruneMerge) -> None:

@@ -9,6 +9,7 @@ from torch import nn
 from vitfold.cli import show, values
 from vitfold.cli.offline import fetching
 from vitfold.cli.subject import Data, Options, Start
+from vitfold.cli.work.models import of_file, planned
 from vitfold.data import (
     AnySource,
     Source,
@@ -19,7 +20,8 @@ from vitfold.data import (
     untouched,
 )
 from vitfold.errors import TrainError
-from vitfold.saving.models import create_model, dataset_of, is_named
+from vitfold.saving.models import create_model, dataset_of, is_file, is_named
+from vitfold.saving.sources.file import takes
 from vitfold.segment import Labels, Segmenter, classes_in, create_segmenter, saved_classes
 from vitfold.segment.segmenter import MOST_CLASSES
 from vitfold.tools.answers import ONLY, classes_of_head
@@ -48,7 +50,10 @@ class Subject:
 
 def choose(name: str, data: Data, start: Start, seed: int) -> Subject:
     """The model to begin with and the images for it, as far as they are asked for."""
-    labels = _labels(data, name)
+    with own_randomness():
+        seed_all(seed)
+        own = _own_segmenter(start, name) if data.pixels and is_file(name) else None
+    labels = _labels(data, name, own.classes if own is not None else None)
     source, held_out = _sources(data, name, labels)
     images = source.open()
     with own_randomness():
@@ -57,20 +62,23 @@ def choose(name: str, data: Data, start: Start, seed: int) -> Subject:
             classes = classes_of(images)
             if isinstance(held_out, Source) and not data.no_val:
                 held_out = held_out.like(images)
-            model = _classifier(start, name, data.num_classes, classes)
+            model = planned(_classifier(start, name, data.num_classes, classes), start.plan)
             return Subject(model, source, held_out, images, data.num_classes or classes, Top1())
-        model = _segmenter(start, name, labels.classes)
+        model = planned(own or _segmenter(start, name, labels.classes), start.plan)
     about = {"labels": asdict(labels), "decoder": start.decoder}
     evaluator = MeanIoU(labels.classes)
     return Subject(model, source, held_out, images, labels.classes, evaluator, about)
 
 
-def _labels(data: Data, model: str) -> Labels | None:
+def _labels(data: Data, model: str, own: int | None) -> Labels | None:
     """What annotations mean, where every pixel has a class. Where nobody says how many there
-    are, they are as many as a saved segmenter has, or as those of training show."""
+    are, they are as many as a saved segmenter has, or as those of training show.
+
+    own: how many a segmenter has that a file makes.
+    """
     if not data.pixels:
         return None
-    saved = saved_classes(model)
+    saved = own or saved_classes(model)
     if saved is not None and data.num_classes not in (None, saved, MOST_CLASSES):
         raise TrainError(f"{model} has {saved} classes: leave out --num-classes")
     known = saved or data.num_classes
@@ -103,14 +111,32 @@ def _classifier(start: Start, name: str, head: int | None, classes: int | None) 
     arguments = dict(start.arguments)
     if is_named(name):
         arguments |= values.present(num_classes=head or classes) | start.changes
+    elif is_file(name) and not start.changes:
+        arguments |= _head_of_file(name, head or arguments.get("num_classes") or classes)
     elif start.changes or head:
         raise TrainError(f"{name} has its own head and preprocessing: leave out what changes them")
     with fetching(name, start.pretrained, "leave out --pretrained, or give a directory"):
         model = create_model(name, pretrained=start.pretrained, **arguments)
     if isinstance(model, Segmenter):
         raise TrainError(ONLY.format(type(model).__name__))
+    _check_asked(name, model, head)
     _check_classes(model, classes)
     return model
+
+
+def _head_of_file(name: str, classes: int | None) -> Options:
+    """The number of classes for a function that takes it; others decide it themselves."""
+    return values.present(num_classes=classes) if takes(name, "num_classes") else {}
+
+
+def _check_asked(name: str, model: nn.Module, asked: int | None) -> None:
+    """Refuse a model with another number of classes than is asked for."""
+    head = classes_of_head(model)
+    if asked is not None and head not in (None, asked):
+        raise TrainError(
+            f"{name} has {head} classes, not {asked}: leave out --num-classes, or let the function "
+            "have a parameter num_classes"
+        )
 
 
 def _check_classes(model: nn.Module, classes: int | None) -> None:
@@ -133,6 +159,13 @@ def _segmenter(start: Start, name: str, classes: int) -> nn.Module:
     if arguments or start.decoder:
         raise TrainError(f"{name} is a segmenter already: leave out what makes it another")
     return create_model(name)
+
+
+def _own_segmenter(start: Start, name: str) -> Segmenter:
+    """The segmenter that a file makes."""
+    if start.changes or start.decoder:
+        raise TrainError(f"{name} says itself what it makes: leave out what changes that")
+    return of_file(name, create_model(name, pretrained=start.pretrained, **start.arguments), None)
 
 
 def teacher(name: str | None, student: nn.Module) -> nn.Module | None:

@@ -12,6 +12,7 @@ from vitfold.cli.recipe import Learning, Looks, Teaching
 from vitfold.cli.running import Running
 from vitfold.cli.subject import Choice, Data, Start
 from vitfold.cli.work import subject
+from vitfold.cli.work.models import written
 from vitfold.cli.work.start import begin
 from vitfold.errors import MissingExtra
 from vitfold.folding.calls import folds
@@ -112,7 +113,7 @@ def _show(name: str, outcome: Outcome, output: Path, evaluator: Evaluator) -> No
     show.table(f"{name}, trained", ["", "figures"], rows)
     _draw(output / LEARNED, outcome.steps)
     for kept in (BEST, LAST) if best else (LAST,):
-        show.written(output / kept)
+        written(name, output / kept)
 
 
 def _draw(path: Path, steps: list[dict[str, Any]]) -> None:

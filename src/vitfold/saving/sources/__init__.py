@@ -2,17 +2,18 @@
 
 import importlib
 import itertools
-import json
 from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
 from vitfold.folding.blocks.names import full_name
-from vitfold.saving.sources import hf, packaged, timm
+from vitfold.saving.fields import plain
+from vitfold.saving.sources import file, hf, packaged, timm
 from vitfold.saving.sources.base import Source
 
 SOURCES: dict[str, Source] = {
+    file.NAME: file.SOURCE,
     packaged.NAME: packaged.SOURCE,
     "timm": timm.SOURCE,
     "transformers": hf.SOURCE,
@@ -24,9 +25,6 @@ ELSEWHERE = {"segmenter": "vitfold.segment.models"}
 
 OTHER = "other"
 """The source of a model that cannot be made by name."""
-
-LIMIT = 2**19
-"""The most characters of JSON that the arguments of a model may have."""
 
 
 class Origin(NamedTuple):
@@ -54,10 +52,14 @@ def source(name: str) -> Source:
     return SOURCES[name]
 
 
-def identify(model: nn.Module) -> tuple[str, str]:
-    """The source of a model and its name there, as far as they are known."""
+def identify(model: nn.Module, *, by_hand: bool = True) -> tuple[str, str]:
+    """The source of a model and its name there, as far as they are known.
+
+    by_hand: whether a file of a user's own is a source too; otherwise a model that it made is what
+        it would be without.
+    """
     for source, maker in SOURCES.items():
-        if (name := maker.identify(model)) is not None:
+        if (by_hand or source != file.NAME) and (name := maker.identify(model)) is not None:
             return source, name
     return OTHER, full_name(type(model))
 
@@ -83,20 +85,13 @@ def sketch(origin: Origin) -> nn.Module:
         return build(origin)
 
 
-def plain(arguments: dict[str, Any] | None) -> dict[str, Any] | None:
-    """The arguments as JSON gives them back; None where it cannot hold them."""
-    try:
-        text = json.dumps(arguments, allow_nan=False)
-    except (TypeError, ValueError):
-        return None
-    again: dict[str, Any] | None = json.loads(text)
-    return again if len(text) <= LIMIT else None
-
-
 def _makes(source: str, name: str, arguments: dict[str, Any], model: nn.Module) -> bool:
-    """Whether these arguments are accepted, and make a model that is built like this one."""
+    """Whether these arguments are accepted, and make a model that is built like this one, where a
+    plan is enough to build it."""
     try:
         SOURCES[source].check(name, arguments)
+        if not SOURCES[source].builds:
+            return True
         blank = sketch(Origin(source, name, arguments))
     # Whatever a constructor raises, the answer is the same.
     except Exception:

@@ -1,13 +1,18 @@
 """The interface of a source of models."""
 
 from abc import ABC, abstractmethod
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import nn
 
 
 class Source(ABC):
-    """One place that models come from."""
+    """One place that models come from.
+
+    builds: whether a plan is enough to build its models.
+    """
+
+    builds: ClassVar[bool] = True
 
     @abstractmethod
     def identify(self, model: nn.Module) -> str | None:
