@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader
 from torchvision.transforms.v2.functional import to_pil_image
 
 from vitfold.cli import show, values
-from vitfold.cli.images import batches_of
+from vitfold.cli.images import batches_of, photographs
 from vitfold.data import Source, classes_of, evenly, untouched
 from vitfold.folding.calls import fold_of
 from vitfold.folding.fold import clone
@@ -55,7 +55,7 @@ def of_fidelity(
     amp: torch.dtype | None,
 ) -> dict[str, Any]:
     """The report on images without labels: how near the folded model stays to the dense one."""
-    batches = batches_of(ours, source, limit, batch_size, workers)
+    batches = photographs(ours, source, limit, batch_size, workers)
     with show.bar("comparing", _count(batches)) as progress:
         report = fidelity(ours, batches, amp=amp, progress=progress)
     rows = [["images", str(report.images), ""]]
