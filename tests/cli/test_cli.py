@@ -113,15 +113,18 @@ def test_validate_without_labels_compares_with_the_dense_model(run, capsys, tmp_
         assert words in printout
     (row,) = json.loads(results.read_text())["rows"]
     assert 0.5 < row["cosine_low"] < row["cosine"] < row["cosine_high"] <= 1
-    photos = tmp_path / "photos" / "all"
-    photos.mkdir(parents=True)
+    photos = tmp_path / "photos"
+    photos.mkdir()
     for number in range(12):
         Image.effect_noise((200, 160), 40 + number).convert("RGB").save(photos / f"{number}.png")
     headless = ("validate", "test_vit", "--no-pretrained", "--model-kwargs", "num_classes=0")
-    assert run(*headless, "--data-dir", photos.parent, "--method", "tome", "--r", "8") == 0
+    assert run(*headless, "--data-dir", photos, "--method", "tome", "--r", "8") == 0
     printout = capsys.readouterr().out
     assert "recall@10" in printout
     assert "same class" not in printout
+    (photos / "3.png").write_bytes(b"no picture")
+    assert run(*headless, "--data-dir", photos, "--method", "tome", "--r", "8") == 2
+    assert f"{photos / '3.png'} cannot be read: it is no picture" in capsys.readouterr().err
     assert run("validate", "x", "--fidelity", "--task", "segment", "--data-dir", photos) == 2
 
 
