@@ -175,7 +175,7 @@ def test_it_may_be_left_out_with_one_warning(
         "picture"
     )
     with warnings.catch_warnings():
-        warnings.simplefilter("error")
+        warnings.simplefilter("error", UserWarning)
         whole = unlabelled(model, Source(root=broken(tmp_path / "whole", 3)), skip=True)
         assert sum(map(len, batches(whole, 2))) == 3
 
