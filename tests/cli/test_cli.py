@@ -102,6 +102,8 @@ def test_validate_reads_a_folder_and_a_tar(run, capsys, tmp_path: Path) -> None:
         shown = capsys.readouterr().out
         assert "top-1" in shown
         assert "agrees with dense" in shown
+        assert "cosine of embeddings" in shown
+        assert "KL divergence" in shown
 
 
 def test_validate_without_labels_compares_with_the_dense_model(run, capsys, tmp_path: Path) -> None:
