@@ -114,8 +114,8 @@ def test_a_sweep_of_photographs_needs_no_labels(
     monkeypatch.setenv("COLUMNS", "200")
     photos = pictures(tmp_path / "data", classes=1, each=12) / "class0"
     file, page = tmp_path / "rows.json", tmp_path / "page.html"
-    request = ["sweep", "test_vit", "--no-pretrained", "--data-dir", str(photos), "--methods",
-               "tome", "--flops", "0.8", "-b", "1", "--repeats", "1", "--results-file", str(file)]  # fmt: skip
+    request = ["sweep", "test_vit", "--no-pretrained", "--data-dir", str(photos), *ASKED,
+               "--methods", "tome", "--results-file", str(file)]  # fmt: skip
     if head:
         assert vitfold_(monkeypatch, *request) == 2
         assert "no folders of classes" in capsys.readouterr().err

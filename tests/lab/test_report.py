@@ -90,8 +90,9 @@ CAPTIONS = ("Accuracy", "Agreement", "Cosine of embeddings", "Cosine of dense fe
 
 def test_columns_are_those_of_all_rows(tmp_path: Path) -> None:
     """Earlier rows of a sweep may have had fewer."""
+    row = {name: value for name, value in ROW.items() if name != "counts"}
     for name in ("rows.json", "rows.csv"):
-        results.write(tmp_path / name, [ROW, ROW | {"cosine": 0.987}], {})
+        results.write(tmp_path / name, [row, row | {"cosine": 0.987}], {})
         page = report([tmp_path / name])
         assert "<th>cosine with dense</th>" in page
         assert "<td></td>" in page
