@@ -1,5 +1,6 @@
 """Accuracy of a folded model beside the dense one."""
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -70,6 +71,20 @@ def test_speed_is_that_of_the_folded_model_alone(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(validating, "now", lambda _: clock[0])
     report = vitfold.validate(model, DataLoader(labelled(model), batch_size=4), dense=dense)
     assert report.images_per_second == 12 / 6
+
+
+def test_an_output_of_ones_own_needs_logits_alone() -> None:
+    class Wrapped(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = registered("vit_tiny_patch16_224", num_classes=10)
+
+        def forward(self, x: torch.Tensor) -> SimpleNamespace:
+            return SimpleNamespace(logits=self.inner(x))
+
+    model = Wrapped()
+    report = vitfold.validate(model, [labelled(model.inner)[:]], dense=model.inner)
+    assert report.agreement == 1
 
 
 def test_it_may_be_compared_with_another_model() -> None:

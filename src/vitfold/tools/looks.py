@@ -66,6 +66,7 @@ def look_of(model: nn.Module, output: Any, read: Sequence[Tensor]) -> Look:
     head = head_of(model)
     if isinstance(output, Mapping):
         return _of_fields(model, output, read)
+    output = getattr(output, "logits", output)  # of an output of one's own
     if isinstance(output, Sequence) and output and isinstance(output[-1], Tensor):
         output = output[-1]  # the last of several levels of features
     if not isinstance(output, Tensor):
