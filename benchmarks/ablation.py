@@ -30,8 +30,9 @@ from vitfold.folding.fold import clone
 from vitfold.methods.prune_merge.structure import GROUPINGS, SCOPES
 from vitfold.saving.models import create_model
 from vitfold.tools.answers import logits
+from vitfold.tools.intervals import interval
 from vitfold.tools.prune_merge.rates import fit_rates
-from vitfold.tools.validate import Batch, Predictions, interval, predict
+from vitfold.tools.validate import Batch, Predictions, predict
 from vitfold.train.objective import distillation
 from vitfold.train.recipe import Distillation
 

@@ -38,8 +38,9 @@ from vitfold.methods import Method
 from vitfold.tokens.cues import CUES
 from vitfold.tools import draw
 from vitfold.tools.answers import logits
+from vitfold.tools.intervals import CONFIDENT, interval
 from vitfold.tools.measure import random_inputs
-from vitfold.tools.validate import CONFIDENT, Batch, interval, predict
+from vitfold.tools.validate import Batch, predict
 
 SHARES = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4)
 SHARE = 0.6

@@ -34,8 +34,9 @@ from vitfold.folding.families import find
 from vitfold.folding.fold import clone
 from vitfold.saving.models import create_model
 from vitfold.tools import draw
+from vitfold.tools.intervals import interval
 from vitfold.tools.measure import flops
-from vitfold.tools.validate import Batch, interval, predict
+from vitfold.tools.validate import Batch, predict
 
 Rows = list[list[str]]
 Trainings = dict[str, list[str]]

@@ -19,8 +19,8 @@ from vitfold.cli import show
 from vitfold.data.digits import load_split
 from vitfold.folding.fold import clone
 from vitfold.saving.models import create_model
+from vitfold.tools.intervals import interval
 from vitfold.tools.prune_merge.rates import fit_rates
-from vitfold.tools.validate import interval
 
 SIDES = (40, 48, 64, 72)
 SHARE, ITERATIONS, BATCH = 0.7, 20, 32

@@ -102,6 +102,8 @@ def test_validate_reads_a_folder_and_a_tar(run, capsys, tmp_path: Path) -> None:
         shown = capsys.readouterr().out
         assert "top-1" in shown
         assert "agrees with dense" in shown
+        assert "cosine of embeddings" in shown
+        assert "KL divergence" in shown
 
 
 def test_validate_without_labels_compares_with_the_dense_model(run, capsys, tmp_path: Path) -> None:
@@ -113,15 +115,18 @@ def test_validate_without_labels_compares_with_the_dense_model(run, capsys, tmp_
         assert words in printout
     (row,) = json.loads(results.read_text())["rows"]
     assert 0.5 < row["cosine_low"] < row["cosine"] < row["cosine_high"] <= 1
-    photos = tmp_path / "photos" / "all"
-    photos.mkdir(parents=True)
+    photos = tmp_path / "photos"
+    photos.mkdir()
     for number in range(12):
         Image.effect_noise((200, 160), 40 + number).convert("RGB").save(photos / f"{number}.png")
     headless = ("validate", "test_vit", "--no-pretrained", "--model-kwargs", "num_classes=0")
-    assert run(*headless, "--data-dir", photos.parent, "--method", "tome", "--r", "8") == 0
+    assert run(*headless, "--data-dir", photos, "--method", "tome", "--r", "8") == 0
     printout = capsys.readouterr().out
     assert "recall@10" in printout
     assert "same class" not in printout
+    (photos / "3.png").write_bytes(b"no picture")
+    assert run(*headless, "--data-dir", photos, "--method", "tome", "--r", "8") == 2
+    assert f"{photos / '3.png'} cannot be read: it is no picture" in capsys.readouterr().err
     assert run("validate", "x", "--fidelity", "--task", "segment", "--data-dir", photos) == 2
 
 

@@ -73,6 +73,80 @@ def test_a_sweep_is_of_one_model(
     assert "arguments=" in capsys.readouterr().err
 
 
+BESIDE = ("cosine", "recall1", "recall10", "kl")
+
+
+@pytest.mark.parametrize("suffix", [".json", ".csv"])
+def test_a_sweep_goes_on_from_rows_without_fidelity(
+    monkeypatch: pytest.MonkeyPatch, data: Path, tmp_path: Path, suffix: str
+) -> None:
+    """As those written before rows had it."""
+    file, page = tmp_path / f"rows{suffix}", tmp_path / "page.html"
+    arguments = ["sweep", "digits", "--data-dir", data, *ASKED, "--results-file", file]
+    assert vitfold_(monkeypatch, *map(str, arguments)) == 0
+    whole = results.read(file)
+    assert {"cosine_low", "cosine_worst", "kl_high", "agreement_low"} <= set(whole["rows"][0])
+    before = [
+        {k: v for k, v in row.items() if not k.startswith((*BESIDE, "agreement_"))}
+        for row in whole["rows"][:2]
+    ]
+    results.write(file, before, {k: v for k, v in whole.items() if k != "rows"})
+    assert vitfold_(monkeypatch, "report", str(file), "-o", str(page)) == 0
+    assert "cosine with dense" not in page.read_text()
+    assert vitfold_(monkeypatch, *map(str, arguments)) == 0
+    after = results.read(file)["rows"]
+    assert [row["method"] for row in after] == [row["method"] for row in whole["rows"]]
+    assert [row.get("cosine") or None for row in after[:2]] == [None, None]
+    assert after[2]["cosine"] == whole["rows"][2]["cosine"]
+    assert vitfold_(monkeypatch, "report", str(file), "-o", str(page)) == 0
+    text = page.read_text()
+    assert "<th>cosine with dense</th>" in text
+    assert "Accuracy and FLOPs" in text
+
+
+@pytest.mark.parametrize("head", [True, False])
+def test_a_sweep_of_photographs_needs_no_labels(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    head: bool,
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    photos = pictures(tmp_path / "data", classes=1, each=12) / "class0"
+    file, page = tmp_path / "rows.json", tmp_path / "page.html"
+    request = ["sweep", "test_vit", "--no-pretrained", "--data-dir", str(photos), *ASKED,
+               "--methods", "tome", "--results-file", str(file)]  # fmt: skip
+    if head:
+        assert vitfold_(monkeypatch, *request) == 2
+        assert "no folders of classes" in capsys.readouterr().err
+    request += ["--fidelity"] if head else ["--model-kwargs", "num_classes=0"]
+    assert vitfold_(monkeypatch, *request) == 0
+    shown = capsys.readouterr().out
+    assert "top-1" not in shown
+    assert "recall@10" in shown
+    assert ("agrees with dense" in shown) == head
+    dense, tome, _ = json.loads(file.read_text())["rows"]
+    assert "top1" not in tome
+    assert (dense["images"], dense["cosine"]) == (12, pytest.approx(1))
+    assert tome["cosine_low"] <= tome["cosine"] < 1
+    assert vitfold_(monkeypatch, "report", str(file), "-o", str(page)) == 0
+    wanted = "Agreement and FLOPs" if head else "Cosine of embeddings and FLOPs"
+    assert wanted in page.read_text()
+    assert page.read_text().count("<svg") == 3
+
+
+def test_rows_with_labels_and_without_do_not_mix(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], data: Path, tmp_path: Path
+) -> None:
+    request = ["sweep", "digits", "--data-dir", str(data), *ASKED, "--no-smaller-input"]
+    for first, then in (([], ["--fidelity"]), (["--fidelity"], [])):
+        for name in ("rows.json", "rows.csv"):
+            file = ["--results-file", str(tmp_path / f"{len(first)}-{name}")]
+            assert vitfold_(monkeypatch, *request, *file, *first) == 0
+            assert vitfold_(monkeypatch, *request, *file, *then) == 2
+            assert "--overwrite" in capsys.readouterr().err
+
+
 def test_the_page_stands_alone(monkeypatch: pytest.MonkeyPatch, data: Path, tmp_path: Path) -> None:
     file, page = tmp_path / "rows.json", tmp_path / "page.html"
     arguments = ["sweep", "digits", "--data-dir", data, *ASKED, "--results-file", file]

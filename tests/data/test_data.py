@@ -16,6 +16,7 @@ from PIL import Image
 from support import models
 from support.cli import pictures
 from support.compare import near
+from support.files import picture, shards
 from torch import nn
 
 import vitfold
@@ -47,11 +48,6 @@ SAID = {
 
 
 CROP = {"do_center_crop": True, "crop_size": {"height": 20, "width": 20}}
-
-
-def picture(width: int = 30, height: int = 30) -> Image.Image:
-    noise = numpy.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=numpy.uint8)
-    return Image.fromarray(noise)
 
 
 # Of transformers
@@ -269,20 +265,6 @@ def test_datasets_of_other_libraries_are_read(
     visits = [(image.shape, int(label)) for image, label in labelled(model, source)]
     assert sorted(label for _, label in visits) == [0, 0, 0, 1, 1, 1]
     assert {shape for shape, _ in visits} == {(3, 32, 32)}
-
-
-def shards(folder: Path) -> None:
-    """A data set of WebDataset: a tar of pictures and labels, and what timm wants to know of it."""
-    with tarfile.open(folder / "validation-0000.tar", "w") as tar:
-        for number in range(6):
-            image = folder / f"{number}.jpg"
-            picture().save(image)
-            image.with_suffix(".cls").write_text(str(number % 2))
-            for file in image, image.with_suffix(".cls"):
-                tar.add(file, file.name)
-    part = {"filenames": ["validation-0000.tar"], "shard_lengths": [6], "num_samples": 6}
-    output = {"splits": {"validation": {"name": "validation", **part}}}
-    (folder / "_info.json").write_text(json.dumps(output))
 
 
 def test_what_is_no_kind_of_dataset_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

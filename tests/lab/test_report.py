@@ -64,6 +64,41 @@ def test_columns_have_headers_with_units(tmp_path: Path) -> None:
     assert not any(name in table for name in row if "_" in name)
 
 
+ENDS = ("", "_low", "_high")
+
+
+@pytest.mark.parametrize(
+    ("held", "caption"),
+    [
+        (("top1", "agreement", "cosine"), "Accuracy and FLOPs"),
+        (("agreement", "cosine"), "Agreement and FLOPs"),
+        (("cosine", "dense_cosine"), "Cosine of embeddings and FLOPs"),
+        (("dense_cosine",), "Cosine of dense features and FLOPs"),
+    ],
+)
+def test_what_there_is_is_plotted(held: tuple[str, ...], caption: str, tmp_path: Path) -> None:
+    file = tmp_path / "rows.json"
+    row = {name: value for name, value in ROW.items() if not name.startswith("top1")}
+    row |= {f"{name}{end}": 0.5 for name in held for end in ENDS}
+    file.write_text(json.dumps({"rows": [row]}))
+    page = report([file])
+    assert [name for name in CAPTIONS if f">{name} and FLOPs<" in page] == [caption[:-10]]
+
+
+CAPTIONS = ("Accuracy", "Agreement", "Cosine of embeddings", "Cosine of dense features")
+
+
+def test_columns_are_those_of_all_rows(tmp_path: Path) -> None:
+    """Earlier rows of a sweep may have had fewer."""
+    row = {name: value for name, value in ROW.items() if name != "counts"}
+    for name in ("rows.json", "rows.csv"):
+        results.write(tmp_path / name, [row, row | {"cosine": 0.987}], {})
+        page = report([tmp_path / name])
+        assert "<th>cosine with dense</th>" in page
+        assert "<td></td>" in page
+        assert "0.987" in page
+
+
 @pytest.mark.parametrize("steady", [True, False])
 def test_a_page_says_when_the_machine_was_busy(steady: bool, tmp_path: Path) -> None:
     file = tmp_path / "rows.json"

@@ -14,8 +14,6 @@ def labelled(model: nn.Module, count: int = 2) -> list[tuple[Tensor, Tensor]]:
     return [(images(model, 3), torch.randint(0, 1000, (3,))) for _ in range(count)]
 
 
-def swept(model: nn.Module, entries: list[Any], **options: Any) -> list[Any]:
-    batches = labelled(model)
-    return [
-        row for row, _ in sweep(model, entries, lambda: batches, sizes=(2,), repeats=1, **options)
-    ]
+def swept(model: nn.Module, entries: list[Any], batches: Any = None, **options: Any) -> list[Any]:
+    some = labelled(model) if batches is None else batches
+    return [row for row, _ in sweep(model, entries, lambda: some, sizes=(2,), repeats=1, **options)]

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import vitfold
 from vitfold.errors import DataError
-from vitfold.tools.fidelity import Estimate
+from vitfold.tools.intervals import Estimate
 from vitfold.tools.looks import look
 
 NUMBER = 24

@@ -5,7 +5,8 @@ import torch
 from support.labelled import labelled
 from support.models import registered
 
-from vitfold.tools.validate import Predictions, interval, predict, score
+from vitfold.tools.intervals import interval
+from vitfold.tools.validate import Predictions, predict, score
 
 
 def test_predictions_are_counted_by_hand() -> None:

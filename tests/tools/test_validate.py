@@ -1,5 +1,6 @@
 """Accuracy of a folded model beside the dense one."""
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import vitfold
 from vitfold.errors import DataError
 from vitfold.folding.fold import clone
+from vitfold.tools import validate as validating
 
 
 def labelled(model: torch.nn.Module, count: int = 12) -> TensorDataset:
@@ -31,6 +33,58 @@ def test_a_model_is_validated_on_batches_of_a_loader() -> None:
     assert report.dense_top1 == pytest.approx(8 / 12)
     assert report.top1_low <= report.top1 <= report.top1_high
     assert vitfold.validate(vitfold.unfold(model), batches).agreement == 1
+
+
+def test_fidelity_is_of_the_same_calls() -> None:
+    """Every batch goes once through each model, and the figures are those of `fidelity`."""
+    model = vitfold.fold(registered("vit_tiny_patch16_224", num_classes=10), "tome", r=2)
+    dense = clone(model)
+    batches = list(DataLoader(labelled(model), batch_size=5))
+    alone = vitfold.fidelity(model, batches, dense=dense)
+    calls: list[str] = []
+    for name, each in (("folded", model), ("dense", dense)):
+        each.register_forward_hook(lambda *_, name=name: calls.append(name))
+    report = vitfold.validate(model, batches, dense=dense)
+    assert calls == ["folded", "dense"] * 3
+    assert report.fidelity == alone
+    row = report.to_json()
+    assert (row["top1"], row["agreement"]) == (report.top1, report.agreement)
+    assert alone.cosine is not None
+    assert row["cosine"] == alone.cosine.mean < 1
+    assert row["agreement_low"] <= row["agreement"] <= row["agreement_high"]
+
+
+def test_speed_is_that_of_the_folded_model_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not of looking at what it says, nor of the dense model."""
+    model = vitfold.fold(registered("vit_tiny_patch16_224", num_classes=10), "tome", r=2)
+    clock = [0.0]
+    dense = clone(model)
+    for seconds, each in ((2.0, model), (5.0, dense)):
+        each.register_forward_hook(lambda *_, seconds=seconds: clock.append(clock.pop() + seconds))
+    slow = validating.look_of
+
+    def look_of(*arguments: Any) -> Any:
+        clock.append(clock.pop() + 100)
+        return slow(*arguments)
+
+    monkeypatch.setattr(validating, "look_of", look_of)
+    monkeypatch.setattr(validating, "now", lambda _: clock[0])
+    report = vitfold.validate(model, DataLoader(labelled(model), batch_size=4), dense=dense)
+    assert report.images_per_second == 12 / 6
+
+
+def test_an_output_of_ones_own_needs_logits_alone() -> None:
+    class Wrapped(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = registered("vit_tiny_patch16_224", num_classes=10)
+
+        def forward(self, x: torch.Tensor) -> SimpleNamespace:
+            return SimpleNamespace(logits=self.inner(x))
+
+    model = Wrapped()
+    report = vitfold.validate(model, [labelled(model.inner)[:]], dense=model.inner)
+    assert report.agreement == 1
 
 
 def test_it_may_be_compared_with_another_model() -> None:

@@ -1,13 +1,23 @@
-"""Labelled images for commands: those of a source, or of the dataset that a model was made for."""
+"""Images for commands: those of a source, or of the dataset that a model was made for."""
 
 from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from vitfold.cli import options
-from vitfold.data import AnySource, Source, labelled, limited, loader, shuffled, streams
+from vitfold.data import (
+    AnySource,
+    Source,
+    batches,
+    labelled,
+    limited,
+    loader,
+    shuffled,
+    streams,
+    unlabelled,
+)
 from vitfold.saving.models import dataset_of
 from vitfold.tools.validate import Batch
 
@@ -15,10 +25,27 @@ from vitfold.tools.validate import Batch
 def batches_of(
     model: nn.Module, source: AnySource, limit: int | None, batch_size: int, workers: int
 ) -> Iterable[Batch]:
-    """Batches of at most `limit` images, evenly spaced."""
+    """Batches of at most `limit` labelled images, evenly spaced."""
     dataset = labelled(model, source_for(model, source), limit)
-    batches: Iterable[Batch] = loader(dataset, batch_size, workers)
-    return limited(batches, limit) if streams(dataset) else batches
+    every: Iterable[Batch] = loader(dataset, batch_size, workers)
+    return limited(every, limit) if streams(dataset) else every
+
+
+def photographs(
+    model: nn.Module,
+    source: AnySource,
+    limit: int | None,
+    batch_size: int,
+    workers: int,
+    *,
+    skip: bool = False,
+) -> Iterable[Tensor]:
+    """Batches `[B, C, H, W]` of at most `limit` images, evenly spaced, which need no labels.
+
+    skip: leave out images that cannot be read, with one warning; otherwise one is an error.
+    """
+    images = unlabelled(model, source_for(model, source), limit, skip=skip)
+    return batches(images, batch_size, workers)
 
 
 def shuffled_of(
@@ -34,8 +61,8 @@ def shuffled_of(
     images: Any = labelled(model, source_for(model, source), skip=True)
     if not streams(images):
         images = shuffled(images, seed, batch_size * iterations)
-    batches: Iterable[Batch] = loader(images, batch_size, workers)
-    return batches
+    every: Iterable[Batch] = loader(images, batch_size, workers)
+    return every
 
 
 def source_for(model: nn.Module, source: AnySource) -> AnySource:

@@ -81,7 +81,10 @@ Dataset = Annotated[
     str, typer.Option(help="timm's dataset name: hfds/..., wds/..., torch/cifar10, ...")
 ]
 DataDirectory = Annotated[
-    Path | None, typer.Option("--data-dir", help="Folder or tar of class folders.")
+    Path | None,
+    typer.Option(
+        "--data-dir", help="Folder or tar of class folders; without labels, of any pictures."
+    ),
 ]
 Split = Annotated[str, typer.Option(help="Part of the dataset.")]
 ClassMap = Annotated[str, typer.Option(help="File that maps class names to labels.")]

@@ -30,6 +30,14 @@ def sweep(
         list[str],
         typer.Option(metavar="DIR", help="A model that was trained folded, too; may be repeated."),
     ] = [],  # noqa: B006
+    fidelity: Annotated[
+        bool,
+        typer.Option(
+            "--fidelity",
+            help="How near each stays to the dense model, without labels. Without a head, as of "
+            "embeddings, this is what there is.",
+        ),
+    ] = False,
     limit: options.Limit = None,
     batch_size: Annotated[
         str, typer.Option("--batch-size", "-b", help="For speed, one or more: 1,32.")
@@ -40,11 +48,12 @@ def sweep(
     results_file: options.ResultsFile = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Begin the file anew.")] = False,
 ) -> None:
-    """Accuracy, agreement, FLOPs and speed of every method over a range of FLOPs.
+    """Accuracy, fidelity to the dense model, FLOPs and speed of every method over a range of FLOPs.
 
     Rows go to --results-file as they come; the same command goes on from those that are there.
     """
     from vitfold.cli.work import sweep as work
+    from vitfold.tools.answers import classes_of_head
 
     shares, sizes = values.shares(flops), values.batch_sizes(batch_size)
     names = [values.method_name(name) for name in methods.split(",")]
@@ -54,18 +63,20 @@ def sweep(
     entries += work.smaller_inputs(base, shares) if smaller_input else []
     entries += work.trained_folds(base, trained)
     entries += work.dense_models(base, smaller_model)
+    labels = not fidelity and bool(classes_of_head(base))
+    images = [data.dataset, str(data.data_dir), data.split, data.class_map, limit]
     about = {
         "command": "sweep",
         "model": model,
         "arguments": values.arguments(model_options.model_kwargs, model_options.img_size),
         "weights": work.weights_of(base),
-        "data": [data.dataset, str(data.data_dir), data.split, data.class_map, limit],
+        "data": images if labels else [*images, "without labels"],
         "batch_sizes": sizes,
         "device": str(model_options.on),
         "options": kwargs,
         "amp": str(dtype),
     }
-    batches = work.images_for(base, data.source, limit, val_batch_size, workers)
+    batches = work.images_for(base, data.source, limit, val_batch_size, workers, labels)
     file = work.SweepFile(results_file, about, overwrite)
     rows = work.run(base, entries, batches, sizes, repeats, dtype, file)
     work.show_rows(model, rows, sizes)

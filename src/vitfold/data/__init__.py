@@ -1,13 +1,17 @@
-"""Images for a model: its preprocessing, and where labelled images come from."""
+"""Images for a model: its preprocessing, and where images come from, labelled or not."""
 
 from vitfold.data.inputs import Renormalized, data_config, preprocessing, renormalized
+from vitfold.data.photographs import Photographs, PhotographStream, batches, unlabelled
 from vitfold.data.sources import AnySource, Source, labelled, untouched
 from vitfold.data.subsets import classes_of, evenly, item, limited, loader, shuffled, streams
 
 __all__ = [
     "AnySource",
+    "PhotographStream",
+    "Photographs",
     "Renormalized",
     "Source",
+    "batches",
     "classes_of",
     "data_config",
     "evenly",
@@ -19,5 +23,6 @@ __all__ = [
     "renormalized",
     "shuffled",
     "streams",
+    "unlabelled",
     "untouched",
 ]

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from vitfold.errors import DataError, one_line
 from vitfold.folding.families import find
 from vitfold.tools.draw import Channels
+from vitfold.tools.looks import Around
 
 Prepare = Callable[[Image.Image], Tensor]
 
@@ -25,7 +26,7 @@ def data_config(model: nn.Module) -> dict[str, Any]:
     return config | channels | {"input_size": family.size}
 
 
-class Renormalized(nn.Module):
+class Renormalized(Around):
     """A model that takes images normalized by the mean and std of another.
 
     own: mean and std of the model's channels.

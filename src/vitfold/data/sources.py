@@ -1,7 +1,10 @@
 """Where labelled images are: folders, tars, datasets by their names in timm, the digits."""
 
 import copy
+import functools
 import importlib.util
+import tarfile
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -98,9 +101,12 @@ class Source:
 
     def open(self) -> Any:
         """The dataset; images come as they are stored."""
-        name, share = self._share
-        whole = self._read(name)
-        return per_cent(whole, *share) if share else whole
+        return self._part(self._labelled)
+
+    def files(self) -> Any:
+        """What is in the files of a folder or a tar, as bytes, in the order of their paths. No
+        folders of classes are needed."""
+        return self._part(functools.partial(self._read, load_bytes=True))
 
     def shares(self, other: Any) -> bool:
         """Whether both sources hold some image in common, under whatever names."""
@@ -122,7 +128,25 @@ class Source:
             name = digits.split_name(name)
         return (self.dataset, self._place(name), name if self.dataset else ""), share or (0, 100)
 
-    def _read(self, split: str) -> Any:
+    def _part(self, read: Callable[[str], Any]) -> Any:
+        """The split, or the share of it that is asked for."""
+        name, share = self._share
+        whole = read(name)
+        return per_cent(whole, *share) if share else whole
+
+    def _labelled(self, split: str) -> Any:
+        """A split whose images have labels, as those of a folder may not."""
+        dataset = self._read(split)
+        if self.dataset:
+            return dataset
+        if set(numbered(dataset) or "_") <= {"", "."}:
+            raise DataError(
+                f"{self._place(split)} has images, and no folders of classes: expected CLASS/*.jpg"
+            )
+        _check_first(dataset)
+        return dataset
+
+    def _read(self, split: str, *, load_bytes: bool = False) -> Any:
         if self.dataset == digits.NAME:
             self._check_digits()
             return digits.Digits(split)
@@ -130,22 +154,20 @@ class Source:
         place = self._place(split)
         what = self.dataset or place
         try:
-            dataset = timm.data.create_dataset(
+            return timm.data.create_dataset(
                 self.dataset,
                 root=None if place is None else str(place),
                 split=split,
                 search_split=bool(self.dataset),
                 class_map=self.class_map,
+                load_bytes=load_bytes,
             )
         except Exception as error:  # readers raise what they like
+            if not self.dataset and place is not None:
+                _check_pictures(place)
             if self.dataset and self.root is None:
                 what = f"{what}, without --data-dir,"
             raise DataError(f"{what} cannot be read as a dataset: {one_line(error)}") from error
-        if not self.dataset and set(numbered(dataset) or "_") <= {"", "."}:
-            raise DataError(f"{what} has images, and no folders of classes: expected CLASS/*.jpg")
-        if not self.dataset:
-            _check_first(dataset)
-        return dataset
 
     def _check_kind(self) -> None:
         """Refuse a dataset of a kind that timm does not know, which it takes for a folder, or whose
@@ -221,6 +243,25 @@ def untouched(model: nn.Module, source: AnySource) -> Any:
     dataset = strict(source.open())
     dataset.transform = source.whole(model)
     return dataset
+
+
+def _check_pictures(place: Path) -> None:
+    """Refuse a folder or a tar without any file that is called as pictures are."""
+    try:
+        names = place.rglob("*") if place.is_dir() else map(Path, _members(place))
+        suffixes = {name.suffix.lower() for name in names}
+    except (OSError, tarfile.TarError):  # what cannot be listed may have some
+        return
+    if not suffixes & (known := set(timm.data.readers.get_img_extensions())):
+        raise DataError(
+            f"{place} has no pictures, in folders below it neither: looked for "
+            f"{', '.join(sorted(known))}"
+        )
+
+
+def _members(tar: Path) -> list[str]:
+    with tarfile.open(tar) as members:
+        return members.getnames()
 
 
 def _check_first(dataset: Any) -> None:

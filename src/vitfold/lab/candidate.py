@@ -18,6 +18,7 @@ from vitfold.folding.inputs import Inputs
 from vitfold.methods import Base, create_method, ready
 from vitfold.tools.baselines import DENSE
 from vitfold.tools.digest import fingerprint
+from vitfold.tools.looks import Around
 from vitfold.tools.measure import batch_of, flops
 
 SMALLER_INPUT, SMALLER_MODEL = "smaller input", "smaller model"
@@ -73,7 +74,7 @@ def _fold(model: nn.Module, method: Callable[[], Base]) -> nn.Module:
 # Smaller images, smaller models
 
 
-class Smaller(nn.Module):
+class Smaller(Around):
     """A model that resizes its images to a smaller size first."""
 
     def __init__(self, model: nn.Module, size: tuple[int, int]) -> None:

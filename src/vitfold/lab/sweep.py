@@ -1,4 +1,4 @@
-"""Sweep: accuracy, cost and speed of many candidates on the same images."""
+"""Sweep: accuracy, fidelity, cost and speed of many candidates on the same images."""
 
 import functools
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -16,9 +16,14 @@ from vitfold.folding.inputs import Inputs
 from vitfold.lab.candidate import Candidate, detail, gigaflops
 from vitfold.lab.timing import Speed, Timing
 from vitfold.tools.baselines import DENSE
+from vitfold.tools.fidelity import Comparison, Fidelity
+from vitfold.tools.looks import Look
 from vitfold.tools.measure import Progress, random_inputs
 from vitfold.tools.trace import trace
-from vitfold.tools.validate import Batch, Predictions, Report, predict, score
+from vitfold.tools.validate import Batch, Predictions, Predictor, Report, score
+
+Batches = Callable[[], Iterable[Batch | Tensor]]
+"""The same images at every call, with labels or without."""
 
 SAMPLE = 64
 """How many images say what a candidate costs, where that depends on them."""
@@ -30,6 +35,8 @@ class Row:
 
     flops: the share of the dense FLOPs that it was asked for.
     detail: the method with its options, the size of the images, the name of the model.
+    report: its accuracy; None of images without labels.
+    fidelity: how near it stays to the dense model.
     gflops: of one image, two operations per multiply-add.
     flops_share: that, over the dense model's: the share that it really costs.
     source: which of several trained models it is.
@@ -40,7 +47,8 @@ class Row:
     method: str
     flops: float
     detail: str
-    report: Report
+    report: Report | None
+    fidelity: Fidelity
     gflops: float
     flops_share: float
     speeds: tuple[Speed, ...]
@@ -61,9 +69,10 @@ class Row:
             "detail": self.detail,
             "source": self.source,
         }
-        figures = self.report.to_json()
-        del figures["images_per_second"]
-        flat |= figures | {"gflops": self.gflops, "flops_share": self.flops_share}
+        right = {} if self.report is None else self.report.to_json()
+        right.pop("images_per_second", None)
+        flat |= right | self.fidelity.to_json() | right
+        flat |= {"gflops": self.gflops, "flops_share": self.flops_share}
         for speed in self.speeds:
             for name in ("images_per_second", "speedup", "share", "steady"):
                 flat[f"{name}_b{speed.batch_size}"] = getattr(speed, name)
@@ -73,7 +82,7 @@ class Row:
 def sweep(
     model: nn.Module,
     entries: Iterable[Candidate],
-    batches: Callable[[], Iterable[Batch]],
+    batches: Batches,
     *,
     sizes: Sequence[int] = (1, 32),
     repeats: int = 5,
@@ -83,7 +92,8 @@ def sweep(
 ) -> Iterator[tuple[Row, nn.Module]]:
     """A row for every candidate, with its model. A share that a method cannot reach is skipped.
 
-    batches: gives the same labelled images at every call.
+    batches: gives the same images at every call, pairs with labels or images alone, of which there
+        is no accuracy.
     progress: called for every batch of every candidate.
     """
     evaluator = _Evaluator(clone(model).eval(), batches, tuple(sizes), repeats, amp, progress)
@@ -101,7 +111,7 @@ class _Evaluator:
     """Compares models with the dense one, on the same images."""
 
     dense: nn.Module
-    batches: Callable[[], Iterable[Batch]]
+    batches: Batches
     sizes: tuple[int, ...]
     repeats: int
     amp: torch.dtype | None
@@ -110,8 +120,8 @@ class _Evaluator:
     def row(self, candidate: Candidate, model: nn.Module) -> Row:
         """The results of one candidate."""
         is_dense = candidate.method == DENSE
-        dense = self.predictions
-        ours = dense if is_dense else self._predict(model)
+        dense, looks = self.answers
+        ours, fidelity = self._compare(model) if not is_dense else (dense, _compared(looks, looks))
         timing = self._timing(model)
         images = timing.inputs(1) if timing.sample is None else timing.sample
         gflops = gigaflops(model, images)
@@ -119,19 +129,22 @@ class _Evaluator:
             candidate.method,
             candidate.flops,
             detail(model),
-            score(ours, dense),
+            score(ours, dense) if len(ours.labels) else None,
+            fidelity,
             gflops,
             gflops / self.gflops,
             timing.speeds(self.dense if is_dense else model, self.dense),
             candidate.source,
             _counts(model, images),
-            (ours.best[:, 0] != dense.best[:, 0]).nonzero().flatten().tolist(),
+            _changed(ours.best, dense.best),
         )
 
     @functools.cached_property
-    def predictions(self) -> Predictions:
-        """The predictions of the dense model."""
-        return self._predict(self.dense)
+    def answers(self) -> tuple[Predictions, list[Look]]:
+        """What the dense model predicts, and what it says of every batch."""
+        predictor = self._predictor(self.dense)
+        looks = [look.kept() for look in self._looks(predictor)]
+        return predictor.predictions(), looks
 
     @functools.cached_property
     def gflops(self) -> float:
@@ -141,11 +154,27 @@ class _Evaluator:
     @functools.cached_property
     def sample(self) -> Tensor:
         """Some of the images, evenly spaced, where the model is."""
-        total, count = len(self.predictions.labels), max(SAMPLE, *self.sizes)
+        total = sum(look.images for look in self.answers[1])
+        count = max(SAMPLE, *self.sizes)
         return _spread(self.batches(), total, count).to(next(self.dense.parameters()).device)
 
-    def _predict(self, model: nn.Module) -> Predictions:
-        return predict(model, self.batches(), amp=self.amp, progress=self.progress)
+    def _compare(self, model: nn.Module) -> tuple[Predictions, Fidelity]:
+        """What a model predicts, and how near it stays to the dense one."""
+        predictor = self._predictor(model)
+        fidelity = _compared(self._looks(predictor), self.answers[1])
+        return predictor.predictions(), fidelity
+
+    def _predictor(self, model: nn.Module) -> Predictor:
+        return Predictor(model, next(model.parameters()).device, self.amp)
+
+    def _looks(self, predictor: Predictor) -> Iterator[Look]:
+        """What a model says of every batch."""
+        for batch in self.batches():
+            if isinstance(batch, Tensor):
+                yield predictor.look(batch)
+            else:
+                yield predictor.update(*batch)
+            self.progress()
 
     def _timing(self, model: nn.Module) -> Timing:
         """On noise; where what a model costs depends on the images, on theirs."""
@@ -156,12 +185,32 @@ class _Evaluator:
         return Timing(some, self.sizes, self.repeats, self.amp, some(SAMPLE))
 
 
-def _spread(batches: Iterable[Batch], total: int, count: int) -> Tensor:
+def _compared(ours: Iterable[Look], dense: Iterable[Look]) -> Fidelity:
+    comparison = Comparison()
+    for pair in zip(ours, dense, strict=True):
+        comparison.add(*pair)
+    return comparison.result()
+
+
+def _changed(ours: Tensor, dense: Tensor) -> list[int]:
+    """The images whose likeliest class is another; none where nobody tells classes apart."""
+    if len(ours) != len(dense):
+        return []
+    places: list[int] = (ours[:, 0] != dense[:, 0]).nonzero().flatten().tolist()
+    return places
+
+
+def images_in(batch: Batch | Tensor) -> Tensor:
+    """`[B, C, H, W]`: the images of a batch, with labels or without."""
+    return batch if isinstance(batch, Tensor) else batch[0]
+
+
+def _spread(batches: Iterable[Batch | Tensor], total: int, count: int) -> Tensor:
     """`count` of `total` images, evenly spaced."""
     places = {number * total // count for number in range(count)}
     sample: list[Tensor] = []
     first = 0
-    for images, _ in batches:
+    for images in map(images_in, batches):
         sample.append(images[[place for place in range(len(images)) if first + place in places]])
         first += len(images)
     return torch.cat(sample)

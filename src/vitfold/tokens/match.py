@@ -125,11 +125,9 @@ def windowed(metric: Tensor, layout: "Windows", prefix: int, order: Tensor) -> T
     a = _in_windows(evens, rows, tokens, even_here if layout.padded else None)
     b = _in_windows(odds, rows, tokens, odd_here if layout.padded else None)
     nearest = kernels.active(metric).nearest(a, b)
-    pairs = (
-        window * half
-        + biggest_first(nearest.best, kernels.rounding(nearest.best))[:, window, place]
-    )
-    target = odds[window, nearest.partner(pairs)]
+    ranked = biggest_first(nearest.best, kernels.rounding(nearest.best)).flatten(1)
+    pairs = window * half + ranked[:, window * half + place]
+    target = odds.flatten()[window * half + nearest.partner(pairs)]
     merged = evens.flatten()[pairs]
     leaves_last = _places(order).scatter(1, merged, patches)
     stay = leaves_last.sort(dim=1).values[:, : patches - merged.shape[1]]

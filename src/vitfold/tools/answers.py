@@ -1,5 +1,7 @@
 """Logits of models, and their loss."""
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -24,9 +26,13 @@ def classes_of_head(model: nn.Module) -> int | None:
 
 def answers(model: nn.Module, images: Tensor) -> Tensor:
     """`[B, classes]` logits, or `[B, classes, H, W]` of a segmenter."""
+    return answers_of(model, model(images))
+
+
+def answers_of(model: nn.Module, output: Any) -> Tensor:
+    """The logits in an output of the model."""
     if getattr(model, "num_classes", None) == 0:
         raise DataError(f"this {type(model).__name__} has no head: a classifier is needed")
-    output = model(images)
     output = getattr(output, "logits", output)
     if not isinstance(output, Tensor) or output.dim() not in (2, 4):
         raise DataError(
@@ -37,10 +43,15 @@ def answers(model: nn.Module, images: Tensor) -> Tensor:
 
 def logits(model: nn.Module, images: Tensor) -> Tensor:
     """`[B, classes]`: the logits of a classifier of either library."""
-    output = answers(model, images)
-    if output.dim() != 2:
+    return logits_of(model, model(images))
+
+
+def logits_of(model: nn.Module, output: Any) -> Tensor:
+    """The logits of a classifier in its output."""
+    scores = answers_of(model, output)
+    if scores.dim() != 2:
         raise DataError(ONLY.format(type(model).__name__))
-    return output
+    return scores
 
 
 def cross_entropy(output: Tensor, labels: Tensor, smoothing: float = 0.0) -> Tensor:

@@ -1,9 +1,10 @@
 """Fidelity: how near a folded model stays to the dense one, on images without labels."""
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -12,9 +13,9 @@ from torch import Tensor, nn
 from vitfold.errors import DataError
 from vitfold.folding.fold import clone
 from vitfold.tokens.modes import evaluating, mixed
+from vitfold.tools.intervals import Estimate, mean_of, share_of
 from vitfold.tools.looks import Look, look
 from vitfold.tools.measure import Progress
-from vitfold.tools.validate import CONFIDENT, interval
 
 Images = Tensor | Iterable[Tensor | Sequence[Tensor]]
 """`[N, C, H, W]`, or batches of that; of batches with labels, the labels are left out."""
@@ -27,14 +28,6 @@ WORST = 0.1
 
 PIECE = 1024
 """How many images are compared with all others at a time."""
-
-
-class Estimate(NamedTuple):
-    """A mean over images, and its 95 % interval."""
-
-    mean: float
-    low: float
-    high: float
 
 
 @dataclass(frozen=True)
@@ -87,9 +80,11 @@ def fidelity(
     dense: what it is compared with; by default the same model without its fold.
     progress: called after every batch.
     """
-    comparison = Comparison(model, clone(model) if dense is None else dense, device, amp)
+    models = model, clone(model) if dense is None else dense
+    on = device or next(model.parameters()).device
+    comparison = Comparison()
     for batch in _batches(images, batch_size):
-        comparison.update(batch)
+        comparison.add(*(_look(each, batch.to(on), amp) for each in models))
         progress()
     return comparison.result()
 
@@ -99,76 +94,81 @@ def _batches(images: Images, batch_size: int) -> Iterator[Tensor]:
         yield batch if isinstance(batch, Tensor) else batch[0]
 
 
-class Comparison:
-    """Runs both models over batches, and keeps of every image what fidelity is made of."""
+def _look(model: nn.Module, images: Tensor, amp: torch.dtype | None) -> Look:
+    with torch.inference_mode(), evaluating(model), mixed(images.device, amp):
+        return look(model, images)
 
-    def __init__(
-        self,
-        model: nn.Module,
-        dense: nn.Module,
-        device: torch.device | None = None,
-        amp: torch.dtype | None = None,
-    ) -> None:
-        self.models = model, dense
-        self.device = device or next(model.parameters()).device
-        self.amp = amp
+
+class Comparison:
+    """Keeps of every image what fidelity is made of: what both models say is compared at once."""
+
+    def __init__(self) -> None:
         self.embeddings: tuple[list[Tensor], list[Tensor]] = ([], [])
         self.figures: dict[str, list[Tensor]] = {}
         self.images = 0
 
-    def update(self, images: Tensor) -> None:
-        """Compare the models on one batch."""
-        images = images.to(self.device)
-        ours, dense = (self._look(model, images) for model in self.models)
-        self.images += len(images)
-        for embeddings, each in zip(self.embeddings, (ours, dense), strict=True):
+    def add(self, ours: Look, dense: Look) -> None:
+        """Compare what the models say of one batch."""
+        for rows, each in zip(self.embeddings, (ours, dense), strict=True):
+            _check_numbers(each)
             if each.embedding is not None:
-                embeddings.append(each.embedding.float().cpu())
+                rows.append(each.embedding.float().cpu())
+        self.images += ours.images
         for name, values in _compared(ours, dense).items():
             self.figures.setdefault(name, []).append(values.double().cpu())
-
-    def _look(self, model: nn.Module, images: Tensor) -> Look:
-        with torch.inference_mode(), evaluating(model), mixed(self.device, self.amp):
-            answer = look(model, images)
-        for output in (answer.embedding, answer.logits, answer.dense):
-            if output is not None and output.isnan().any():
-                raise DataError("the model gives NaN for an image: are its weights numbers?")
-        return answer
 
     def result(self) -> Fidelity:
         """What all batches so far come to."""
         if not self.images:
             raise DataError("no images: fidelity needs some, a hundred or more")
         figures = {name: torch.cat(values) for name, values in self.figures.items()}
-        cosine = figures.get("cosine")
-        ours, dense = (torch.cat(rows) if rows else None for rows in self.embeddings)
-        recalls: dict[str, Estimate | None] = {}
-        if ours is not None and dense is not None:
-            recalls = {f"recall{k}": _recall(ours, dense, k) for k in NEIGHBOURS}
-        return Fidelity(
-            images=self.images,
-            cosine=_mean(cosine, -1, 1),
-            cosine_worst=None if cosine is None else _worst(cosine),
-            dense_cosine=_mean(figures.get("dense_cosine"), -1, 1),
-            agreement=_share(figures.get("agreement")),
-            kl=_mean(figures.get("kl"), 0, math.inf),
-            **recalls,
-        )
+        estimates = {name: ESTIMATES[name](values) for name, values in figures.items()}
+        worst = _worst(figures["cosine"]) if "cosine" in figures else None
+        return Fidelity(self.images, cosine_worst=worst, **estimates, **self._recalls())
+
+    def _recalls(self) -> dict[str, Estimate]:
+        """The share of the same neighbours, among so many of them as there are images for."""
+        if not all(self.embeddings):
+            return {}
+        ours, dense = (torch.cat(rows) for rows in self.embeddings)
+        return {f"recall{k}": _recall(ours, dense, k) for k in NEIGHBOURS if len(ours) > k}
+
+
+ESTIMATES: dict[str, Callable[[Tensor], Estimate]] = {
+    "cosine": partial(mean_of, least=-1, most=1),
+    "dense_cosine": partial(mean_of, least=-1, most=1),
+    "agreement": share_of,
+    "kl": partial(mean_of, least=0, most=math.inf),
+}
+"""How the figures of all images become one."""
+
+
+def _check_numbers(look: Look) -> None:
+    for output in (look.embedding, look.logits, look.dense):
+        if output is not None and output.isnan().any():
+            raise DataError("the model gives NaN for an image: are its weights numbers?")
 
 
 def _compared(ours: Look, dense: Look) -> dict[str, Tensor]:
-    """`[B]` by name: the figures of every image."""
+    """`[B]` by name: the figures of every image. Of another model or another size of images, what
+    has another shape is left out."""
     figures: dict[str, Tensor] = {}
-    if ours.embedding is not None and dense.embedding is not None:
-        figures["cosine"] = _cosine(ours.embedding, dense.embedding, dim=1)
-    if ours.dense is not None and dense.dense is not None:
-        places = _cosine(ours.dense, dense.dense, dim=ours.channels)
-        figures["dense_cosine"] = places.flatten(1).mean(dim=1)
-    if ours.logits is not None and dense.logits is not None:
-        same = ours.logits.argmax(dim=1) == dense.logits.argmax(dim=1)
+    if (pair := _alike(ours.embedding, dense.embedding)) is not None:
+        figures["cosine"] = _cosine(*pair, dim=1)
+    if (pair := _alike(ours.dense, dense.dense)) is not None:
+        figures["dense_cosine"] = _cosine(*pair, dim=ours.channels).flatten(1).mean(dim=1)
+    if (pair := _alike(ours.logits, dense.logits)) is not None:
+        same = pair[0].argmax(dim=1) == pair[1].argmax(dim=1)
         figures["agreement"] = same.double().flatten(1).mean(dim=1) if same.dim() > 1 else same
-        figures["kl"] = _divergence(ours.logits, dense.logits)
+        figures["kl"] = _divergence(*pair)
     return figures
+
+
+def _alike(ours: Tensor | None, dense: Tensor | None) -> tuple[Tensor, Tensor] | None:
+    """Both, where they can be compared."""
+    if ours is None or dense is None or ours.shape != dense.shape:
+        return None
+    return ours, dense.to(ours.device)
 
 
 def _cosine(a: Tensor, b: Tensor, dim: int) -> Tensor:
@@ -182,37 +182,16 @@ def _divergence(ours: Tensor, dense: Tensor) -> Tensor:
     return each.flatten(1).mean(dim=1) if each.dim() > 1 else each
 
 
-def _mean(values: Tensor | None, least: float, most: float) -> Estimate | None:
-    """The mean of values within bounds, with a normal interval."""
-    if values is None:
-        return None
-    mean = float(values.mean())
-    if len(values) < 2:
-        return Estimate(mean, least, most)  # of one image nothing is known of the others
-    half = CONFIDENT * float(values.std()) / math.sqrt(len(values))
-    return Estimate(mean, max(least, mean - half), min(most, mean + half))
-
-
-def _share(values: Tensor | None) -> Estimate | None:
-    """The mean of shares; of yes and no, Wilson's interval, which holds at the ends too."""
-    if values is None or not bool(((values == 0) | (values == 1)).all()):
-        return _mean(values, 0, 1)
-    hits = int(values.sum())
-    return Estimate(hits / len(values), *interval(hits, len(values)))
-
-
 def _worst(cosine: Tensor) -> float:
     count = max(1, math.ceil(WORST * len(cosine)))
     return float(cosine.sort().values[:count].mean())
 
 
-def _recall(ours: Tensor, dense: Tensor, k: int) -> Estimate | None:
+def _recall(ours: Tensor, dense: Tensor, k: int) -> Estimate:
     """How many of the `k` nearest images by dense embeddings are so by ours."""
-    if len(ours) <= k:
-        return None
     near = [_nearest(F.normalize(rows.double(), dim=1), k) for rows in (ours, dense)]
     both = (near[0].unsqueeze(2) == near[1].unsqueeze(1)).any(dim=2)
-    return _share(both.double().mean(dim=1))
+    return share_of(both.double().mean(dim=1))
 
 
 def _nearest(rows: Tensor, k: int) -> Tensor:

@@ -34,6 +34,18 @@ class Look:
     dense: Tensor | None = None
 
     @property
+    def images(self) -> int:
+        """How many images it is of."""
+        first = next(x for x in (self.embedding, self.logits, self.dense) if x is not None)
+        return len(first)
+
+    def kept(self) -> "Look":
+        """What is kept of many images, off the device; features of every place only where nothing
+        stands for an image."""
+        dense = self.dense if self.embedding is None and self.logits is None else None
+        return Look(*(x if x is None else x.cpu() for x in (self.embedding, self.logits, dense)))
+
+    @property
     def channels(self) -> int:
         """The axis of `dense` that is one place's; of a map without one, its last."""
         return 1 if self.dense is not None and self.dense.dim() == 4 else -1
@@ -41,11 +53,20 @@ class Look:
 
 def look(model: nn.Module, images: Tensor) -> Look:
     """What one call of the model says of images."""
-    head = _head(model)
-    with _reading(head) as read:
-        output: Any = model(images)
+    with reading(model) as read:
+        output = model(images)
+    return look_of(model, output, read)
+
+
+def look_of(model: nn.Module, output: Any, read: Sequence[Tensor]) -> Look:
+    """What an output of the model says.
+
+    read: what its head has read in that call.
+    """
+    head = head_of(model)
     if isinstance(output, Mapping):
         return _of_fields(model, output, read)
+    output = getattr(output, "logits", output)  # of an output of one's own
     if isinstance(output, Sequence) and output and isinstance(output[-1], Tensor):
         output = output[-1]  # the last of several levels of features
     if not isinstance(output, Tensor):
@@ -64,7 +85,7 @@ def look(model: nn.Module, images: Tensor) -> Look:
     return Look(dense=output)
 
 
-def _of_fields(model: nn.Module, output: Mapping[str, Any], read: list[Tensor]) -> Look:
+def _of_fields(model: nn.Module, output: Mapping[str, Any], read: Sequence[Tensor]) -> Look:
     logits = output.get("logits")
     pooled = next((output[name] for name in POOLED if output.get(name) is not None), None)
     dense = next((output[name] for name in MAPS if output.get(name) is not None), None)
@@ -78,7 +99,7 @@ def _of_fields(model: nn.Module, output: Mapping[str, Any], read: list[Tensor]) 
     return Look(pooled, logits, dense)
 
 
-def _head(model: Any) -> nn.Linear | None:
+def head_of(model: Any) -> nn.Linear | None:
     """The layer of a classifier that gives logits."""
     head = model.get_classifier() if hasattr(model, "get_classifier") else None
     if head is None:
@@ -89,10 +110,10 @@ def _head(model: Any) -> nn.Linear | None:
 
 
 @contextlib.contextmanager
-def _reading(head: nn.Module | None) -> Iterator[list[Tensor]]:
+def reading(model: nn.Module) -> Iterator[list[Tensor]]:
     """What the head of a model reads in the calls within."""
     read: list[Tensor] = []
-    if head is None:
+    if (head := head_of(model)) is None:
         yield read
         return
     handle = head.register_forward_pre_hook(lambda _, inputs: read.append(inputs[0]))
@@ -100,3 +121,18 @@ def _reading(head: nn.Module | None) -> Iterator[list[Tensor]]:
         yield read
     finally:
         handle.remove()
+
+
+class Around(nn.Module):
+    """A model around another one: its head is the other's."""
+
+    model: nn.Module
+
+    @property
+    def num_classes(self) -> int | None:
+        """How many classes the model tells apart; None where it does not say so."""
+        return classes_of_head(self.model)
+
+    def get_classifier(self) -> nn.Linear | None:
+        """The layer of the model that gives logits."""
+        return head_of(self.model)

@@ -95,7 +95,8 @@ def _json(rows: Rows, about: Mapping[str, Any]) -> str:
 
 def _csv(rows: Rows) -> str:
     out = io.StringIO()
-    writer = csv.DictWriter(out, fieldnames=list(rows[0]) if rows else [], lineterminator="\n")
+    names = dict.fromkeys(name for row in rows for name in row)
+    writer = csv.DictWriter(out, fieldnames=list(names), lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
     return out.getvalue()

@@ -1,8 +1,7 @@
 """Accuracy of a folded model on labelled images, beside the dense one."""
 
-import math
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,13 +10,13 @@ from torch import Tensor, nn
 from vitfold.errors import DataError
 from vitfold.folding.fold import clone
 from vitfold.tokens.modes import evaluating, mixed
-from vitfold.tools.answers import logits
+from vitfold.tools.answers import logits_of
+from vitfold.tools.fidelity import Comparison, Fidelity
+from vitfold.tools.intervals import interval
+from vitfold.tools.looks import Look, look_of, reading
 from vitfold.tools.measure import Progress, now
 
 Batch = tuple[Tensor, Tensor]
-
-CONFIDENT = 1.959964
-"""Standard deviations on either side that hold 95 % of a normal distribution."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,7 +35,11 @@ class Predictions:
 
 @dataclass(frozen=True)
 class Report:
-    """Accuracies as shares of one; the interval around top-1 is Wilson's, at 95 %."""
+    """Accuracies as shares of one; the interval around top-1 is Wilson's, at 95 %.
+
+    fidelity: how near it stays to the dense model, whatever the labels are; None where that was not
+        looked at.
+    """
 
     images: int
     top1: float
@@ -46,23 +49,16 @@ class Report:
     dense_top1: float
     agreement: float
     images_per_second: float
+    fidelity: Fidelity | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """The figures by field name."""
-        return asdict(self)
+        """The figures by field name, those of fidelity among them."""
+        figures = {name: value for name, value in vars(self).items() if name != "fidelity"}
+        beside = {} if self.fidelity is None else self.fidelity.to_json()
+        return figures | beside | figures
 
 
-def interval(hits: int, images: int) -> tuple[float, float]:
-    """Wilson's 95 % interval of a share."""
-    share, z2 = hits / images, CONFIDENT**2
-    middle = (share + z2 / (2 * images)) / (1 + z2 / images)
-    spread = math.sqrt(share * (1 - share) / images + z2 / (4 * images**2))
-    half = CONFIDENT * spread / (1 + z2 / images)
-    # Rounding must not leave the share itself outside at either end.
-    return max(0.0, min(share, middle - half)), min(1.0, max(share, middle + half))
-
-
-def score(ours: Predictions, dense: Predictions) -> Report:
+def score(ours: Predictions, dense: Predictions, fidelity: Fidelity | None = None) -> Report:
     """Shares of right answers, and of the answers that are the dense model's too."""
     images = len(ours.labels)
     if not images:
@@ -79,6 +75,7 @@ def score(ours: Predictions, dense: Predictions) -> Report:
         dense_top1=int((first == ours.labels).sum()) / images,
         agreement=int((first == ours.best[:, 0]).sum()) / images,
         images_per_second=images / max(ours.seconds, 1e-9),
+        fidelity=fidelity,
     )
 
 
@@ -91,25 +88,47 @@ class Predictor:
         self.labels: list[Tensor] = []
         self.seconds = 0.0
 
-    def update(self, images: Tensor, labels: Tensor) -> None:
-        """Predict one batch."""
+    def update(self, images: Tensor, labels: Tensor) -> Look:
+        """Predict one batch. What the model said of it."""
         _check_batch(images, labels)
-        images = images.to(self.device)
-        with torch.inference_mode(), evaluating(self.model), mixed(self.device, self.amp):
-            start = now(self.device)
-            output = logits(self.model, images)
-            self.seconds += now(self.device) - start
-        if output.isnan().any():
+        answer, output = self._call(images)
+        scores = logits_of(self.model, output)
+        if scores.isnan().any():
             raise DataError("the model says nothing but NaN of an image: are its weights numbers?")
-        _check_labels(labels, output)
-        self.best.append(output.topk(min(5, output.shape[1]), dim=1).indices.cpu())
+        _check_labels(labels, scores)
+        self._keep(scores)
         self.labels.append(labels.cpu())
+        return answer
+
+    def look(self, images: Tensor) -> Look:
+        """What the model says of one batch without labels."""
+        answer, _ = self._call(images)
+        if answer.logits is not None and answer.logits.dim() == 2:
+            self._keep(answer.logits)
+        return answer
+
+    def _call(self, images: Tensor) -> tuple[Look, Any]:
+        """What the model says, and its output. The time is that of the call alone."""
+        images = images.to(self.device)
+        with (
+            torch.inference_mode(),
+            evaluating(self.model),
+            mixed(self.device, self.amp),
+            reading(self.model) as read,
+        ):
+            start = now(self.device)
+            output = self.model(images)
+            self.seconds += now(self.device) - start
+        return look_of(self.model, output, read), output
+
+    def _keep(self, scores: Tensor) -> None:
+        self.best.append(scores.topk(min(5, scores.shape[1]), dim=1).indices.cpu())
 
     def predictions(self) -> Predictions:
         """The predictions for all batches so far."""
-        if not self.labels:
-            return Predictions(torch.empty(0), torch.empty(0, 1))
-        return Predictions(torch.cat(self.labels), torch.cat(self.best), self.seconds)
+        labels = torch.cat(self.labels) if self.labels else torch.empty(0)
+        best = torch.cat(self.best) if self.best else torch.empty(0, 1)
+        return Predictions(labels, best, self.seconds)
 
 
 def predict(
@@ -121,7 +140,11 @@ def predict(
     progress: Progress = lambda: None,
 ) -> Predictions:
     """The predictions of a model for labelled batches."""
-    return _predict_all((model,), batches, device, amp, progress)[0]
+    predictor = Predictor(model, device or next(model.parameters()).device, amp)
+    for images, labels in _checked(batches):
+        predictor.update(images, labels)
+        progress()
+    return predictor.predictions()
 
 
 def validate(
@@ -133,37 +156,30 @@ def validate(
     amp: torch.dtype | None = None,
     progress: Progress = lambda: None,
 ) -> Report:
-    """Accuracy of a folded classifier on labelled images, and how often it agrees with the dense
-    model; both see every batch.
+    """Accuracy of a folded classifier on labelled images, how often it agrees with the dense model,
+    and how near it stays to it; both see every batch once.
 
     batches: pairs of images `[B, C, H, W]`, prepared for the model, and labels `[B]`, as a
         DataLoader yields them.
     dense: what it is compared with; by default the same model without its fold.
     """
+    on = device or next(model.parameters()).device
     dense = clone(model) if dense is None else dense
-    return score(*_predict_all((model, dense), batches, device, amp, progress))
+    predictors, comparison = [Predictor(each, on, amp) for each in (model, dense)], Comparison()
+    for images, labels in _checked(batches):
+        comparison.add(*(predictor.update(images, labels) for predictor in predictors))
+        progress()
+    ours, theirs = (predictor.predictions() for predictor in predictors)
+    return score(ours, theirs, comparison.result() if len(ours.labels) else None)
 
 
-def _predict_all(
-    models: Sequence[nn.Module],
-    batches: Iterable[Batch],
-    device: torch.device | None,
-    amp: torch.dtype | None,
-    progress: Progress,
-) -> list[Predictions]:
-    """The predictions of several models for the same batches, read once."""
-    device = device or next(models[0].parameters()).device
-    predictors = [Predictor(model, device, amp) for model in models]
+def _checked(batches: Iterable[Batch]) -> Iterable[Batch]:
     if isinstance(batches, Tensor) or not isinstance(batches, Iterable):
         raise DataError(
             f"batches came as a {type(batches).__name__}: give pairs of images and labels, as a "
             "DataLoader yields them"
         )
-    for images, labels in batches:
-        for predictor in predictors:
-            predictor.update(images, labels)
-        progress()
-    return [predictor.predictions() for predictor in predictors]
+    return batches
 
 
 def _check_batch(images: object, labels: object) -> None:

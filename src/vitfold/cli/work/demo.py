@@ -13,6 +13,7 @@ from vitfold.lab.timing import busy, share_of_bound
 from vitfold.tools import draw, results
 from vitfold.tools.baselines import DENSE
 from vitfold.tools.trace import trace
+from vitfold.tools.validate import Report
 
 COLUMNS = (
     "method", "accuracy", "95 %", "agrees", GFLOPS, "img/s", "x dense", "of bound",
@@ -35,7 +36,7 @@ def show_all(output: Path) -> None:
 
 
 def _cells(row: Row) -> list[str]:
-    report, [speed] = row.report, row.speeds
+    report, [speed] = _report(row), row.speeds
     return [
         _name(row),
         f"{report.top1:.1%}",
@@ -62,7 +63,13 @@ def _plot(rows: list[Row], path: Path) -> None:
 
 
 def _point(row: Row) -> plots.Point:
-    return row.gflops, row.report.top1, row.report.top1_low, row.report.top1_high
+    report = _report(row)
+    return row.gflops, report.top1, report.top1_low, report.top1_high
+
+
+def _report(row: Row) -> Report:
+    assert row.report is not None  # digits have labels
+    return row.report
 
 
 def _pictures(models: dict[str, nn.Module], output: Path) -> None:

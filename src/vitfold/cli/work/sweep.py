@@ -3,28 +3,27 @@
 import base64
 import functools
 import io
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
 from vitfold.cli import show
-from vitfold.cli.images import batches_of
+from vitfold.cli.images import batches_of, photographs
 from vitfold.data import AnySource, renormalized
 from vitfold.errors import MethodError
 from vitfold.folding.calls import folds
 from vitfold.lab.candidate import Candidate, smaller_inputs, smaller_models, trained
 from vitfold.lab.candidate import candidates as entries
-from vitfold.lab.report.columns import GFLOPS
-from vitfold.lab.sweep import sweep
+from vitfold.lab.report.columns import GFLOPS, HEADERS, PERCENT
+from vitfold.lab.sweep import Batches, images_in, sweep
 from vitfold.lab.sweep_file import SweepFile
 from vitfold.lab.timing import Speed, busy
 from vitfold.saving.models import create_model
 from vitfold.tools import draw
 from vitfold.tools.digest import fingerprint
 from vitfold.tools.trace import trace
-from vitfold.tools.validate import Batch
 
 __all__ = [
     "SweepFile",
@@ -58,16 +57,22 @@ def weights_of(model: nn.Module) -> str:
 
 
 def images_for(
-    base: nn.Module, source: AnySource, limit: int | None, batch_size: int, workers: int
-) -> Callable[[], Iterable[Batch]]:
-    """Gives the same labelled images at every call."""
-    return functools.partial(batches_of, base, source, limit, batch_size, workers)
+    base: nn.Module,
+    source: AnySource,
+    limit: int | None,
+    batch_size: int,
+    workers: int,
+    labels: bool,
+) -> Batches:
+    """Gives the same images at every call, with labels or without."""
+    read = batches_of if labels else photographs
+    return functools.partial(read, base, source, limit, batch_size, workers)
 
 
 def run(
     base: nn.Module,
     every: list[Candidate],
-    batches: Callable[[], Iterable[Batch]],
+    batches: Batches,
     sizes: list[int],
     repeats: int,
     dtype: torch.dtype | None,
@@ -79,7 +84,7 @@ def run(
     first: Any = batches()
     count = len(first) * len(left) if hasattr(first, "__len__") else None
     on = next(base.parameters()).device
-    images = next(iter(first))[0][:PICTURES].to(on) if left else None
+    images = images_in(next(iter(first)))[:PICTURES].to(on) if left else None
     speeds: dict[str, Sequence[Speed]] = {}
     with show.bar("sweeping", count) as progress:
         for row, ours in sweep(
@@ -94,8 +99,15 @@ def run(
 
 
 def show_rows(name: str, rows: list[dict[str, Any]], sizes: list[int]) -> None:
-    """A table of accuracy, and one of speed for every batch size."""
-    show.table(f"{name}: {len(rows)} candidates", COLUMNS, _cells(rows))
+    """A table of accuracy where there are labels, one of fidelity, and one of speed for every batch
+    size."""
+    labels = any(_figure(row, "top1", 4) for row in rows)
+    columns, cells = (COLUMNS, _cells(rows)) if labels else (COSTS, _costs(rows))
+    show.table(f"{name}: {len(rows)} candidates", columns, cells)
+    known = [name for name in FIDELITY if any(_figure(row, name, 4) for row in rows)]
+    if beside := [name for name in known if not (labels and name in PERCENT)]:
+        headers = [HEADERS[name] for name in beside]
+        show.table("Fidelity", [*COSTS[:2], *headers], _fidelity(rows, beside))
     for size in sizes:
         show.table(f"Speed, batch size {size}", SPEED_COLUMNS, _speeds(rows, size))
 
@@ -134,6 +146,11 @@ def _picture(model: nn.Module, images: torch.Tensor | None) -> str | None:
 
 COLUMNS = ("method", "FLOPs asked for", "FLOPs, of dense", "top-1", "95 %", "agrees", GFLOPS)
 
+COSTS = ("method", "FLOPs asked for", "FLOPs, of dense", GFLOPS)
+"""Of images without labels."""
+
+FIDELITY = ("agreement", "cosine", "cosine_worst", "recall1", "recall10", "dense_cosine", "kl")
+
 SPEED_COLUMNS = ("method", "FLOPs asked for", "images/s", "x dense", "share of bound")
 
 SPEEDS = (("images_per_second", 0), ("speedup", 2), ("share", 3))
@@ -152,6 +169,36 @@ def _cells(rows: list[dict[str, Any]]) -> list[list[str]]:
         ]
         for row in rows
     ]
+
+
+def _costs(rows: list[dict[str, Any]]) -> list[list[str]]:
+    """What candidates cost."""
+    return [
+        [
+            row["method"],
+            f"{float(row['flops']):.2f}",
+            _figure(row, "flops_share", 3),
+            f"{float(row['gflops']):.3f}",
+        ]
+        for row in rows
+    ]
+
+
+def _fidelity(rows: list[dict[str, Any]], names: Sequence[str]) -> list[list[str]]:
+    return [
+        [
+            row["method"],
+            f"{float(row['flops']):.2f}",
+            *(_beside(row, name) for name in names),
+        ]
+        for row in rows
+    ]
+
+
+def _beside(row: dict[str, Any], name: str) -> str:
+    """A figure of fidelity."""
+    value = _figure(row, name, 4)
+    return f"{float(row[name]):.2%}" if value and name in PERCENT else value
 
 
 def _speeds(rows: list[dict[str, Any]], size: int) -> list[list[str]]:

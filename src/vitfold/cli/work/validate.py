@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader
 from torchvision.transforms.v2.functional import to_pil_image
 
 from vitfold.cli import show, values
-from vitfold.cli.images import batches_of
+from vitfold.cli.images import batches_of, photographs
 from vitfold.data import Source, classes_of, evenly, untouched
 from vitfold.folding.calls import fold_of
 from vitfold.folding.fold import clone
@@ -19,7 +19,8 @@ from vitfold.segment import SceneSource, score
 from vitfold.segment.pictures import compare
 from vitfold.tools import draw
 from vitfold.tools.answers import classes_of_head
-from vitfold.tools.fidelity import Estimate, fidelity
+from vitfold.tools.fidelity import Fidelity, fidelity
+from vitfold.tools.intervals import Estimate
 from vitfold.tools.validate import Report
 from vitfold.tools.validate import validate as validate_
 
@@ -55,19 +56,11 @@ def of_fidelity(
     amp: torch.dtype | None,
 ) -> dict[str, Any]:
     """The report on images without labels: how near the folded model stays to the dense one."""
-    batches = batches_of(ours, source, limit, batch_size, workers)
+    batches = photographs(ours, source, limit, batch_size, workers)
     with show.bar("comparing", _count(batches)) as progress:
         report = fidelity(ours, batches, amp=amp, progress=progress)
-    rows = [["images", str(report.images), ""]]
-    for field, words in FIDELITY.items():
-        value = getattr(report, field)
-        if isinstance(value, Estimate):
-            rows.append(
-                [words, _figure(value.mean), f"{_figure(value.low)} to {_figure(value.high)}"]
-            )
-        elif value is not None:
-            rows.append([words, _figure(value), ""])
-    columns = ["beside the dense model", "", "95 % interval"]
+    rows = [["images", str(report.images), ""], *_beside(report)]
+    columns = ["beside the dense model", "", INTERVAL]
     show.table(f"{name}, {fold_of(ours).method}", columns, rows)
     return report.to_json()
 
@@ -89,8 +82,21 @@ FIDELITY = {
 """What its figures are called."""
 
 
-def _figure(value: float) -> str:
-    return f"{value:.4f}"
+INTERVAL = "95 % interval"
+
+
+def _beside(report: Fidelity) -> list[list[str]]:
+    """Rows of the figures that there are."""
+    figures = {words: getattr(report, field) for field, words in FIDELITY.items()}
+    return [_row(words, value) for words, value in figures.items() if value is not None]
+
+
+def _row(words: str, value: Estimate | float) -> list[str]:
+    """A figure, and its interval where it has one."""
+    if not isinstance(value, Estimate):
+        return [words, f"{value:.4f}", ""]
+    mean, low, high = (f"{each:.4f}" for each in value)
+    return [words, mean, f"{low} to {high}"]
 
 
 def _note_classes(model: nn.Module, source: Source, batches: Any) -> None:
@@ -153,14 +159,22 @@ def _show_pixels(name: str, model: nn.Module, report: SceneReport) -> None:
     show.table("by class", ["class", "IoU"], each)
 
 
+def _agreement(beside: Fidelity | None) -> str:
+    """The interval of the share of images of the same class."""
+    if beside is None or beside.agreement is None:
+        return ""
+    return f"{beside.agreement.low:.2%} to {beside.agreement.high:.2%}"
+
+
 def _show(name: str, model: nn.Module, report: Report) -> None:
+    beside = [] if report.fidelity is None else _beside(report.fidelity)
     rows = [
-        ["images", str(report.images)],
-        ["top-1", f"{report.top1:.2%}"],
-        ["95 % interval", f"{report.top1_low:.2%} to {report.top1_high:.2%}"],
-        ["top-5", f"{report.top5:.2%}"],
-        ["dense top-1", f"{report.dense_top1:.2%}"],
-        ["agrees with dense", f"{report.agreement:.2%}"],
-        ["images/s", f"{report.images_per_second:.1f}"],
+        ["images", str(report.images), ""],
+        ["top-1", f"{report.top1:.2%}", f"{report.top1_low:.2%} to {report.top1_high:.2%}"],
+        ["top-5", f"{report.top5:.2%}", ""],
+        ["dense top-1", f"{report.dense_top1:.2%}", ""],
+        ["agrees with dense", f"{report.agreement:.2%}", _agreement(report.fidelity)],
+        *(row for row in beside if row[0] != FIDELITY["agreement"]),
+        ["images/s", f"{report.images_per_second:.1f}", ""],
     ]
-    show.table(f"{name}, {fold_of(model).method}", ["", "folded"], rows)
+    show.table(f"{name}, {fold_of(model).method}", ["", "folded", INTERVAL], rows)

@@ -20,6 +20,24 @@ HEADERS = {
     "top5": "top-5",
     "dense_top1": "top-1, dense",
     "agreement": "agrees with dense",
+    "agreement_low": "agrees, 95 % from",
+    "agreement_high": "agrees, 95 % to",
+    "cosine": "cosine with dense",
+    "cosine_low": "cosine, 95 % from",
+    "cosine_high": "cosine, 95 % to",
+    "cosine_worst": "cosine, worst tenth",
+    "recall1": "recall@1",
+    "recall1_low": "recall@1, 95 % from",
+    "recall1_high": "recall@1, 95 % to",
+    "recall10": "recall@10",
+    "recall10_low": "recall@10, 95 % from",
+    "recall10_high": "recall@10, 95 % to",
+    "dense_cosine": "cosine of dense features",
+    "dense_cosine_low": "dense features, 95 % from",
+    "dense_cosine_high": "dense features, 95 % to",
+    "kl": "KL from dense, nats",
+    "kl_low": "KL, 95 % from",
+    "kl_high": "KL, 95 % to",
     "gflops": GFLOPS,
     "batch_size": "batch size",
     "images_per_second": "images/s",
@@ -32,7 +50,10 @@ HEADERS = {
     "largest_eigenvalue": "largest eigenvalue",
 }
 
-PERCENT = ("top1", "top1_low", "top1_high", "top5", "dense_top1", "agreement")
+PERCENT = (
+    "top1", "top1_low", "top1_high", "top5", "dense_top1",
+    "agreement", "agreement_low", "agreement_high",
+)  # fmt: skip
 
 AT_BATCH = re.compile(r"(images_per_second|speedup|share|steady)_b(\d+)")
 

@@ -15,7 +15,13 @@ from vitfold.tools.baselines import DENSE
 Results = Mapping[str, Any]
 Rows = Sequence[Mapping[str, Any]]
 
-FIGURES = ("top1", "top1_low", "top1_high", "gflops")
+UPWARDS = {
+    "top1": "Accuracy",
+    "agreement": "Agreement",
+    "cosine": "Cosine of embeddings",
+    "dense_cosine": "Cosine of dense features",
+}
+"""What is plotted against cost and speed, and what that is called: the first that there is."""
 
 HIDDEN = ("counts", "changed", "sweep")
 """What rows hold for programs."""
@@ -66,7 +72,7 @@ def _section(path: Path, content: Results) -> Section:
     rows = content["rows"]
     if not rows:
         raise DataError(f"{path} has no rows: there is nothing to report")
-    names = [name for name in rows[0] if name not in HIDDEN]
+    names = [name for name in dict.fromkeys(n for row in rows for n in row) if name not in HIDDEN]
     pictures: dict[str, str] = content.get("pictures") or {}
     return Section(
         title=f"{content.get('command', 'results')}: {content.get('model', path.stem)}",
@@ -95,15 +101,18 @@ def _about(content: Results) -> dict[str, str]:
 
 
 def _plots(rows: Rows) -> Iterator[tuple[str, str]]:
-    """Accuracy against cost and against speed, and the tokens of every block, by caption."""
-    if not all(name in rows[0] for name in FIGURES):
+    """Accuracy, or fidelity where there is none, against cost and against speed, and the tokens of
+    every block, by caption."""
+    up = next((name for name in UPWARDS if set(_ends(name)) <= rows[0].keys()), None)
+    if up is None or "gflops" not in rows[0]:
         return
-    yield "Accuracy and FLOPs", _pareto(rows, "gflops", f"{GFLOPS} per image")
+    yield f"{UPWARDS[up]} and FLOPs", _pareto(rows, "gflops", f"{GFLOPS} per image", up)
     for name in rows[0]:
         if name.startswith("images_per_second_b"):
             batch = name.removeprefix("images_per_second_b")
             across = f"images per second, batch size {batch}"
-            yield f"Accuracy and throughput, batch size {batch}", _pareto(rows, name, across)
+            caption = f"{UPWARDS[up]} and throughput, batch size {batch}"
+            yield caption, _pareto(rows, name, across, up)
     if counts := _counts(rows):
         yield "Tokens that leave each block", plots.tokens(counts)
 
@@ -118,12 +127,18 @@ def _counts(rows: Rows) -> dict[str, dict[str, Sequence[float]]]:
     return counts
 
 
-def _pareto(rows: Rows, cost: str, across: str) -> str:
+def _ends(name: str) -> tuple[str, str, str]:
+    """A figure, and the ends of its interval."""
+    return name, f"{name}_low", f"{name}_high"
+
+
+def _pareto(rows: Rows, cost: str, across: str, up: str) -> str:
     series: dict[str, list[plots.Point]] = {}
     for row in rows:
-        if any(row.get(name) in (None, "") for name in (cost, *FIGURES[:3])):
+        names = (cost, *_ends(up))
+        if any(row.get(name) in (None, "") for name in names):
             continue
-        x, y, low, high = (float(row[name]) for name in (cost, *FIGURES[:3]))
+        x, y, low, high = (float(row[name]) for name in names)
         series.setdefault(str(row["method"]), []).append((x, y, low, high))
     dense = series.pop(DENSE, [None])[0]
-    return plots.pareto(None, series, dense, across, "top-1")
+    return plots.pareto(None, series, dense, across, header(up))
