@@ -24,6 +24,7 @@ ORDER = [
     "folding",
     "tools",
     "saving",
+    "exporting",
     "data",
     "segment",
     "train",

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from vitfold.errors import (
         DataError,
+        ExportError,
         FoldError,
         MethodError,
         MissingExtra,
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
         UnsupportedModel,
         VitfoldError,
     )
+    from vitfold.exporting.export import export
     from vitfold.folding.calls import masked
     from vitfold.folding.families import Family, families, register_family
     from vitfold.folding.fold import Folded, fold, folded, unfold
@@ -99,10 +101,12 @@ __all__ = [
     "create_model",
     "families",
     "register_family",
+    "export",
     "load",
     "save",
     # errors
     "DataError",
+    "ExportError",
     "FoldError",
     "MethodError",
     "MissingExtra",
@@ -116,6 +120,7 @@ __all__ = [
 PLACES = {
     "vitfold.errors": (
         "DataError",
+        "ExportError",
         "FoldError",
         "MethodError",
         "MissingExtra",
@@ -125,6 +130,7 @@ PLACES = {
         "UnsupportedModel",
         "VitfoldError",
     ),
+    "vitfold.exporting.export": ("export",),
     "vitfold.folding.calls": ("masked",),
     "vitfold.folding.families": (
         "Family",
@@ -188,7 +194,18 @@ PLACES = {
 
 HOMES = {name: module for module, names in PLACES.items() for name in names}
 
-ROOMS = ("data", "folding", "lab", "methods", "saving", "segment", "tokens", "tools", "train")
+ROOMS = (
+    "data",
+    "exporting",
+    "folding",
+    "lab",
+    "methods",
+    "saving",
+    "segment",
+    "tokens",
+    "tools",
+    "train",
+)
 """Packages that may be reached from here as attributes."""
 
 

@@ -8,6 +8,7 @@ VitfoldError
 ├── PlanError          a saved plan that cannot be read, or does not fit; names the field
 ├── TrainError         a training that cannot start, or cannot go on
 ├── DataError          images, folders and result files that cannot be read or written
+├── ExportError        what was written for a runtime does not give what the model gives
 └── MissingExtra       an optional dependency that is not installed; names the extra
 
 Every message is one line: the value, what was expected, what to do.
@@ -54,6 +55,10 @@ class TrainError(VitfoldError, ValueError):
 
 class DataError(VitfoldError, ValueError):
     """Data or files cannot be read or written."""
+
+
+class ExportError(VitfoldError, RuntimeError):
+    """What was written for a runtime does not give what the model gives."""
 
 
 class MissingExtra(VitfoldError, ImportError):

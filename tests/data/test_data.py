@@ -23,7 +23,6 @@ import vitfold
 from vitfold.data import (
     Source,
     classes_of,
-    data_config,
     labelled,
     loader,
     preprocessing,
@@ -34,6 +33,7 @@ from vitfold.data.pictures import read_photograph
 from vitfold.errors import DataError, MissingExtra, PlanError
 from vitfold.folding.families import processor
 from vitfold.saving.models import create_model, save_model
+from vitfold.tools.wants import data_config
 
 SAID = {
     "image_processor_type": "ViTImageProcessor",

@@ -1,6 +1,6 @@
 """Images for a model: its preprocessing, and where images come from, labelled or not."""
 
-from vitfold.data.inputs import Renormalized, data_config, preprocessing, renormalized
+from vitfold.data.inputs import Renormalized, preprocessing, renormalized
 from vitfold.data.photographs import Photographs, PhotographStream, batches, unlabelled
 from vitfold.data.sources import AnySource, Source, labelled, untouched
 from vitfold.data.subsets import classes_of, evenly, item, limited, loader, shuffled, streams
@@ -13,7 +13,6 @@ __all__ = [
     "Source",
     "batches",
     "classes_of",
-    "data_config",
     "evenly",
     "item",
     "labelled",

@@ -10,20 +10,11 @@ from PIL import Image
 from torch import Tensor, nn
 
 from vitfold.errors import DataError, one_line
-from vitfold.folding.families import find
 from vitfold.tools.draw import Channels
 from vitfold.tools.looks import Around
+from vitfold.tools.wants import data_config
 
 Prepare = Callable[[Image.Image], Tensor]
-
-
-def data_config(model: nn.Module) -> dict[str, Any]:
-    """timm's data config of the model: input_size, interpolation, mean, std, crop_pct, ..."""
-    family = find(model)
-    stated = family.preprocessing()
-    config: dict[str, Any] = timm.data.resolve_data_config(stated, model=family.trunk)
-    channels = {name: tuple(config[name])[: family.size[0]] for name in ("mean", "std")}
-    return config | channels | {"input_size": family.size}
 
 
 class Renormalized(Around):

@@ -7,12 +7,12 @@ from typing import Any, ClassVar
 
 from torch import nn
 
-from vitfold.data.inputs import data_config
 from vitfold.data.splits import share_of
 from vitfold.data.subsets import per_cent
 from vitfold.errors import DataError
 from vitfold.segment.scenes import Labels, open_scenes
 from vitfold.segment.transforms import SCALE, CenterWindow, RandomWindow, WholeScene
+from vitfold.tools.wants import data_config
 
 
 def scene_transform(model: nn.Module) -> WholeScene:

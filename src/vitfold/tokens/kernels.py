@@ -254,7 +254,7 @@ def _untied(ranked: Tensor, first: Tensor, descending: bool, margin: float) -> T
     before, behind = ranked[..., :-1], ranked[..., 1:]
     # The difference of two infinities is no number, and not above anything: they are equal.
     apart = (before - behind if descending else behind - before) > margin
-    base = F.pad(apart.cumsum(dim=-1), (1, 0)) * first.shape[-1]
+    base = F.pad(apart.long().cumsum(dim=-1), (1, 0)) * first.shape[-1]
     # Sorted, each has the level that its place had before.
     return (base + first).sort(dim=-1).values - base
 
@@ -271,9 +271,10 @@ def first_highest(scores: Tensor) -> Tensor:
 
 
 def _add_anywhere(x: Tensor, index: Tensor, rows: Tensor) -> Tensor:
-    """A product, while it is small: few runtimes add rows at indices well."""
+    """A product, while it is small: few runtimes add rows at indices well. Not all multiply whole
+    numbers."""
     tokens, count = x.shape[1], rows.shape[1]
-    if tokens * count > PRODUCT:
+    if tokens * count > PRODUCT or not rows.is_floating_point():
         wide = index.unsqueeze(-1).expand(-1, -1, x.shape[-1])
         return x.scatter_add(1, wide, rows)
     places = torch.arange(tokens, device=x.device).unsqueeze(1)

@@ -127,7 +127,7 @@ def windowed(metric: Tensor, layout: "Windows", prefix: int, order: Tensor) -> T
     nearest = kernels.active(metric).nearest(a, b)
     ranked = biggest_first(nearest.best, kernels.rounding(nearest.best)).flatten(1)
     pairs = window * half + ranked[:, window * half + place]
-    target = odds.flatten()[window * half + nearest.partner(pairs)]
+    target = odds.flatten()[window * odds.shape[1] + nearest.partner(pairs)]
     merged = evens.flatten()[pairs]
     leaves_last = _places(order).scatter(1, merged, patches)
     stay = leaves_last.sort(dim=1).values[:, : patches - merged.shape[1]]

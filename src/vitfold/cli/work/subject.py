@@ -14,7 +14,6 @@ from vitfold.data import (
     AnySource,
     Source,
     classes_of,
-    data_config,
     labelled,
     renormalized,
     untouched,
@@ -25,6 +24,7 @@ from vitfold.saving.sources.file import takes
 from vitfold.segment import Labels, Segmenter, classes_in, create_segmenter, saved_classes
 from vitfold.segment.segmenter import MOST_CLASSES
 from vitfold.tools.answers import ONLY, classes_of_head
+from vitfold.tools.wants import data_config
 from vitfold.train import TrainingData
 from vitfold.train.evaluators import Evaluator, MeanIoU, Top1
 from vitfold.train.examples import own_randomness, seed_all

@@ -8,7 +8,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from vitfold.cli import options, show
-from vitfold.data import data_config, preprocessing
+from vitfold.data import preprocessing
 from vitfold.data.pictures import read_photograph
 from vitfold.segment import Labels, Segmenter, scene_transform
 from vitfold.segment.metrics import as_segmenter
@@ -17,6 +17,7 @@ from vitfold.segment.scenes import annotation_of, check_size
 from vitfold.tools import draw
 from vitfold.tools.trace import Trace
 from vitfold.tools.trace import trace as trace_
+from vitfold.tools.wants import data_config
 
 
 def check_pixels(model: nn.Module) -> None:

@@ -1,0 +1,87 @@
+"""What is told of an export: how it agrees with eager, and how fast it is beside the dense one."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from vitfold.exporting.verify import Agreement
+from vitfold.tools.fidelity import Fidelity
+from vitfold.tools.measure import Throughput
+
+
+@dataclass(frozen=True)
+class Corner:
+    """One form of the model in the runtime: dense or folded, in float32 or in eight bits.
+
+    megabytes: of its files.
+    times: by batch size.
+    speedups: over the dense float32 form, by batch size.
+    fidelity: beside the dense model in eager torch, on the given images; None without any.
+    """
+
+    name: str
+    megabytes: float
+    times: Mapping[int, Throughput]
+    speedups: Mapping[int, float]
+    fidelity: Fidelity | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """The figures by name; times in milliseconds a batch."""
+        rows = {
+            str(size): {
+                "ms": size / time.median * 1e3,
+                "low": size / time.high * 1e3,
+                "high": size / time.low * 1e3,
+                "speedup": self.speedups[size],
+            }
+            for size, time in self.times.items()
+        }
+        row = {"name": self.name, "megabytes": self.megabytes, "batch_sizes": rows}
+        return row | ({"fidelity": self.fidelity.to_json()} if self.fidelity else {})
+
+
+@dataclass(frozen=True)
+class Report:
+    """What `export` wrote, and how it was found to be.
+
+    model, method: the class, and how it is folded; None where it is dense.
+    batch_size: None where any number of images is taken.
+    agreement: with eager torch, in float32.
+    corners: every form that was measured; the one that was written comes last.
+    """
+
+    target: str
+    runtime: str
+    model: str
+    method: str | None
+    batch_size: int | None
+    outputs: tuple[str, ...]
+    agreement: Agreement
+    corners: tuple[Corner, ...]
+    machine: Mapping[str, Any]
+    versions: Mapping[str, str]
+
+    def to_json(self) -> dict[str, Any]:
+        """All of it, for `report.json`."""
+        own = {
+            name: value
+            for name, value in vars(self).items()
+            if name not in ("agreement", "corners")
+        }
+        return {
+            **own,
+            "agreement": asdict(self.agreement),
+            "corners": [corner.to_json() for corner in self.corners],
+        }
+
+    @property
+    def slower(self) -> str | None:
+        """What to know before it is used: where it is no faster than the dense model; else None."""
+        slow = {size: ratio for size, ratio in self.corners[-1].speedups.items() if ratio < 1}
+        if not slow or self.corners[-1].name == self.corners[0].name:
+            return None
+        sizes = ", ".join(f"{size} ({ratio:.2f}x)" for size, ratio in slow.items())
+        return (
+            f"slower than the dense model in {self.runtime} here at batch size {sizes}: remove "
+            "more tokens, use larger images or batches, or export the dense model"
+        )

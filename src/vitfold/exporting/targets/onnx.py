@@ -1,0 +1,86 @@
+"""ONNX files, run by ONNX Runtime."""
+
+import importlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vitfold.errors import UnsupportedModel, one_line
+from vitfold.exporting.graph import INPUT, Graph, Outputs, quiet
+from vitfold.exporting.targets.base import Runner, Target
+
+FILE = "model.onnx"
+
+OPSET = 20
+"""GELU is one operator from here on."""
+
+LARGE = 2**31 - 2**20
+"""A file of more bytes keeps its weights in another beside it: protobuf ends at 2 GB."""
+
+
+def write(graph: Graph, path: Path) -> None:
+    """The ONNX file of a program."""
+    with torch.no_grad(), quiet():
+        try:
+            written: Any = torch.onnx.export(
+                graph.program,
+                dynamo=True,
+                verbose=False,
+                opset_version=OPSET,
+                input_names=[INPUT],
+                output_names=list(graph.names),
+            )
+        except Exception as error:  # the exporter raises what it met
+            raise UnsupportedModel(
+                f"ONNX has no form of this program: {one_line(error)}: give another method, or "
+                "the target torch or aoti"
+            ) from error
+        size = sum(value.nbytes for value in graph.program.state_dict.values())
+        written.save(path, external_data=size > LARGE)
+
+
+class Onnx(Target):
+    """An ONNX file for ONNX Runtime and whatever else reads ONNX."""
+
+    name = "onnx"
+    runtime = "ONNX Runtime"
+    packages = ("onnx", "onnxscript", "onnxruntime")
+    quantizes = True
+
+    def write(self, graph: Graph, directory: Path) -> None:
+        """One `model.onnx`; of more than 2 GB, with its weights beside it."""
+        write(graph, directory / FILE)
+
+    def open(self, directory: Path, names: Sequence[str], threads: int | None = None) -> Runner:
+        """A session on the CPU."""
+        runtime = importlib.import_module("onnxruntime")
+        options = runtime.SessionOptions()
+        options.intra_op_num_threads = threads or torch.get_num_threads()
+        providers = ["CPUExecutionProvider"]
+        session = runtime.InferenceSession(directory / FILE, options, providers=providers)
+
+        def run(images: Tensor) -> Outputs:
+            outputs = session.run(list(names), {INPUT: images.numpy()})
+            return {name: torch.from_numpy(o) for name, o in zip(names, outputs, strict=True)}
+
+        return run
+
+    def quantize(self, source: Path, directory: Path, images: Sequence[Tensor]) -> None:
+        """Weights of products in eight bits, by channel; what they are multiplied by is quantized
+        as it comes, so that no ranges need be known. Matching has no weights, and stays."""
+        quantization = importlib.import_module("onnxruntime.quantization")
+        with quiet():
+            quantization.quantize_dynamic(
+                source / FILE,
+                directory / FILE,
+                op_types_to_quantize=["MatMul", "Gemm"],
+                per_channel=True,
+                weight_type=quantization.QuantType.QInt8,
+                extra_options={"MatMulConstBOnly": True},
+            )
+
+
+TARGET = Onnx()
