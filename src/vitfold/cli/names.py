@@ -54,3 +54,6 @@ DECODERS = ("linear", "mask")
 
 VOID = 255
 """What annotations call a pixel of no class, where nobody says otherwise."""
+
+TARGETS = ("torch", "aoti", "onnx", "openvino")
+"""What models are exported for."""

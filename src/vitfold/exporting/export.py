@@ -186,9 +186,11 @@ class Job:
     ) -> Corner:
         beside = None
         if self.images is not None and form != DENSE:
-            served = Served(run, self.models[DENSE], self.batch_size)
+            dense = Named(self.models[DENSE], self.graphs[DENSE].names)
+            # Of both, what they give is all that is looked at.
+            served, whole = (Served(r, dense.model, self.batch_size) for r in (run, dense))
             cpu = torch.device("cpu")
-            beside = fidelity(served, self.images, dense=self.models[DENSE], device=cpu)
+            beside = fidelity(served, self.images, dense=whole, device=cpu)
         files = (self.work / form).rglob("*")
         return Corner(
             name=form,

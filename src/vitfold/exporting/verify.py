@@ -110,7 +110,9 @@ def batchwise(run: Runner, images: Tensor, batch_size: int | None) -> Outputs:
     for batch in images.split(batch_size or 3):
         missing = (batch_size or len(batch)) - len(batch)
         full = torch.cat([batch, batch[-1:].expand(missing, *batch.shape[1:])]).contiguous()
-        rows.append({name: output[: len(batch)] for name, output in run(full).items()})
+        with torch.no_grad():
+            outputs = run(full)
+        rows.append({name: output[: len(batch)] for name, output in outputs.items()})
     return {name: torch.cat([row[name] for row in rows]) for name in rows[0]}
 
 

@@ -265,9 +265,9 @@ def first_highest(scores: Tensor) -> Tensor:
     high = scores.amax(dim=-1, keepdim=True) - rounding(scores)
     if not compiling():
         return torch.minimum(scores, high).argmax(dim=-1)  # torch takes the first of equals
-    # A graph may go to a runtime that takes any.
-    places = torch.arange(scores.shape[-1], device=scores.device)
-    return places.where(scores >= high, scores.shape[-1] - 1).amin(dim=-1)
+    # A graph may go to a runtime that takes any. Not all find the least of whole numbers.
+    places = torch.arange(scores.shape[-1], device=scores.device, dtype=torch.float32)
+    return places.where(scores >= high, scores.shape[-1] - 1).amin(dim=-1).long()
 
 
 def _add_anywhere(x: Tensor, index: Tensor, rows: Tensor) -> Tensor:

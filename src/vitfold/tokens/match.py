@@ -182,11 +182,10 @@ class Windows:
     def _tensors(self, device: torch.device) -> tuple[Tensor, ...]:
         window = [w for w, merges in enumerate(self.merges) for _ in range(merges)]
         rank = [i for merges in self.merges for i in range(merges)]
-        cells = torch.tensor(self.cells, device=device)
         merges = torch.tensor([window, rank], device=device)
-        here = cells < self.patches
-        sides = (cells[:, 0::2], cells[:, 1::2], here[:, 0::2], here[:, 1::2])
-        return *sides, merges[0], merges[1]
+        sides = [[cells[side::2] for cells in self.cells] for side in (0, 1)]
+        evens, odds = (torch.tensor(cells, device=device) for cells in sides)
+        return evens, odds, evens < self.patches, odds < self.patches, merges[0], merges[1]
 
 
 def _cells(y: int, x: int, side: int, rows: int, columns: int, patches: int) -> tuple[int, ...]:

@@ -72,9 +72,12 @@ class Onnx(Target):
         """Weights of products in eight bits, by channel; what they are multiplied by is quantized
         as it comes, so that no ranges need be known. Matching has no weights, and stays."""
         quantization = importlib.import_module("onnxruntime.quantization")
+        library = importlib.import_module("onnx")
+        model = library.load(source / FILE)
+        del model.graph.value_info[:]  # the quantizer finds shapes by itself
         with quiet():
             quantization.quantize_dynamic(
-                source / FILE,
+                model,
                 directory / FILE,
                 op_types_to_quantize=["MatMul", "Gemm"],
                 per_channel=True,

@@ -1,6 +1,9 @@
 """OpenVINO's intermediate representation, read from ONNX."""
 
+import contextlib
 import importlib
+import io
+import logging
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -57,7 +60,8 @@ class OpenVino(Target):
         library, nncf = (importlib.import_module(name) for name in ("openvino", "nncf"))
         model = library.Core().read_model(source / FILE)
         batches = [{INPUT: image.numpy()} for batch in images for image in batch.split(1)]
-        with quiet():
+        nncf.set_log_level(logging.ERROR)
+        with quiet(), contextlib.redirect_stdout(io.StringIO()):  # its bars
             small = nncf.quantize(
                 model,
                 nncf.Dataset(batches),
