@@ -42,7 +42,7 @@ def export(
     from vitfold.cli.work import export as work
 
     work.refuse_place(output, target, int8)
-    made = work.subject(model_options.model(model), model_options.plan, choice, dense)
+    made = work.chosen(model_options.model(model), model_options.plan, choice, dense)
     images = work.sample(made, data.source, limit, workers, int8)
     report = work.written(made, output, target, images, batch_size, int8, repeats)
     work.show_report(model, report)

@@ -29,7 +29,7 @@ def refuse_place(output: Path, target: str, int8: bool) -> None:
     check_place(output, kind)
 
 
-def subject(model: nn.Module, plan: Path | None, choice: options.Choice, dense: bool) -> nn.Module:
+def chosen(model: nn.Module, plan: Path | None, choice: options.Choice, dense: bool) -> nn.Module:
     """What is exported: the model as it is folded, or without a fold."""
     if not dense:
         return folded_by(model, plan, choice)
