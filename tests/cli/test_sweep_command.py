@@ -7,7 +7,7 @@ import pytest
 import torch
 from support.cli import pictures, vitfold_
 
-from vitfold.cli import values
+from vitfold.cli import show, values
 from vitfold.errors import MethodError
 from vitfold.lab.candidate import (
     SMALLER_INPUT,
@@ -111,7 +111,7 @@ def test_a_sweep_of_photographs_needs_no_labels(
     tmp_path: Path,
     head: bool,
 ) -> None:
-    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setattr(show.console, "width", 200)
     photos = pictures(tmp_path / "data", classes=1, each=12) / "class0"
     file, page = tmp_path / "rows.json", tmp_path / "page.html"
     request = ["sweep", "test_vit", "--no-pretrained", "--data-dir", str(photos), *ASKED,

@@ -1,6 +1,5 @@
 """`export`: a model written for a runtime, verified there, and timed beside the dense one."""
 
-import importlib.metadata
 import json
 import shutil
 import tempfile
@@ -20,14 +19,16 @@ from vitfold.exporting.report import Corner, Report
 from vitfold.exporting.serve import Served
 from vitfold.exporting.targets import Runner, Target
 from vitfold.exporting.targets import target as target_
-from vitfold.exporting.verify import Agreement, verify
+from vitfold.exporting.verify import Agreement, eager, verify
+from vitfold.files import writing
 from vitfold.folding.calls import fold_of, folds
 from vitfold.folding.fold import clone
 from vitfold.saving.plans import Directory
 from vitfold.tokens.modes import evaluating
-from vitfold.tools.fidelity import fidelity
+from vitfold.tools.fidelity import Comparison, Fidelity
+from vitfold.tools.looks import look
 from vitfold.tools.measure import Progress, Throughput, interleave, now
-from vitfold.tools.results import machine
+from vitfold.tools.results import machine, version
 
 FILE = "report.json"
 
@@ -38,6 +39,9 @@ SIZES = (1, 8)
 
 CALIBRATION = 128
 """How many images ranges are taken from, for eight bits."""
+
+BATCH = 64
+"""How many images are compared at a time."""
 
 PACKAGES = ("vitfold", "torch", "timm", "transformers", "onnx", "onnxruntime", "openvino", "nncf")
 
@@ -105,34 +109,40 @@ class Job:
 
     def __post_init__(self) -> None:
         self.graphs: dict[str, Graph] = {}
+        self.runs: dict[str, Runner] = {}
         self.models: dict[str, nn.Module] = {DENSE: clone(self.model)}
         if folds(self.model):
             self.models[FOLDED] = self.model
-        self.forms: list[str] = []
+
+    @property
+    def asked(self) -> str:
+        """The form that is asked for, in float32."""
+        return list(self.models)[-1]
 
     @property
     def last(self) -> Path:
-        """The directory of the form that is asked for."""
-        return self.work / self.forms[-1]
+        """The directory of the form that is kept."""
+        return self.work / list(self.runs)[-1]
 
     def write_all(self, int8: bool) -> Agreement:
-        """Write every form, and verify the one that was asked for."""
+        """Write every form, and verify the one that is asked for."""
         for name, model in self.models.items():
             self._write(name, model)
-        asked = self.forms[-1]
-        named = Named(self.models[asked], self.graphs[asked].names)
-        agreement = verify(named, self._open(asked), self.images, self.batch_size)
+        named, run = self._named(self.asked), self.runs[self.asked]
+        agreement = verify(named, run, self.images, self.batch_size)
         self.progress()
         for name in tuple(self.models) if int8 else ():
             self._quantize(name)
         return agreement
 
+    def _named(self, name: str) -> Named:
+        return Named(self.models[name], self.graphs[name].names)
+
     def _write(self, name: str, model: nn.Module) -> None:
         (self.work / name).mkdir()
         self.graphs[name] = graph_of(model, self.batch_size)
         self.kind.write(self.graphs[name], self.work / name)
-        self.forms.append(name)
-        self.progress()
+        self._open(name, name)
 
     def _quantize(self, name: str) -> None:
         small = f"{name} {INT8}"
@@ -141,18 +151,18 @@ class Job:
         images = self.images[:CALIBRATION].cpu()
         batches = _whole(images, self.batch_size) if self.batch_size else images.split(1)
         self.kind.quantize(self.work / name, self.work / small, batches)
-        self.forms.append(small)
-        self.progress()
+        self._open(small, name)
 
-    def _open(self, form: str) -> Runner:
-        names = self.graphs[form.removesuffix(f" {INT8}")].names
-        return self.kind.open(self.work / form, names)
+    def _open(self, form: str, name: str) -> None:
+        """Open a form of one of the models, for all that is asked of it."""
+        self.runs[form] = self.kind.open(self.work / form, self.graphs[name].names)
+        self.progress()
 
     def report(self, agreement: Agreement, repeats: int) -> Report:
         """Time every form, and say what it came to."""
-        runs = {form: self._open(form) for form in self.forms}
         sizes = (self.batch_size,) if self.batch_size else SIZES
-        times = {size: self._times(runs, size, repeats) for size in sizes}
+        times = {size: self._times(size, repeats) for size in sizes}
+        near = self._fidelities()
         method = str(fold_of(self.model).method) if folds(self.model) else None
         return Report(
             target=self.kind.name,
@@ -160,44 +170,46 @@ class Job:
             model=type(self.model).__name__,
             method=method,
             batch_size=self.batch_size,
-            outputs=self.graphs[self._base].names,
+            outputs=self.graphs[self.asked].names,
             agreement=agreement,
-            corners=tuple(self._corner(form, runs[form], times) for form in self.forms),
+            corners=tuple(self._corner(form, times, near.get(form)) for form in self.runs),
             machine=machine(),
-            versions=_versions(),
+            versions={name: found for name in PACKAGES if (found := version(name)) is not None},
         )
 
-    @property
-    def _base(self) -> str:
-        return self.forms[-1].removesuffix(f" {INT8}")
-
-    def _times(self, runs: Mapping[str, Runner], size: int, repeats: int) -> dict[str, Throughput]:
-        example = self.graphs[self._base].example[:1].cpu()
+    def _times(self, size: int, repeats: int) -> dict[str, Throughput]:
+        example = self.graphs[self.asked].example[:1].cpu()
         images = example.expand(size, *example.shape[1:]).contiguous()
-        timed = {form: partial(_seconds, run, images) for form, run in runs.items()}
+        timed = {form: partial(_seconds, run, images) for form, run in self.runs.items()}
         seconds = interleave(timed, repeats, WARMUP, self.progress)
         return {form: Throughput.of(size, each) for form, each in seconds.items()}
 
+    def _fidelities(self) -> dict[str, Fidelity]:
+        """How near every other form stays to the dense model in eager torch, which answers once.
+        Of all, what they give is all that is looked at."""
+        if self.images is None:
+            return {}
+        dense = self.models[DENSE]
+        whole = Served(partial(eager, self._named(DENSE)), dense)
+        served = {f: Served(r, dense, self.batch_size) for f, r in self.runs.items() if f != DENSE}
+        near = {form: Comparison() for form in served}
+        with torch.inference_mode():
+            for images in self.images.cpu().split(BATCH):
+                beside = look(whole, images)
+                for form, comparison in near.items():
+                    comparison.add(look(served[form], images), beside)
+        return {form: comparison.result() for form, comparison in near.items()}
+
     def _corner(
-        self,
-        form: str,
-        run: Runner,
-        times: Mapping[int, Mapping[str, Throughput]],
+        self, form: str, times: Mapping[int, Mapping[str, Throughput]], near: Fidelity | None
     ) -> Corner:
-        beside = None
-        if self.images is not None and form != DENSE:
-            dense = Named(self.models[DENSE], self.graphs[DENSE].names)
-            # Of both, what they give is all that is looked at.
-            served, whole = (Served(r, dense.model, self.batch_size) for r in (run, dense))
-            cpu = torch.device("cpu")
-            beside = fidelity(served, self.images, dense=whole, device=cpu)
         files = (self.work / form).rglob("*")
         return Corner(
             name=form,
             megabytes=sum(file.stat().st_size for file in files if file.is_file()) / 1e6,
             times={size: each[form] for size, each in times.items()},
             speedups={s: each[form].median / each[DENSE].median for s, each in times.items()},
-            fidelity=beside,
+            fidelity=near,
         )
 
 
@@ -250,28 +262,15 @@ def _keep(source: Path, directory: Path, report: Report, model: nn.Module) -> No
     preprocessing.write(model, source)
     text = json.dumps(report.to_json(), indent=2)
     (source / FILE).write_text(text + "\n", encoding="utf-8")
-    try:
-        with _beside(directory) as part:
-            shutil.copytree(source, part)
-            if directory.exists():
-                shutil.rmtree(directory)
-            part.replace(directory)
-    except OSError as error:
-        raise DataError(f"{directory} cannot be written: {error.strerror or error}") from error
+    with writing(directory, DataError), _beside(directory) as place:
+        shutil.copytree(source, place / "files")
+        if directory.exists():
+            directory.replace(place / "before")
+        (place / "files").replace(directory)
 
 
 @contextmanager
 def _beside(directory: Path) -> Iterator[Path]:
     directory.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=directory.parent, prefix=".export-") as place:
-        yield Path(place) / "files"
-
-
-def _versions() -> dict[str, str]:
-    versions = {}
-    for package in PACKAGES:
-        try:
-            versions[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return versions
+        yield Path(place)

@@ -39,13 +39,11 @@ class Graph:
 
     names: of its outputs.
     example: `[B, C, H, W]` images that it takes.
-    batch_size: the number of images that it is for; None: any.
     """
 
     program: torch.export.ExportedProgram
     names: tuple[str, ...]
     example: Tensor
-    batch_size: int | None
 
 
 def graph_of(model: nn.Module, batch_size: int | None = None) -> Graph:
@@ -58,7 +56,7 @@ def graph_of(model: nn.Module, batch_size: int | None = None) -> Graph:
             program = torch.export.export(named, (example,), dynamic_shapes=dynamic)
         except Exception as error:  # torch.export raises what it met, often with a page around it
             raise _refusal(model, error) from error
-    return Graph(program, named.names, example, batch_size)
+    return Graph(program, named.names, example)
 
 
 def examples(model: nn.Module, count: int) -> Tensor:

@@ -25,16 +25,17 @@ class Corner:
     speedups: Mapping[int, float]
     fidelity: Fidelity | None = None
 
+    def milliseconds(self, size: int) -> dict[str, float]:
+        """The time of a batch of that size: the median, and the quartiles around it."""
+        time = self.times[size]
+        rates = {"ms": time.median, "low": time.high, "high": time.low}
+        return {name: size / rate * 1e3 for name, rate in rates.items()}
+
     def to_json(self) -> dict[str, Any]:
         """The figures by name; times in milliseconds a batch."""
         rows = {
-            str(size): {
-                "ms": size / time.median * 1e3,
-                "low": size / time.high * 1e3,
-                "high": size / time.low * 1e3,
-                "speedup": self.speedups[size],
-            }
-            for size, time in self.times.items()
+            str(size): self.milliseconds(size) | {"speedup": self.speedups[size]}
+            for size in self.times
         }
         row = {"name": self.name, "megabytes": self.megabytes, "batch_sizes": rows}
         return row | ({"fidelity": self.fidelity.to_json()} if self.fidelity else {})

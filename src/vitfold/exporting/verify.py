@@ -32,7 +32,7 @@ class Agreement:
 
     images: how many were looked at, those made for ties included.
     largest: the largest difference of an output, where eager holds to its answer.
-    where: the image and the output with it.
+    where: the image with it.
     undecided: images on which eager's own answer changes as much when pixels change by rounding:
         two tokens are as near to the edge as numbers go.
     top1: the share of images of the same class; None without classes.

@@ -1,7 +1,5 @@
 """The model of a plan: describing it, comparing it with another, building it again."""
 
-import importlib.metadata
-
 from torch import Tensor, nn
 
 from vitfold.errors import MissingExtra, PlanError, UnsupportedModel
@@ -13,6 +11,7 @@ from vitfold.saving.learned import is_learned
 from vitfold.saving.schema import DTYPES, MOST, PACKAGES, Model, Plan, Trunk, Weights
 from vitfold.saving.sources import Origin, packaged
 from vitfold.tools.digest import fingerprint
+from vitfold.tools.results import version
 
 REMEDY = "give the model, vitfold.load(directory, model), or save it with backbone=True"
 
@@ -101,14 +100,7 @@ def _values(model: nn.Module) -> int:
 
 def _versions(source: str) -> dict[str, str]:
     used = PACKAGES if source == "transformers" else PACKAGES[:-1]
-    return {package: _version(package) for package in used}
-
-
-def _version(package: str) -> str:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return "unknown"
+    return {package: version(package) or "unknown" for package in used}
 
 
 def fit(plan: Plan, model: nn.Module, stored: weights.Tensors | None) -> Family | None:

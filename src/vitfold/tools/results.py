@@ -1,6 +1,7 @@
 """Rows of results in files: JSON or CSV, by the ending of the name."""
 
 import csv
+import importlib.metadata
 import io
 import json
 import os
@@ -66,6 +67,14 @@ def write_text(path: Path, text: str) -> None:
     """Write a text file; the earlier one stays until the new one is complete."""
     with writing(path, DataError), whole(path) as part:
         part.write_text(text, encoding="utf-8")
+
+
+def version(package: str) -> str | None:
+    """The version of a package; None where it is not installed."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
 
 
 def machine() -> dict[str, Any]:

@@ -99,8 +99,8 @@ def results(file: Path | None, name: str, report: Report) -> None:
 
 def _rows(corner: Corner) -> list[list[str]]:
     rows = []
-    for size, time in corner.times.items():
-        middle, low, high = (size / rate * 1e3 for rate in (time.median, time.high, time.low))
+    for size in corner.times:
+        middle, low, high = corner.milliseconds(size).values()
         cells = [f"{middle:.1f}", f"{low:.1f}-{high:.1f}", f"{corner.speedups[size]:.2f}"]
         rows.append([corner.name, f"{corner.megabytes:.1f}", str(size), *cells])
     return rows

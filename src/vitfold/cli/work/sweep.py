@@ -156,11 +156,15 @@ SPEED_COLUMNS = ("method", "FLOPs asked for", "images/s", "x dense", "share of b
 SPEEDS = (("images_per_second", 0), ("speedup", 2), ("share", 3))
 
 
+def _candidate(row: dict[str, Any]) -> list[str]:
+    """The first cells of every row: a method, and the FLOPs that it was asked for."""
+    return [row["method"], f"{float(row['flops']):.2f}"]
+
+
 def _cells(rows: list[dict[str, Any]]) -> list[list[str]]:
     return [
         [
-            row["method"],
-            f"{float(row['flops']):.2f}",
+            *_candidate(row),
             _figure(row, "flops_share", 3),
             f"{float(row['top1']):.2%}",
             f"{float(row['top1_low']):.1%}-{float(row['top1_high']):.1%}",
@@ -174,25 +178,13 @@ def _cells(rows: list[dict[str, Any]]) -> list[list[str]]:
 def _costs(rows: list[dict[str, Any]]) -> list[list[str]]:
     """What candidates cost."""
     return [
-        [
-            row["method"],
-            f"{float(row['flops']):.2f}",
-            _figure(row, "flops_share", 3),
-            f"{float(row['gflops']):.3f}",
-        ]
+        [*_candidate(row), _figure(row, "flops_share", 3), f"{float(row['gflops']):.3f}"]
         for row in rows
     ]
 
 
 def _fidelity(rows: list[dict[str, Any]], names: Sequence[str]) -> list[list[str]]:
-    return [
-        [
-            row["method"],
-            f"{float(row['flops']):.2f}",
-            *(_beside(row, name) for name in names),
-        ]
-        for row in rows
-    ]
+    return [[*_candidate(row), *(_beside(row, name) for name in names)] for row in rows]
 
 
 def _beside(row: dict[str, Any], name: str) -> str:
@@ -204,8 +196,7 @@ def _beside(row: dict[str, Any], name: str) -> str:
 def _speeds(rows: list[dict[str, Any]], size: int) -> list[list[str]]:
     return [
         [
-            row["method"],
-            f"{float(row['flops']):.2f}",
+            *_candidate(row),
             *(_figure(row, f"{name}_b{size}", digits) for name, digits in SPEEDS),
         ]
         for row in rows

@@ -3,7 +3,6 @@
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -38,8 +37,8 @@ class AheadOfTime(Target):
 
     def open(self, directory: Path, names: Sequence[str], threads: int | None = None) -> Runner:
         """The compiled code."""
-        module: Any = torch._inductor.aoti_load_package(str(directory / FILE))
-        return lambda images: dict(zip(names, module(images).values(), strict=True))
+        module: Runner = torch._inductor.aoti_load_package(str(directory / FILE))
+        return module
 
 
 TARGET = AheadOfTime()

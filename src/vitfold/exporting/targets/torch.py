@@ -23,8 +23,8 @@ class Torch(Target):
 
     def open(self, directory: Path, names: Sequence[str], threads: int | None = None) -> Runner:
         """The program's module."""
-        module = torch.export.load(directory / FILE).module()
-        return lambda images: dict(zip(names, module(images).values(), strict=True))
+        module: Runner = torch.export.load(directory / FILE).module()
+        return module
 
 
 TARGET = Torch()
