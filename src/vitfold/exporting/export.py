@@ -3,7 +3,7 @@
 import json
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -16,7 +16,7 @@ from vitfold.errors import DataError
 from vitfold.exporting import preprocessing
 from vitfold.exporting.graph import Graph, Named, graph_of
 from vitfold.exporting.report import Corner, Report
-from vitfold.exporting.serve import Served
+from vitfold.exporting.serve import Served, quantized
 from vitfold.exporting.targets import Runner, Target
 from vitfold.exporting.targets import target as target_
 from vitfold.exporting.verify import Agreement, eager, verify
@@ -32,13 +32,10 @@ from vitfold.tools.results import machine, version
 
 FILE = "report.json"
 
-DENSE, FOLDED, INT8 = "dense", "folded", "INT8"
+DENSE, FOLDED = "dense", "folded"
 
 SIZES = (1, 8)
 """Batch sizes that are timed where any is taken."""
-
-CALIBRATION = 128
-"""How many images ranges are taken from, for eight bits."""
 
 BATCH = 64
 """How many images are compared at a time."""
@@ -145,13 +142,9 @@ class Job:
         self._open(name, name)
 
     def _quantize(self, name: str) -> None:
-        small = f"{name} {INT8}"
-        (self.work / small).mkdir()
         assert self.images is not None  # `_check` says so
-        images = self.images[:CALIBRATION].cpu()
-        batches = _whole(images, self.batch_size) if self.batch_size else images.split(1)
-        self.kind.quantize(self.work / name, self.work / small, batches)
-        self._open(small, name)
+        small = quantized(self.kind, self.work / name, self.images, self.batch_size)
+        self._open(small.name, name)
 
     def _open(self, form: str, name: str) -> None:
         """Open a form of one of the models, for all that is asked of it."""
@@ -230,14 +223,6 @@ def _check(images: Tensor | None, int8: bool, batch_size: int | None) -> None:
         )
     if batch_size is not None and (type(batch_size) is not int or batch_size < 1):
         raise DataError(f"batch_size={batch_size!r}: expected a whole number from 1 up, or None")
-
-
-def _whole(images: Tensor, size: int) -> Sequence[Tensor]:
-    """Batches of just that size."""
-    batches = [batch for batch in images.split(size) if len(batch) == size]
-    if not batches:
-        raise DataError(f"{len(images)} images are fewer than a batch of {size}: give more")
-    return batches
 
 
 def check_place(directory: Path, kind: Target) -> None:

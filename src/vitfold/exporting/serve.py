@@ -1,15 +1,17 @@
 """A model as a runtime runs it, in the place of the model: for whatever calls models."""
 
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from vitfold.errors import UnsupportedModel, nearest
+from vitfold.errors import DataError, UnsupportedModel, nearest
 from vitfold.exporting.graph import graph_of
-from vitfold.exporting.targets import TARGETS, Runner
+from vitfold.exporting.targets import TARGETS, Runner, Target
+from vitfold.exporting.targets.base import no_eight_bits
 from vitfold.exporting.verify import batchwise
 
 RUNTIMES = {
@@ -47,22 +49,68 @@ class Served(nn.Module):
 
 
 def serve(
-    model: nn.Module, runtime: str, *, batch_size: int | None = None, threads: int | None = None
+    model: nn.Module,
+    runtime: str,
+    *,
+    batch_size: int | None = None,
+    int8: bool = False,
+    images: Tensor | None = None,
+    threads: int | None = None,
 ) -> nn.Module:
     """A model as a runtime on this machine runs it.
 
     runtime: eager, compile, aoti, onnxruntime or openvino.
     batch_size: the number of images that it takes; None: any.
+    int8: in eight bits.
+    images: `[N, C, H, W]` that the ranges of eight bits are taken from; by default random ones,
+        which do where speed is all that is asked.
     """
+    kind = check_runtime(runtime, int8)
+    if kind is None:
+        return model if runtime == "eager" else cast("nn.Module", torch.compile(model))
+    graph = graph_of(model, batch_size)
+    with tempfile.TemporaryDirectory() as work:
+        place = Path(work) / "model"
+        place.mkdir()
+        kind.write(graph, place)
+        if int8:
+            place = quantized(kind, place, graph.example if images is None else images, batch_size)
+        run = kind.open(place, graph.names, threads)
+    return Served(run, model, batch_size)
+
+
+def check_runtime(runtime: str, int8: bool = False) -> Target | None:
+    """The target of a runtime, None of torch's own ways; refused where it is not there."""
     if runtime not in RUNTIMES:
         raise UnsupportedModel(f"unknown runtime {runtime!r}{nearest(runtime, RUNTIMES)}")
     name = RUNTIMES[runtime]
-    if name is None:
-        return model if runtime == "eager" else cast("nn.Module", torch.compile(model))
-    kind = TARGETS[name]
-    kind.check(int8=False)
-    graph = graph_of(model, batch_size)
-    with tempfile.TemporaryDirectory() as place:
-        kind.write(graph, Path(place))
-        run = kind.open(Path(place), graph.names, threads)
-    return Served(run, model, batch_size)
+    if name is not None:
+        TARGETS[name].check(int8, f"runtime {runtime!r}")
+        return TARGETS[name]
+    if int8:
+        raise no_eight_bits(f"runtime {runtime!r}")
+    return None
+
+
+CALIBRATION = 128
+"""How many images ranges are taken from, for eight bits."""
+
+
+def quantized(kind: Target, place: Path, images: Tensor, batch_size: int | None) -> Path:
+    """The directory beside that of a program, with the program in eight bits."""
+    small = place.with_name(f"{place.name} {INT8}")
+    small.mkdir()
+    few = images[:CALIBRATION].cpu()
+    kind.quantize(place, small, _whole(few, batch_size) if batch_size else few.split(1))
+    return small
+
+
+INT8 = "INT8"
+
+
+def _whole(images: Tensor, size: int) -> Sequence[Tensor]:
+    """Batches of just that size."""
+    batches = [batch for batch in images.split(size) if len(batch) == size]
+    if not batches:
+        raise DataError(f"{len(images)} images are fewer than a batch of {size}: give more")
+    return batches

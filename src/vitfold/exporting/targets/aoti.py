@@ -19,13 +19,13 @@ class AheadOfTime(Target):
     name = "aoti"
     runtime = "AOTInductor"
 
-    def check(self, int8: bool) -> None:
+    def check(self, int8: bool, what: str | None = None) -> None:
         """Refuse to begin without a compiler."""
-        super().check(int8)
+        super().check(int8, what)
         if shutil.which("c++") is None and shutil.which("g++") is None:
             raise MissingExtra(
-                "target 'aoti' compiles C++, and there is no compiler: install g++, or give "
-                "another target"
+                f"{what or 'target aoti'} compiles C++, and there is no compiler: install g++, or "
+                "give another one"
             )
 
     def write(self, graph: Graph, directory: Path) -> None:

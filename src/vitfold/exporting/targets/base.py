@@ -28,16 +28,16 @@ class Target(ABC):
     packages: ClassVar[tuple[str, ...]] = ()
     extra: ClassVar[str] = "export"
 
-    def check(self, int8: bool) -> None:
-        """Refuse to begin without what this target takes."""
+    def check(self, int8: bool, what: str | None = None) -> None:
+        """Refuse to begin without what this target takes.
+
+        what: what it is called by who asks.
+        """
         for package in self.packages + (self.quantizers if int8 else ()):
             if importlib.util.find_spec(package) is None:
                 raise missing(package, self.extra)
         if int8 and not self.quantizes:
-            raise UnsupportedModel(
-                f"target {self.name!r} has no INT8 here: give openvino or onnx, or quantize the "
-                "model before it is folded"
-            )
+            raise no_eight_bits(what or f"target {self.name!r}")
 
     quantizes: ClassVar[bool] = False
     quantizers: ClassVar[tuple[str, ...]] = ()
@@ -55,3 +55,11 @@ class Target(ABC):
         """Write the program of one directory into another, in eight bits, its ranges taken from
         batches of images."""
         raise NotImplementedError
+
+
+def no_eight_bits(what: str) -> UnsupportedModel:
+    """The error where something does not quantize."""
+    return UnsupportedModel(
+        f"{what} has no INT8 here: give openvino or ONNX Runtime, or quantize the model before it "
+        "is folded"
+    )
