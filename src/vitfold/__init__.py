@@ -17,6 +17,7 @@ if TYPE_CHECKING:
         PlanError,
         ShapeError,
         TrainError,
+        TuneError,
         UnsupportedModel,
         VitfoldError,
     )
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from vitfold.folding.calls import masked
     from vitfold.folding.families import Family, families, register_family
     from vitfold.folding.fold import Folded, fold, folded, unfold
+    from vitfold.lab.tuning.result import Tuned
+    from vitfold.lab.tuning.tune import tune
     from vitfold.methods import (
         DFE,
         LGTM,
@@ -96,6 +99,9 @@ __all__ = [
     "peak_memory",
     "throughput",
     "validate",
+    # choosing
+    "Tuned",
+    "tune",
     # models
     "Family",
     "create_model",
@@ -113,6 +119,7 @@ __all__ = [
     "PlanError",
     "ShapeError",
     "TrainError",
+    "TuneError",
     "UnsupportedModel",
     "VitfoldError",
 ]
@@ -127,6 +134,7 @@ PLACES = {
         "PlanError",
         "ShapeError",
         "TrainError",
+        "TuneError",
         "UnsupportedModel",
         "VitfoldError",
     ),
@@ -143,6 +151,8 @@ PLACES = {
         "folded",
         "unfold",
     ),
+    "vitfold.lab.tuning.result": ("Tuned",),
+    "vitfold.lab.tuning.tune": ("tune",),
     "vitfold.methods": (
         "DFE",
         "LGTM",

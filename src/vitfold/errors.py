@@ -8,6 +8,7 @@ VitfoldError
 ├── PlanError          a saved plan that cannot be read, or does not fit; names the field
 ├── TrainError         a training that cannot start, or cannot go on
 ├── DataError          images, folders and result files that cannot be read or written
+├── TuneError          no fold keeps what a tuning was asked for; names what is nearest
 ├── ExportError        what was written for a runtime does not give what the model gives
 └── MissingExtra       an optional dependency that is not installed; names the extra
 
@@ -55,6 +56,10 @@ class TrainError(VitfoldError, ValueError):
 
 class DataError(VitfoldError, ValueError):
     """Data or files cannot be read or written."""
+
+
+class TuneError(VitfoldError, ValueError):
+    """No fold keeps the goal."""
 
 
 class ExportError(VitfoldError, RuntimeError):

@@ -40,6 +40,7 @@ COMMANDS = {
     "calibrate": Entry("Find the heights of WardCut on images, without training."),
     "search": Entry("Find what merges, by Prune and Merge, and save the model folded so."),
     "freeze": Entry("Give every image the mean number of tokens of a ragged model."),
+    "tune": Entry("Find the fold that keeps a speed or a nearness here, by measuring."),
     "export": Entry("Write a model for ONNX Runtime, OpenVINO or torch, and verify it there."),
     "families": Entry("What can be folded with the libraries here; what is refused, and why.",
                       imports=True),

@@ -57,3 +57,9 @@ VOID = 255
 
 TARGETS = ("torch", "aoti", "onnx", "openvino")
 """What models are exported for."""
+
+RUNTIMES = ("eager", "compile", "aoti", "onnxruntime", "openvino")
+"""Runtimes that a model is timed in."""
+
+MINUTES = 5.0
+"""How long a tuning takes, where nobody says otherwise."""

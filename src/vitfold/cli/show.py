@@ -7,7 +7,15 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskProgressColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
 
 if TYPE_CHECKING:
@@ -31,6 +39,22 @@ def bar(what: str, total: int | None) -> Iterator[Callable[[], None]]:
     with Progress(*columns, console=errors, transient=True) as progress:
         task = progress.add_task(what, total=total)
         yield lambda: progress.advance(task)
+
+
+@contextmanager
+def gauge(what: str) -> Iterator[Callable[[float, str], None]]:
+    """A bar on standard error whose end is not known in steps; the callable moves it to a share of
+    the whole, and says something beside it."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TaskProgressColumn(),
+        TimeElapsedColumn(),
+        TextColumn("{task.fields[words]}"),
+    )
+    with Progress(*columns, console=errors, transient=True) as progress:
+        task = progress.add_task(what, total=1.0, words="")
+        yield lambda share, words: progress.update(task, completed=share, words=escape(words))
 
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

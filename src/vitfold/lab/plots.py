@@ -194,6 +194,28 @@ def _spoken(name: str) -> str:
     return name.replace("_", " ")
 
 
+def scatter(
+    series: Mapping[str, Sequence[tuple[float, float]]],
+    chosen: tuple[float, float] | None,
+    across: str,
+    up: str,
+    path: Path | None = None,
+) -> str:
+    """Points by method, and a ring around the one that was chosen."""
+    plt = pyplot()
+    figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")
+    for name, points in series.items():
+        look = style(name)
+        axes.scatter(*zip(*points, strict=True), c=look.colour, marker=look.marker, label=name)
+    if chosen is not None:
+        axes.scatter(*chosen, s=220, facecolors="none", edgecolors="black", label="chosen")
+    axes.axvline(1, color=DENSE_COLOUR, lw=0.8, alpha=0.5)
+    axes.set(xlabel=across, ylabel=up)
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize="small")
+    return finish(figure, path)
+
+
 def maps(pictures: Mapping[str, Any], path: Path | None = None) -> str:
     """Square maps of values side by side, on one scale of colours."""
     plt = pyplot()

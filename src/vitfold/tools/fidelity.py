@@ -1,8 +1,8 @@
 """Fidelity: how near a folded model stays to the dense one, on images without labels."""
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
 from functools import partial
 from typing import Any
 
@@ -62,6 +62,18 @@ class Fidelity:
             elif value is not None:
                 row[name] = value
         return row
+
+    @classmethod
+    def of_json(cls, row: Mapping[str, Any]) -> "Fidelity":
+        """What `to_json` wrote."""
+        values: dict[str, Any] = {}
+        for field in fields(cls):
+            if f"{field.name}_low" in row:
+                ends = (row[f"{field.name}_{end}"] for end in ("low", "high"))
+                values[field.name] = Estimate(row[field.name], *ends)
+            elif field.name in row:
+                values[field.name] = row[field.name]
+        return cls(**values)
 
 
 def fidelity(

@@ -1,0 +1,154 @@
+"""What a tuning measures: how near a fold stays, and how fast it is in its runtime."""
+
+import statistics
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import torch
+from torch import Tensor, nn
+
+from vitfold.exporting.serve import serve
+from vitfold.folding.families import find
+from vitfold.folding.flops import cost
+from vitfold.folding.fold import clone, fold
+from vitfold.lab.tuning.trials import Share, Trial, Trials
+from vitfold.methods import Base
+from vitfold.tokens.modes import evaluating
+from vitfold.tools.fidelity import Comparison, Fidelity
+from vitfold.tools.looks import Look, look
+from vitfold.tools.measure import Throughput, interleave, timed
+
+BATCH = 32
+"""How many images are compared at a time."""
+
+SECONDS = 3.0
+"""For how long a trial is timed, beside the dense model."""
+
+ROUNDS = (5, 40)
+"""The fewest and the most rounds in that time."""
+
+
+@dataclass
+class Measures:
+    """Figures of the folds of one model.
+
+    dense: the model without a fold.
+    images: `[N, C, H, W]`, which folds are compared on.
+    """
+
+    dense: nn.Module
+    images: Tensor
+    trials: Trials
+    _costs: dict[str, float] = field(default_factory=dict, init=False, repr=False)
+    _serving: dict[str, nn.Module] = field(default_factory=dict, init=False, repr=False)
+
+    def trial(self, method: Base) -> Trial:
+        """How near a fold stays to the dense model."""
+        trial = self.trials.of(method)
+        if trial is None:
+            trial = Trial(method, self._compared(self.folded(method)))
+            self.trials.keep(trial)
+        return trial
+
+    def time(self, trial: Trial) -> Share:
+        """How fast it is, too."""
+        if trial.share is None:
+            trial.share = self.race({"": trial.method}, self._rounds)[""]
+            self.trials.keep(trial)
+        return trial.share
+
+    def served_fidelity(self, method: Base | None) -> Fidelity:
+        """How near what the runtime makes of a fold, or of the dense model, stays to the dense
+        model in eager torch."""
+        return self._compared(self._served(method))
+
+    def race(self, methods: Mapping[str, Base], rounds: int) -> dict[str, Share]:
+        """The share of the dense model's time that each of these folds takes, in turn with it."""
+        models = {"dense": self._served(None)}
+        models |= {f"fold {name}": self._served(method) for name, method in methods.items()}
+        runs = {name: timed(model, self.batch) for name, model in models.items()}
+        seconds = interleave(runs, rounds, 2, lambda: None)
+        self.dense_rate = Throughput.of(len(self.batch), seconds["dense"])
+        return {name: _share(seconds[f"fold {name}"], seconds["dense"]) for name in methods}
+
+    def flops(self, method: Base) -> float:
+        """The share of the dense FLOPs that a fold costs."""
+        key = str(method)
+        if key not in self._costs:
+            self._costs[key] = cost(find(self.folded(method))) / self._dense_flops
+        return self._costs[key]
+
+    def folded(self, method: Base | None) -> nn.Module:
+        """A copy with the fold."""
+        model = clone(self.dense)
+        return model if method is None else fold(model, method)
+
+    @property
+    def dense_seconds(self) -> float:
+        """What the dense model takes for a batch, in the median."""
+        return len(self.batch) / self.dense_rate.median
+
+    @cached_property
+    def dense_rate(self) -> Throughput:
+        """Images per second of the dense model, as it was timed last."""
+        run = timed(self._served(None), self.batch)
+        return Throughput.of(len(self.batch), interleave({"": run}, ROUNDS[0], 2, lambda: None)[""])
+
+    @cached_property
+    def batch(self) -> Tensor:
+        """The images that are timed."""
+        size = self.trials.setting.batch_size
+        places = torch.arange(size) % len(self.images)
+        return self.images[places].contiguous()
+
+    @cached_property
+    def _dense_flops(self) -> int:
+        return cost(find(self.dense))
+
+    @property
+    def _rounds(self) -> int:
+        least, most = ROUNDS
+        return max(least, min(most, round(SECONDS / 2 / self.dense_seconds)))
+
+    def _served(self, method: Base | None) -> nn.Module:
+        """In the runtime; made once, as that takes longer than what is asked of it."""
+        key = str(method)
+        if key not in self._serving:
+            setting = self.trials.setting
+            self._serving[key] = serve(
+                self.folded(method),
+                setting.runtime,
+                batch_size=setting.batch_size,
+                int8=setting.int8,
+                images=self.images,
+            )
+            for old in [name for name in self._serving if name != str(None)][:-KEPT]:
+                del self._serving[old]
+        return self._serving[key]
+
+    def _compared(self, model: nn.Module) -> Fidelity:
+        comparison = Comparison()
+        for images, dense in zip(self.images.split(BATCH), self._looks, strict=True):
+            comparison.add(_look(model, images), dense)
+        return comparison.result()
+
+    @cached_property
+    def _looks(self) -> list[Look]:
+        """What the dense model says of every batch."""
+        return [_look(self.dense, images) for images in self.images.split(BATCH)]
+
+
+KEPT = 3
+"""How many folds stay ready in the runtime, beside the dense model."""
+
+
+def _look(model: nn.Module, images: Tensor) -> Look:
+    with torch.inference_mode(), evaluating(model):
+        return look(model, images)
+
+
+def _share(ours: list[float], dense: list[float]) -> Share:
+    ratios = [a / b for a, b in zip(ours, dense, strict=True)]
+    low, _, high = statistics.quantiles(ratios, n=4, method="inclusive")
+    return Share(statistics.median(ratios), low, high)
