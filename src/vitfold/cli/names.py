@@ -57,3 +57,6 @@ VOID = 255
 
 TARGETS = ("torch", "aoti", "onnx", "openvino")
 """What models are exported for."""
+
+RUNTIMES = ("eager", "compile", "aoti", "onnxruntime", "openvino")
+"""What models are measured in."""
