@@ -7,7 +7,7 @@ import torch
 from support.models import images, registered
 
 import vitfold
-from vitfold.tools.baselines import BOUND, DENSE, FOLDED, candidates
+from vitfold.tools.baselines import BOUND, DENSE, EAGER, FOLDED, TEXTBOOK, candidates
 from vitfold.tools.bench import Row, bench, warnings
 
 
@@ -37,6 +37,27 @@ def test_rows_hold_the_share_of_the_dense_flops() -> None:
     assert rows[DENSE].flops_share == 1
     assert rows[FOLDED].flops_share == pytest.approx(0.8, abs=0.02)
     assert rows[BOUND].flops_share < rows[FOLDED].flops_share
+
+
+def test_what_is_timed_may_be_another_than_what_is_counted() -> None:
+    models = candidates(folded())
+    pixels = images(models[DENSE])
+    served: dict[str, torch.nn.Module] = {n: torch.nn.Identity() for n in (DENSE, BOUND, FOLDED)}
+    counted = {row.name: row.gflops for row in bench(models, pixels, repeats=1, warmup=0)}
+    served[EAGER] = models[DENSE]
+    rows = bench(models, pixels, served=served, memory=False, repeats=3)
+    assert TEXTBOOK in counted
+    assert [row.name for row in rows] == [DENSE, BOUND, FOLDED]
+    for row in rows:
+        assert row.gflops == counted[row.name]
+        assert row.memory_mb is None
+        assert row.eager_speedup is not None
+        assert row.eager_speedup > 2  # doing nothing takes no time
+
+
+def test_a_warning_says_where() -> None:
+    [warning] = warnings([replace(ROW, speedup=0.9)], place="in OpenVINO here")
+    assert "slower than the dense model in OpenVINO here at batch size 8" in warning
 
 
 def test_nothing_is_said_of_what_is_in_order() -> None:

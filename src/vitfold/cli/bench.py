@@ -13,6 +13,7 @@ def bench(
     choice: options.Choice,
     data: options.Images,
     precision: options.Precision,
+    runtime: options.Runtime,
     model: options.ModelName = "digits",
     task: options.TaskName = options.TASKS[0],
     decoder: options.Decoder = "mask",
@@ -27,7 +28,7 @@ def bench(
     img_size: options.ImageSize = None,
     repeats: Annotated[int, typer.Option(min=1, help="Rounds that count.")] = 10,
     warmup: Annotated[int, typer.Option(min=0, help="Rounds before them.")] = 2,
-    compile: Annotated[bool, typer.Option("--compile", help="Compile every candidate.")] = False,  # noqa: A002
+    compile: Annotated[bool, typer.Option("--compile", help="As --runtime compile.")] = False,  # noqa: A002
     device: options.Device = "cpu",
     results_file: options.ResultsFile = None,
 ) -> None:
@@ -36,7 +37,8 @@ def bench(
     All share one set of weights and take turns, so that a drifting machine is fair to each. Where
     speed does not depend on weights and images, they are random; a method that keeps another number
     of tokens for every image takes a trained model, and images by --data-dir. A segmenter is timed
-    with its decoder, on one window an image.
+    with its decoder, on one window an image. In another --runtime all candidates run there, and
+    the dense model in eager torch beside them.
     """
     from vitfold.cli.work import bench as work
     from vitfold.cli.work import models
@@ -44,6 +46,7 @@ def bench(
 
     sizes = values.batch_sizes(batch_size)
     on, dtype = values.device(device), precision.dtype
+    where = (runtime.compiled() if compile else runtime).on(on, precision)
     real = data.source.is_set
     source = work.scenes(data) if options.segments(task) and real else data.source
     if options.segments(task):
@@ -53,6 +56,7 @@ def bench(
     ours = folded_by(models.planned(dense, plan), plan, choice)
     looks = real or work.looks(ours)
     images = work.sample(ours, source, max(sizes)).to(on) if looks else None
-    rows = work.measure(ours, sizes, repeats, warmup, compile, dtype, images)
-    work.show_rows(model, ours, rows, images)
-    show.results(results_file, "bench", model, ours, [row.to_json() for row in rows])
+    rows = work.measure(ours, sizes, repeats, warmup, where, dtype, images)
+    work.show_rows(model, ours, rows, where, images)
+    tagged = [where.tags | row.to_json() for row in rows]
+    show.results(results_file, "bench", model, ours, tagged)

@@ -59,7 +59,7 @@ TARGETS = ("torch", "aoti", "onnx", "openvino")
 """What models are exported for."""
 
 RUNTIMES = ("eager", "compile", "aoti", "onnxruntime", "openvino")
-"""Runtimes that a model is timed in."""
+"""What models are measured in."""
 
 MINUTES = 5.0
 """How long a tuning takes, where nobody says otherwise."""

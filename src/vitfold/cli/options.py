@@ -6,7 +6,7 @@ help shows declarations alone.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,7 +14,7 @@ import typer
 
 from vitfold.cli import values
 from vitfold.cli.groups import Group, option
-from vitfold.cli.names import DECODERS, METHODS, VOID
+from vitfold.cli.names import DECODERS, METHODS, RUNTIMES, VOID
 from vitfold.errors import DataError, MethodError
 
 if TYPE_CHECKING:
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from vitfold.data import Source
+    from vitfold.exporting.runtime import Runtime as Measured
     from vitfold.methods import Base
     from vitfold.segment import Labels, SceneSource
 
@@ -276,6 +277,41 @@ class Precision(Group):
         import torch
 
         return getattr(torch, self.amp_dtype)  # type: ignore[no-any-return]
+
+
+@dataclass(frozen=True)
+class Runtime(Group):
+    """What models are measured in."""
+
+    panel = "Runtime"
+
+    runtime: Annotated[
+        str, option(f"What models run in while they are measured: {', '.join(RUNTIMES)}.")
+    ] = RUNTIMES[0]
+    int8: Annotated[
+        bool, option("In eight bits, with ranges from the images that there are.", "--int8")
+    ] = False
+
+    def compiled(self) -> Runtime:
+        """The same with `--compile`, which is a word for one of them."""
+        if self.runtime not in ("eager", "compile"):
+            raise DataError(f"--compile and --runtime {self.runtime}: give one")
+        return replace(self, runtime="compile")
+
+    def on(self, device: torch.device, precision: Precision) -> Measured:
+        """The runtime, which is there, and takes that device and precision."""
+        from vitfold.exporting.runtime import Runtime as Measured
+
+        measured = Measured(self.runtime, self.int8)
+        if not measured.in_torch and device.type != "cpu":
+            raise DataError(
+                f"--runtime {self.runtime} runs on the CPU: leave out --device {device}"
+            )
+        if not measured.in_torch and precision.amp:
+            raise DataError(
+                f"--amp is for eager and compile, not for --runtime {self.runtime}: leave out one"
+            )
+        return measured
 
 
 def segments(task: str) -> bool:

@@ -14,6 +14,7 @@ def sweep(
     model_options: options.ModelOptions,
     data: options.Images,
     precision: options.Precision,
+    runtime: options.Runtime,
     model: options.ModelName = "digits",
     methods: Annotated[str, typer.Option(help="With commas between.")] = ",".join(READY),
     flops: Annotated[
@@ -50,7 +51,9 @@ def sweep(
 ) -> None:
     """Accuracy, fidelity to the dense model, FLOPs and speed of every method over a range of FLOPs.
 
-    Rows go to --results-file as they come; the same command goes on from those that are there.
+    Rows go to --results-file as they come; the same command goes on from those that are there. In
+    another --runtime every candidate answers there and is timed there, beside the dense model;
+    answers are compared with those of the dense model in eager torch.
     """
     from vitfold.cli.work import sweep as work
     from vitfold.tools.answers import classes_of_head
@@ -58,6 +61,7 @@ def sweep(
     shares, sizes = values.shares(flops), values.batch_sizes(batch_size)
     names = [values.method_name(name) for name in methods.split(",")]
     kwargs, dtype = values.parse(method_kwargs), precision.dtype
+    where = runtime.on(model_options.on, precision)
     base = model_options.image_model(model)
     entries = work.entries(base, names, shares, kwargs)
     entries += work.smaller_inputs(base, shares) if smaller_input else []
@@ -75,10 +79,12 @@ def sweep(
         "device": str(model_options.on),
         "options": kwargs,
         "amp": str(dtype),
+        **where.tags,
     }
     batches = work.images_for(base, data.source, limit, val_batch_size, workers, labels)
     file = work.SweepFile(results_file, about, overwrite)
-    rows = work.run(base, entries, batches, sizes, repeats, dtype, file)
-    work.show_rows(model, rows, sizes)
+    where = work.calibrated(where, base, data.source, limit, workers)
+    rows = work.run(base, entries, batches, sizes, repeats, dtype, where, file)
+    work.show_rows(model, rows, sizes, where)
     if results_file:
         show.written(results_file)

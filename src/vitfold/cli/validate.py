@@ -17,6 +17,7 @@ def validate(
     data: options.Images,
     task: options.Task,
     precision: options.Precision,
+    runtime: options.Runtime,
     model: options.ModelName = "digits",
     fidelity: Annotated[
         bool,
@@ -40,24 +41,27 @@ def validate(
     segmenter, the mean intersection over union, by windows that slide over each image; of a model
     of embeddings, or with --fidelity, how near it stays to the dense one.
 
-    Without data, the embedded model is validated on its held-out digits.
+    Without data, the embedded model is validated on its held-out digits. In another --runtime the
+    folded model answers there, the dense one in eager torch.
     """
     from vitfold.cli.work import validate as work
     from vitfold.cli.work.fold import folded_by
     from vitfold.tools.answers import classes_of_head
 
     dtype = precision.dtype
+    where = runtime.on(model_options.on, precision)
     if pictures and not task.pixels:
         raise DataError(f"--pictures {pictures} are of a segmenter: give --task segment")
     if fidelity and task.pixels:
         raise DataError("--fidelity: of a segmenter, the report has what agrees with the dense one")
     ours = folded_by(task.model(model_options, model), model_options.plan, choice)
     source = task.source(data, ours)
+    where = work.calibrated(where, ours, source, limit, workers)
     if isinstance(source, work.SceneSource):
-        report = work.of_pixels(model, ours, source, limit, stride, workers, dtype)
+        report = work.of_pixels(model, ours, source, limit, stride, workers, dtype, where)
         work.draw_scenes(ours, source, pictures, stride, output)
     elif fidelity or not classes_of_head(ours):
-        report = work.of_fidelity(model, ours, source, limit, batch_size, workers, dtype)
+        report = work.of_fidelity(model, ours, source, limit, batch_size, workers, dtype, where)
     else:
-        report = work.of_images(model, ours, source, limit, batch_size, workers, dtype)
-    show.results(results_file, "validate", model, ours, [report])
+        report = work.of_images(model, ours, source, limit, batch_size, workers, dtype, where)
+    show.results(results_file, "validate", model, ours, [where.tags | report])

@@ -62,7 +62,7 @@ def graph_of(model: nn.Module, batch_size: int | None = None) -> Graph:
 def examples(model: nn.Module, count: int) -> Tensor:
     """Random images that a model takes."""
     family = find(model)
-    size = getattr(model, "window", None)  # of a segmenter
+    size = getattr(model, "window", None)  # of what takes other images than its trunk
     shape = family.size if size is None else (family.size[0], *size)
     weight = next(model.parameters())
     if weight.dtype != torch.float32:

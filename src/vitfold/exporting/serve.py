@@ -1,15 +1,16 @@
 """A model as a runtime runs it, in the place of the model: for whatever calls models."""
 
+import contextlib
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from vitfold.errors import DataError, UnsupportedModel, nearest
-from vitfold.exporting.graph import graph_of
+from vitfold.errors import DataError, UnsupportedModel, VitfoldError, nearest, one_line
+from vitfold.exporting.graph import Named, Outputs, examples, graph_of, output_names
 from vitfold.exporting.targets import TARGETS, Runner, Target
 from vitfold.exporting.targets.base import no_eight_bits
 from vitfold.exporting.verify import batchwise
@@ -35,17 +36,31 @@ class Served(nn.Module):
     def __init__(self, run: Runner, model: Any, batch_size: int | None = None) -> None:
         super().__init__()
         self.run, self.batch_size = run, batch_size
-        for name in ("num_classes", "classes", "config"):
+        for name in ("num_classes", "classes", "window", "config"):
             if hasattr(model, name):
                 self.__dict__[name] = getattr(model, name)
 
-    def forward(self, pixel_values: Tensor) -> Any:
-        """What the model gives for `[B, C, H, W]`."""
-        images = pixel_values.contiguous()
-        outputs = batchwise(self.run, images, self.batch_size or len(images))
+    def forward(self, *images: Tensor, **named: Tensor) -> Any:
+        """What the model gives for `[B, C, H, W]`, whatever the model calls them."""
+        (pixels,) = (*images, *named.values())
+        outputs = self._outputs(pixels.contiguous())
         if hasattr(self, "config"):
             return outputs
         return next(iter(outputs.values())) if len(outputs) == 1 else list(outputs.values())
+
+    def _outputs(self, pixels: Tensor) -> Outputs:
+        if self.batch_size is not None:
+            return batchwise(self.run, pixels, self.batch_size)
+        with torch.no_grad():
+            return self.run(pixels)
+
+
+def shown(run: nn.Module, model: nn.Module) -> Served:
+    """What torch runs, seen by its outputs alone, which are all that other runtimes show.
+
+    run: the model, or what was compiled of it.
+    """
+    return Served(Named(run, output_names(model, examples(model, 2))), model)
 
 
 def serve(
@@ -69,14 +84,28 @@ def serve(
     if kind is None:
         return model if runtime == "eager" else cast("nn.Module", torch.compile(model))
     graph = graph_of(model, batch_size)
-    with tempfile.TemporaryDirectory() as work:
+    with tempfile.TemporaryDirectory() as work, _taken(model, runtime):
         place = Path(work) / "model"
         place.mkdir()
         kind.write(graph, place)
         if int8:
             place = quantized(kind, place, graph.example if images is None else images, batch_size)
         run = kind.open(place, graph.names, threads)
+        run(graph.example.cpu())
     return Served(run, model, batch_size)
+
+
+@contextlib.contextmanager
+def _taken(model: nn.Module, runtime: str) -> Iterator[None]:
+    """Within it what a runtime raises is told in one line."""
+    try:
+        yield
+    except VitfoldError:
+        raise
+    except Exception as error:  # libraries raise what they met
+        raise UnsupportedModel(
+            f"runtime {runtime!r} does not take this {type(model).__name__}: {one_line(error)}"
+        ) from error
 
 
 def check_runtime(runtime: str, int8: bool = False) -> Target | None:

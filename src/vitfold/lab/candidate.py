@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -16,6 +17,7 @@ from vitfold.folding.flops import cost
 from vitfold.folding.fold import clone, fold
 from vitfold.folding.inputs import Inputs
 from vitfold.methods import Base, create_method, ready
+from vitfold.tokens.modes import recording
 from vitfold.tools.baselines import DENSE
 from vitfold.tools.digest import fingerprint
 from vitfold.tools.looks import Around
@@ -75,16 +77,36 @@ def _fold(model: nn.Module, method: Callable[[], Base]) -> nn.Module:
 
 
 class Smaller(Around):
-    """A model that resizes its images to a smaller size first."""
+    """A model that resizes its images to a smaller size first.
 
-    def __init__(self, model: nn.Module, size: tuple[int, int]) -> None:
+    size: what the model sees.
+    window: what it takes, as a segmenter says it.
+    """
+
+    rows: Tensor
+    columns: Tensor
+
+    def __init__(self, model: nn.Module, size: tuple[int, int], window: tuple[int, int]) -> None:
         super().__init__()
         self.model = model
-        self.size = size
+        self.size, self.window = size, window
+        for name, *sides in zip(("rows", "columns"), size, window, strict=True):
+            self.register_buffer(name, _shrinking(*sides), persistent=False)
 
     def forward(self, x: Tensor) -> Any:
         """The model's output for the smaller images."""
-        return self.model(F.interpolate(x, self.size, mode="bicubic", antialias=True))
+        if recording():  # runtimes resize otherwise; of products they all make the same
+            return self.model(self.rows @ x @ self.columns.T)
+        return self.model(_resized(x, self.size))
+
+
+def _resized(x: Tensor, size: tuple[int, int]) -> Tensor:
+    return F.interpolate(x, size, mode="bicubic", antialias=True)
+
+
+def _shrinking(less: int, side: int) -> Tensor:
+    """`[less, side]`: what resizing does along one side, as a matrix."""
+    return _resized(torch.eye(side)[None, None], (less, side))[0, 0]
 
 
 def smaller_inputs(model: nn.Module, shares: Sequence[float]) -> list[Candidate]:
@@ -112,7 +134,8 @@ def _smaller(model: nn.Module, rows: int, columns: int) -> Smaller:
     _, tall, wide = trunk.size
     size = (tall * rows // height, wide * columns // width)
     trunk.trunk.set_input_size(img_size=size)
-    return Smaller(small, size).eval()
+    weight = next(small.parameters())
+    return Smaller(small, size, (tall, wide)).to(weight).eval()
 
 
 def smaller_models(models: Mapping[str, Callable[[], nn.Module]]) -> list[Candidate]:

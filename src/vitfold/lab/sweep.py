@@ -8,14 +8,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vitfold.errors import MethodError
+from vitfold.errors import MethodError, VitfoldError
+from vitfold.exporting.runtime import Runtime
 from vitfold.folding.calls import folds
 from vitfold.folding.families import find
 from vitfold.folding.fold import clone
 from vitfold.folding.inputs import Inputs
-from vitfold.lab.candidate import Candidate, detail, gigaflops
+from vitfold.lab.candidate import Candidate, detail, gigaflops, timed_trunk
 from vitfold.lab.timing import Speed, Timing
-from vitfold.tools.baselines import DENSE
+from vitfold.tools.baselines import BOUND, DENSE, FOLDED, bound
 from vitfold.tools.fidelity import Comparison, Fidelity
 from vitfold.tools.looks import Look
 from vitfold.tools.measure import Progress, random_inputs
@@ -27,6 +28,8 @@ Batches = Callable[[], Iterable[Batch | Tensor]]
 
 SAMPLE = 64
 """How many images say what a candidate costs, where that depends on them."""
+
+EAGER = Runtime()
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,7 @@ class Row:
     source: which of several trained models it is.
     counts: how many tokens leave every block.
     changed: the images whose prediction is not the dense model's.
+    runtime: what it was timed in, and answered in.
     """
 
     method: str
@@ -55,6 +59,7 @@ class Row:
     source: str = ""
     counts: list[float] = field(default_factory=list)
     changed: list[int] = field(default_factory=list)
+    runtime: Runtime = EAGER
 
     @property
     def steady(self) -> bool:
@@ -68,6 +73,7 @@ class Row:
             "flops": self.flops,
             "detail": self.detail,
             "source": self.source,
+            **self.runtime.tags,
         }
         right = {} if self.report is None else self.report.to_json()
         right.pop("images_per_second", None)
@@ -87,23 +93,51 @@ def sweep(
     sizes: Sequence[int] = (1, 32),
     repeats: int = 5,
     amp: torch.dtype | None = None,
+    runtime: Runtime = EAGER,
     progress: Progress = lambda: None,
     skip: Callable[[str], None] = lambda _: None,
 ) -> Iterator[tuple[Row, nn.Module]]:
-    """A row for every candidate, with its model. A share that a method cannot reach is skipped.
+    """A row for every candidate, with its model. A share that a method cannot reach is skipped, and
+    what the runtime does not take.
 
     batches: gives the same images at every call, pairs with labels or images alone, of which there
         is no accuracy.
-    progress: called for every batch of every candidate.
+    runtime: what candidates answer in and are timed in, and the dense model beside them; answers
+        are compared with those of the dense model in eager torch.
+    progress: called for every batch of every candidate, and `MORE` times.
     """
-    evaluator = _Evaluator(clone(model).eval(), batches, tuple(sizes), repeats, amp, progress)
+    evaluator = _Evaluator(
+        clone(model).eval(), batches, tuple(sizes), repeats, amp, runtime, progress
+    )
     for candidate in entries:
+        dense = evaluator.served  # what a runtime does not take of it, it takes of nothing
         try:
             contender = candidate.make().eval()
         except MethodError as error:
             skip(f"{candidate.method} at {candidate.flops}: {error}")
             continue
-        yield evaluator.row(candidate, contender), contender
+        try:
+            served = dense if candidate.method == DENSE else evaluator.serve(contender)
+        except VitfoldError as error:
+            skip(f"{candidate.method} at {candidate.flops}: {error}")
+            continue
+        yield evaluator.row(candidate, contender, served), contender
+
+
+MORE = 2
+"""How often a candidate tells its progress besides its batches: once it is served, and timed."""
+
+
+@dataclass(frozen=True)
+class _Served:
+    """What a runtime makes of a candidate.
+
+    answering: for its answers.
+    timed: its vision transformer, as `FOLDED`, and where it folds the bound's, as `BOUND`.
+    """
+
+    answering: nn.Module
+    timed: dict[str, nn.Module]
 
 
 @dataclass(frozen=True)
@@ -115,16 +149,34 @@ class _Evaluator:
     sizes: tuple[int, ...]
     repeats: int
     amp: torch.dtype | None
+    runtime: Runtime
     progress: Progress
 
-    def row(self, candidate: Candidate, model: nn.Module) -> Row:
+    @functools.cached_property
+    def served(self) -> _Served:
+        """The dense model in the runtime."""
+        return self.serve(self.dense)
+
+    def serve(self, model: nn.Module) -> _Served:
+        """A model in the runtime."""
+        answering, trunk = self.runtime.answering(model), timed_trunk(model)
+        timed = {FOLDED: answering if trunk is model else self.runtime.serve(trunk)}
+        if folds(model):
+            slicing = bound(model, self._timing(model).sample)
+            timed[BOUND] = self.runtime.serve(find(slicing).trunk)
+        return _Served(answering, timed)
+
+    def row(self, candidate: Candidate, model: nn.Module, served: _Served) -> Row:
         """The results of one candidate."""
-        is_dense = candidate.method == DENSE
-        dense, looks = self.answers
-        ours, fidelity = self._compare(model) if not is_dense else (dense, _compared(looks, looks))
+        self.progress()
+        dense, _ = self.answers
+        ours, fidelity = self._compare(served)
         timing = self._timing(model)
         images = timing.inputs(1) if timing.sample is None else timing.sample
         gflops = gigaflops(model, images)
+        beside = {} if served is self.served else served.timed
+        speeds = timing.speeds({DENSE: self.served.timed[FOLDED], **beside})
+        self.progress()
         return Row(
             candidate.method,
             candidate.flops,
@@ -133,16 +185,17 @@ class _Evaluator:
             fidelity,
             gflops,
             gflops / self.gflops,
-            timing.speeds(self.dense if is_dense else model, self.dense),
+            speeds,
             candidate.source,
             _counts(model, images),
             _changed(ours.best, dense.best),
+            self.runtime,
         )
 
     @functools.cached_property
     def answers(self) -> tuple[Predictions, list[Look]]:
-        """What the dense model predicts, and what it says of every batch."""
-        predictor = self._predictor(self.dense)
+        """What the dense model predicts in eager torch, and what it says of every batch."""
+        predictor = self._predictor(self.runtime.dense(self.dense))
         looks = [look.kept() for look in self._looks(predictor)]
         return predictor.predictions(), looks
 
@@ -156,16 +209,23 @@ class _Evaluator:
         """Some of the images, evenly spaced, where the model is."""
         total = sum(look.images for look in self.answers[1])
         count = max(SAMPLE, *self.sizes)
-        return _spread(self.batches(), total, count).to(next(self.dense.parameters()).device)
+        return _spread(self.batches(), total, count).to(self._device)
 
-    def _compare(self, model: nn.Module) -> tuple[Predictions, Fidelity]:
+    def _compare(self, served: _Served) -> tuple[Predictions, Fidelity]:
         """What a model predicts, and how near it stays to the dense one."""
-        predictor = self._predictor(model)
-        fidelity = _compared(self._looks(predictor), self.answers[1])
+        dense, looks = self.answers
+        if served.answering is self.dense:
+            return dense, _compared(looks, looks)
+        predictor = self._predictor(served.answering)
+        fidelity = _compared(self._looks(predictor), looks)
         return predictor.predictions(), fidelity
 
+    @property
+    def _device(self) -> torch.device:
+        return next(self.dense.parameters()).device
+
     def _predictor(self, model: nn.Module) -> Predictor:
-        return Predictor(model, next(model.parameters()).device, self.amp)
+        return Predictor(model, self._device, self.amp)
 
     def _looks(self, predictor: Predictor) -> Iterator[Look]:
         """What a model says of every batch."""

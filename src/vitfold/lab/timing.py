@@ -6,12 +6,9 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from vitfold.folding.calls import folds
-from vitfold.folding.families import find
-from vitfold.folding.inputs import Inputs
-from vitfold.lab.candidate import timed_trunk
+from vitfold.folding.inputs import Inputs, images_in
 from vitfold.tokens.modes import mixed
-from vitfold.tools.baselines import BOUND, DENSE, FOLDED, bound
+from vitfold.tools.baselines import BOUND, DENSE, FOLDED
 from vitfold.tools.bench import beyond_bound
 from vitfold.tools.measure import compare
 
@@ -49,28 +46,26 @@ class Timing:
     amp: torch.dtype | None
     sample: Inputs | None = None
 
-    def speeds(self, model: nn.Module, dense: nn.Module) -> tuple[Speed, ...]:
-        """The speed at every batch size; `model` is `dense` where that is what is timed."""
-        models = {DENSE: timed_trunk(dense)}
-        if model is not dense:
-            models[FOLDED] = timed_trunk(model)
-        if folds(model):
-            models[BOUND] = find(bound(model, self.sample)).trunk
-        return tuple(self._steady_speed(models, dense, size) for size in self.sizes)
+    def speeds(self, models: Mapping[str, nn.Module]) -> tuple[Speed, ...]:
+        """The speed at every batch size, of the candidate, or of the dense model alone.
 
-    def _steady_speed(self, models: Mapping[str, nn.Module], dense: nn.Module, size: int) -> Speed:
+        models: `DENSE`, the candidate as `FOLDED`, and `BOUND` where it folds.
+        """
+        return tuple(self._steady_speed(models, size) for size in self.sizes)
+
+    def _steady_speed(self, models: Mapping[str, nn.Module], size: int) -> Speed:
         """The first speed that can be, or the last that was measured."""
-        speed = self._speed(models, dense, size)
+        speed = self._speed(models, size)
         for _ in range(AGAIN):
             if speed.steady:
                 break
-            speed = self._speed(models, dense, size)
+            speed = self._speed(models, size)
         return speed
 
-    def _speed(self, models: Mapping[str, nn.Module], dense: nn.Module, size: int) -> Speed:
-        device = next(dense.parameters()).device
-        with mixed(device, self.amp):
-            rates = compare(models, self.inputs(size), repeats=self.repeats, warmup=1)
+    def _speed(self, models: Mapping[str, nn.Module], size: int) -> Speed:
+        inputs = self.inputs(size)
+        with mixed(images_in(inputs).device, self.amp):
+            rates = compare(models, inputs, repeats=self.repeats, warmup=1)
         rate = rates.get(FOLDED, rates[DENSE]).median
         share = rate / rates[BOUND].median if BOUND in rates else None
         return Speed(size, rate, rate / rates[DENSE].median, share, not beyond_bound(share))

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -65,8 +65,8 @@ def mean_iou(ious: Tensor) -> float:
 
 def pixels(model: nn.Module, image: Tensor, size: tuple[int, int], stride: int | None) -> Tensor:
     """`[H, W]`: the class of every pixel of a picture of that size, from its image `[C, h, w]`."""
-    inner = as_segmenter(model)
-    logits = slide(model, image.unsqueeze(0), inner.window, stride)
+    window: tuple[int, int] = cast("Any", model).window
+    logits = slide(model, image.unsqueeze(0), window, stride)
     logits = F.interpolate(logits, size=size, mode="bilinear", align_corners=False)
     return logits[0].argmax(dim=0)
 
@@ -90,9 +90,12 @@ def score(
     progress: Progress = lambda: None,
 ) -> Report:
     """Run both over scenes: images `[C, h, w]` as the model takes them, of any size, and labels
-    `[H, W]` as they are."""
-    classes = as_segmenter(folded).classes
-    device = next(folded.parameters()).device
+    `[H, W]` as they are.
+
+    folded: the model, or what a runtime makes of it.
+    """
+    classes = as_segmenter(dense).classes
+    device = next(dense.parameters()).device
     ours, theirs = (intersection_over_union(classes).to(device) for _ in range(2))
     images = same = right = labelled = total = 0
     seconds = 0.0

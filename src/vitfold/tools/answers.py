@@ -1,5 +1,6 @@
 """Logits of models, and their loss."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -33,6 +34,8 @@ def answers_of(model: nn.Module, output: Any) -> Tensor:
     """The logits in an output of the model."""
     if getattr(model, "num_classes", None) == 0:
         raise DataError(f"this {type(model).__name__} has no head: a classifier is needed")
+    if isinstance(output, Mapping):
+        output = output.get("logits", output)
     output = getattr(output, "logits", output)
     if not isinstance(output, Tensor) or output.dim() not in (2, 4):
         raise DataError(

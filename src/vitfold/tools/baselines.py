@@ -23,6 +23,9 @@ from vitfold.tools.removal import removed, returns
 
 DENSE, TEXTBOOK, BOUND, FOLDED = "dense", "textbook ToMe", "free slicing", "folded"
 
+EAGER = "dense in eager torch"
+"""What others are set beside where they run in another runtime."""
+
 
 def candidates(ours: nn.Module, images: Inputs | None = None) -> dict[str, nn.Module]:
     """A folded model beside its dense self, textbook ToMe and free slicing: all on one set of

@@ -8,7 +8,7 @@ from torch import nn
 
 from vitfold.folding.families import find
 from vitfold.folding.inputs import Inputs
-from vitfold.tools.baselines import BOUND, DENSE, FOLDED, is_whole
+from vitfold.tools.baselines import BOUND, DENSE, EAGER, FOLDED, is_whole
 from vitfold.tools.measure import Progress, Throughput, batch_of, compare, flops, peak_memory
 
 WIDE = 0.25
@@ -30,7 +30,10 @@ class Row:
     gflops: per image, two operations per multiply-add.
     flops_share: that, over the dense model's.
     speedup: the time of the dense model over its own.
+    memory_mb: at the peak of a call; None where nobody can tell.
     share: the time of free slicing over its own: 1 is as fast as removing tokens can be.
+    eager_speedup: the time of the dense model in eager torch over its own; None where that was not
+        timed.
     """
 
     name: str
@@ -40,9 +43,10 @@ class Row:
     high: float
     gflops: float
     flops_share: float
-    memory_mb: float
+    memory_mb: float | None
     speedup: float
     share: float
+    eager_speedup: float | None = None
 
     def to_json(self) -> dict[str, Any]:
         """The figures by field name."""
@@ -61,24 +65,35 @@ def bench(
     models: Mapping[str, nn.Module],
     images: Inputs,
     *,
+    served: Mapping[str, nn.Module] | None = None,
+    memory: bool = True,
     repeats: int = 10,
     warmup: int = 2,
     progress: Progress = lambda: None,
 ) -> list[Row]:
-    """Every candidate on one batch, measured in turn; `DENSE` and `BOUND` are among them."""
-    rates = compare(models, images, repeats=repeats, warmup=warmup, progress=progress)
-    operations = {name: flops(model, images) for name, model in models.items()}
-    return [_row(name, models[name], images, rates, operations) for name in rates]
+    """Every candidate on one batch, measured in turn; `DENSE` and `BOUND` are among them.
+
+    models: torch's, whose operations are counted.
+    served: what is timed in their place, by the same names: what a runtime makes of them. One that
+        is not there has no row; `EAGER` may be there too. By default the models themselves.
+    memory: whether torch runs what is timed, so that its memory can be measured.
+    """
+    timed = models if served is None else served
+    rates = compare(timed, images, repeats=repeats, warmup=warmup, progress=progress)
+    names = [name for name in models if name in timed]
+    operations = {name: flops(models[name], images) for name in names}
+    peaks = {name: peak_memory(timed[name], images) / 1e6 for name in names if memory}
+    return [_row(name, batch_of(images), rates, operations, peaks.get(name)) for name in names]
 
 
 def _row(
     name: str,
-    model: nn.Module,
-    images: Inputs,
+    batch: int,
     rates: Mapping[str, Throughput],
     operations: Mapping[str, int],
+    peak: float | None,
 ) -> Row:
-    rate, batch = rates[name], batch_of(images)
+    rate = rates[name]
     return Row(
         name=name,
         batch_size=batch,
@@ -87,18 +102,20 @@ def _row(
         high=rate.high,
         gflops=operations[name] / batch / 1e9,
         flops_share=operations[name] / operations[DENSE],
-        memory_mb=peak_memory(model, images) / 1e6,
+        memory_mb=peak,
         speedup=rate.median / rates[DENSE].median,
         share=rate.median / rates[BOUND].median,
+        eager_speedup=rate.median / rates[EAGER].median if EAGER in rates else None,
     )
 
 
-def warnings(rows: Sequence[Row], share: float | None = None) -> list[str]:
+def warnings(rows: Sequence[Row], share: float | None = None, place: str = "here") -> list[str]:
     """What to know before the figures are used, in words.
 
     share: of the dense FLOPs, that was asked for.
+    place: where they were taken, in words.
     """
-    return [text for text in (_slow(rows), _busy(rows), _off_share(rows, share)) if text]
+    return [text for text in (_slow(rows, place), _busy(rows), _off_share(rows, share)) if text]
 
 
 def beyond_bound(share: float | None) -> bool:
@@ -106,12 +123,12 @@ def beyond_bound(share: float | None) -> bool:
     return share is not None and share > BEYOND
 
 
-def _slow(rows: Sequence[Row]) -> str:
+def _slow(rows: Sequence[Row], place: str) -> str:
     sizes = [str(row.batch_size) for row in rows if row.name == FOLDED and row.speedup < 1]
     if not sizes:
         return ""
     return (
-        f"slower than the dense model here at batch size {', '.join(sizes)}: "
+        f"slower than the dense model {place} at batch size {', '.join(sizes)}: "
         "remove more tokens, or use larger images or batches"
     )
 

@@ -111,6 +111,18 @@ def _look(model: nn.Module, images: Tensor, amp: torch.dtype | None) -> Look:
         return look(model, images)
 
 
+FIGURES = {
+    "cosine": "cosine of embeddings",
+    "cosine_worst": "of the worst tenth",
+    "recall1": "recall@1",
+    "recall10": "recall@10",
+    "dense_cosine": "cosine of dense features",
+    "agreement": "same class",
+    "kl": "KL divergence",
+}
+"""What its figures are called."""
+
+
 class Comparison:
     """Keeps of every image what fidelity is made of: what both models say is compared at once."""
 

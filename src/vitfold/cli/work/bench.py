@@ -1,14 +1,16 @@
 """Models timed side by side, as `vitfold bench` shows it."""
 
-from typing import Any
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
 from vitfold.cli import options, show
 from vitfold.cli.images import batches_of
+from vitfold.cli.work.serving import all_served
 from vitfold.data import AnySource
 from vitfold.errors import DataError
+from vitfold.exporting.runtime import Runtime
 from vitfold.folding.calls import fold_of
 from vitfold.folding.inputs import Inputs
 from vitfold.saving.models import dataset_of
@@ -54,35 +56,45 @@ def measure(
     sizes: list[int],
     repeats: int,
     warmup: int,
-    compiled: bool,
+    runtime: Runtime,
     dtype: torch.dtype | None,
     pixels: Tensor | None,
 ) -> list[Row]:
-    """The model beside what it is compared with, at every batch size; with these images, or random
-    ones."""
-    models = candidates(ours, pixels)
-    whole = {name: timed_part(model) for name, model in models.items()}
-    run: dict[str, Any] = {n: torch.compile(m) if compiled else m for n, m in whole.items()}
+    """The model beside what it is compared with in the runtime, at every batch size; with these
+    images, or random ones."""
+    whole = {name: timed_part(model) for name, model in candidates(ours, pixels).items()}
+    served = all_served(whole, replace(runtime, images=pixels))
     device = next(whole[DENSE].parameters()).device
     rows: list[Row] = []
-    total = len(sizes) * len(run) * (repeats + warmup)
+    total = len(sizes) * len(served) * (repeats + warmup)
     with show.bar("measuring", total) as progress, mixed(device, dtype):
         for size in sizes:
             images: Inputs = random_inputs(whole[DENSE], size)
             if pixels is not None:
                 images = pixels[:size]
-            rows += bench(run, images, repeats=repeats, warmup=warmup, progress=progress)
+            rows += bench(
+                whole,
+                images,
+                served=served,
+                memory=runtime.in_torch,
+                repeats=repeats,
+                warmup=warmup,
+                progress=progress,
+            )
     return rows
 
 
-def show_rows(name: str, ours: nn.Module, rows: list[Row], images: Tensor | None) -> None:
+def show_rows(
+    name: str, ours: nn.Module, rows: list[Row], runtime: Runtime, images: Tensor | None
+) -> None:
     """A table for every batch size, and what to mind."""
     record = fold_of(ours)
     show.console.print(f"{record.method}\ntokens removed per block: {removed(ours, images)}")
     for size in sorted({row.batch_size for row in rows}):
         cells = [_cells(row) for row in rows if row.batch_size == size]
-        show.table(f"{name}, batch size {size}", COLUMNS, cells)
-    for warning in warnings(rows, share_of_trunk(ours)):
+        columns = COLUMNS if runtime.eager else (*COLUMNS, "x dense in eager torch")
+        show.table(f"{name}, batch size {size}, in {runtime}", columns, cells)
+    for warning in warnings(rows, share_of_trunk(ours), f"in {runtime} here"):
         show.note(warning)
 
 
@@ -99,7 +111,8 @@ def _cells(row: Row) -> list[str]:
         f"{row.low:.1f}-{row.high:.1f}",
         f"{row.gflops:.2f}",
         f"{row.flops_share:.3f}",
-        f"{row.memory_mb:.0f}",
+        "" if row.memory_mb is None else f"{row.memory_mb:.0f}",
         f"{row.speedup:.2f}",
         f"{row.share:.3f}",
+        *([] if row.eager_speedup is None else [f"{row.eager_speedup:.2f}"]),
     ]

@@ -11,13 +11,15 @@ from torch import nn
 
 from vitfold.cli import show
 from vitfold.cli.images import batches_of, photographs
+from vitfold.cli.work.serving import calibrated
 from vitfold.data import AnySource, renormalized
 from vitfold.errors import MethodError
+from vitfold.exporting.runtime import Runtime
 from vitfold.folding.calls import folds
 from vitfold.lab.candidate import Candidate, smaller_inputs, smaller_models, trained
 from vitfold.lab.candidate import candidates as entries
 from vitfold.lab.report.columns import GFLOPS, HEADERS, PERCENT
-from vitfold.lab.sweep import Batches, images_in, sweep
+from vitfold.lab.sweep import MORE, Batches, images_in, sweep
 from vitfold.lab.sweep_file import SweepFile
 from vitfold.lab.timing import Speed, busy
 from vitfold.saving.models import create_model
@@ -27,6 +29,7 @@ from vitfold.tools.trace import trace
 
 __all__ = [
     "SweepFile",
+    "calibrated",
     "dense_models",
     "entries",
     "images_for",
@@ -76,20 +79,21 @@ def run(
     sizes: list[int],
     repeats: int,
     dtype: torch.dtype | None,
+    runtime: Runtime,
     file: SweepFile,
 ) -> list[dict[str, Any]]:
     """Measure what is not in the file yet. All rows."""
     once = {candidate.key: candidate for candidate in every}.values()
     left = [candidate for candidate in once if candidate.key not in file.done]
     first: Any = batches()
-    count = len(first) * len(left) if hasattr(first, "__len__") else None
+    count = (len(first) + MORE) * len(left) if hasattr(first, "__len__") else None
     on = next(base.parameters()).device
     images = images_in(next(iter(first)))[:PICTURES].to(on) if left else None
     speeds: dict[str, Sequence[Speed]] = {}
-    with show.bar("sweeping", count) as progress:
+    with show.bar(f"sweeping in {runtime}", count) as progress:
         for row, ours in sweep(
-            base, left, batches, sizes=sizes, repeats=repeats, amp=dtype, progress=progress,
-            skip=show.note,
+            base, left, batches, sizes=sizes, repeats=repeats, amp=dtype, runtime=runtime,
+            progress=progress, skip=show.note,
         ):  # fmt: skip
             file.add(row, _picture(ours, images))
             speeds[f"{row.method} {row.flops:.2f}"] = row.speeds
@@ -98,18 +102,18 @@ def run(
     return file.rows
 
 
-def show_rows(name: str, rows: list[dict[str, Any]], sizes: list[int]) -> None:
+def show_rows(name: str, rows: list[dict[str, Any]], sizes: list[int], runtime: Runtime) -> None:
     """A table of accuracy where there are labels, one of fidelity, and one of speed for every batch
     size."""
     labels = any(_figure(row, "top1", 4) for row in rows)
     columns, cells = (COLUMNS, _cells(rows)) if labels else (COSTS, _costs(rows))
-    show.table(f"{name}: {len(rows)} candidates", columns, cells)
+    show.table(f"{name}: {len(rows)} candidates, in {runtime}", columns, cells)
     known = [name for name in FIDELITY if any(_figure(row, name, 4) for row in rows)]
     if beside := [name for name in known if not (labels and name in PERCENT)]:
         headers = [HEADERS[name] for name in beside]
         show.table("Fidelity", [*COSTS[:2], *headers], _fidelity(rows, beside))
     for size in sizes:
-        show.table(f"Speed, batch size {size}", SPEED_COLUMNS, _speeds(rows, size))
+        show.table(f"Speed, batch size {size}, in {runtime}", SPEED_COLUMNS, _speeds(rows, size))
 
 
 def _other(name: str, base: nn.Module) -> nn.Module:

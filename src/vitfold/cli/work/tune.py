@@ -15,11 +15,12 @@ from vitfold.cli.images import photographs
 from vitfold.cli.work.models import written
 from vitfold.data import Source
 from vitfold.exporting.serve import check_runtime
-from vitfold.lab.tuning.card import FIGURES, FILE, PAGE, interval
+from vitfold.lab.tuning.card import FILE, PAGE, interval
 from vitfold.lab.tuning.goal import goal_of
 from vitfold.lab.tuning.result import Tuned
 from vitfold.lab.tuning.tune import check_place
 from vitfold.lab.tuning.tune import tune as tune_
+from vitfold.tools.fidelity import FIGURES
 
 
 def refuse(goals: Group, runtime: str, int8: bool, output: Path) -> None:

@@ -11,7 +11,9 @@ from torchvision.transforms.v2.functional import to_pil_image
 
 from vitfold.cli import show, values
 from vitfold.cli.images import batches_of, photographs
+from vitfold.cli.work.serving import answering, calibrated
 from vitfold.data import Source, classes_of, evenly, untouched
+from vitfold.exporting.runtime import Runtime
 from vitfold.folding.calls import fold_of
 from vitfold.folding.fold import clone
 from vitfold.segment import Report as SceneReport
@@ -19,12 +21,12 @@ from vitfold.segment import SceneSource, score
 from vitfold.segment.pictures import compare
 from vitfold.tools import draw
 from vitfold.tools.answers import classes_of_head
-from vitfold.tools.fidelity import Fidelity, fidelity
+from vitfold.tools.fidelity import FIGURES, Fidelity, fidelity
 from vitfold.tools.intervals import Estimate
 from vitfold.tools.validate import Report
 from vitfold.tools.validate import validate as validate_
 
-__all__ = ["SceneSource", "draw_scenes", "of_fidelity", "of_images", "of_pixels"]
+__all__ = ["SceneSource", "calibrated", "draw_scenes", "of_fidelity", "of_images", "of_pixels"]
 
 
 def of_images(
@@ -35,14 +37,16 @@ def of_images(
     batch_size: int,
     workers: int,
     amp: torch.dtype | None,
+    runtime: Runtime,
 ) -> dict[str, Any]:
     """The report on images of one class."""
     batches = batches_of(ours, source, limit, batch_size, workers)
     _note_classes(ours, source, batches)
     on = next(ours.parameters()).device
+    served, dense = answering(ours, runtime), runtime.dense(clone(ours))
     with show.bar("validating", _count(batches)) as progress:
-        report = validate_(ours, batches, device=on, amp=amp, progress=progress)
-    _show(name, ours, report)
+        report = validate_(served, batches, dense=dense, device=on, amp=amp, progress=progress)
+    _show(_title(name, ours, runtime), report)
     return report.to_json()
 
 
@@ -54,15 +58,24 @@ def of_fidelity(
     batch_size: int,
     workers: int,
     amp: torch.dtype | None,
+    runtime: Runtime,
 ) -> dict[str, Any]:
     """The report on images without labels: how near the folded model stays to the dense one."""
     batches = photographs(ours, source, limit, batch_size, workers)
+    on = next(ours.parameters()).device
+    served, dense = answering(ours, runtime), runtime.dense(clone(ours))
     with show.bar("comparing", _count(batches)) as progress:
-        report = fidelity(ours, batches, amp=amp, progress=progress)
+        report = fidelity(served, batches, dense=dense, device=on, amp=amp, progress=progress)
     rows = [["images", str(report.images), ""], *_beside(report)]
     columns = ["beside the dense model", "", INTERVAL]
-    show.table(f"{name}, {fold_of(ours).method}", columns, rows)
+    show.table(_title(name, ours, runtime), columns, rows)
     return report.to_json()
+
+
+def _title(name: str, ours: nn.Module, runtime: Runtime) -> str:
+    """What a table is of; the dense model beside it is always in eager torch."""
+    beside = "" if runtime.eager else "; dense in eager torch"
+    return f"{name}, {fold_of(ours).method}, in {runtime}{beside}"
 
 
 def _count(batches: object) -> int | None:
@@ -70,24 +83,12 @@ def _count(batches: object) -> int | None:
     return len(batches) if isinstance(batches, Sized) else None
 
 
-FIDELITY = {
-    "cosine": "cosine of embeddings",
-    "cosine_worst": "of the worst tenth",
-    "recall1": "recall@1",
-    "recall10": "recall@10",
-    "dense_cosine": "cosine of dense features",
-    "agreement": "same class",
-    "kl": "KL divergence",
-}
-"""What its figures are called."""
-
-
 INTERVAL = "95 % interval"
 
 
 def _beside(report: Fidelity) -> list[list[str]]:
     """Rows of the figures that there are."""
-    figures = {words: getattr(report, field) for field, words in FIDELITY.items()}
+    figures = {words: getattr(report, field) for field, words in FIGURES.items()}
     return [_row(words, value) for words, value in figures.items() if value is not None]
 
 
@@ -117,13 +118,15 @@ def of_pixels(
     stride: int | None,
     workers: int,
     amp: torch.dtype | None,
+    runtime: Runtime,
 ) -> dict[str, Any]:
     """The report on images with a class for every pixel."""
     images = evenly(untouched(ours, source), limit)
     scenes = DataLoader(images, batch_size=None, num_workers=workers)
+    served = answering(ours, runtime)
     with show.bar("validating", len(images)) as progress:
-        report = score(ours, clone(ours), scenes, stride=stride, amp=amp, progress=progress)
-    _show_pixels(name, ours, report)
+        report = score(served, clone(ours), scenes, stride=stride, amp=amp, progress=progress)
+    _show_pixels(_title(name, ours, runtime), report)
     ious = {f"iou_{number}": iou for number, iou in enumerate(report.ious)}
     return {n: value for n, value in report.to_json().items() if n != "ious"} | ious
 
@@ -144,7 +147,7 @@ def draw_scenes(
         show.written(target)
 
 
-def _show_pixels(name: str, model: nn.Module, report: SceneReport) -> None:
+def _show_pixels(title: str, report: SceneReport) -> None:
     rows = [
         ["images", str(report.images)],
         ["mIoU", f"{report.miou:.2%}"],
@@ -153,7 +156,7 @@ def _show_pixels(name: str, model: nn.Module, report: SceneReport) -> None:
         ["agrees with dense", f"{report.agreement:.2%}"],
         ["images/s", f"{report.images_per_second:.1f}"],
     ]
-    show.table(f"{name}, {fold_of(model).method}", ["", "folded"], rows)
+    show.table(title, ["", "folded"], rows)
     cells = ["-" if iou is None else f"{iou:.2%}" for iou in report.ious]
     each = [[str(number), iou] for number, iou in enumerate(cells)]
     show.table("by class", ["class", "IoU"], each)
@@ -166,7 +169,7 @@ def _agreement(beside: Fidelity | None) -> str:
     return f"{beside.agreement.low:.2%} to {beside.agreement.high:.2%}"
 
 
-def _show(name: str, model: nn.Module, report: Report) -> None:
+def _show(title: str, report: Report) -> None:
     beside = [] if report.fidelity is None else _beside(report.fidelity)
     rows = [
         ["images", str(report.images), ""],
@@ -177,4 +180,4 @@ def _show(name: str, model: nn.Module, report: Report) -> None:
         *(row for row in beside if row[0] != FIDELITY["agreement"]),
         ["images/s", f"{report.images_per_second:.1f}", ""],
     ]
-    show.table(f"{name}, {fold_of(model).method}", ["", "folded", INTERVAL], rows)
+    show.table(title, ["", "folded", INTERVAL], rows)

@@ -13,6 +13,8 @@ HEADERS = {
     "flops_share": "FLOPs, of dense",
     "detail": "details",
     "source": "source",
+    "runtime": "runtime",
+    "int8": "INT8",
     "images": "images",
     "top1": "top-1",
     "top1_low": "top-1, 95 % from",
@@ -46,6 +48,7 @@ HEADERS = {
     "memory_mb": "peak memory, MB",
     "speedup": "speed, x dense",
     "share": "speed, share of bound",
+    "eager_speedup": "speed, x dense in eager torch",
     "steady": "machine was quiet",
     "largest_eigenvalue": "largest eigenvalue",
 }

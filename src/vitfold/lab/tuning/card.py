@@ -7,19 +7,10 @@ from typing import Any
 
 from vitfold.errors import MissingExtra
 from vitfold.lab import plots
+from vitfold.tools.fidelity import FIGURES
 from vitfold.tools.results import write_text
 
 FILE, PAGE, PICTURE = "card.json", "README.md", "pareto.png"
-
-FIGURES = {
-    "cosine": "cosine of embeddings",
-    "cosine_worst": "of the worst tenth",
-    "recall1": "recall@1",
-    "recall10": "recall@10",
-    "dense_cosine": "cosine of dense features",
-    "agreement": "same class",
-    "kl": "KL divergence",
-}
 
 
 def write(card: Mapping[str, Any], place: Path) -> None:

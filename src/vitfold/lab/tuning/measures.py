@@ -8,7 +8,7 @@ from functools import cached_property
 import torch
 from torch import Tensor, nn
 
-from vitfold.exporting.serve import serve
+from vitfold.exporting.runtime import Runtime
 from vitfold.folding.families import find
 from vitfold.folding.flops import cost
 from vitfold.folding.fold import clone, fold
@@ -35,10 +35,12 @@ class Measures:
 
     dense: the model without a fold.
     images: `[N, C, H, W]`, which folds are compared on.
+    runtime: where they are timed.
     """
 
     dense: nn.Module
     images: Tensor
+    runtime: Runtime
     trials: Trials
     _costs: dict[str, float] = field(default_factory=dict, init=False, repr=False)
     _serving: dict[str, nn.Module] = field(default_factory=dict, init=False, repr=False)
@@ -61,7 +63,8 @@ class Measures:
     def served_fidelity(self, method: Base | None) -> Fidelity:
         """How near what the runtime makes of a fold, or of the dense model, stays to the dense
         model in eager torch."""
-        return self._compared(self._served(method))
+        beside = self._looks_of(self.runtime.dense(self.dense))
+        return self._compared(self.runtime.answering(self.folded(method)), beside)
 
     def race(self, methods: Mapping[str, Base], rounds: int) -> dict[str, Share]:
         """The share of the dense model's time that each of these folds takes, in turn with it."""
@@ -115,28 +118,29 @@ class Measures:
         """In the runtime; made once, as that takes longer than what is asked of it."""
         key = str(method)
         if key not in self._serving:
-            setting = self.trials.setting
-            self._serving[key] = serve(
-                self.folded(method),
-                setting.runtime,
-                batch_size=setting.batch_size,
-                int8=setting.int8,
-                images=self.images,
-            )
+            self._serving[key] = self.runtime.serve(self.folded(method))
             for old in [name for name in self._serving if name != str(None)][:-KEPT]:
                 del self._serving[old]
         return self._serving[key]
 
-    def _compared(self, model: nn.Module) -> Fidelity:
+    def _compared(self, model: nn.Module, beside: list[Look] | None = None) -> Fidelity:
+        """A model beside the dense one in eager torch.
+
+        beside: what that says, where it is looked at in another way.
+        """
         comparison = Comparison()
-        for images, dense in zip(self.images.split(BATCH), self._looks, strict=True):
+        batches = self.images.split(BATCH)
+        for images, dense in zip(batches, beside or self._looks, strict=True):
             comparison.add(_look(model, images), dense)
         return comparison.result()
 
     @cached_property
     def _looks(self) -> list[Look]:
-        """What the dense model says of every batch."""
-        return [_look(self.dense, images) for images in self.images.split(BATCH)]
+        return self._looks_of(self.dense)
+
+    def _looks_of(self, model: nn.Module) -> list[Look]:
+        """What a model says of every batch."""
+        return [_look(model, images) for images in self.images.split(BATCH)]
 
 
 KEPT = 3

@@ -355,7 +355,11 @@ class ForNearness(Search):
         return None
 
     def _lack(self, candidate: Candidate) -> float:
+        """By how much it is less near there; of a classifier's embeddings a runtime shows
+        nothing."""
         served = self.measures.served_fidelity(candidate.trial.method)
+        if self.goal.name == "cosine" and served.kl is not None:
+            return 0.0
         return self.goal.value - figure(served, self.goal.name)
 
     def _halve(self, shape: Shape, low: float, high: float, keeper: Keeper | None) -> Keeper | None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from vitfold.errors import DataError, MethodError, TuneError
-from vitfold.exporting.serve import check_runtime
+from vitfold.exporting.runtime import Runtime
 from vitfold.folding.fold import clone, fold, unfold
 from vitfold.lab.tuning.card import FILE as CARD
 from vitfold.lab.tuning.card import PAGE, PICTURE
@@ -89,15 +89,16 @@ def tune(
     )
     kinds = kinds_of(methods)
     _check(images, batch_size, trials, minutes, repeats)
-    check_runtime(runtime, int8)
+    where = Runtime(runtime, int8, images.cpu(), batch_size)
     dense = clone(model).eval()
     setting = _setting(dense, images, runtime, int8, batch_size)
     place = None if directory is None else check_place(Path(directory))
-    measures = Measures(dense, images.to(next(dense.parameters()).device), Trials(setting, place))
+    device = next(dense.parameters()).device
+    if not where.in_torch and device.type != "cpu":
+        raise MethodError(f"runtime {runtime!r} runs on the CPU here: give model.cpu()")
+    measures = Measures(dense, images.to(device), where, Trials(setting, place))
     seconds = 60 * minutes
     deadline = time.monotonic() + seconds
-    if runtime != "eager" and measures.images.device.type != "cpu":
-        raise MethodError(f"runtime {runtime!r} runs on the CPU here: give model.cpu()")
     budget = Budget(deadline - FINAL * seconds, (1 - FINAL) * seconds, trials)
     search = search_for(goal)(measures, goal, kinds, budget, tell)
     best, stopped = _found(search, repeats)
