@@ -177,7 +177,7 @@ def _show(title: str, report: Report) -> None:
         ["top-5", f"{report.top5:.2%}", ""],
         ["dense top-1", f"{report.dense_top1:.2%}", ""],
         ["agrees with dense", f"{report.agreement:.2%}", _agreement(report.fidelity)],
-        *(row for row in beside if row[0] != FIDELITY["agreement"]),
+        *(row for row in beside if row[0] != FIGURES["agreement"]),
         ["images/s", f"{report.images_per_second:.1f}", ""],
     ]
     show.table(title, ["", "folded", INTERVAL], rows)
