@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
-from typing import Any, cast
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -65,10 +65,15 @@ def mean_iou(ious: Tensor) -> float:
 
 def pixels(model: nn.Module, image: Tensor, size: tuple[int, int], stride: int | None) -> Tensor:
     """`[H, W]`: the class of every pixel of a picture of that size, from its image `[C, h, w]`."""
-    window: tuple[int, int] = cast("Any", model).window
-    logits = slide(model, image.unsqueeze(0), window, stride)
+    logits = slide(model, image.unsqueeze(0), _window(model), stride)
     logits = F.interpolate(logits, size=size, mode="bilinear", align_corners=False)
     return logits[0].argmax(dim=0)
+
+
+def _window(model: nn.Module) -> tuple[int, int]:
+    """What a segmenter takes, or what a runtime made of one; any other model is refused."""
+    window: tuple[int, int] | None = getattr(model, "window", None)
+    return as_segmenter(model).window if window is None else window
 
 
 def as_segmenter(model: nn.Module) -> Segmenter:
