@@ -21,8 +21,12 @@ LARGE = 2**31 - 2**20
 """A file of more bytes keeps its weights in another beside it: protobuf ends at 2 GB."""
 
 
-def write(graph: Graph, path: Path) -> None:
-    """The ONNX file of a program."""
+def write(graph: Graph, path: Path, *, lean: bool = True) -> None:
+    """The ONNX file of a program.
+
+    lean: by onnxscript's optimizer, which takes longer than all the rest; another reader has its
+        own.
+    """
     with torch.no_grad(), quiet():
         try:
             written: Any = torch.onnx.export(
@@ -32,6 +36,7 @@ def write(graph: Graph, path: Path) -> None:
                 opset_version=OPSET,
                 input_names=[INPUT],
                 output_names=list(graph.names),
+                optimize=lean,
             )
         except Exception as error:  # the exporter raises what it met
             raise UnsupportedModel(

@@ -35,7 +35,7 @@ class OpenVino(Target):
         library = importlib.import_module("openvino")
         with tempfile.TemporaryDirectory() as place:
             path = Path(place) / onnx.FILE
-            onnx.write(graph, path)
+            onnx.write(graph, path, lean=False)
             model = library.convert_model(path)
             library.save_model(model, directory / FILE, compress_to_fp16=False)
 
