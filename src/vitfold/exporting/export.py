@@ -5,7 +5,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from vitfold.errors import DataError
 from vitfold.exporting import preprocessing
 from vitfold.exporting.graph import Graph, Named, graph_of
+from vitfold.exporting.inside import Inside, Pictures
+from vitfold.exporting.pictures import Preparation, preparation_of
 from vitfold.exporting.report import Corner, Report
 from vitfold.exporting.serve import Served, quantized
 from vitfold.exporting.targets import Runner, Target
@@ -34,6 +36,8 @@ FILE = "report.json"
 
 DENSE, FOLDED = "dense", "folded"
 
+PICTURES = " from pictures"
+
 SIZES = (1, 8)
 """Batch sizes that are timed where any is taken."""
 
@@ -51,6 +55,7 @@ def export(
     images: Tensor | None = None,
     batch_size: int | None = None,
     int8: bool = False,
+    preprocess: bool = False,
     repeats: int = 10,
     progress: Progress = lambda: None,
 ) -> Report:
@@ -64,10 +69,13 @@ def export(
         the report has fidelity too.
     batch_size: the number of images that it takes; None: any.
     int8: in eight bits, with ranges from the images.
+    preprocess: the program resizes, crops and normalizes by itself: `pixel_values` are then
+        pictures `[B, H, W, 3]` in 8 bits, RGB, of any size. With openvino.
     progress: called after every step of `steps`.
     """
     kind = target_(target)
-    kind.check(int8)
+    kind.check(int8, preprocess=preprocess)
+    preparation = preparation_of(model) if preprocess else None
     _check(images, int8, batch_size)
     place = Path(directory)
     check_place(place, kind)
@@ -75,6 +83,8 @@ def export(
         job = Job(model, kind, Path(work), images, batch_size, progress)
         agreement = job.write_all(int8)
         report = job.report(agreement, repeats)
+        if preparation is not None:
+            report = replace(report, preprocess=job.prepend(preparation))
         _keep(job.last, place, report, model)
     return report
 
@@ -120,6 +130,24 @@ class Job:
     def last(self) -> Path:
         """The directory of the form that is kept."""
         return self.work / list(self.runs)[-1]
+
+    def prepend(self, preparation: Preparation) -> Inside:
+        """Let the last form prepare pictures by itself, and see how it does."""
+        preparing = self.kind.preparing(preparation)
+        pictures = Pictures(preparation, preparing, self.batch_size)
+        bare = self.last
+        whole = {name: self._prepended(name, preparation) for name in {self.asked, bare.name}}
+        inside = pictures.inside(
+            self._named(self.asked), whole[self.asked], whole[bare.name], self.runs[bare.name]
+        )
+        self.runs[f"{bare.name}{PICTURES}"] = whole[bare.name]
+        return inside
+
+    def _prepended(self, form: str, preparation: Preparation) -> Runner:
+        place = self.work / f"{form}{PICTURES}"
+        place.mkdir()
+        self.kind.prepend(self.work / form, place, preparation)
+        return self.kind.open(place, self.graphs[self.asked].names)
 
     def write_all(self, int8: bool) -> Agreement:
         """Write every form, and verify the one that is asked for."""

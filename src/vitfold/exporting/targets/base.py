@@ -10,6 +10,7 @@ from torch import Tensor
 
 from vitfold.errors import UnsupportedModel, missing
 from vitfold.exporting.graph import Graph, Outputs
+from vitfold.exporting.pictures import Preparation
 
 Runner = Callable[[Tensor], Outputs]
 """Images `[B, C, H, W]` on the CPU in, outputs by name out."""
@@ -28,11 +29,17 @@ class Target(ABC):
     packages: ClassVar[tuple[str, ...]] = ()
     extra: ClassVar[str] = "export"
 
-    def check(self, int8: bool, what: str | None = None) -> None:
+    def check(self, int8: bool, what: str | None = None, preprocess: bool = False) -> None:
         """Refuse to begin without what this target takes.
 
         what: what it is called by who asks.
+        preprocess: whether its program is to prepare pictures.
         """
+        if preprocess and not self.preprocesses:
+            raise UnsupportedModel(
+                f"{what or f'target {self.name!r}'} has no preprocessing in its program: give "
+                "openvino, or prepare pictures outside"
+            )
         for package in self.packages + (self.quantizers if int8 else ()):
             if importlib.util.find_spec(package) is None:
                 raise missing(package, self.extra)
@@ -42,6 +49,7 @@ class Target(ABC):
     quantizes: ClassVar[bool] = False
     quantizers: ClassVar[tuple[str, ...]] = ()
     """What quantizing takes besides."""
+    preprocesses: ClassVar[bool] = False
 
     @abstractmethod
     def write(self, graph: Graph, directory: Path) -> None:
@@ -54,6 +62,15 @@ class Target(ABC):
     def quantize(self, source: Path, directory: Path, images: Sequence[Tensor]) -> None:
         """Write the program of one directory into another, in eight bits, its ranges taken from
         batches of images."""
+        raise NotImplementedError
+
+    def prepend(self, source: Path, directory: Path, preparation: Preparation) -> None:
+        """Write the program of one directory into another, such that it takes pictures
+        `[B, H, W, 3]` in 8 bits, of any size, and prepares them itself."""
+        raise NotImplementedError
+
+    def preparing(self, preparation: Preparation) -> Callable[[Tensor], Tensor]:
+        """That preparation alone: pictures in, `[B, C, H, W]` out."""
         raise NotImplementedError
 
 
