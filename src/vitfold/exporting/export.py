@@ -3,8 +3,7 @@
 import json
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -19,10 +18,10 @@ from vitfold.exporting.inside import Inside, Pictures
 from vitfold.exporting.pictures import Preparation, preparation_of
 from vitfold.exporting.report import Corner, Report
 from vitfold.exporting.serve import Served, quantized
-from vitfold.exporting.targets import Runner, Target
+from vitfold.exporting.targets import Runner, Target, refusing
 from vitfold.exporting.targets import target as target_
 from vitfold.exporting.verify import Agreement, eager, verify
-from vitfold.files import writing
+from vitfold.files import whole_directory, writing
 from vitfold.folding.calls import fold_of, folds
 from vitfold.folding.fold import clone
 from vitfold.saving.plans import Directory
@@ -154,7 +153,8 @@ class Job:
         for name, model in self.models.items():
             self._write(name, model)
         named, run = self._named(self.asked), self.runs[self.asked]
-        agreement = verify(named, run, self.images, self.batch_size)
+        with refusing(self.kind):
+            agreement = verify(named, run, self.images, self.batch_size)
         self.progress()
         for name in tuple(self.models) if int8 else ():
             self._quantize(name)
@@ -166,17 +166,20 @@ class Job:
     def _write(self, name: str, model: nn.Module) -> None:
         (self.work / name).mkdir()
         self.graphs[name] = graph_of(model, self.batch_size)
-        self.kind.write(self.graphs[name], self.work / name)
+        with refusing(self.kind):
+            self.kind.write(self.graphs[name], self.work / name)
         self._open(name, name)
 
     def _quantize(self, name: str) -> None:
         assert self.images is not None  # `_check` says so
-        small = quantized(self.kind, self.work / name, self.images, self.batch_size)
+        with refusing(self.kind):
+            small = quantized(self.kind, self.work / name, self.images, self.batch_size)
         self._open(small.name, name)
 
     def _open(self, form: str, name: str) -> None:
         """Open a form of one of the models, for all that is asked of it."""
-        self.runs[form] = self.kind.open(self.work / form, self.graphs[name].names)
+        with refusing(self.kind):
+            self.runs[form] = self.kind.open(self.work / form, self.graphs[name].names)
         self.progress()
 
     def report(self, agreement: Agreement, repeats: int) -> Report:
@@ -275,15 +278,5 @@ def _keep(source: Path, directory: Path, report: Report, model: nn.Module) -> No
     preprocessing.write(model, source)
     text = json.dumps(report.to_json(), indent=2)
     (source / FILE).write_text(text + "\n", encoding="utf-8")
-    with writing(directory, DataError), _beside(directory) as place:
-        shutil.copytree(source, place / "files")
-        if directory.exists():
-            directory.replace(place / "before")
-        (place / "files").replace(directory)
-
-
-@contextmanager
-def _beside(directory: Path) -> Iterator[Path]:
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=directory.parent, prefix=".export-") as place:
-        yield Path(place)
+    with writing(directory, DataError), whole_directory(directory) as place:
+        shutil.copytree(source, place, dirs_exist_ok=True)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from vitfold.errors import DataError, UnsupportedModel, nearest
 from vitfold.exporting.graph import graph_of
-from vitfold.exporting.targets import TARGETS, Runner, Target
+from vitfold.exporting.targets import TARGETS, Runner, Target, refusing
 from vitfold.exporting.targets.base import no_eight_bits
 from vitfold.exporting.verify import batchwise
 
@@ -69,7 +69,7 @@ def serve(
     if kind is None:
         return model if runtime == "eager" else cast("nn.Module", torch.compile(model))
     graph = graph_of(model, batch_size)
-    with tempfile.TemporaryDirectory() as work:
+    with tempfile.TemporaryDirectory() as work, refusing(kind):
         place = Path(work) / "model"
         place.mkdir()
         kind.write(graph, place)

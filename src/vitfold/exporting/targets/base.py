@@ -1,14 +1,15 @@
 """The interface of a target: what a program is written for."""
 
+import contextlib
 import importlib.util
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import ClassVar
 
 from torch import Tensor
 
-from vitfold.errors import UnsupportedModel, missing
+from vitfold.errors import UnsupportedModel, VitfoldError, missing
 from vitfold.exporting.graph import Graph, Outputs
 from vitfold.exporting.pictures import Preparation
 
@@ -72,6 +73,31 @@ class Target(ABC):
     def preparing(self, preparation: Preparation) -> Callable[[Tensor], Tensor]:
         """That preparation alone: pictures in, `[B, C, H, W]` out."""
         raise NotImplementedError
+
+
+@contextlib.contextmanager
+def refusing(target: Target) -> Iterator[None]:
+    """Within it, what a target's libraries raise is one line that says what to do."""
+    try:
+        yield
+    except (VitfoldError, OSError, MemoryError):
+        raise
+    except Exception as error:  # they raise what they like, with pages around it
+        raise UnsupportedModel(
+            f"{target.runtime} does not take this model: {_gist(error)}: give another method or "
+            "target"
+        ) from error
+
+
+GIST = 200
+"""How many characters are told of an error of a target's libraries."""
+
+
+def _gist(error: Exception) -> str:
+    """What an error says, without where in C++ it was raised."""
+    lines = [line.strip() for line in str(error).splitlines()]
+    words = " ".join(line for line in lines if line and not line.startswith("Exception from"))
+    return (words or type(error).__name__)[:GIST]
 
 
 def no_eight_bits(what: str) -> UnsupportedModel:
