@@ -25,7 +25,7 @@ pytest.importorskip("openvino")
 
 def model(**wants: Any) -> nn.Module:
     """A small model that wants its images so."""
-    small = vit().float()
+    small = vit(depth=2).float()
     small.pretrained_cfg = {"interpolation": "bicubic", "crop_pct": 0.875} | wants
     return vitfold.fold(small, "tome", r=4)
 
@@ -89,7 +89,7 @@ def test_in_eight_bits_too(batch_size: int | None, tmp_path: Path) -> None:
 @pytest.mark.parametrize("keeps", [True, False])
 def test_pixels_are_those_of_pillow(interpolation: str, keeps: bool) -> None:
     half = (0.5, 0.4, 0.3)
-    preparation = Preparation((48, 48), (54, 54), keeps, interpolation, half, half)
+    preparation = Preparation((48, 48), 0.9, keeps, interpolation, half, half)
     pictures = Pictures(preparation, TARGETS["openvino"].preparing(preparation), None)
     pictures.check()
     soft = [
@@ -149,7 +149,7 @@ def test_other_targets_refuse(
 def test_the_command_tells_of_it(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    arguments = ("export", "test_vit", "--no-pretrained", "--r", 4, "--target", "openvino")
+    arguments = ("export", "test_vit", "--no-pretrained", "--img-size", 64, "--target", "openvino")
     options = ("--preprocess", "--repeats", 1, "-o", tmp_path / "out")
     assert vitfold_(monkeypatch, *arguments, *options) == 0
     assert "a pixel beside Pillow's" in capsys.readouterr().out

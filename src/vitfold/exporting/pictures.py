@@ -25,25 +25,31 @@ class Preparation:
     """What timm does to a picture in evaluation: it is resized, cropped and normalized.
 
     size: height and width of what is cut out of the centre.
-    resized: height and width before that; where the picture keeps the relation of its sides, the
-        shorter one has the (same) number.
-    keeps: whether it does.
+    crop_pct: the share of a side that this is.
+    keeps: whether the picture keeps the relation of its sides.
     interpolation: bilinear or bicubic, as Pillow resizes: with antialiasing.
     mean, std: of the channels, from 0 to 1.
     """
 
     size: tuple[int, int]
-    resized: tuple[int, int]
+    crop_pct: float
     keeps: bool
     interpolation: str
     mean: tuple[float, ...]
     std: tuple[float, ...]
 
+    @property
+    def resized(self) -> tuple[int, int]:
+        """Height and width before the crop; where the picture keeps the relation of its sides, the
+        shorter one has the (same) number."""
+        height, width = (math.floor(side / self.crop_pct) for side in self.size)
+        return height, width
+
     def __call__(self, picture: Image.Image) -> Tensor:
         """`[C, H, W]`, by timm and Pillow."""
         transform: Any = timm.data.create_transform(
             (len(self.mean), *self.size),
-            crop_pct=self.size[0] / self.resized[0],
+            crop_pct=self.crop_pct,
             crop_mode="center" if self.keeps else "squash",
             interpolation=self.interpolation,
             mean=self.mean,
@@ -82,9 +88,9 @@ def preparation_of(model: nn.Module) -> Preparation:
     _expect("interpolation", config["interpolation"], WAYS)
     if keeps and height != width:
         raise _refusal(f"the model crops {height} x {width} pixels, and only squares are cropped")
-    edges = tuple(math.floor(side / config["crop_pct"]) for side in (height, width))
     mean, std = (tuple(config[name]) for name in ("mean", "std"))
-    return Preparation((height, width), edges, keeps, config["interpolation"], mean, std)
+    share, way = config["crop_pct"], config["interpolation"]
+    return Preparation((height, width), share, keeps, way, mean, std)
 
 
 def _expect(name: str, value: object, known: tuple[object, ...]) -> None:
