@@ -24,6 +24,13 @@ def export(
     int8: Annotated[
         bool, typer.Option("--int8", help="In eight bits, with ranges from images of --data-dir.")
     ] = False,
+    preprocess: Annotated[
+        bool,
+        typer.Option(
+            "--preprocess",
+            help="With openvino: the program takes pictures in 8 bits, [B, H, W, 3], of any size.",
+        ),
+    ] = False,
     batch_size: Annotated[
         int | None,
         typer.Option("--batch-size", "-b", min=1, help="Images at a time.", show_default="any"),
@@ -41,9 +48,9 @@ def export(
     """
     from vitfold.cli.work import export as work
 
-    work.refuse_place(output, target, int8)
+    work.refuse_place(output, target, int8, preprocess)
     made = work.chosen(model_options.model(model), model_options.plan, choice, dense)
     images = work.sample(made, data.source, limit, workers, int8)
-    report = work.written(made, output, target, images, batch_size, int8, repeats)
+    report = work.written(made, output, target, images, batch_size, int8, preprocess, repeats)
     work.show_report(model, report)
     work.results(results_file, model, report)

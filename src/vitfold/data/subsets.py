@@ -5,6 +5,7 @@ import math
 import struct
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -97,10 +98,12 @@ def _unread(error: RuntimeError) -> bool:
 
 
 def filename(dataset: Any, place: int) -> str:
-    """The path of an image of a dataset."""
+    """The path of an image of a dataset; in a tar, that of the tar first."""
     if isinstance(dataset, Subset):
         return filename(dataset.whole, dataset.places[place])
-    return str(dataset.filename(place, absolute=True))
+    name = str(dataset.filename(place, absolute=True))
+    root = getattr(getattr(dataset, "reader", None), "root", None)
+    return f"{root}: {name}" if root and Path(root).is_file() else name
 
 
 def per_cent(whole: Any, start: int, stop: int) -> Subset:

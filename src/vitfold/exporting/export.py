@@ -3,9 +3,8 @@
 import json
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -15,12 +14,14 @@ from torch import Tensor, nn
 from vitfold.errors import DataError
 from vitfold.exporting import preprocessing
 from vitfold.exporting.graph import Graph, Named, graph_of
+from vitfold.exporting.inside import Inside, Pictures
+from vitfold.exporting.pictures import Preparation, preparation_of
 from vitfold.exporting.report import Corner, Report
 from vitfold.exporting.serve import Served, quantized
-from vitfold.exporting.targets import Runner, Target
+from vitfold.exporting.targets import Runner, Target, refusing
 from vitfold.exporting.targets import target as target_
 from vitfold.exporting.verify import Agreement, eager, verify
-from vitfold.files import writing
+from vitfold.files import whole_directory, writing
 from vitfold.folding.calls import fold_of, folds
 from vitfold.folding.fold import clone
 from vitfold.saving.plans import Directory
@@ -33,6 +34,8 @@ from vitfold.tools.results import machine, version
 FILE = "report.json"
 
 DENSE, FOLDED = "dense", "folded"
+
+PICTURES = " from pictures"
 
 SIZES = (1, 8)
 """Batch sizes that are timed where any is taken."""
@@ -51,6 +54,7 @@ def export(
     images: Tensor | None = None,
     batch_size: int | None = None,
     int8: bool = False,
+    preprocess: bool = False,
     repeats: int = 10,
     progress: Progress = lambda: None,
 ) -> Report:
@@ -64,10 +68,13 @@ def export(
         the report has fidelity too.
     batch_size: the number of images that it takes; None: any.
     int8: in eight bits, with ranges from the images.
+    preprocess: the program resizes, crops and normalizes by itself: `pixel_values` are then
+        pictures `[B, H, W, 3]` in 8 bits, RGB, of any size. With openvino.
     progress: called after every step of `steps`.
     """
     kind = target_(target)
-    kind.check(int8)
+    kind.check(int8, preprocess=preprocess)
+    preparation = preparation_of(model) if preprocess else None
     _check(images, int8, batch_size)
     place = Path(directory)
     check_place(place, kind)
@@ -75,6 +82,8 @@ def export(
         job = Job(model, kind, Path(work), images, batch_size, progress)
         agreement = job.write_all(int8)
         report = job.report(agreement, repeats)
+        if preparation is not None:
+            report = replace(report, preprocess=job.prepend(preparation))
         _keep(job.last, place, report, model)
     return report
 
@@ -121,12 +130,31 @@ class Job:
         """The directory of the form that is kept."""
         return self.work / list(self.runs)[-1]
 
+    def prepend(self, preparation: Preparation) -> Inside:
+        """Let the last form prepare pictures by itself, and see how it does."""
+        preparing = self.kind.preparing(preparation)
+        pictures = Pictures(preparation, preparing, self.batch_size)
+        bare = self.last
+        whole = {name: self._prepended(name, preparation) for name in {self.asked, bare.name}}
+        inside = pictures.inside(
+            self._named(self.asked), whole[self.asked], whole[bare.name], self.runs[bare.name]
+        )
+        self.runs[f"{bare.name}{PICTURES}"] = whole[bare.name]
+        return inside
+
+    def _prepended(self, form: str, preparation: Preparation) -> Runner:
+        place = self.work / f"{form}{PICTURES}"
+        place.mkdir()
+        self.kind.prepend(self.work / form, place, preparation)
+        return self.kind.open(place, self.graphs[self.asked].names)
+
     def write_all(self, int8: bool) -> Agreement:
         """Write every form, and verify the one that is asked for."""
         for name, model in self.models.items():
             self._write(name, model)
         named, run = self._named(self.asked), self.runs[self.asked]
-        agreement = verify(named, run, self.images, self.batch_size)
+        with refusing(self.kind):
+            agreement = verify(named, run, self.images, self.batch_size)
         self.progress()
         for name in tuple(self.models) if int8 else ():
             self._quantize(name)
@@ -138,17 +166,20 @@ class Job:
     def _write(self, name: str, model: nn.Module) -> None:
         (self.work / name).mkdir()
         self.graphs[name] = graph_of(model, self.batch_size)
-        self.kind.write(self.graphs[name], self.work / name)
+        with refusing(self.kind):
+            self.kind.write(self.graphs[name], self.work / name)
         self._open(name, name)
 
     def _quantize(self, name: str) -> None:
         assert self.images is not None  # `_check` says so
-        small = quantized(self.kind, self.work / name, self.images, self.batch_size)
+        with refusing(self.kind):
+            small = quantized(self.kind, self.work / name, self.images, self.batch_size)
         self._open(small.name, name)
 
     def _open(self, form: str, name: str) -> None:
         """Open a form of one of the models, for all that is asked of it."""
-        self.runs[form] = self.kind.open(self.work / form, self.graphs[name].names)
+        with refusing(self.kind):
+            self.runs[form] = self.kind.open(self.work / form, self.graphs[name].names)
         self.progress()
 
     def report(self, agreement: Agreement, repeats: int) -> Report:
@@ -247,15 +278,5 @@ def _keep(source: Path, directory: Path, report: Report, model: nn.Module) -> No
     preprocessing.write(model, source)
     text = json.dumps(report.to_json(), indent=2)
     (source / FILE).write_text(text + "\n", encoding="utf-8")
-    with writing(directory, DataError), _beside(directory) as place:
-        shutil.copytree(source, place / "files")
-        if directory.exists():
-            directory.replace(place / "before")
-        (place / "files").replace(directory)
-
-
-@contextmanager
-def _beside(directory: Path) -> Iterator[Path]:
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=directory.parent, prefix=".export-") as place:
-        yield Path(place)
+    with writing(directory, DataError), whole_directory(directory) as place:
+        shutil.copytree(source, place, dirs_exist_ok=True)

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from vitfold.exporting.inside import Inside
 from vitfold.exporting.verify import Agreement
 from vitfold.tools.fidelity import Fidelity
 from vitfold.tools.measure import Throughput
@@ -47,6 +48,7 @@ class Report:
 
     model, method: the class, and how it is folded; None where it is dense.
     batch_size: None where any number of images is taken.
+    preprocess: what was seen of preprocessing in the program; None where it takes prepared images.
     agreement: with eager torch, in float32.
     corners: every form that was measured; the one that was written comes last.
     """
@@ -61,16 +63,18 @@ class Report:
     corners: tuple[Corner, ...]
     machine: Mapping[str, Any]
     versions: Mapping[str, str]
+    preprocess: Inside | None = None
 
     def to_json(self) -> dict[str, Any]:
         """All of it, for `report.json`."""
         own = {
             name: value
             for name, value in vars(self).items()
-            if name not in ("agreement", "corners")
+            if name not in ("agreement", "corners", "preprocess")
         }
         return {
             **own,
+            "preprocess": self.preprocess and asdict(self.preprocess),
             "agreement": asdict(self.agreement),
             "corners": [corner.to_json() for corner in self.corners],
         }

@@ -1,17 +1,16 @@
 """A model as a runtime runs it, in the place of the model: for whatever calls models."""
 
-import contextlib
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from vitfold.errors import DataError, UnsupportedModel, VitfoldError, nearest, one_line
+from vitfold.errors import DataError, UnsupportedModel, nearest
 from vitfold.exporting.graph import Named, Outputs, examples, graph_of, output_names
-from vitfold.exporting.targets import TARGETS, Runner, Target
+from vitfold.exporting.targets import TARGETS, Runner, Target, refusing
 from vitfold.exporting.targets.base import no_eight_bits
 from vitfold.exporting.verify import batchwise
 
@@ -84,7 +83,7 @@ def serve(
     if kind is None:
         return model if runtime == "eager" else cast("nn.Module", torch.compile(model))
     graph = graph_of(model, batch_size)
-    with tempfile.TemporaryDirectory() as work, _taken(model, runtime):
+    with tempfile.TemporaryDirectory() as work, refusing(kind):
         place = Path(work) / "model"
         place.mkdir()
         kind.write(graph, place)
@@ -93,19 +92,6 @@ def serve(
         run = kind.open(place, graph.names, threads)
         run(graph.example.cpu())
     return Served(run, model, batch_size)
-
-
-@contextlib.contextmanager
-def _taken(model: nn.Module, runtime: str) -> Iterator[None]:
-    """Within it what a runtime raises is told in one line."""
-    try:
-        yield
-    except VitfoldError:
-        raise
-    except Exception as error:  # libraries raise what they met
-        raise UnsupportedModel(
-            f"runtime {runtime!r} does not take this {type(model).__name__}: {one_line(error)}"
-        ) from error
 
 
 def check_runtime(runtime: str, int8: bool = False) -> Target | None:

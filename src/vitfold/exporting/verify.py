@@ -1,6 +1,6 @@
 """Whether a target gives eager's answers, on images that make ties too."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -55,19 +55,30 @@ def verify(
     cases = [(f"image {number}", image) for number, image in enumerate(given)]
     made = list(alike(given[0]))
     stack = torch.stack([image for _, image in cases + made]).cpu()
-    expected, result = eager(model, stack), batchwise(run, stack, batch_size)
+    names = [name for name, _ in cases + made]
+    return compare(model, names, stack, batchwise(run, stack, batch_size), len(cases))
+
+
+def compare(
+    model: Named, names: Sequence[str], stack: Tensor, result: Outputs, loose: int
+) -> Agreement:
+    """Set what a target gave for images beside what the model gives; refused where they differ.
+
+    names: what the images are called.
+    loose: of so many, the first, some may be undecided.
+    """
+    expected, undecided = eager(model, stack), 0
     worst = _differences(expected, result)
-    names, undecided = [name for name, _ in cases + made], 0
     for number in range(len(names)):
         if float(worst[number]) <= LIMIT:
             continue
-        if number >= len(cases) or _holds(model, stack[number]):
+        if number >= loose or _holds(model, stack[number]):
             _refuse(names[number], number, expected, result)
         undecided += 1
         worst[number] = 0
-    if undecided > UNDECIDED * len(cases):
+    if undecided > UNDECIDED * loose:
         raise ExportError(
-            f"{undecided} of {len(cases)} images differ from eager, whose own answer changes as "
+            f"{undecided} of {loose} images differ from eager, whose own answer changes as "
             "much by rounding: give images that are photographs, or another method"
         )
     place = int(worst.argmax())

@@ -184,7 +184,7 @@ def _check_graph(fold: Fold) -> None:
 def _of_one_shape(fold: Fold) -> str:
     remedy = "fold with EViT or another method of fixed numbers first"
     if has_fixed(fold.method):
-        remedy = "give the model to vitfold.freeze(model, images) first"
+        remedy = "give the model to vitfold.freeze(model, images), or run vitfold freeze, first"
     return (
         f"{type(fold.method).__name__} keeps another number of tokens for every image, and a graph "
         f"has one shape: {remedy}"

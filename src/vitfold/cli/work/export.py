@@ -22,10 +22,10 @@ from vitfold.tools.results import write
 COLUMNS = ("", "MB", "batch", "ms", "quartiles", "x dense")
 
 
-def refuse_place(output: Path, target: str, int8: bool) -> None:
+def refuse_place(output: Path, target: str, int8: bool, preprocess: bool) -> None:
     """Refuse what cannot be written, before a model is made."""
     kind = target_(target)
-    kind.check(int8)
+    kind.check(int8, preprocess=preprocess)
     check_place(output, kind)
 
 
@@ -55,6 +55,7 @@ def written(
     images: Tensor | None,
     batch_size: int | None,
     int8: bool,
+    preprocess: bool,
     repeats: int,
 ) -> Report:
     """The export, with a bar."""
@@ -66,6 +67,7 @@ def written(
             images=images,
             batch_size=batch_size,
             int8=int8,
+            preprocess=preprocess,
             repeats=repeats,
             progress=progress,
         )
@@ -81,6 +83,9 @@ def show_report(name: str, report: Report) -> None:
         *([["same class", f"{agreement.top1:.1%}"]] if agreement.top1 is not None else []),
         ["cosine", f"{agreement.cosine:.6f}"],
     ]
+    if (inside := report.preprocess) is not None:
+        facts.append(["a pixel beside Pillow's", f"{inside.largest:.0f} of 255"])
+        facts.append(["from pictures", f"{inside.agreement.largest:.1e}"])
     show.table(f"{name}, {report.method or 'dense'}: float32 beside eager torch", ["", ""], facts)
     rows = [row for corner in report.corners for row in _rows(corner)]
     show.table(f"in {report.runtime}", COLUMNS, rows)

@@ -2,9 +2,9 @@
 
 from vitfold.errors import UnsupportedModel, nearest
 from vitfold.exporting.targets import aoti, onnx, openvino, torch
-from vitfold.exporting.targets.base import Runner, Target
+from vitfold.exporting.targets.base import Runner, Target, refusing
 
-__all__ = ["TARGETS", "Runner", "Target", "target"]
+__all__ = ["TARGETS", "Runner", "Target", "refusing", "target"]
 
 TARGETS: dict[str, Target] = {
     module.TARGET.name: module.TARGET for module in (torch, aoti, onnx, openvino)

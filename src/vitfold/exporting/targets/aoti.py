@@ -19,9 +19,9 @@ class AheadOfTime(Target):
     name = "aoti"
     runtime = "AOTInductor"
 
-    def check(self, int8: bool, what: str | None = None) -> None:
+    def check(self, int8: bool, what: str | None = None, preprocess: bool = False) -> None:
         """Refuse to begin without a compiler."""
-        super().check(int8, what)
+        super().check(int8, what, preprocess)
         if shutil.which("c++") is None and shutil.which("g++") is None:
             raise MissingExtra(
                 f"{what or 'target aoti'} compiles C++, and there is no compiler: install g++, or "

@@ -87,6 +87,7 @@ class Onnx(Target):
                 op_types_to_quantize=["MatMul", "Gemm"],
                 per_channel=True,
                 weight_type=quantization.QuantType.QInt8,
+                use_external_data_format=(source / f"{FILE}.data").exists(),
                 extra_options={"MatMulConstBOnly": True},
             )
 

@@ -5,7 +5,7 @@ import importlib
 import io
 import logging
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +13,10 @@ import torch
 from torch import Tensor
 
 from vitfold.exporting.graph import INPUT, Graph, Outputs, quiet
+from vitfold.exporting.pictures import Preparation
 from vitfold.exporting.targets import onnx
 from vitfold.exporting.targets.base import Runner, Target
+from vitfold.exporting.targets.openvino_pictures import behind_preparation, preparation_alone
 
 FILE = "model.xml"
 
@@ -29,6 +31,7 @@ class OpenVino(Target):
     extra = "openvino"
     quantizes = True
     quantizers = ("nncf",)
+    preprocesses = True
 
     def write(self, graph: Graph, directory: Path) -> None:
         """The model in single precision."""
@@ -59,7 +62,7 @@ class OpenVino(Target):
         those that match and merge tokens, stay as they are."""
         library, nncf = (importlib.import_module(name) for name in ("openvino", "nncf"))
         model = library.Core().read_model(source / FILE)
-        batches = [{INPUT: image.numpy()} for batch in images for image in batch.split(1)]
+        batches = [{INPUT: batch.numpy()} for batch in images]
         nncf.set_log_level(logging.ERROR)
         with quiet(), contextlib.redirect_stdout(io.StringIO()):  # its bars
             small = nncf.quantize(
@@ -70,6 +73,19 @@ class OpenVino(Target):
                 ignored_scope=nncf.IgnoredScope(names=list(_weightless(model)), validate=False),
             )
             library.save_model(small, directory / FILE, compress_to_fp16=False)
+
+    def prepend(self, source: Path, directory: Path, preparation: Preparation) -> None:
+        """By `openvino.preprocess.PrePostProcessor`."""
+        library = importlib.import_module("openvino")
+        model = behind_preparation(library.Core().read_model(source / FILE), preparation)
+        library.save_model(model, directory / FILE, compress_to_fp16=False)
+
+    def preparing(self, preparation: Preparation) -> Callable[[Tensor], Tensor]:
+        """A program without a model behind it."""
+        library = importlib.import_module("openvino")
+        model = preparation_alone(preparation)
+        compiled = library.Core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+        return lambda pictures: torch.from_numpy(compiled([pictures.numpy()])[0].copy())
 
 
 def _weightless(model: Any) -> Iterator[str]:
