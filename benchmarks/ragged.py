@@ -16,7 +16,7 @@ from typing import Annotated, Any
 import timm
 import torch
 import typer
-from speed import quartiles, ratio
+from speed import ratio
 from tables import markdown, spread
 from torch import Tensor, nn
 
@@ -25,7 +25,7 @@ from vitfold.cli import show
 from vitfold.folding.calls import fold_of
 from vitfold.folding.fold import clone
 from vitfold.tools import baselines, results
-from vitfold.tools.measure import interleave, peak_memory, timed
+from vitfold.tools.measure import interleave, peak_memory, quartiles, timed
 from vitfold.tools.removal import removed
 
 LTMP, MERGED, TOME = "LTMP", "MergeDrop", "ToMe"

@@ -18,7 +18,7 @@ from typing import Annotated, Any
 import timm
 import torch
 import typer
-from speed import quartiles, ratio
+from speed import ratio
 from tables import markdown, spread
 from torch import nn
 
@@ -30,7 +30,7 @@ from vitfold.folding.fold import clone
 from vitfold.methods import Base
 from vitfold.tools import results
 from vitfold.tools.baselines import bound
-from vitfold.tools.measure import interleave, timed
+from vitfold.tools.measure import interleave, quartiles, timed
 
 EAGER, DENSE, FLOAT = "dense, eager torch", "dense", "dense, float32"
 

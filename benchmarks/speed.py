@@ -24,7 +24,7 @@ import vitfold
 from vitfold.cli import show
 from vitfold.folding.fold import clone
 from vitfold.tools import baselines, results
-from vitfold.tools.measure import interleave, peak_memory, random_inputs, timed
+from vitfold.tools.measure import interleave, peak_memory, quartiles, random_inputs, timed
 from vitfold.tools.removal import removed
 
 
@@ -92,15 +92,9 @@ def rows(case: Case, seconds: dict[str, list[float]], memory: dict[str, int]) ->
         }
 
 
-def ratio(theirs: list[float], ours: list[float]) -> list[float]:
+def ratio(theirs: list[float], ours: list[float]) -> tuple[float, float, float]:
     """Quartiles of the ratios within a round."""
     return quartiles([a / b for a, b in zip(theirs, ours, strict=True)])
-
-
-def quartiles(values: list[float]) -> list[float]:
-    """The first, the median and the third."""
-    points = torch.tensor([0.25, 0.5, 0.75], dtype=torch.float64)
-    return [float(q) for q in torch.tensor(values, dtype=torch.float64).quantile(points)]
 
 
 def measure(case: Case, device: str, compiled: bool, repeats: int, amp: bool) -> list[Any]:

@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from vitfold.cli import options
@@ -46,6 +47,11 @@ def photographs(
     """
     images = unlabelled(model, source_for(model, source), limit, skip=skip)
     return batches(images, batch_size, workers)
+
+
+def sample(model: nn.Module, source: AnySource, limit: int, workers: int) -> Tensor:
+    """`[N, C, H, W]`: at most so many images at once, without those that cannot be read."""
+    return torch.cat(list(photographs(model, source, limit, 64, workers, skip=True)))
 
 
 def shuffled_of(

@@ -8,7 +8,7 @@ import typer
 
 from vitfold.cli import options, values
 from vitfold.cli.groups import Group, grouped, option
-from vitfold.cli.names import MINUTES, RUNTIMES
+from vitfold.cli.names import MINUTES
 
 
 @dataclass(frozen=True)
@@ -34,14 +34,13 @@ def tune(
     goals: Goals,
     model_options: options.ModelOptions,
     data: options.Images,
+    runtime: options.Runtime,
     output: Annotated[
         Path,
         typer.Option("--output", "-o", help="Plan and card go here, and what the next run knows."),
     ],
     model: options.ModelName = "digits",
     batch_size: Annotated[int, typer.Option("--batch-size", "-b", min=1)] = 1,
-    runtime: Annotated[str, typer.Option(help=f"{', '.join(RUNTIMES)}.")] = RUNTIMES[0],
-    int8: Annotated[bool, typer.Option("--int8", help="In eight bits, dense and folded.")] = False,
     methods: Annotated[
         str | None, typer.Option(help="With commas between.", show_default="ward,tome,lgtm")
     ] = None,
@@ -64,7 +63,8 @@ def tune(
     """
     from vitfold.cli.work import tune as work
 
-    work.refuse(goals, runtime, int8, output)
+    where = runtime.on(model_options.on, options.Precision())
+    work.refuse(goals, output)
     values.directory_beside(output, model, model_options.plan)
     made = model_options.model(model)
     images = work.sample(made, data.source, limit, workers)
@@ -74,8 +74,8 @@ def tune(
         images,
         goals,
         batch_size=batch_size,
-        runtime=runtime,
-        int8=int8,
+        runtime=where.name,
+        int8=where.int8,
         methods=names,
         trials=trials,
         minutes=minutes,

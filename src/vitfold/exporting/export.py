@@ -29,7 +29,7 @@ from vitfold.tokens.modes import evaluating
 from vitfold.tools.fidelity import Comparison, Fidelity
 from vitfold.tools.looks import look
 from vitfold.tools.measure import Progress, Throughput, interleave, now
-from vitfold.tools.results import machine, version
+from vitfold.tools.results import machine, versions
 
 FILE = "report.json"
 
@@ -42,8 +42,6 @@ SIZES = (1, 8)
 
 BATCH = 64
 """How many images are compared at a time."""
-
-PACKAGES = ("vitfold", "torch", "timm", "transformers", "onnx", "onnxruntime", "openvino", "nncf")
 
 
 def export(
@@ -198,7 +196,7 @@ class Job:
             agreement=agreement,
             corners=tuple(self._corner(form, times, near.get(form)) for form in self.runs),
             machine=machine(),
-            versions={name: found for name in PACKAGES if (found := version(name)) is not None},
+            versions=versions(),
         )
 
     def _times(self, size: int, repeats: int) -> dict[str, Throughput]:

@@ -58,7 +58,10 @@ class Runtime:
     def answering(self, model: nn.Module) -> nn.Module:
         """The same, for its answers: but in eager torch, these are looked for in its outputs
         alone."""
-        served = self.serve(model)
+        return self.seen(self.serve(model), model)
+
+    def seen(self, served: nn.Module, model: nn.Module) -> nn.Module:
+        """What it has made of a model, for its answers."""
         return served if self.eager or isinstance(served, Served) else shown(served, model)
 
     def dense(self, model: nn.Module) -> nn.Module:

@@ -30,6 +30,18 @@ PIECE = 1024
 """How many images are compared with all others at a time."""
 
 
+FIGURES = {
+    "cosine": "cosine of embeddings",
+    "cosine_worst": "of the worst tenth",
+    "recall1": "recall@1",
+    "recall10": "recall@10",
+    "dense_cosine": "cosine of dense features",
+    "agreement": "same class",
+    "kl": "KL divergence",
+}
+"""What its figures are called."""
+
+
 @dataclass(frozen=True)
 class Fidelity:
     """A folded model against the dense one; None where the model has no such output.
@@ -63,6 +75,12 @@ class Fidelity:
                 row[name] = value
         return row
 
+    def rows(self) -> list[list[str]]:
+        """For a table: what every figure is called, the figure, and its interval where it has
+        one."""
+        figures = {words: getattr(self, name) for name, words in FIGURES.items()}
+        return [_row(words, value) for words, value in figures.items() if value is not None]
+
     @classmethod
     def of_json(cls, row: Mapping[str, Any]) -> "Fidelity":
         """What `to_json` wrote."""
@@ -74,6 +92,13 @@ class Fidelity:
             elif field.name in row:
                 values[field.name] = row[field.name]
         return cls(**values)
+
+
+def _row(words: str, value: Estimate | float) -> list[str]:
+    if not isinstance(value, Estimate):
+        return [words, f"{value:.4f}", ""]
+    mean, low, high = (f"{each:.4f}" for each in value)
+    return [words, mean, f"{low} to {high}"]
 
 
 def fidelity(
@@ -109,18 +134,6 @@ def _batches(images: Images, batch_size: int) -> Iterator[Tensor]:
 def _look(model: nn.Module, images: Tensor, amp: torch.dtype | None) -> Look:
     with torch.inference_mode(), evaluating(model), mixed(images.device, amp):
         return look(model, images)
-
-
-FIGURES = {
-    "cosine": "cosine of embeddings",
-    "cosine_worst": "of the worst tenth",
-    "recall1": "recall@1",
-    "recall10": "recall@10",
-    "dense_cosine": "cosine of dense features",
-    "agreement": "same class",
-    "kl": "KL divergence",
-}
-"""What its figures are called."""
 
 
 class Comparison:

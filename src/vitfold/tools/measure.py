@@ -32,13 +32,19 @@ class Throughput:
     @classmethod
     def of(cls, images: int, seconds: Sequence[float]) -> "Throughput":
         """From the seconds that each repeat took."""
-        rates = sorted(images / s for s in seconds)
-        quartiles = statistics.quantiles(rates, method="inclusive") if len(rates) > 1 else rates * 3
-        low, _, high = quartiles
-        return cls(statistics.median(rates), low, high, len(rates))
+        low, median, high = quartiles([images / s for s in seconds])
+        return cls(median, low, high, len(seconds))
 
     def __str__(self) -> str:
         return f"{self.median:.1f} images/s ({self.low:.1f} to {self.high:.1f})"
+
+
+def quartiles(values: Sequence[float]) -> tuple[float, float, float]:
+    """The first, the median and the third; of one value, that value."""
+    if len(values) == 1:
+        return values[0], values[0], values[0]
+    low, median, high = statistics.quantiles(values, method="inclusive")
+    return low, median, high
 
 
 def check_inputs(model: nn.Module, inputs: Inputs) -> None:

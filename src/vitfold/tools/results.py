@@ -77,6 +77,14 @@ def version(package: str) -> str | None:
         return None
 
 
+PACKAGES = ("vitfold", "torch", "timm", "transformers", "onnx", "onnxruntime", "openvino", "nncf")
+
+
+def versions() -> dict[str, str]:
+    """The versions of what figures depend on, as far as it is installed."""
+    return {name: number for name in PACKAGES if (number := version(name)) is not None}
+
+
 def machine() -> dict[str, Any]:
     """What the figures were measured on."""
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None

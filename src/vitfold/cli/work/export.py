@@ -2,11 +2,9 @@
 
 from pathlib import Path
 
-import torch
 from torch import Tensor, nn
 
-from vitfold.cli import options, show
-from vitfold.cli.images import photographs
+from vitfold.cli import images, options, show
 from vitfold.cli.work.fold import folded_by
 from vitfold.data import Source
 from vitfold.errors import DataError, MethodError
@@ -44,8 +42,7 @@ def sample(model: nn.Module, source: Source, limit: int, workers: int, int8: boo
         if int8:
             raise DataError("--int8 takes its ranges from images: give --data-dir FOLDER (or tar)")
         return None
-    batches = list(photographs(model, source, limit, 64, workers, skip=True))
-    return torch.cat(batches)
+    return images.sample(model, source, limit, workers)
 
 
 def written(

@@ -22,7 +22,6 @@ from vitfold.segment.pictures import compare
 from vitfold.tools import draw
 from vitfold.tools.answers import classes_of_head
 from vitfold.tools.fidelity import FIGURES, Fidelity, fidelity
-from vitfold.tools.intervals import Estimate
 from vitfold.tools.validate import Report
 from vitfold.tools.validate import validate as validate_
 
@@ -66,7 +65,7 @@ def of_fidelity(
     served, dense = answering(ours, runtime), runtime.dense(clone(ours))
     with show.bar("comparing", _count(batches)) as progress:
         report = fidelity(served, batches, dense=dense, device=on, amp=amp, progress=progress)
-    rows = [["images", str(report.images), ""], *_beside(report)]
+    rows = [["images", str(report.images), ""], *report.rows()]
     columns = ["beside the dense model", "", INTERVAL]
     show.table(_title(name, ours, runtime), columns, rows)
     return report.to_json()
@@ -84,20 +83,6 @@ def _count(batches: object) -> int | None:
 
 
 INTERVAL = "95 % interval"
-
-
-def _beside(report: Fidelity) -> list[list[str]]:
-    """Rows of the figures that there are."""
-    figures = {words: getattr(report, field) for field, words in FIGURES.items()}
-    return [_row(words, value) for words, value in figures.items() if value is not None]
-
-
-def _row(words: str, value: Estimate | float) -> list[str]:
-    """A figure, and its interval where it has one."""
-    if not isinstance(value, Estimate):
-        return [words, f"{value:.4f}", ""]
-    mean, low, high = (f"{each:.4f}" for each in value)
-    return [words, mean, f"{low} to {high}"]
 
 
 def _note_classes(model: nn.Module, source: Source, batches: Any) -> None:
@@ -170,7 +155,7 @@ def _agreement(beside: Fidelity | None) -> str:
 
 
 def _show(title: str, report: Report) -> None:
-    beside = [] if report.fidelity is None else _beside(report.fidelity)
+    beside = [] if report.fidelity is None else report.fidelity.rows()
     rows = [
         ["images", str(report.images), ""],
         ["top-1", f"{report.top1:.2%}", f"{report.top1_low:.2%} to {report.top1_high:.2%}"],

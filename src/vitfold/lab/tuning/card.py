@@ -7,7 +7,7 @@ from typing import Any
 
 from vitfold.errors import MissingExtra
 from vitfold.lab import plots
-from vitfold.tools.fidelity import FIGURES
+from vitfold.tools.fidelity import Fidelity
 from vitfold.tools.results import write_text
 
 FILE, PAGE, PICTURE = "card.json", "README.md", "pareto.png"
@@ -74,23 +74,15 @@ def where(card: Mapping[str, Any]) -> str:
 
 
 def _fidelity(card: Mapping[str, Any]) -> Iterator[str]:
-    near = card["fidelity"]
     yield "## Beside the dense model"
     yield ""
     yield f"What the runtime gives beside the dense model in torch, on {card['images']} images:"
     yield ""
     yield "| | | 95 % interval |"
     yield "|---|---|---|"
-    for name, words in FIGURES.items():
-        if name in near:
-            yield f"| {words} | {near[name]:.4f} | {interval(near, name)} |"
+    for cells in Fidelity.of_json(card["fidelity"]).rows():
+        yield f"| {' | '.join(cells)} |"
     yield ""
-
-
-def interval(near: Mapping[str, float], name: str) -> str:
-    """The ends of the interval of a figure, where it has one."""
-    low, high = (near.get(f"{name}_{end}") for end in ("low", "high"))
-    return "" if low is None or high is None else f"{low:.4f} to {high:.4f}"
 
 
 def _tried(card: Mapping[str, Any], drawn: bool) -> Iterator[str]:

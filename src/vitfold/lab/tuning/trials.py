@@ -47,6 +47,11 @@ class Trial:
             raise DataError("nothing that the model gives can be compared with the dense model's")
         return 1 - cosine.mean
 
+    @property
+    def loss_name(self) -> str:
+        """What `loss` is."""
+        return "1 - cosine" if self.fidelity.kl is None else "KL"
+
     def to_json(self) -> dict[str, Any]:
         """The figures by name."""
         row = {"method": self.method.to_json(), "fidelity": self.fidelity.to_json()}

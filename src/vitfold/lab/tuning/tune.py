@@ -1,6 +1,5 @@
 """`tune`: the fold that loses least of those that were measured to keep a goal on this machine."""
 
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,12 +8,14 @@ from torch import Tensor, nn
 from vitfold.errors import DataError, MethodError, TuneError
 from vitfold.exporting.runtime import Runtime
 from vitfold.folding.fold import clone, fold, unfold
+from vitfold.lab.tuning.by_nearness import ForNearness, figure
+from vitfold.lab.tuning.by_speed import ForFlops, ForSpeed
 from vitfold.lab.tuning.card import FILE as CARD
 from vitfold.lab.tuning.card import PAGE, PICTURE
-from vitfold.lab.tuning.goal import goal_of
+from vitfold.lab.tuning.goal import Goal, goal_of
 from vitfold.lab.tuning.measures import Measures
 from vitfold.lab.tuning.result import Tuned
-from vitfold.lab.tuning.search import Budget, Candidate, Search, Tell, figure, search_for, silent
+from vitfold.lab.tuning.search import Budget, Candidate, Search, Tell, silent
 from vitfold.lab.tuning.shape import kinds_of
 from vitfold.lab.tuning.trials import FILE as TRIALS
 from vitfold.lab.tuning.trials import Setting, Trials
@@ -22,15 +23,13 @@ from vitfold.saving.fields import FILE as PLAN
 from vitfold.saving.plans import Directory
 from vitfold.saving.store import WEIGHTS
 from vitfold.tools.digest import fingerprint
-from vitfold.tools.results import machine, version
+from vitfold.tools.results import machine, versions
 
 MINUTES = 5.0
 """How long it takes, where nobody says otherwise."""
 
 FINAL = 0.25
 """The share of that time that is left for what is timed once more in the end."""
-
-PACKAGES = ("vitfold", "torch", "timm", "transformers", "onnxruntime", "openvino", "nncf")
 
 
 def tune(
@@ -97,12 +96,17 @@ def tune(
     if not where.in_torch and device.type != "cpu":
         raise MethodError(f"runtime {runtime!r} runs on the CPU here: give model.cpu()")
     measures = Measures(dense, images.to(device), where, Trials(setting, place))
-    seconds = 60 * minutes
-    deadline = time.monotonic() + seconds
-    budget = Budget(deadline - FINAL * seconds, (1 - FINAL) * seconds, trials)
-    search = search_for(goal)(measures, goal, kinds, budget, tell)
+    budget = Budget(60 * minutes * (1 - FINAL), trials)
+    search = _search_for(goal)(measures, goal, kinds, budget, tell)
     best, stopped = _found(search, repeats)
     return _result(model, search, best, stopped)
+
+
+def _search_for(goal: Goal) -> type[Search]:
+    """How a goal is looked for."""
+    if goal.is_near:
+        return ForNearness
+    return ForFlops if goal.name == "flops" else ForSpeed
 
 
 def _found(search: Search, repeats: int) -> tuple[Candidate | None, bool]:
@@ -123,23 +127,21 @@ def _result(model: nn.Module, search: Search, best: Candidate | None, stopped: b
     fastest = min((c.share.median for c in search.timed), default=None)
     if best is None and not search.is_idle and (fastest is None or fastest < 1):
         raise TuneError(_nearest(search))
-    faster = best is not None and best.share.high < 1
-    if faster:
-        assert best is not None
-        fold(model, best.trial.method)
-    else:
+    trial = best.trial if best is not None and best.share.high < 1 else None
+    if trial is None:
         unfold(model)
-    method = best.trial.method if faster and best else None
+    else:
+        fold(model, trial.method)
     return Tuned(
         model=model,
         goal=search.goal,
         setting=search.measures.trials.setting,
-        trial=best.trial if faster and best else None,
+        trial=trial,
         nearest=best.share.median if best else fastest,
         idle=search.is_idle,
         stopped=stopped,
         dense=search.measures.dense_rate,
-        fidelity=search.measures.served_fidelity(method) if faster else None,
+        fidelity=None if trial is None else search.measures.served_fidelity(trial.method),
         images=len(search.measures.images),
         tokens=search.layout.tokens,
         trials=tuple(search.measures.trials),
@@ -172,7 +174,7 @@ def _setting(
         int8=int8,
         batch_size=batch_size,
         machine=machine(),
-        versions={name: number for name in PACKAGES if (number := version(name)) is not None},
+        versions=versions(),
     )
 
 
