@@ -1,5 +1,7 @@
 """Exports give the model's answers in their runtime, or nothing is kept."""
 
+import functools
+import inspect
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,6 +11,7 @@ import pytest
 import torch
 from support.cli import pictures, vitfold_
 from support.models import hf, images
+from support.signals import has_signal_stack
 from support.small import vit
 from torch import Tensor, nn
 
@@ -39,7 +42,7 @@ BESIDE = {"report.json", "preprocessor_config.json"}
 
 
 def model(method: str | None = "tome", **options: Any) -> nn.Module:
-    small = vit().float()
+    small = vit(depth=2).float()
     return small if method is None else vitfold.fold(small, method, **({"r": 4} | options))
 
 
@@ -89,7 +92,9 @@ def test_outputs_are_called_as_their_library_calls_them(tmp_path: Path) -> None:
 
 
 def test_segmenters_and_embeddings_are_exported(tmp_path: Path) -> None:
-    segmenter = vitfold.fold(Segmenter(vit().float(), 3, "linear").float().eval(), "tome", r=4)
+    segmenter = vitfold.fold(
+        Segmenter(vit(depth=2).float(), 3, "linear").float().eval(), "tome", r=4
+    )
     report = vitfold.export(segmenter, tmp_path / "segmenter", target="torch", repeats=1)
     assert report.outputs == ("logits",)
     embedding = vitfold.fold(vit(num_classes=0).float(), "tome", r=4)
@@ -114,6 +119,7 @@ def test_eight_bits_in_four_corners(target: str, tmp_path: Path) -> None:
     assert beside is not None
     assert beside.images == 20
     assert beside.agreement is not None
+    assert has_signal_stack()
 
 
 # What is not kept.
@@ -255,7 +261,7 @@ def test_a_runtime_that_is_not_there_is_named(
 @pytest.mark.filterwarnings("ignore")
 def test_openvino_converts_a_folded_model_itself(method: Any) -> None:
     library = pytest.importorskip("openvino")
-    folded = vitfold.fold(vit().float(), method)
+    folded = vitfold.fold(vit(depth=2).float(), method)
     converted = library.convert_model(folded, example_input=pixels(2))
     run = library.compile_model(converted, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     for count in (2, 3):
@@ -270,6 +276,18 @@ def test_a_served_model_stands_for_the_model(runtime: str) -> None:
     torch.testing.assert_close(served(pixels(3)), folded(pixels(3)), atol=1e-4, rtol=1e-4)
     with pytest.raises(UnsupportedModel, match="did you mean 'openvino'"):
         serve(folded, "openvin")
+
+
+def test_however_many_models_are_compiled_each_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    if "isolate_recompiles" not in inspect.signature(torch.compile).parameters:
+        pytest.skip("this torch gives models of one class eight programs in all")
+    programs: list[nn.Module] = []
+    eager = functools.partial(torch.compile, backend=lambda p, _: programs.append(p) or p)
+    monkeypatch.setattr(torch, "compile", eager)
+    models = [nn.Sequential(nn.Linear(width, 1)) for width in range(1, 12)]
+    for width, one in enumerate((serve(m, "compile") for m in models), start=1):
+        one(torch.ones(2, width))
+    assert len(programs) == len(models)
 
 
 def test_names_are_those_of_targets() -> None:

@@ -130,7 +130,7 @@ def test_models_of_other_images_are_refused() -> None:
         preparation_of(vit(in_chans=1))
     with pytest.raises(UnsupportedModel, match="only squares"):
         preparation_of(vit((7, 8)))
-    segmenter = vitfold.segment.Segmenter(vit().float(), 3, "linear")
+    segmenter = vitfold.segment.Segmenter(vit(depth=2).float(), 3, "linear")
     with pytest.raises(UnsupportedModel, match="a segmenter slides"):
         preparation_of(segmenter)
 

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from support.cli import vitfold_
+from support.signals import has_signal_stack
 from support.small import vit
 from torch import Tensor, nn
 
@@ -63,6 +64,15 @@ def test_openvino_reads_large_weights(monkeypatch: pytest.MonkeyPatch, tmp_path:
     } | BESIDE
     result = TARGETS["openvino"].open(tmp_path / "out", report.outputs)(images)["logits"]
     torch.testing.assert_close(result, folded(images), atol=1e-4, rtol=1e-4)
+
+
+def test_models_may_end_in_any_order(tmp_path: Path) -> None:
+    pytest.importorskip("openvino")
+    report = vitfold.export(model(), tmp_path / "out", target="openvino", repeats=1)
+    runs = [TARGETS["openvino"].open(tmp_path / "out", report.outputs) for _ in range(3)]
+    while runs:
+        runs.pop(0)(pixels(1))
+        assert has_signal_stack()
 
 
 # Packages that are compiled ahead of time.

@@ -13,6 +13,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from vitfold.exporting.targets.openvino import core
+
 Model = Callable[[Tensor], Tensor]
 Runtime = Callable[[nn.Module, Tensor, Path], Model]
 
@@ -71,8 +73,8 @@ def onnx_runtime(model: nn.Module, x: Tensor, directory: Path) -> Model:
 
 
 def openvino(model: nn.Module, x: Tensor, directory: Path) -> Model:
-    library = pytest.importorskip("openvino")
+    pytest.importorskip("openvino")
     options = {"INFERENCE_PRECISION_HINT": "f32"}
     path = onnx_file(program(model, x), directory)
-    served: Any = library.Core().compile_model(str(path), "CPU", options)
+    served: Any = core().compile_model(str(path), "CPU", options)
     return lambda x: torch.from_numpy(served(x.numpy())[0].copy())

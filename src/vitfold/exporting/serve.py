@@ -1,5 +1,6 @@
 """A model as a runtime runs it, in the place of the model: for whatever calls models."""
 
+import inspect
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -81,7 +82,7 @@ def serve(
     """
     kind = check_runtime(runtime, int8)
     if kind is None:
-        return model if runtime == "eager" else cast("nn.Module", torch.compile(model))
+        return model if runtime == "eager" else compiled(model)
     graph = graph_of(model, batch_size)
     with tempfile.TemporaryDirectory() as work, refusing(kind):
         place = Path(work) / "model"
@@ -92,6 +93,14 @@ def serve(
         run = kind.open(place, graph.names, threads)
         run(graph.example.cpu())
     return Served(run, model, batch_size)
+
+
+def compiled(model: nn.Module) -> nn.Module:
+    """By `torch.compile`, with programs of its own: models of one class share theirs otherwise, and
+    from the ninth on they run as they are."""
+    known = inspect.signature(torch.compile).parameters
+    own = {"isolate_recompiles": True} if "isolate_recompiles" in known else {}
+    return cast("nn.Module", torch.compile(model, **own))
 
 
 def check_runtime(runtime: str, int8: bool = False) -> Target | None:

@@ -1,6 +1,7 @@
 """OpenVINO's intermediate representation, read from ONNX."""
 
 import contextlib
+import functools
 import importlib
 import io
 import logging
@@ -44,12 +45,11 @@ class OpenVino(Target):
 
     def open(self, directory: Path, names: Sequence[str], threads: int | None = None) -> Runner:
         """The model, compiled for this CPU."""
-        library = importlib.import_module("openvino")
         options = {
             "INFERENCE_PRECISION_HINT": "f32",
             "INFERENCE_NUM_THREADS": threads or torch.get_num_threads(),
         }
-        compiled = library.Core().compile_model(directory / FILE, "CPU", options)
+        compiled = core().compile_model(directory / FILE, "CPU", options)
 
         def run(images: Tensor) -> Outputs:
             results = compiled({INPUT: images.numpy()})
@@ -61,7 +61,7 @@ class OpenVino(Target):
         """By NNCF after training, in its form for transformers; products without weights, such as
         those that match and merge tokens, stay as they are."""
         library, nncf = (importlib.import_module(name) for name in ("openvino", "nncf"))
-        model = library.Core().read_model(source / FILE)
+        model = core().read_model(source / FILE)
         batches = [{INPUT: batch.numpy()} for batch in images]
         nncf.set_log_level(logging.ERROR)
         with quiet(), contextlib.redirect_stdout(io.StringIO()):  # its bars
@@ -77,15 +77,23 @@ class OpenVino(Target):
     def prepend(self, source: Path, directory: Path, preparation: Preparation) -> None:
         """By `openvino.preprocess.PrePostProcessor`."""
         library = importlib.import_module("openvino")
-        model = behind_preparation(library.Core().read_model(source / FILE), preparation)
+        model = behind_preparation(core().read_model(source / FILE), preparation)
         library.save_model(model, directory / FILE, compress_to_fp16=False)
 
     def preparing(self, preparation: Preparation) -> Callable[[Tensor], Tensor]:
         """A program without a model behind it."""
-        library = importlib.import_module("openvino")
         model = preparation_alone(preparation)
-        compiled = library.Core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+        compiled = core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
         return lambda pictures: torch.from_numpy(compiled([pictures.numpy()])[0].copy())
+
+
+@functools.cache
+def core() -> Any:
+    """OpenVINO itself, one for all models, as long as the process lives: each gives the thread that
+    first uses it a stack for signals, and where two end in the order in which they began, a stack
+    that is gone stays, and the next signal with a handler (a worker of a loader that ends) kills
+    the process."""
+    return importlib.import_module("openvino").Core()
 
 
 def _weightless(model: Any) -> Iterator[str]:

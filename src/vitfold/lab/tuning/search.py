@@ -48,6 +48,11 @@ class Budget:
         by_time = (time.monotonic() - self.start) / self.seconds
         return min(1.0, max(by_time, trials / self.trials if self.trials else 0.0))
 
+    @property
+    def left(self) -> float:
+        """Seconds."""
+        return self.seconds - (time.monotonic() - self.start)
+
 
 @dataclass(frozen=True)
 class Candidate:
@@ -127,12 +132,14 @@ class Search(ABC):
         return sorted(keepers, key=self.rank)[:FINALISTS]
 
     def run(self) -> None:
-        """Look at shapes while there are any to look at."""
+        """Look at shapes while there are any, and time for one more like the last."""
         for shape in self._shapes():
+            left = self.budget.left
             self.consider(shape)
             spent, best = self.budget.spent(len(self.seen)), self.best
             self.tell(spent, "" if best is None else f"best so far: {best}")
-            if spent >= 1:
+            took = left - self.budget.left
+            if spent >= 1 or (best is not None and took > self.budget.left):
                 return
 
     def _shapes(self) -> Iterator[Shape]:
