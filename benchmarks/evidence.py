@@ -33,7 +33,7 @@ from vitfold.folding.families import find
 from vitfold.folding.fold import clone
 from vitfold.folding.inputs import Inputs
 from vitfold.lab.analysis.sharpness import sharpness as sharpness_
-from vitfold.lab.candidate import gigaflops, smaller_inputs
+from vitfold.lab.candidate import baselines, gigaflops
 from vitfold.methods import Method
 from vitfold.tokens.cues import CUES
 from vitfold.tools import draw

@@ -10,7 +10,7 @@ from support.cli import pictures, vitfold_
 from vitfold.cli import show, values
 from vitfold.errors import MethodError
 from vitfold.lab.candidate import (
-    SMALLER_INPUT,
+    SMALLER_IMAGES,
 )
 from vitfold.tools import results
 
@@ -32,7 +32,7 @@ def test_a_sweep_goes_on_where_it_was(
     assert vitfold_(monkeypatch, *map(str, arguments)) == 0
     assert "smaller input" in capsys.readouterr().out
     whole = json.loads(file.read_text())
-    assert [row["method"] for row in whole["rows"]] == ["dense", "tome", "lgtm", SMALLER_INPUT]
+    assert [row["method"] for row in whole["rows"]] == ["dense", "tome", "lgtm", SMALLER_IMAGES]
     assert set(whole["pictures"]) == {"tome", "lgtm"}
     results.write(file, whole["rows"][:2], {k: v for k, v in whole.items() if k != "rows"})
     assert vitfold_(monkeypatch, *map(str, arguments)) == 0
@@ -138,7 +138,7 @@ def test_a_sweep_of_photographs_needs_no_labels(
 def test_rows_with_labels_and_without_do_not_mix(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], data: Path, tmp_path: Path
 ) -> None:
-    request = ["sweep", "digits", "--data-dir", str(data), *ASKED, "--no-smaller-input"]
+    request = ["sweep", "digits", "--data-dir", str(data), *ASKED, "--no-baselines"]
     for first, then in (([], ["--fidelity"]), (["--fidelity"], [])):
         for name in ("rows.json", "rows.csv"):
             file = ["--results-file", str(tmp_path / f"{len(first)}-{name}")]

@@ -9,9 +9,9 @@ from support.models import images, registered
 
 import vitfold
 from vitfold.lab.candidate import (
-    SMALLER_INPUT,
+    SMALLER_IMAGES,
     candidates,
-    smaller_inputs,
+    smaller_images,
     smaller_models,
     trained,
 )
@@ -19,19 +19,19 @@ from vitfold.lab.candidate import (
 
 def test_smaller_images_cost_about_what_is_asked() -> None:
     model = registered("vit_tiny_patch16_224", depth=3)
-    rows = swept(model, [*candidates(model, [], []), *smaller_inputs(model, [0.6, 0.3])])
+    rows = swept(model, [*candidates(model, [], []), *smaller_images(model, [0.6, 0.3])])
     dense, more, less = rows
-    assert {more.method, less.method} == {SMALLER_INPUT}
+    assert {more.method, less.method} == {SMALLER_IMAGES}
     assert dense.gflops > more.gflops > less.gflops
     assert more.gflops / dense.gflops == pytest.approx(0.6, abs=0.2)
     assert less.detail.endswith("px")
     assert model.patch_embed.grid_size == (5, 5)
 
 
-def test_making_smaller_inputs_leaves_the_model_as_it_was() -> None:
+def test_making_smaller_images_leaves_the_model_as_it_was() -> None:
     model = registered("vit_tiny_patch16_224", depth=3)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    new: Any = smaller_inputs(model, [0.6, 0.3])[1].make()
+    new: Any = smaller_images(model, [0.6, 0.3])[1].make()
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
     assert model.pos_embed.shape == before["pos_embed"].shape
     assert new.model.patch_embed.proj.weight is model.patch_embed.proj.weight

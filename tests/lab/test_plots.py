@@ -53,7 +53,7 @@ def test_no_two_methods_look_the_same() -> None:
         looks = [style(name) for name in names]
         assert len({look.colour for look in looks}) == len(names)
     assert style("ltmp r=3").colour == style("ltmp").colour
-    assert style("smaller input") != style("smaller model vit_tiny")
+    assert style(SMALLER_IMAGES) != style("smaller model vit_tiny")
 
 
 def test_curves_on_each_other_can_be_told_apart(figures: Figures) -> None:
