@@ -23,7 +23,7 @@ def halves(
     return loader(Subset(whole, chosen), batch_size, 0), loader(judges, batch_size, 0)
 
 
-def title(model: str) -> str:
+def called(model: str) -> str:
     """What a model is called in names of files: by its directory where a function makes it."""
     place = Path(model)
     return place.parent.name if ".py:" in place.name else place.name

@@ -10,6 +10,7 @@ Writes benchmarks/leaderboard-NAME.md, and the same as rows for `vitfold report`
 """
 
 import functools
+import itertools
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from typing import Annotated, Any
 
 import torch
 import typer
-from halves import halves, title
+from halves import called, halves
 from safetensors.torch import load_file, save_file
 from tables import markdown
 from torch import Tensor, nn
@@ -41,7 +42,7 @@ from vitfold.tools.looks import Look
 from vitfold.tools.measure import compare, random_inputs
 from vitfold.tools.validate import Batch, Predictor
 
-SHARES = (0.75, 0.6, 0.5)
+SHARES = (0.6, 0.5, 0.75)
 AGAINST = "tome"
 """The method that all others are set beside, image by image."""
 BATCH, ROUNDS = 8, 7
@@ -67,29 +68,29 @@ class Entry:
 
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "tome": ("tome", {}),
-    "tome x_pre": ("tome", {"cue": "x_pre"}),
-    "dfe": ("dfe", {}),
-    "lgtm": ("lgtm", {}),
     "pitome": ("pitome", {}),
-    "mctf": ("mctf", {}),
-    "diffrate": ("diffrate", {}),
-    "evit": ("evit", {}),
-    "drop x_pre": ("drop", {}),
-    "tome-around": ("tome-around", {}),
-    "ward": ("ward", {}),
+    "dfe": ("dfe", {}),
     "ward constant": ("ward", {"inflection": 0.0}),
+    "mctf": ("mctf", {}),
+    "lgtm": ("lgtm", {}),
+    "ward": ("ward", {}),
+    "diffrate": ("diffrate", {}),
     "ward k constant": ("ward", {"cue": "k", "inflection": 0.0}),
+    "evit": ("evit", {}),
+    "tome x_pre": ("tome", {"cue": "x_pre"}),
+    "tome-around": ("tome-around", {}),
+    "drop x_pre": ("drop", {}),
 }
 """Methods and options, by what they are called in the table; first the name of the method."""
 
-GEOMETRIC = ("tome", "pitome", "mctf")
+GEOMETRIC = ("pitome", "tome", "mctf")
 """Methods that are tried with the same share of patches leaving every block, too."""
 
 
 def entries(model: nn.Module) -> list[Entry]:
-    """The dense model, the baselines, and every method at every share."""
-    every = [Entry(DENSE, 1.0, lambda: clone(model))]
-    every += [Entry(b.method, b.flops, b.make) for b in baselines(model, SHARES, show.note)]
+    """The dense model, the baselines, and every method at every share, one share after another: a
+    run that is stopped has whole tables."""
+    every = [Entry(b.method, b.flops, b.make) for b in baselines(model, SHARES, show.note)]
     for name, (method, options_) in VARIANTS.items():
         for share in SHARES:
             make = functools.partial(_at_share, model, method, {**options_, "flops": share})
@@ -98,7 +99,8 @@ def entries(model: nn.Module) -> list[Entry]:
         for share in SHARES:
             make = functools.partial(geometric, model, name, share)
             every.append(Entry(f"{name} geometric", share, make))
-    return every
+    by_share = sorted(every, key=lambda entry: SHARES.index(entry.share))
+    return [Entry(DENSE, 1.0, lambda: clone(model)), *by_share]
 
 
 def _at_share(model: nn.Module, method: str, options_: dict[str, Any]) -> nn.Module:
@@ -112,7 +114,7 @@ def geometric(model: nn.Module, method: str, share: float) -> nn.Module:
 
     def at(rate: float) -> nn.Module:
         left = [round(layout.patches * (1 - rate) ** n) for n in range(layout.depth + 1)]
-        numbers = [before - after for before, after in zip(left, left[1:], strict=False)]
+        numbers = [before - after for before, after in itertools.pairwise(left)]
         return vitfold.fold(clone(model), method, r=numbers)
 
     low, high = 0.0, 0.5
@@ -275,7 +277,7 @@ def main(
 ) -> None:
     """Measure what is missing, and write the table."""
     dense = models.model(model, [], True, None, values.device(device))
-    kept = Kept(output / f"leaderboard-{title(model)}.safetensors")
+    kept = Kept(output / f"leaderboard-{called(model)}.safetensors")
     left = [entry for entry in entries(dense) if entry not in kept]
     if left:
         batches = list(halves(dense, Source(dataset, data_dir, split), every, limit, batch_size)[1])
@@ -286,10 +288,10 @@ def main(
     short = "/".join(Path(model).parts[-2:])
     command = f"python benchmarks/leaderboard.py {short} {where} {place} --every {every}"
     command += f" --limit {limit}" * (limit is not None) + " --timed" * timed
-    target = Path("benchmarks") / f"leaderboard-{title(model)}.md"
-    about = {"command": command, "model": title(model), "versions": results.versions()}
+    target = Path("benchmarks") / f"leaderboard-{called(model)}.md"
+    about = {"command": command, "model": called(model), "versions": results.versions()}
     results.write(target.with_suffix(".json"), rows, about)
-    target.write_text("\n".join(page(title(model), command, rows)), encoding="utf-8")
+    target.write_text("\n".join(page(called(model), command, rows)), encoding="utf-8")
     show.written(target)
 
 
@@ -315,7 +317,7 @@ def page(name: str, command: str, rows: list[dict[str, Any]]) -> Iterator[str]:
         f"({dense['top1_low']:.1%} to {dense['top1_high']:.1%}). Intervals are of 95 %; where it "
         "says paired, of the difference on the same images. Baselines are in italics."
     )
-    for share in SHARES:
+    for share in sorted(SHARES, reverse=True):
         best = sorted((flat for flat in rows if flat["flops"] == share), key=lambda f: f["kl"])
         yield from ("", f"## {share} of the dense FLOPs", "")
         yield from markdown(columns, map(_shown, best))

@@ -16,7 +16,8 @@ from vitfold.cli.work.serving import all_served
 from vitfold.errors import UnsupportedModel
 from vitfold.exporting.runtime import Runtime
 from vitfold.exporting.serve import RUNTIMES
-from vitfold.lab.candidate import SMALLER_IMAGES, smaller_images
+from vitfold.lab.candidate import smaller_images
+from vitfold.lab.styles import BASELINES
 from vitfold.segment import Segmenter, score
 from vitfold.tools.answers import answers_of
 from vitfold.tools.baselines import BOUND, DENSE, EAGER, FOLDED, TEXTBOOK
@@ -140,9 +141,9 @@ def test_a_sweep_is_of_one_runtime(run, capsys, data: Path, tmp_path: Path) -> N
     assert run(*request, *there) == 0
     assert "Speed, batch size 1, in ONNX Runtime" in capsys.readouterr().out
     before = rows_of(file)
-    assert [row["method"] for row in before] == ["dense", "tome", SMALLER_IMAGES]
+    assert [row["method"] for row in before] == ["dense", "tome", *BASELINES]
     assert {row["runtime"] for row in before} == {"onnxruntime"}
-    dense, tome, _ = before
+    dense, tome, *_ = before
     assert dense["agreement"] == 1
     assert dense["kl"] == pytest.approx(0, abs=1e-6)
     assert tome["share_b1"] > 0
