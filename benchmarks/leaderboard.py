@@ -319,8 +319,9 @@ def page(name: str, command: str, rows: list[dict[str, Any]]) -> Iterator[str]:
     )
     for share in sorted(SHARES, reverse=True):
         best = sorted((flat for flat in rows if flat["flops"] == share), key=lambda f: f["kl"])
-        yield from ("", f"## {share} of the dense FLOPs", "")
-        yield from markdown(columns, map(_shown, best))
+        if best:
+            yield from ("", f"## {share} of the dense FLOPs", "")
+            yield from markdown(columns, map(_shown, best))
     yield ""
 
 
