@@ -317,6 +317,12 @@ def page(name: str, command: str, rows: list[dict[str, Any]]) -> Iterator[str]:
         f"({dense['top1_low']:.1%} to {dense['top1_high']:.1%}). Intervals are of 95 %; where it "
         "says paired, of the difference on the same images. Baselines are in italics."
     )
+    if SPEED in dense:
+        here = results.machine()
+        yield (
+            f"Speed is that of eager torch with {here['threads']} threads on {here['processor']}: "
+            f"medians of {ROUNDS} rounds of all in turn."
+        )
     for share in sorted(SHARES, reverse=True):
         best = sorted((flat for flat in rows if flat["flops"] == share), key=lambda f: f["kl"])
         if best:
