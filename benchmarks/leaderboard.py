@@ -69,6 +69,7 @@ class Entry:
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "tome": ("tome", {}),
     "pitome": ("pitome", {}),
+    "pitome x skip 2": ("pitome", {"cue": "x", "skip": 2}),
     "dfe": ("dfe", {}),
     "ward constant": ("ward", {"inflection": 0.0}),
     "mctf": ("mctf", {}),
