@@ -7,16 +7,19 @@ it was stopped, and other questions can be asked of it.
 
     python benchmarks/evidence.py models/vit_cifar10_cpu_adamw --data-dir cifar10 --split test
     python benchmarks/evidence.py digits
+    python benchmarks/evidence.py deit_tiny_imagenet/model.py:build \
+        --data-dir imagenet-samples.tar --every 5
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import torch
 import typer
+from halves import called, halves
 from PIL.Image import Image
 from safetensors.torch import load_file, save_file
 from tables import markdown
@@ -33,7 +36,7 @@ from vitfold.folding.families import find
 from vitfold.folding.fold import clone
 from vitfold.folding.inputs import Inputs
 from vitfold.lab.analysis.sharpness import sharpness as sharpness_
-from vitfold.lab.candidate import gigaflops, smaller_inputs
+from vitfold.lab.candidate import baselines, gigaflops
 from vitfold.methods import Method
 from vitfold.tokens.cues import CUES
 from vitfold.tools import draw
@@ -44,7 +47,10 @@ from vitfold.tools.validate import Batch, predict
 
 SHARES = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4)
 SHARE = 0.6
-METHODS = (vitfold.ToMe, vitfold.DFE, vitfold.LGTM, vitfold.Drop, vitfold.Ward)
+METHODS = (
+    vitfold.ToMe, vitfold.DFE, vitfold.LGTM, vitfold.Drop, vitfold.Ward,
+    vitfold.PiToMe, vitfold.MCTF, vitfold.DiffRate,
+)  # fmt: skip
 OURS = (vitfold.Ward, vitfold.WardCut)
 CALIBRATION = 512
 """How many training images WardCut takes its heights from."""
@@ -83,14 +89,15 @@ def questions(model: nn.Module, some: Tensor) -> dict[str, list[Fold]]:
         )
 
     depth = find(model).depth
-    smaller = [
-        Fold(f"smaller input, flops={one.flops}", one.make) for one in smaller_inputs(model, SHARES)
+    without = [
+        Fold(f"{one.method}, flops={one.flops}", one.make)
+        for one in baselines(model, SHARES, show.note)
     ]
     return {
         "The methods over the range": [
             *(by(method(flops=share)) for method in METHODS for share in SHARES),
             *(cut(share) for share in SHARES),
-            *smaller,
+            *without,
         ],
         f"Merging and dropping by every cue, at {SHARE} of the FLOPs": [
             by(method(flops=SHARE, cue=cue))
@@ -124,6 +131,13 @@ def main(
     data_dir: options.DataDirectory = None,
     split: options.Split = "validation",
     calibration: Annotated[str, typer.Option(help="What WardCut looks at.")] = "train",
+    every: Annotated[
+        int | None,
+        typer.Option(
+            min=2,
+            help="Of one split: every so many-th image is for calibration, and the others judge.",
+        ),
+    ] = None,
     limit: options.Limit = None,
     batch_size: Annotated[int, typer.Option("--batch-size", "-b", min=1)] = 250,
     device: options.Device = "cpu",
@@ -133,11 +147,16 @@ def main(
     """Run what is missing, and write the tables."""
     dense = models.model(model, [], True, None, values.device(device))
     source = Source(dataset, data_dir, split)
-    name = Path(model).name
+    name = called(model)
     text = Answers(output / f"evidence-{name}.safetensors")
-    batches = list(batches_of(dense, source, limit, batch_size, 0))
-    trained = Source(dataset, data_dir, calibration)
-    looked_at = shuffled_of(dense, trained, CALIBRATION, 1, 0, 0)
+    looked_at: Iterable[Batch]
+    if every is None:
+        batches = list(batches_of(dense, source, limit, batch_size, 0))
+        trained = Source(dataset, data_dir, calibration)
+        looked_at = shuffled_of(dense, trained, CALIBRATION, 1, 0, 0)
+    else:
+        looked_at, judges = halves(dense, source, every, limit, batch_size)
+        batches = list(judges)
     request = questions(
         dense, torch.cat([images for images, _ in looked_at]).to(values.device(device))
     )

@@ -151,7 +151,7 @@ def test_a_stream_stops_at_the_limit(run, monkeypatch, tmp_path: Path) -> None:
 
 def test_a_sweep_of_the_embedded_digits_stops_at_the_limit(run, tmp_path: Path) -> None:
     target = tmp_path / "out.json"
-    assert run("sweep", "digits", "--methods", "drop", "--flops", "0.5", "--no-smaller-input",
+    assert run("sweep", "digits", "--methods", "drop", "--flops", "0.5", "--no-baselines",
                "--limit", "5", "-b", "1", "--repeats", "1",
                "--results-file", target) == 0  # fmt: skip
     assert [row["images"] for row in json.loads(target.read_text())["rows"]] == [5, 5]
@@ -445,7 +445,7 @@ def test_a_sweep_takes_what_was_trained(run, capsys, trained: Path, tmp_path: Pa
     model = tmp_path / "dense"
     save_model(vitfold.unfold(vitfold.load(trained)), model)
     arguments = ["sweep", model, "--data-dir", data.parent, "--flops", "0.8", "-b", "2",
-                 "--repeats", "1", "--no-smaller-input", "--results-file", rows]  # fmt: skip
+                 "--repeats", "1", "--no-baselines", "--results-file", rows]  # fmt: skip
     assert run(*arguments, "--methods", "tome", "--trained", trained) == 0
     result = json.loads(rows.read_text())["rows"]
     assert [row["method"] for row in result] == ["dense", "tome", "ltmp prune_threshold=0.03"]

@@ -50,7 +50,7 @@ def test_commands_take_a_method_of_a_users_own(run, capsys, module: str, tmp_pat
     assert "Tail(r=4)" in capsys.readouterr().out
     data = pictures(tmp_path / "data")
     assert run("sweep", *TINY, "--import", module, "--no-pretrained", "--methods", "tail",
-               "--flops", "0.8", "--no-smaller-input", "--data-dir", data, *FAST,
+               "--flops", "0.8", "--no-baselines", "--data-dir", data, *FAST,
                "--results-file", rows) == 0  # fmt: skip
     assert [row["method"] for row in json.loads(rows.read_text())["rows"]] == ["dense", "tail"]
 

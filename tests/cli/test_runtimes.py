@@ -16,7 +16,8 @@ from vitfold.cli.work.serving import all_served
 from vitfold.errors import UnsupportedModel
 from vitfold.exporting.runtime import Runtime
 from vitfold.exporting.serve import RUNTIMES
-from vitfold.lab.candidate import SMALLER_INPUT, smaller_inputs
+from vitfold.lab.candidate import smaller_images
+from vitfold.lab.styles import BASELINES
 from vitfold.segment import Segmenter, score
 from vitfold.tools.answers import answers_of
 from vitfold.tools.baselines import BOUND, DENSE, EAGER, FOLDED, TEXTBOOK
@@ -140,9 +141,9 @@ def test_a_sweep_is_of_one_runtime(run, capsys, data: Path, tmp_path: Path) -> N
     assert run(*request, *there) == 0
     assert "Speed, batch size 1, in ONNX Runtime" in capsys.readouterr().out
     before = rows_of(file)
-    assert [row["method"] for row in before] == ["dense", "tome", SMALLER_INPUT]
+    assert [row["method"] for row in before] == ["dense", "tome", *BASELINES]
     assert {row["runtime"] for row in before} == {"onnxruntime"}
-    dense, tome, _ = before
+    dense, tome, *_ = before
     assert dense["agreement"] == 1
     assert dense["kl"] == pytest.approx(0, abs=1e-6)
     assert tome["share_b1"] > 0
@@ -221,7 +222,7 @@ def test_outputs_by_name_hold_logits() -> None:
 
 def test_a_smaller_image_is_made_by_products_where_a_program_is_written() -> None:
     """Runtimes resize otherwise than torch does, or without antialiasing."""
-    [candidate] = smaller_inputs(vit(depth=1).float(), [0.6])
+    [candidate] = smaller_images(vit(depth=1).float(), [0.6])
     small, x = candidate.make(), torch.randn(2, 3, 28, 28)
     program = torch.export.export(small, (x,))
     assert "upsample" not in str(program.graph)

@@ -9,9 +9,7 @@ from support.cli import pictures, vitfold_
 
 from vitfold.cli import show, values
 from vitfold.errors import MethodError
-from vitfold.lab.candidate import (
-    SMALLER_INPUT,
-)
+from vitfold.lab.styles import AT_RANDOM, BASELINES
 from vitfold.tools import results
 
 
@@ -30,10 +28,10 @@ def test_a_sweep_goes_on_where_it_was(
     file = tmp_path / "rows.json"
     arguments = ["sweep", "digits", "--data-dir", data, *ASKED, "--results-file", file]
     assert vitfold_(monkeypatch, *map(str, arguments)) == 0
-    assert "smaller input" in capsys.readouterr().out
+    assert "baseline: dropping at random" in capsys.readouterr().out
     whole = json.loads(file.read_text())
-    assert [row["method"] for row in whole["rows"]] == ["dense", "tome", "lgtm", SMALLER_INPUT]
-    assert set(whole["pictures"]) == {"tome", "lgtm"}
+    assert [row["method"] for row in whole["rows"]] == ["dense", "tome", "lgtm", *BASELINES]
+    assert set(whole["pictures"]) == {"tome", "lgtm", AT_RANDOM}
     results.write(file, whole["rows"][:2], {k: v for k, v in whole.items() if k != "rows"})
     assert vitfold_(monkeypatch, *map(str, arguments)) == 0
     again = json.loads(file.read_text())["rows"]
@@ -46,12 +44,12 @@ def test_a_sweep_goes_on_where_it_was(
     assert "--overwrite" in capsys.readouterr().err
     csv = tmp_path / "rows.csv"
     assert vitfold_(monkeypatch, *map(str, [*arguments[:-1], csv])) == 0
-    assert len(results.read(csv)["rows"]) == 4
+    assert len(results.read(csv)["rows"]) == 5
     lines = csv.read_text().splitlines(keepends=True)
     csv.write_text("".join(lines[:3]))
     assert vitfold_(monkeypatch, *map(str, [*arguments[:-1], csv])) == 0
     assert csv.read_text().splitlines(keepends=True)[:3] == lines[:3]
-    assert len(results.read(csv)["rows"]) == 4
+    assert len(results.read(csv)["rows"]) == 5
     assert vitfold_(monkeypatch, *map(str, [*arguments[:-1], csv, "--limit", "3"])) == 2
     assert "rows of another model" in capsys.readouterr().err
     csv.write_text("a,b\n1,2\n")
@@ -125,7 +123,7 @@ def test_a_sweep_of_photographs_needs_no_labels(
     assert "top-1" not in shown
     assert "recall@10" in shown
     assert ("agrees with dense" in shown) == head
-    dense, tome, _ = json.loads(file.read_text())["rows"]
+    dense, tome, *_ = json.loads(file.read_text())["rows"]
     assert "top1" not in tome
     assert (dense["images"], dense["cosine"]) == (12, pytest.approx(1))
     assert tome["cosine_low"] <= tome["cosine"] < 1
@@ -138,7 +136,7 @@ def test_a_sweep_of_photographs_needs_no_labels(
 def test_rows_with_labels_and_without_do_not_mix(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], data: Path, tmp_path: Path
 ) -> None:
-    request = ["sweep", "digits", "--data-dir", str(data), *ASKED, "--no-smaller-input"]
+    request = ["sweep", "digits", "--data-dir", str(data), *ASKED, "--no-baselines"]
     for first, then in (([], ["--fidelity"]), (["--fidelity"], [])):
         for name in ("rows.json", "rows.csv"):
             file = ["--results-file", str(tmp_path / f"{len(first)}-{name}")]

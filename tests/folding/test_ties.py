@@ -46,7 +46,7 @@ def alike() -> Tensor:
 
 
 def siglip() -> nn.Module:
-    """Without a class token: pooled by attention, or EViT would have something to go by."""
+    """Without a class token, by which EViT and DiffRate go: pooled by attention."""
     return vit(depth=DEPTH, class_token=False, global_pool="map", pos_embed="none")
 
 
@@ -69,6 +69,9 @@ METHODS: dict[str, Method] = {
     "lgtm-2d": vitfold.LGTM(r=5, skip=0, location="2d"),
     "ward": vitfold.Ward(r=5),
     "mergedrop": vitfold.MergeDrop(r=3, drop=3),
+    "pitome": vitfold.PiToMe(r=5),
+    "mctf": vitfold.MCTF(r=5),
+    "diffrate": vitfold.DiffRate(r=6),
     **{f"drop-{cue}": vitfold.Drop(r=5, cue=cue) for cue in CUES},
     "evit": vitfold.EViT(r=6, blocks=(0, 1)),
     "dynamicvit": vitfold.DynamicViT(r=6, blocks=(0, 1)),
@@ -91,7 +94,7 @@ SHALLOW = (("shallow", "drop-x_pre", ahead_of_time), ("shallow", "lgtm", inducto
 def cases() -> Iterator[Any]:
     for case in itertools.product(MODELS, METHODS, RUNTIMES):
         name, method, _ = case
-        if not (name == "siglip" and method == "evit"):
+        if not (name == "siglip" and method in ("evit", "diffrate")):
             marks = [] if case in DEFAULT else [pytest.mark.exhaustive]
             yield pytest.param(*case, marks=marks)
     yield from SHALLOW

@@ -9,7 +9,7 @@ import matplotlib.figure
 import pytest
 
 from vitfold.lab import plots
-from vitfold.lab.styles import ORDER, style
+from vitfold.lab.styles import BASELINES, GREY, ORDER, SMALLER_IMAGES, style
 from vitfold.methods import METHODS
 
 Figures = list[matplotlib.figure.Figure]
@@ -53,7 +53,14 @@ def test_no_two_methods_look_the_same() -> None:
         looks = [style(name) for name in names]
         assert len({look.colour for look in looks}) == len(names)
     assert style("ltmp r=3").colour == style("ltmp").colour
-    assert style("smaller input") != style("smaller model vit_tiny")
+    assert style(SMALLER_IMAGES) != style("smaller model vit_tiny")
+
+
+def test_baselines_are_grey_and_nothing_else_is() -> None:
+    first, second = map(style, BASELINES)
+    assert first != second
+    assert first.colour == second.colour == GREY
+    assert GREY not in {style(name).colour for name in ORDER}
 
 
 def test_curves_on_each_other_can_be_told_apart(figures: Figures) -> None:

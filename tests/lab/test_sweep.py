@@ -16,7 +16,7 @@ from vitfold.lab import timing
 from vitfold.lab.candidate import (
     candidates,
     gigaflops,
-    smaller_inputs,
+    smaller_images,
     smaller_models,
     trained,
 )
@@ -81,7 +81,7 @@ def test_embedding_models_and_others_beside_them_are_compared() -> None:
     some = [pixels for pixels, _ in labelled(model, 5)]
     entries = [
         *candidates(model, ["tome"], [0.8]),
-        *smaller_inputs(model, [0.6]),
+        *smaller_images(model, [0.6]),
         *smaller_models({"wide": lambda: wide}),
     ]
     dense, tome, small, other = swept(model, entries, some)
@@ -98,7 +98,7 @@ def test_embedding_models_and_others_beside_them_are_compared() -> None:
 def test_a_classifier_on_smaller_images_is_seen_as_one() -> None:
     model = registered("vit_tiny_patch16_224", depth=2, num_classes=4)
     some = [pixels for pixels, _ in labelled(model, 2)]
-    ours = smaller_inputs(model, [0.6])[0].make()
+    ours = smaller_images(model, [0.6])[0].make()
     for each in (ours, Renormalized(model, ([0.5], [0.5]), ([0.4], [0.4]))):
         with torch.inference_mode():
             answer = look(each, some[0])

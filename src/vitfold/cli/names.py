@@ -4,12 +4,15 @@ hold them to what they are names of."""
 METHODS = (
     "avit",
     "dfe",
+    "diffrate",
     "drop",
     "dynamicvit",
     "evit",
     "lgtm",
     "ltmp",
+    "mctf",
     "mergedrop",
+    "pitome",
     "prune-merge",
     "tome",
     "tome-around",
@@ -18,7 +21,9 @@ METHODS = (
 )
 """The methods that come with vitfold."""
 
-READY = ("dfe", "drop", "evit", "lgtm", "tome", "tome-around", "ward")
+READY = (
+    "dfe", "diffrate", "drop", "evit", "lgtm", "mctf", "pitome", "tome", "tome-around", "ward",
+)  # fmt: skip
 """Methods that reach a share of the FLOPs without training."""
 
 TRAINING: dict[str, dict[str, object]] = {

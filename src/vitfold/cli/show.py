@@ -18,6 +18,8 @@ from rich.progress import (
 )
 from rich.table import Table
 
+from vitfold.lab.styles import BASELINES
+
 if TYPE_CHECKING:
     from torch import nn
 
@@ -68,7 +70,7 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> 
             overflow="fold",
         )
     for row in rows:
-        grid.add_row(*map(escape, row))
+        grid.add_row(*map(escape, row), style="bright_black" if row[0] in BASELINES else None)
     console.print(grid)
 
 

@@ -21,8 +21,12 @@ def sweep(
         str, typer.Option(help="Shares of the dense FLOPs: 0.9,0.6, or 0.9..0.4, or 0.9..0.4:0.05.")
     ] = "0.9..0.4",
     method_kwargs: options.MethodKwargs = [],  # noqa: B006 (typer copies defaults)
-    smaller_input: Annotated[
-        bool, typer.Option(help="The dense model on smaller images, too.")
+    baselines: Annotated[
+        bool,
+        typer.Option(
+            help="What any method has to beat at the same FLOPs, too: dropping tokens at random, "
+            "and the dense model on smaller images."
+        ),
     ] = True,
     smaller_model: Annotated[
         list[str], typer.Option(metavar="MODEL", help="Another dense model, too; may be repeated.")
@@ -64,7 +68,7 @@ def sweep(
     where = runtime.on(model_options.on, precision)
     base = model_options.image_model(model)
     entries = work.entries(base, names, shares, kwargs)
-    entries += work.smaller_inputs(base, shares) if smaller_input else []
+    entries += work.baselines(base, shares) if baselines else []
     entries += work.trained_folds(base, trained)
     entries += work.dense_models(base, smaller_model)
     labels = not fidelity and bool(classes_of_head(base))

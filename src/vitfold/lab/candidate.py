@@ -1,4 +1,4 @@
-"""Candidates of a sweep: folds of a model, the model on smaller images, and smaller models."""
+"""Candidates of a sweep: folds of a model, baselines for them, and smaller models."""
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
@@ -16,6 +16,7 @@ from vitfold.folding.families import find
 from vitfold.folding.flops import cost
 from vitfold.folding.fold import clone, fold
 from vitfold.folding.inputs import Inputs
+from vitfold.lab.styles import AT_RANDOM, SMALLER_IMAGES
 from vitfold.methods import Base, create_method, ready
 from vitfold.tokens.modes import recording
 from vitfold.tools.baselines import DENSE
@@ -23,7 +24,7 @@ from vitfold.tools.digest import fingerprint
 from vitfold.tools.looks import Around
 from vitfold.tools.measure import batch_of, flops
 
-SMALLER_INPUT, SMALLER_MODEL = "smaller input", "smaller model"
+SMALLER_MODEL = "smaller model"
 
 Key = tuple[str, float, str]
 
@@ -65,15 +66,39 @@ def candidates(
 
 
 def _at_share(model: nn.Module, name: str, share: float, options: Mapping[str, Any]) -> Candidate:
-    method = functools.partial(create_method, name, {**options, "flops": share})
-    return Candidate(name, share, functools.partial(_fold, model, method))
+    return Candidate(name, share, _folding(model, name, {**options, "flops": share}))
+
+
+def _folding(model: nn.Module, name: str, options: Mapping[str, Any]) -> Callable[[], nn.Module]:
+    return functools.partial(_fold, model, functools.partial(create_method, name, options))
 
 
 def _fold(model: nn.Module, method: Callable[[], Base]) -> nn.Module:
     return fold(clone(model), method())
 
 
-# Smaller images, smaller models
+# Baselines: what a method is worth nothing without beating
+
+
+def baselines(
+    model: nn.Module, shares: Sequence[float], skip: Callable[[str], None] = lambda _: None
+) -> list[Candidate]:
+    """What costs the same with no thought: as many tokens dropped at random from every block, and
+    the model on smaller images. Which of them a model cannot have goes to `skip`, in words."""
+    smaller = smaller_images(model, shares)
+    if shares and not smaller:
+        trunk = type(find(model).trunk).__name__
+        skip(f"{SMALLER_IMAGES}: left out, as the size of images of a {trunk} cannot be changed")
+    return [*randomly_dropped(model, shares), *smaller]
+
+
+def randomly_dropped(model: nn.Module, shares: Sequence[float]) -> list[Candidate]:
+    """The model without as many tokens, chosen at random, in every block."""
+    options = {"cue": "random", "inflection": 0.0}
+    return [
+        Candidate(AT_RANDOM, share, _folding(model, "drop", {**options, "flops": share}))
+        for share in shares
+    ]
 
 
 class Smaller(Around):
@@ -109,7 +134,7 @@ def _shrinking(less: int, side: int) -> Tensor:
     return _resized(torch.eye(side)[None, None], (less, side))[0, 0]
 
 
-def smaller_inputs(model: nn.Module, shares: Sequence[float]) -> list[Candidate]:
+def smaller_images(model: nn.Module, shares: Sequence[float]) -> list[Candidate]:
     """The model on smaller images, at the size that comes nearest to every share."""
     trunk = find(model)
     if not hasattr(trunk.trunk, "set_input_size"):
@@ -122,7 +147,7 @@ def smaller_inputs(model: nn.Module, shares: Sequence[float]) -> list[Candidate]
         return []
     nearest = {share: min(costs, key=lambda grid: abs(costs[grid] - share)) for share in shares}
     return [
-        Candidate(SMALLER_INPUT, share, functools.partial(_smaller, model, *grid))
+        Candidate(SMALLER_IMAGES, share, functools.partial(_smaller, model, *grid))
         for share, grid in nearest.items()
     ]
 
@@ -136,6 +161,9 @@ def _smaller(model: nn.Module, rows: int, columns: int) -> Smaller:
     trunk.trunk.set_input_size(img_size=size)
     weight = next(small.parameters())
     return Smaller(small, size, (tall, wide)).to(weight).eval()
+
+
+# Other models
 
 
 def smaller_models(models: Mapping[str, Callable[[], nn.Module]]) -> list[Candidate]:

@@ -3,12 +3,15 @@
 from vitfold.methods.avit import AViT
 from vitfold.methods.base import Base, Method, everywhere
 from vitfold.methods.dfe import DFE
+from vitfold.methods.diffrate import DiffRate
 from vitfold.methods.drop import Drop
 from vitfold.methods.dynamicvit import DynamicViT
 from vitfold.methods.evit import EViT
 from vitfold.methods.lgtm import LGTM
 from vitfold.methods.ltmp import LTMP
+from vitfold.methods.mctf import MCTF
 from vitfold.methods.mergedrop import MergeDrop
+from vitfold.methods.pitome import PiToMe
 from vitfold.methods.prune_merge.method import PruneMerge
 from vitfold.methods.registry import METHODS, create_method, ready, register
 from vitfold.methods.step import Step
@@ -21,14 +24,17 @@ __all__ = [
     "DFE",
     "LGTM",
     "LTMP",
+    "MCTF",
     "METHODS",
     "AViT",
     "Base",
+    "DiffRate",
     "Drop",
     "DynamicViT",
     "EViT",
     "MergeDrop",
     "Method",
+    "PiToMe",
     "PruneMerge",
     "Step",
     "ToMe",

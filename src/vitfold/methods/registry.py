@@ -33,11 +33,11 @@ def register(name: str) -> Callable[[type[M]], type[M]]:
 
 def ready() -> list[str]:
     """The names of the methods that reach a share of the FLOPs without training."""
-    return [
+    return sorted(
         name
         for name, kind in METHODS.items()
         if issubclass(kind, Method) and kind.by_share and not learns(kind)
-    ]
+    )
 
 
 def named(name: object) -> type[Base]:

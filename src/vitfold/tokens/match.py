@@ -15,15 +15,17 @@ from vitfold.tokens import kernels
 from vitfold.tokens.constants import constant
 from vitfold.tokens.kernels import NOWHERE, Side
 from vitfold.tokens.modes import recording
-from vitfold.tokens.tokenmap import DROPPED, TokenMap, take
+from vitfold.tokens.tokenmap import DROPPED, Fate, TokenMap, take
 
 __all__ = [
     "NOWHERE",
     "Windows",
     "biggest_first",
     "bipartite",
+    "by_product",
     "by_ratio",
     "highest",
+    "joining",
     "lowest",
     "smallest_first",
     "unit",
@@ -46,10 +48,17 @@ def bipartite(
     """
     if not r:
         return TokenMap.identity(metric.shape[0], metric.shape[1], metric.device)
+    return by_product(unit(metric), r, prefix, valid, size)
+
+
+def by_product(
+    rows: Tensor, r: int, prefix: int, valid: Tensor | None = None, size: Tensor | None = None
+) -> TokenMap:
+    """As `bipartite`, where tokens resemble each other by the product of their `rows[B, N, d]`, of
+    whatever length those are."""
     even, odd = prefix + prefix % 2, prefix + 1 - prefix % 2
-    rows = unit(metric)
     a, b = _every_other(even, rows, size, valid), _every_other(odd, rows, size, valid)
-    active = kernels.active(metric)
+    active = kernels.active(rows)
     nearest = active.nearest(a, b)
     margin = kernels.rounding(nearest.best)
     if valid is not None:
@@ -59,7 +68,7 @@ def bipartite(
         return _with_padding(order * 2 + even, target, r, prefix, valid, stride=2)
     order = active.order(nearest.best, True, margin, r)
     partner = nearest.partner(order[:, :r])  # only those that merge need to know
-    evens, (first, odds) = order * 2 + even, _around(metric, prefix, odd)
+    evens, (first, odds) = order * 2 + even, _around(rows, prefix, odd)
     stay = evens[:, r:].sort(dim=1).values
     return TokenMap(
         keep=torch.cat([first, stay, odds], dim=1),
@@ -111,6 +120,17 @@ def highest(score: Tensor, r: int, prefix: int, fused: Tensor | None = None) -> 
     gone = order[:, count + 1 :]
     weight = fused.clamp(min=torch.finfo(fused.dtype).tiny)
     return TokenMap(keep, gone, torch.full_like(gone, prefix + count), weight=weight)
+
+
+def joining(gone: Tensor, target: Tensor, tokens: int, fate: Fate = "merged") -> TokenMap:
+    """The map of so many tokens in which `gone[B, r]` go into the tokens `target[B, r]`, or nowhere
+    where that is -1, and the others stay in their order."""
+    every = torch.arange(tokens, device=gone.device).expand(gone.shape[0], -1)
+    leaves_last = every.scatter(1, gone, tokens)
+    keep = leaves_last.sort(dim=1).values[:, : tokens - gone.shape[1]]
+    slots = torch.zeros_like(every).scatter(1, keep, every[:, : keep.shape[1]])
+    into = slots.gather(1, target.clamp(min=0)).where(target >= 0, DROPPED)
+    return TokenMap(keep, gone, into, fate)
 
 
 def windowed(metric: Tensor, layout: "Windows", prefix: int, order: Tensor) -> TokenMap:

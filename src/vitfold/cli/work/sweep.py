@@ -16,7 +16,8 @@ from vitfold.data import AnySource, renormalized
 from vitfold.errors import MethodError
 from vitfold.exporting.runtime import Runtime
 from vitfold.folding.calls import folds
-from vitfold.lab.candidate import Candidate, smaller_inputs, smaller_models, trained
+from vitfold.lab.candidate import Candidate, smaller_models, trained
+from vitfold.lab.candidate import baselines as baselines_
 from vitfold.lab.candidate import candidates as entries
 from vitfold.lab.report.columns import GFLOPS, HEADERS, PERCENT
 from vitfold.lab.sweep import MORE, Batches, images_in, sweep
@@ -29,19 +30,24 @@ from vitfold.tools.trace import trace
 
 __all__ = [
     "SweepFile",
+    "baselines",
     "calibrated",
     "dense_models",
     "entries",
     "images_for",
     "run",
     "show_rows",
-    "smaller_inputs",
     "trained_folds",
     "weights_of",
 ]
 
 PICTURES = 4
 """How many images are drawn for every method."""
+
+
+def baselines(base: nn.Module, shares: Sequence[float]) -> list[Candidate]:
+    """What any method has to beat at these shares; says which of it the model cannot have."""
+    return baselines_(base, shares, show.note)
 
 
 def trained_folds(base: nn.Module, names: list[str]) -> list[Candidate]:

@@ -9,6 +9,7 @@ from typing import Any
 from vitfold.errors import DataError, missing
 from vitfold.lab import plots
 from vitfold.lab.report.columns import GFLOPS, cell, header
+from vitfold.lab.styles import BASELINES
 from vitfold.tools import results
 from vitfold.tools.baselines import DENSE
 
@@ -54,7 +55,7 @@ def report(paths: Sequence[Path], title: str = "vitfold") -> str:
     except ImportError:
         raise missing("jinja2", "report") from None
     page = Environment(autoescape=True).from_string(template)
-    return str(page.render(title=title, sections=sections))
+    return str(page.render(title=title, sections=sections, baselines=BASELINES))
 
 
 def _read(path: Path) -> Section:

@@ -1,0 +1,342 @@
+"""All methods without training on equal terms: `python benchmarks/leaderboard.py MODEL ...`.
+
+Every method at the same shares of the dense FLOPs, on the same labelled images, each prepared once,
+beside the two baselines that any method has to beat. Differences are paired: both saw the same
+images. What was measured of every image is kept in --output, so a run goes on where it was stopped.
+Writes benchmarks/leaderboard-NAME.md, and the same as rows for `vitfold report`.
+
+    python benchmarks/leaderboard.py deit_tiny_imagenet/model.py:build \
+        --data-dir imagenet-samples.tar --every 5
+"""
+
+import functools
+import itertools
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from halves import called, halves
+from safetensors.torch import load_file, save_file
+from tables import markdown
+from torch import Tensor, nn
+
+import vitfold
+from vitfold.cli import options, show, values
+from vitfold.cli.work import models
+from vitfold.data import Source
+from vitfold.errors import MethodError
+from vitfold.folding.families import find
+from vitfold.folding.flops import cost
+from vitfold.folding.fold import clone
+from vitfold.lab.candidate import baselines, detail, gigaflops, timed_trunk
+from vitfold.lab.report.columns import GFLOPS
+from vitfold.tools import results
+from vitfold.tools.baselines import DENSE
+from vitfold.tools.fidelity import Comparison
+from vitfold.tools.intervals import CONFIDENT, Estimate, mean_of, share_of
+from vitfold.tools.looks import Look
+from vitfold.tools.measure import compare, random_inputs
+from vitfold.tools.validate import Batch, Predictor
+
+SHARES = (0.6, 0.5, 0.75)
+AGAINST = "tome"
+"""The method that all others are set beside, image by image."""
+BATCH, ROUNDS = 8, 7
+"""Of timings."""
+
+Numbers = dict[str, Tensor]
+"""`[images]` by name, of one candidate: `right`, `agreement`, `kl`, `cosine`."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One candidate; of the dense model the share is 1."""
+
+    name: str
+    share: float
+    make: Callable[[], nn.Module]
+
+    @property
+    def key(self) -> str:
+        """What tells it from others in the file of what was measured."""
+        return f"{self.name} {self.share}"
+
+
+VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "tome": ("tome", {}),
+    "pitome": ("pitome", {}),
+    "pitome x skip 2": ("pitome", {"cue": "x", "skip": 2}),
+    "dfe": ("dfe", {}),
+    "ward constant": ("ward", {"inflection": 0.0}),
+    "mctf": ("mctf", {}),
+    "lgtm": ("lgtm", {}),
+    "ward": ("ward", {}),
+    "diffrate": ("diffrate", {}),
+    "ward k constant": ("ward", {"cue": "k", "inflection": 0.0}),
+    "evit": ("evit", {}),
+    "tome x_pre": ("tome", {"cue": "x_pre"}),
+    "tome-around": ("tome-around", {}),
+    "drop x_pre": ("drop", {}),
+}
+"""Methods and options, by what they are called in the table; first the name of the method."""
+
+GEOMETRIC = ("pitome", "tome", "mctf")
+"""Methods that are tried with the same share of patches leaving every block, too."""
+
+
+def entries(model: nn.Module) -> list[Entry]:
+    """The dense model, the baselines, and every method at every share, one share after another: a
+    run that is stopped has whole tables."""
+    every = [Entry(b.method, b.flops, b.make) for b in baselines(model, SHARES, show.note)]
+    for name, (method, options_) in VARIANTS.items():
+        for share in SHARES:
+            make = functools.partial(_at_share, model, method, {**options_, "flops": share})
+            every.append(Entry(name, share, make))
+    for name in GEOMETRIC:
+        for share in SHARES:
+            make = functools.partial(geometric, model, name, share)
+            every.append(Entry(f"{name} geometric", share, make))
+    by_share = sorted(every, key=lambda entry: SHARES.index(entry.share))
+    return [Entry(DENSE, 1.0, lambda: clone(model)), *by_share]
+
+
+def _at_share(model: nn.Module, method: str, options_: dict[str, Any]) -> nn.Module:
+    return vitfold.fold(clone(model), method, **options_)
+
+
+def geometric(model: nn.Module, method: str, share: float) -> nn.Module:
+    """The model with the same share of its patches leaving every block, so large that it costs that
+    share of the FLOPs."""
+    layout, dense = find(model).layout(), cost(find(model))
+
+    def at(rate: float) -> nn.Module:
+        left = [round(layout.patches * (1 - rate) ** n) for n in range(layout.depth + 1)]
+        numbers = [before - after for before, after in itertools.pairwise(left)]
+        return vitfold.fold(clone(model), method, r=numbers)
+
+    low, high = 0.0, 0.5
+    for _ in range(12):
+        middle = (low + high) / 2
+        cheap = cost(find(at(middle))) / dense < share
+        low, high = (low, middle) if cheap else (middle, high)
+    return at(low)
+
+
+class Kept:
+    """What was measured of every image, in a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.flat: Numbers = load_file(path) if path.exists() else {}
+
+    def __contains__(self, entry: Entry) -> bool:
+        return f"{entry.key}/right" in self.flat
+
+    def __getitem__(self, entry: Entry) -> Numbers:
+        start = f"{entry.key}/"
+        return {k.removeprefix(start): v for k, v in self.flat.items() if k.startswith(start)}
+
+    def add(self, entry: Entry, numbers: Numbers) -> None:
+        """One more candidate, written before the next one is begun."""
+        self.flat |= {f"{entry.key}/{name}": x.contiguous() for name, x in numbers.items()}
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        part = self.path.with_suffix(".part")
+        save_file(self.flat, part)
+        part.replace(self.path)
+
+
+@dataclass(frozen=True)
+class Judge:
+    """Measures candidates on the same images, against the dense model."""
+
+    dense: nn.Module
+    batches: list[Batch]
+
+    @functools.cached_property
+    def looks(self) -> list[Look]:
+        """What the dense model says."""
+        predictor = self._predictor(self.dense)
+        return [predictor.update(*batch).kept() for batch in self.batches]
+
+    def measure(self, model: nn.Module) -> Numbers:
+        """Of every image: whether the candidate is right, and how near it stays."""
+        predictor, comparison = self._predictor(model.eval()), Comparison()
+        for batch, dense in zip(self.batches, self.looks, strict=True):
+            comparison.add(predictor.update(*batch), dense)
+        told = predictor.predictions()
+        right = told.best[:, 0] == told.labels
+        figures = {name: torch.cat(each) for name, each in comparison.figures.items()}
+        return {name: x.double() for name, x in {"right": right, **figures}.items()}
+
+    def _predictor(self, model: nn.Module) -> Predictor:
+        return Predictor(model, next(self.dense.parameters()).device, None)
+
+
+def paired(ours: Tensor, other: Tensor) -> tuple[float, float]:
+    """By how much a figure of the same images is higher on average, give or take."""
+    difference = ours - other
+    half = CONFIDENT * float(difference.std()) / math.sqrt(len(difference))
+    return float(difference.mean()), half
+
+
+def row(entry: Entry, numbers: Numbers, beside: Numbers, dense: Numbers) -> dict[str, Any]:
+    """The figures of one candidate, by the names that `vitfold report` knows.
+
+    beside: those of the method that all are compared with, at the same share.
+    """
+    bounds = functools.partial(mean_of, least=0, most=math.inf)
+    estimates: dict[str, Estimate] = {
+        "top1": share_of(numbers["right"]),
+        "agreement": share_of(numbers["agreement"]),
+        "kl": bounds(numbers["kl"]),
+        "cosine": mean_of(numbers["cosine"], -1, 1),
+    }
+    flat: dict[str, Any] = {"method": entry.name, "flops": entry.share}
+    flat["images"] = len(numbers["right"])
+    for name, (mean, low, high) in estimates.items():
+        flat |= {name: mean, f"{name}_low": low, f"{name}_high": high}
+    pairs = {"top1_against_dense": paired(numbers["right"], dense["right"])}
+    for name in ("agreement", "kl"):
+        pairs[f"{name}_against_{AGAINST}"] = paired(numbers[name], beside[name])
+    for name, (gain, half) in pairs.items():
+        flat |= {name: gain, f"{name}_half": half}
+    return flat
+
+
+COLUMNS = (
+    "method", "FLOPs, of dense", "KL x 1000", f"against {AGAINST}, paired", "agrees with dense",
+    f"against {AGAINST}, paired", "top-1", "against dense, paired", "cosine",
+)  # fmt: skip
+
+
+def cells(flat: dict[str, Any]) -> list[str]:
+    """A row of the table."""
+
+    def change(name: str, by: int) -> str:
+        return f"{by * flat[name]:+.1f} ± {by * flat[f'{name}_half']:.1f}"
+
+    return [
+        flat["method"],
+        f"{flat['flops_share']:.3f}",
+        f"{1000 * flat['kl']:.0f} ({1000 * flat['kl_low']:.0f} to {1000 * flat['kl_high']:.0f})",
+        change(f"kl_against_{AGAINST}", 1000),
+        "{agreement:.1%} ({agreement_low:.1%} to {agreement_high:.1%})".format(**flat),
+        change(f"agreement_against_{AGAINST}", 100),
+        f"{flat['top1']:.1%}",
+        change("top1_against_dense", 100),
+        f"{flat['cosine']:.4f}",
+        *([f"{flat[SPEED]:.2f}"] if SPEED in flat else []),
+    ]
+
+
+SPEED = f"speedup_b{BATCH}"
+
+
+def rows_of(model: nn.Module, kept: Kept, timed: bool) -> Iterator[dict[str, Any]]:
+    """All rows, with what they cost."""
+    every = [entry for entry in entries(model) if entry in kept]
+    named = {(entry.name, entry.share): entry for entry in every}
+    one = random_inputs(model, 1)
+    whole, dense = gigaflops(model, one), kept[named[DENSE, 1.0]]
+    speeds = _speeds(every) if timed else {}
+    for entry in every:
+        beside = named.get((AGAINST, entry.share), entry)
+        made = entry.make()
+        flat = row(entry, kept[entry], kept[beside], dense)
+        flat["detail"], flat["gflops"] = detail(made), gigaflops(made, one)
+        yield flat | {"flops_share": flat["gflops"] / whole} | speeds.get(entry.key, {})
+
+
+def _speeds(every: list[Entry]) -> dict[str, dict[str, float]]:
+    """Images per second in eager torch, measured in turn."""
+    made = {entry.key: timed_trunk(entry.make()) for entry in every}
+    rates = compare(made, random_inputs(every[0].make(), BATCH), repeats=ROUNDS)
+    whole = rates[every[0].key].median
+    return {
+        key: {f"images_per_second_b{BATCH}": rate.median, SPEED: rate.median / whole}
+        for key, rate in rates.items()
+    }
+
+
+def main(
+    model: options.ModelName,
+    dataset: options.Dataset = "",
+    data_dir: options.DataDirectory = None,
+    split: options.Split = "validation",
+    every: Annotated[
+        int, typer.Option(min=2, help="Every so many-th image is kept for choosing.")
+    ] = 5,
+    limit: options.Limit = None,
+    batch_size: Annotated[int, typer.Option("--batch-size", "-b", min=1)] = 50,
+    device: options.Device = "cpu",
+    output: Annotated[Path, typer.Option(help="For what was measured.")] = Path("local"),
+    timed: Annotated[bool, typer.Option("--timed", help="Measure speed, too.")] = False,
+) -> None:
+    """Measure what is missing, and write the table."""
+    dense = models.model(model, [], True, None, values.device(device))
+    kept = Kept(output / f"leaderboard-{called(model)}.safetensors")
+    left = [entry for entry in entries(dense) if entry not in kept]
+    if left:
+        batches = list(halves(dense, Source(dataset, data_dir, split), every, limit, batch_size)[1])
+        measure(Judge(dense, batches), left, kept)
+    rows = list(rows_of(dense, kept, timed))
+    place = Path(data_dir).name if data_dir else dataset
+    where = "--data-dir" if data_dir else "--dataset"
+    short = "/".join(Path(model).parts[-2:])
+    command = f"python benchmarks/leaderboard.py {short} {where} {place} --every {every}"
+    command += f" --limit {limit}" * (limit is not None) + " --timed" * timed
+    target = Path("benchmarks") / f"leaderboard-{called(model)}.md"
+    about = {"command": command, "model": called(model), "versions": results.versions()}
+    results.write(target.with_suffix(".json"), rows, about)
+    target.write_text("\n".join(page(called(model), command, rows)), encoding="utf-8")
+    show.written(target)
+
+
+def measure(judge: Judge, left: list[Entry], kept: Kept) -> None:
+    """What is missing, one candidate after another."""
+    with show.bar("folding", len(left)) as progress:
+        for entry in left:
+            try:
+                kept.add(entry, judge.measure(entry.make()))
+            except MethodError as error:  # out of reach
+                show.note(f"{entry.key}: {error}")
+            progress()
+
+
+def page(name: str, command: str, rows: list[dict[str, Any]]) -> Iterator[str]:
+    """The lines of the page: a table for every share, the nearest to the dense model first."""
+    dense = next(flat for flat in rows if flat["method"] == DENSE)
+    columns = (*COLUMNS, f"speed, x dense, batch {BATCH}") if SPEED in dense else COLUMNS
+    yield from (f"# {name}: methods without training", "", f"`{command}`", "")
+    yield (
+        f"{dense['images']} images, which nothing was chosen by; the dense model, of "
+        f"{dense['gflops']:.2f} {GFLOPS}, has {dense['top1']:.1%} top-1 "
+        f"({dense['top1_low']:.1%} to {dense['top1_high']:.1%}). Intervals are of 95 %; where it "
+        "says paired, of the difference on the same images. Baselines are in italics."
+    )
+    if SPEED in dense:
+        here = results.machine()
+        yield (
+            f"Speed is that of eager torch with {here['threads']} threads on {here['processor']}: "
+            f"medians of {ROUNDS} rounds of all in turn."
+        )
+    for share in sorted(SHARES, reverse=True):
+        best = sorted((flat for flat in rows if flat["flops"] == share), key=lambda f: f["kl"])
+        if best:
+            yield from ("", f"## {share} of the dense FLOPs", "")
+            yield from markdown(columns, map(_shown, best))
+    yield ""
+
+
+def _shown(flat: dict[str, Any]) -> list[str]:
+    first, *others = cells(flat)
+    return [f"*{first}*" if first.startswith("baseline") else first, *others]
+
+
+if __name__ == "__main__":
+    torch.manual_seed(0)
+    typer.run(main)
