@@ -29,6 +29,7 @@ from vitfold.errors import MethodError
 from vitfold.folding.flops import count
 from vitfold.tokens import kernels, match
 from vitfold.tokens.kernels import EAGER, EXPORT, PORTABLE, Kernels, Side
+from vitfold.tokens.tokenmap import TokenMap
 
 
 @pytest.fixture(autouse=True)
@@ -86,6 +87,41 @@ def test_shortcuts_are_no_other_order(descending: bool, margin: float) -> None:
         else:
             before = [order[:, :cut].sort(dim=1).values for order in (short, whole)]
             assert torch.equal(*before)
+
+
+@pytest.mark.parametrize("descending", [False, True])
+def test_comparing_is_no_other_order_than_sorting(
+    descending: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+    margin = kernels.rounding(torch.empty(0))
+    for most in (2, 3, 100, 10**6):
+        values = torch.randint(0, most, (2, 3, 50), generator=generator).float()
+        values = torch.cat([values, values[..., :9] + margin / 2, values[..., :1] / 0], dim=-1)
+        values = values.nan_to_num(float("-inf"), float("-inf"))
+        compared = PORTABLE.order(values, descending, margin, None)
+        with monkeypatch.context() as patch:
+            patch.setattr(kernels, "PAIRS", 0)
+            assert torch.equal(compared, PORTABLE.order(values, descending, margin, None))
+
+
+# Merging.
+
+
+@pytest.mark.parametrize("product", [0, kernels.PRODUCT])
+@pytest.mark.parametrize("into", [[[3, 3], [0, 4]], [[3, -1], [-1, -1]]])
+def test_merging_is_the_same_in_every_form(
+    into: list[list[int]], product: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kernels, "PRODUCT", product)
+    generator = torch.Generator().manual_seed(0)
+    x, weight = torch.randn(2, 7, 4, generator=generator), torch.rand(2, 7, generator=generator)
+    keep, gone = torch.tensor([[0, 2, 3, 5, 6]] * 2), torch.tensor([[4, 1]] * 2)
+    moves = TokenMap(keep, gone, torch.tensor(into), "mixed" if -1 in into[0] else "merged")
+    for ours, theirs in zip(
+        PORTABLE.merge(x, weight, moves), EAGER.merge(x, weight, moves), strict=True
+    ):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)
 
 
 # Runtimes.

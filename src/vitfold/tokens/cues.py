@@ -5,6 +5,8 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from vitfold.tokens.modes import recording
+
 Cue = Literal["k", "q", "v", "x_pre", "x_attn", "x", "random"]
 """Keys, queries and values as a mean over heads; what enters the block; what attention adds to it;
 their sum, which is what merges; nothing."""
@@ -20,6 +22,8 @@ _RANDOM_CHANNELS = 16
 def sum_over_heads(heads: Tensor) -> Tensor:
     """`[B, N, d]` from `[B, H, N, d]`. As good as the mean: neither the angles between tokens nor
     the order of their lengths depends on the scale."""
+    if recording():
+        return heads.sum(dim=1)  # one step
     first, *others = heads.unbind(dim=1)
     if not others:
         return first

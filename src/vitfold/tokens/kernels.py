@@ -1,9 +1,9 @@
 """The operations that matching and folding are made of, and how to replace them.
 
-`Kernels` names four: `order`, `nearest`, `take` and `add_rows`. Matching and folding call them
-through `active`, which picks an implementation by the device of a tensor, or the one for programs
-that are exported. `EAGER` is for torch; `PORTABLE`, what is exported, gives the same results from
-operations that any runtime has.
+`Kernels` names five: `order`, `nearest`, `take`, `add_rows` and `merge`. Matching and folding call
+them through `active`, which picks an implementation by the device of a tensor, or the one for
+programs that are exported. `EAGER` is for torch; `PORTABLE`, what is exported, gives the same
+results from operations that any runtime has.
 
 Results are the same everywhere, ties included. No answer depends on how a runtime breaks ties, and
 tokens that are alike tie although each runtime, and each place in a batch, rounds differently: what
@@ -19,10 +19,11 @@ FLOPs are counted by operator, and those that torch does not know would count as
 """
 
 import functools
+import math
 import types
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -43,6 +44,10 @@ place of one, in float32. In half precision there is nothing to spare between th
 
 PRODUCT = 2**15
 """Up to so many pairs of a row and a place that it may be added at are they added by a product."""
+
+PAIRS = 2**15
+"""Up to so many pairs of values are they compared each with each, which takes fewer steps than a
+sort."""
 
 EXPORT = "export"
 """In place of a device: programs that are exported or traced, for whatever runs them."""
@@ -81,6 +86,26 @@ class Nearest:
     partner: Callable[[Tensor | None], Tensor]
 
 
+class Moves(Protocol):
+    """Which token goes where: a `TokenMap`."""
+
+    @property
+    def keep(self) -> Tensor:
+        """`[B, slots]`: the token that stays in each slot."""
+
+    @property
+    def gone(self) -> Tensor:
+        """`[B, r]`: the tokens that leave theirs."""
+
+    @property
+    def into(self) -> Tensor:
+        """`[B, r]`: the slot that each of those goes into; -1, where `fate` is mixed: nowhere."""
+
+    @property
+    def fate(self) -> str:
+        """Merged or mixed: where all are dropped, nothing merges."""
+
+
 @dataclass(frozen=True)
 class Kernels:
     """One implementation of what matching and folding compute.
@@ -92,6 +117,8 @@ class Kernels:
         earlier one first among equals. What lies no further apart than `margin` is equal, and so
         are its neighbours. With a `cut`, of `values[B, N]`, which come before that place is
         all that has to be right.
+    merge: `[B, slots, C]` the weighted means of `x[B, N, C]` in the slots that they move to, and
+        `[B, slots]` the sums of the `weight[B, N]` there.
     nearest: what each token of a side resembles most on the other.
     flops: what custom operators cost, for `torch.utils.flop_counter`: from the shapes of their
         arguments, two per multiply-add.
@@ -101,6 +128,7 @@ class Kernels:
     add_rows: Callable[[Tensor, Tensor, Tensor], Tensor]
     order: Callable[[Tensor, bool, float, int | None], Tensor]
     nearest: Callable[[Side, Side], Nearest]
+    merge: Callable[[Tensor, Tensor, Moves], tuple[Tensor, Tensor]]
     flops: Mapping[Any, Callable[..., int]] = field(
         default_factory=lambda: types.MappingProxyType({})
     )
@@ -140,12 +168,20 @@ def first_rows(x: Tensor) -> Tensor:
     return torch.arange(0, batch * tokens, tokens, device=x.device).unsqueeze(1)
 
 
+def _alone(x: Tensor) -> bool:
+    """Whether there is one image, and in a graph whether there is one always."""
+    batch = x.shape[0]
+    return isinstance(batch, int) and batch == 1 and not torch._C._get_tracing_state()
+
+
 def _take(x: Tensor, index: Tensor) -> Tensor:
     # One image at a time: what it costs is the number of calls.
     return x.index_select(1, index[0]) if x.shape[0] == 1 else _look_up(x, index)
 
 
 def _look_up(x: Tensor, index: Tensor) -> Tensor:
+    if _alone(x):
+        return F.embedding(index, x[0])
     # An embedding lookup copies whole rows, where `gather` copies element by element.
     return F.embedding(index + first_rows(x), x.reshape(-1, x.shape[-1]))
 
@@ -161,6 +197,37 @@ def _add_flat(x: Tensor, index: Tensor, rows: Tensor) -> Tensor:
     flat, channels = (index + first_rows(x)).flatten(), x.shape[-1]
     x.view(-1, channels).index_add_(0, flat, rows.reshape(-1, channels))
     return x
+
+
+def _merge(x: Tensor, weight: Tensor, moves: Moves) -> tuple[Tensor, Tensor]:
+    kernels = active(x)
+    stay, move = weight.gather(1, moves.keep), weight.gather(1, moves.gone)
+    into, landed = landing(moves, move)
+    total = stay.scatter_add(1, into, landed)
+    survivors, moved = kernels.take(x, moves.keep), kernels.take(x, moves.gone)
+    if x.element_size() < 4:
+        # A slot that nothing joins is multiplied by exactly one.
+        survivors = survivors * _channelwise(stay / total, x)
+    else:
+        # The same mean without a pass over slots that nothing joins: a slot goes towards each
+        # token that does. What is infinite stays. Too few bits would lose many small ways.
+        moved = moved - kernels.take(survivors, into).nan_to_num(0.0, 0.0, 0.0)
+    moved = moved * _channelwise(move / total.gather(1, into), x)
+    if moves.fate == "mixed":
+        moved = moved.where((moves.into >= 0).unsqueeze(-1), 0)
+    return kernels.add_rows(survivors, into, moved), total
+
+
+def landing(moves: Moves, move: Tensor) -> tuple[Tensor, Tensor]:
+    """`[B, r]`: slots for all tokens that leave theirs, and what each brings of `move[B, r]`: those
+    that go nowhere, nothing."""
+    if moves.fate != "mixed":
+        return moves.into, move
+    return moves.into.clamp(min=0), move.where(moves.into >= 0, 0)
+
+
+def _channelwise(weight: Tensor, x: Tensor) -> Tensor:
+    return weight.unsqueeze(-1).to(x.dtype)
 
 
 def similarity(a: Side, b: Side) -> Tensor:
@@ -228,7 +295,9 @@ def _order_anywhere(
     values: Tensor, descending: bool, margin: float, _cut: int | None = None
 ) -> Tensor:
     """Sorted, and sorted again by whole numbers that all differ: how the first sort breaks ties
-    does not matter."""
+    does not matter. Few are compared instead."""
+    if values.shape[-1] ** 2 <= PAIRS:
+        return _compared(values, descending, margin)
     ranked, first = values.sort(dim=-1, descending=descending)
     return first if values.shape[-1] < 2 else _untied(ranked, first, descending, margin)
 
@@ -259,6 +328,21 @@ def _untied(ranked: Tensor, first: Tensor, descending: bool, margin: float) -> T
     return (base + first).sort(dim=-1).values - base
 
 
+def _compared(values: Tensor, descending: bool, margin: float) -> Tensor:
+    """The same order by comparing each with each, in few steps that any runtime does well. Levels
+    begin with values that have no other one just before them; level and place make whole numbers,
+    in float32, which holds these."""
+    count = values.shape[-1]
+    rank = values if descending else -values
+    own, other = rank.unsqueeze(-1), rank.unsqueeze(-2)
+    way = (other - own).where(other > own, float("inf")).amin(dim=-1)
+    begins = rank.where(way > margin, NOWHERE).unsqueeze(-2)
+    level = torch.where(begins >= own, float(count), 0.0).sum(dim=-1, keepdim=True)
+    places = torch.arange(count, device=values.device, dtype=torch.float32)
+    # OpenVINO adds wrong places to a sum that has no axis left where it summed.
+    return (level.squeeze(-1) + places).argsort(dim=-1)
+
+
 def first_highest(scores: Tensor) -> Tensor:
     """`[...]`: the first place in every row of `scores[..., m]` that is as high as it gets, but for
     rounding."""
@@ -282,13 +366,32 @@ def _add_anywhere(x: Tensor, index: Tensor, rows: Tensor) -> Tensor:
     return x + joins @ rows
 
 
+def _merge_anywhere(x: Tensor, weight: Tensor, moves: Moves) -> tuple[Tensor, Tensor]:
+    """All rows at once, and one product, while it is small, in which they have their weights."""
+    parts = [moves.keep.shape[1], moves.gone.shape[1]]
+    index = torch.cat([moves.keep, moves.gone], dim=1)
+    survivors, moved = active(x).take(x, index).split(parts, dim=1)
+    stay, move = weight.gather(1, index).split(parts, dim=1)
+    survivors = survivors * _channelwise(stay, x)
+    if math.prod(parts) > PRODUCT:
+        into, landed = landing(moves, move)
+        total = stay.scatter_add(1, into, landed)
+        rows = _add_anywhere(survivors, into, moved * _channelwise(landed, x))
+    else:
+        places = torch.arange(parts[0], device=x.device).unsqueeze(1)
+        joins = move.unsqueeze(1).where(moves.into.unsqueeze(1) == places, 0)
+        total = stay + joins.sum(dim=-1)
+        rows = survivors + joins.to(x.dtype) @ moved
+    return rows / _channelwise(total, x), total
+
+
 def _nearest_whole(a: Side, b: Side) -> Nearest:
     scores = similarity(a, b)
     return Nearest(scores.amax(dim=-1), functools.partial(_partner, scores))
 
 
-EAGER = Kernels(_take, _add_rows, _order, _nearest)
+EAGER = Kernels(_take, _add_rows, _order, _nearest, _merge)
 
-PORTABLE = Kernels(_look_up, _add_anywhere, _order_anywhere, _nearest_whole)
+PORTABLE = Kernels(_look_up, _add_anywhere, _order_anywhere, _nearest_whole, _merge_anywhere)
 
 _REGISTERED: dict[str, Kernels] = {EXPORT: PORTABLE}

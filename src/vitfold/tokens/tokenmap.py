@@ -103,44 +103,22 @@ class TokenMap:
 
     def fold_sizes(self, size: Tensor) -> Tensor:
         """`[B, slots]`: the summed size of every slot; what is dropped counts nowhere."""
-        return self._sizes(size)[2]
+        stay = size.gather(1, self.keep)
+        if not self.merges:
+            return stay
+        into, landed = kernels.landing(self, size.gather(1, self.gone))
+        if not recording():
+            return stay.scatter_add(1, into, landed)
+        add = kernels.active(size).add_rows
+        return add(stay.unsqueeze(-1), into, landed.unsqueeze(-1)).squeeze(-1)
 
     def reduce(self, x: Tensor, size: Tensor) -> tuple[Tensor, Tensor]:
         """The tokens that come out of `x[B, N, C]`, and their sizes."""
-        active = kernels.active(x)
-        survivors = active.take(x, self.keep)
-        stay, move, total = self._sizes(size)
         if not self.merges:
-            return survivors, total
-        sizes = total
-        if self.weight is not None:
-            stay, move, total = self._sizes(self.weight)
-        into = self.into.clamp(min=0) if self.fate == "mixed" else self.into
-        moved = active.take(x, self.gone)
-        if x.element_size() < 4 or recording():
-            # A slot that nothing joins is multiplied by exactly one.
-            survivors = survivors * _channelwise(stay / total, x)
-        else:
-            # The same mean without a pass over slots that nothing joins: a slot goes towards each
-            # token that does. What is infinite stays. Too few bits would lose many small ways.
-            moved = moved - active.take(survivors, into).nan_to_num(0.0, 0.0, 0.0)
-        moved = moved * _channelwise(move / total.gather(1, into), x)
-        if self.fate == "mixed":
-            moved = moved.where((self.into >= 0).unsqueeze(-1), 0)
-        return active.add_rows(survivors, into, moved), sizes
-
-    def _sizes(self, size: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The sizes of the tokens that keep a slot, of those that are gone, and of the slots."""
-        stay, move = size.gather(1, self.keep), size.gather(1, self.gone)
-        if not self.merges:
-            return stay, move, stay
-        into, landed = self.into, move
-        if self.fate == "mixed":
-            into, landed = into.clamp(min=0), move.where(into >= 0, 0)
-        if not recording():
-            return stay, move, stay.scatter_add(1, into, landed)
-        add = kernels.active(size).add_rows
-        return stay, move, add(stay.unsqueeze(-1), into, landed.unsqueeze(-1)).squeeze(-1)
+            return take(x, self.keep), self.fold_sizes(size)
+        weight = size if self.weight is None else self.weight
+        rows, total = kernels.active(x).merge(x, weight, self)
+        return rows, total if self.weight is None else self.fold_sizes(size)
 
     def take(self, values: Tensor) -> Tensor:
         """`[B, slots, ...]`: `values[B, N, ...]` of the tokens that keep a slot."""
@@ -190,10 +168,6 @@ class TokenMap:
 def _ones(x: Tensor) -> Tensor:
     """`[B, N]` ones in at least float32: sums of them are counts."""
     return x.new_ones(x.shape[:2], dtype=torch.promote_types(x.dtype, torch.float32))
-
-
-def _channelwise(weight: Tensor, x: Tensor) -> Tensor:
-    return weight.unsqueeze(-1).to(x.dtype)
 
 
 @dataclass(frozen=True, eq=False)
