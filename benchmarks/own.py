@@ -41,8 +41,6 @@ COLUMNS = (
     "fold", "share", "KL x 1000", "KL more than ours", "agreement", "agreement less than ours",
     "top-1",
 )  # fmt: skip
-EARLY = -0.5
-"""The ramp that Ward had by itself before, chosen on small models."""
 
 
 def rivals(share: float, skips: Sequence[int]) -> dict[str, list[Method]]:
@@ -141,6 +139,7 @@ def main(
     looks: Annotated[int, typer.Option(help="How many choose, at most.")] = 200,
     shares: Annotated[str, typer.Option(help="Of the dense FLOPs.")] = "0.75,0.6,0.5",
     skips: Annotated[str, typer.Option(help="Dense blocks of others' methods.")] = "0,1,2,3,4,5",
+    both: Annotated[bool, typer.Option(help="Calibrate ToMe, too.")] = True,
     output: Annotated[Path, typer.Option(help="For what was computed.")] = Path("local"),
 ) -> None:
     """Choose, judge, and write the table."""
@@ -165,11 +164,12 @@ def main(
                 f"{kind}, best of {len(those)}": chosen(choose, those)
                 for kind, those in kinds.items()
             },
-            "ToMe calibrated": calibrated(folder / "tome", choose, ToMe(flops=share), CUES),
             "Ward as it is": Ward(flops=share),
             "Ward, the same in every block": Ward(flops=share, inflection=0.0),
-            "Ward, most of it early": Ward(flops=share, inflection=EARLY),
         }
+        if both:
+            tome = calibrated(folder / "tome", choose, ToMe(flops=share), CUES)
+            folds["ToMe calibrated"] = tome
         rows = [row(kind, fold, ours, judge, labels[~fifth]) for kind, fold in folds.items()]
         show.table(f"{name} at {share} of the FLOPs", COLUMNS, rows)
         lines += [f"## {share} of the FLOPs", "", *markdown(COLUMNS, rows), ""]

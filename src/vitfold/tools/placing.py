@@ -164,7 +164,10 @@ def apart(ours: Look, dense: Look) -> Tensor:
     """`[B]`: how far apart two models are in what they say of images. The root of the divergence,
     or of what the cosine lacks: the mean of these themselves would go by the few worst images."""
     figures = compared(ours, dense)
-    gap = figures["kl"] if "kl" in figures else 1 - figures.get("cosine", figures["dense_cosine"])
+    if "kl" in figures:
+        gap = figures["kl"]
+    else:
+        gap = 1 - figures["cosine" if "cosine" in figures else "dense_cosine"]
     return gap.double().clamp(min=0).sqrt()
 
 
