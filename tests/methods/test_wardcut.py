@@ -105,6 +105,20 @@ def test_calibration_reaches_the_share(share: float, inflection: float) -> None:
     assert model.training
 
 
+def test_it_may_first_look_for_where_tokens_leave() -> None:
+    """Then other blocks merge, for the same cost."""
+    model = vit(depth=4)
+    x = mixed(model, 32)
+    dense = vitfold.flops(model, x)
+    vitfold.fold(model, WardCut(flops=0.7))
+    plain = heights(vitfold.calibrate(model, x))
+    steps: list[int] = []
+    vitfold.calibrate(model, x, place=True, progress=lambda: steps.append(1))
+    assert calibrate_.PASSES < len(steps) <= calibrate_.passes(WardCut(flops=0.7), 4, 0, True)
+    assert vitfold.flops(model, x) / dense == pytest.approx(0.7, abs=0.0125)
+    assert heights(model) != plain
+
+
 def test_a_model_in_training_learns_through_the_mask() -> None:
     model = cut("vit", torch.float32).train()
     model(mixed(model)).square().sum().backward()

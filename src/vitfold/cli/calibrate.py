@@ -25,6 +25,9 @@ def calibrate(
     cues: Annotated[
         str, typer.Option(help="x,k: what tokens may be compared by; the best is kept.")
     ] = "",
+    place: Annotated[
+        bool, typer.Option("--place", help="Of wardcut: look first for where tokens leave.")
+    ] = False,
     images: Annotated[int, typer.Option(min=1, help="How many of them, at once.")] = 256,
     seed: Annotated[int, typer.Option(min=0, help="Decides which.")] = 42,
     method_kwargs: options.MethodKwargs = [],  # noqa: B006 (typer copies defaults)
@@ -47,4 +50,4 @@ def calibrate(
     chosen = create_method(method, {"flops": share, **values.parse(method_kwargs)})
     ours = fold_to_learn(model_options.image_model(model), chosen)
     batches = shuffled_of(ours, data.source, images, 1, seed, workers)
-    calibrate_on(model, ours, batches, images, names, model_options.on, output)
+    calibrate_on(model, ours, batches, images, names, place, model_options.on, output)

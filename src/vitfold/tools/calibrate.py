@@ -12,7 +12,7 @@ from vitfold.errors import DataError, MethodError
 from vitfold.folding.calls import Fold, fold_of, folds, trunk_inputs
 from vitfold.folding.families import find
 from vitfold.folding.fit import CLOSE, NEAR, Fit
-from vitfold.folding.flops import count
+from vitfold.folding.flops import Schedule, count
 from vitfold.folding.fold import clone, fold
 from vitfold.folding.inputs import Inputs, batches_in, images_in
 from vitfold.methods.base import Base, Method, learns
@@ -23,7 +23,7 @@ from vitfold.tokens.layout import Layout
 from vitfold.tokens.modes import evaluating
 from vitfold.tokens.state import TokenState
 from vitfold.tools.measure import Progress
-from vitfold.tools.placing import placed, tries
+from vitfold.tools.placing import Weights, idle, placed, schedule_of, searched, tries
 
 ModelT = TypeVar("ModelT", bound=nn.Module)
 
@@ -37,6 +37,7 @@ def calibrate(
     images: Inputs | Iterable[Any],
     *,
     cues: Sequence[str] = (),
+    place: bool = False,
     progress: Progress = lambda: None,
 ) -> ModelT:
     """Find, in place, what a method takes from images without labels. Returns the model.
@@ -49,6 +50,8 @@ def calibrate(
     images: some hundreds, of the kind that it will see, prepared for the model: `[B, C, H, W]`, or
         batches of them, with labels or without.
     cues: what tokens may be compared by; the best is kept (default: what the method says).
+    place: of WardCut, look first for where tokens leave, as for other methods; then as many merge
+        in every block, on average.
     """
     record = _record(model)
     pixels = _pixels(model, images)
@@ -61,15 +64,18 @@ def calibrate(
     assert isinstance(method, WardCut)
     assert isinstance(heights, Heights)
     with torch.inference_mode(), evaluating(dense):
-        levels = _fit_heights(dense, method, float(method.flops or 1), pixels, progress)
+        weights = _placing(dense, method, pixels, progress) if place else None
+        levels = _fit_heights(dense, method, weights, pixels, progress)
     with torch.no_grad():
         heights.height.copy_(torch.tensor(levels))
     return model
 
 
-def passes(method: Base, depth: int, cues: int = 0) -> int:
+def passes(method: Base, depth: int, cues: int = 0, place: bool = False) -> int:
     """How often the images go through a model of so many blocks, at most."""
-    return tries(depth, cues) if isinstance(method, Method) else PASSES
+    if isinstance(method, Method):
+        return tries(depth, cues)
+    return PASSES + (tries(depth) if place else 0)
 
 
 def _record(model: nn.Module) -> Fold:
@@ -101,17 +107,21 @@ def _pixels(model: nn.Module, images: Inputs | Iterable[Any]) -> Tensor:
 
 
 def _fit_heights(
-    model: nn.Module, method: WardCut, share: float, images: Tensor, progress: Progress
+    model: nn.Module,
+    method: WardCut,
+    weights: Weights | None,
+    images: Tensor,
+    progress: Progress,
 ) -> list[float]:
     """The heights at which these images cost that share. What is varied is by how much Ward would
     make each of them cheaper: as many tokens merge then, on average."""
-    trunk = find(model).trunk
+    trunk, share = find(model).trunk, float(method.flops or 1)
     inputs = trunk_inputs(fold(model, Ward(r=0)), images)
     dense = count(lambda: trunk(**inputs))  # of r=0, which costs what the dense model does
     levels: dict[float, list[float]] = {}
 
     def cost(saving: float) -> float:
-        cut = Cutting(method, _means(model, method, round(1 - saving, 9)))
+        cut = Cutting(method, _means(model, method, weights, round(1 - saving, 9)))
         fold(model, cut)
         part = count(lambda: trunk(**inputs)) / dense
         levels[saving] = cut.heights
@@ -130,15 +140,27 @@ def _fit_heights(
     return levels[fit.best]
 
 
-def _means(model: nn.Module, method: WardCut, share: float) -> tuple[int, ...]:
+def _placing(model: nn.Module, method: WardCut, images: Tensor, progress: Progress) -> Weights:
+    """How what leaves is best spread over the blocks, where all images lose as many."""
+    return searched(model, _ward(method, method.flops), images, (), progress).weights
+
+
+def _means(model: nn.Module, method: WardCut, weights: Weights | None, share: float) -> Schedule:
     """How many tokens of an image merge in every block where all images merge as many."""
-    ward = Ward(
+    ward = _ward(method, share)
+    if weights is None:
+        return fold_of(fold(model, ward)).schedule
+    return schedule_of(fold_of(fold(model, idle(ward, weights))), ward, weights)
+
+
+def _ward(method: WardCut, share: float | None) -> Ward:
+    """Ward, as it cuts."""
+    return Ward(
         flops=share,
         inflection=method.inflection,
         cue=method.cue,
         proportional=method.proportional,
     )
-    return fold_of(fold(model, ward)).schedule
 
 
 @dataclass(frozen=True)

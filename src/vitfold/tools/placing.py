@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from vitfold.errors import MethodError
-from vitfold.folding.calls import fold_of
+from vitfold.folding.calls import Fold, fold_of
 from vitfold.folding.families import find
-from vitfold.folding.fit import CLOSE, Spread
+from vitfold.folding.fit import CLOSE
 from vitfold.folding.flops import Schedule
 from vitfold.folding.fold import clone, fold
 from vitfold.folding.schedules import share_of, solved
@@ -91,6 +91,13 @@ def placed(
     model: without a fold.
     cues: what tokens may be compared by (default: what the method says).
     """
+    return searched(model, method, images, cues, progress).method
+
+
+def searched(
+    model: nn.Module, method: Method, images: Tensor, cues: Sequence[str], progress: Progress
+) -> Placed:
+    """The same, with the weights that its numbers follow from."""
     trials = Trials(model, images, progress)
     with torch.inference_mode(), evaluating(model), evaluating(trials.model):
         searches = [Search(trials, one) for one in _by_cues(method, cues)]
@@ -98,7 +105,7 @@ def placed(
             search.start()
         search = min(searches, key=lambda search: search.best.mean)
         search.refine()
-        return search.best.method
+        return search.best
 
 
 def _by_cues(method: Method, cues: Sequence[str]) -> list[Method]:
@@ -125,23 +132,13 @@ class Trials:
     def solve(self, method: Method, weights: Weights, most: float) -> Placed | None:
         """The schedule of these weights that costs the method's share, measured; None where there
         is none, or none that costs `most` at most."""
-        first = next(block for block, weight in enumerate(weights) if weight)
-        assert method.flops is not None  # it was checked before
-        record = fold_of(fold(self.model, _dense(method, first)))
+        record = fold_of(fold(self.model, idle(method, weights)))
         try:
-            numbers = solved(record, method.flops, first, self._spread(method, weights))
+            schedule = schedule_of(record, method, weights)
         except MethodError:  # out of reach
             return None
-        schedule = possible(method, numbers, self.layout.patches)
         share = share_of(record, schedule)
         return self._measured(_with(method, schedule), weights, share) if share <= most else None
-
-    def _spread(self, method: Method, weights: Weights) -> Spread:
-        def spread(rate: float, depth: int, first: int) -> Schedule:
-            means = (rate * weights[block] * (block >= first) for block in range(depth))
-            return possible(method, whole(means), self.layout.patches)
-
-        return spread
 
     def _measured(self, method: Method, weights: Weights, share: float) -> Placed:
         model = fold(self.model, method)
@@ -149,6 +146,33 @@ class Trials:
         loss = torch.cat([apart(look(model, batch).kept(), dense) for batch, dense in pairs])
         self.progress()
         return Placed(method, weights, share, loss)
+
+
+def idle(method: Method, weights: Weights) -> Method:
+    """The method with nothing to remove, as it is before its numbers are known."""
+    skip = {"skip": first_of(weights)} if _takes(method, "skip") else {}
+    options: dict[str, Any] = {"r": 0, "flops": None, "inflection": None, **skip}
+    return replace(method, **options)
+
+
+def schedule_of(record: Fold, method: Method, weights: Weights) -> Schedule:
+    """The schedule of these weights that costs the method's share.
+
+    record: of a fold by `idle`.
+    """
+    patches = record.family.layout().patches
+
+    def spread(rate: float, depth: int, first: int) -> Schedule:
+        means = (rate * weights[block] * (block >= first) for block in range(depth))
+        return possible(method, whole(means), patches)
+
+    assert method.flops is not None  # it was checked before
+    return possible(method, solved(record, method.flops, first_of(weights), spread), patches)
+
+
+def first_of(weights: Weights) -> int:
+    """The first block that tokens leave."""
+    return next(block for block, weight in enumerate(weights) if weight)
 
 
 def possible(method: Method, numbers: Sequence[int], patches: int) -> Schedule:
@@ -180,13 +204,6 @@ def _with(method: Method, schedule: Schedule) -> Method:
     options: dict[str, Any] = {"r": list(schedule), "flops": None, "inflection": None}
     if _takes(method, "skip"):
         options["skip"] = next((block for block, r in enumerate(schedule) if r), 0)
-    return replace(method, **options)
-
-
-def _dense(method: Method, first: int) -> Method:
-    """The method with nothing to remove, from block `first` on."""
-    skip = {"skip": first} if _takes(method, "skip") else {}
-    options: dict[str, Any] = {"r": 0, "flops": None, "inflection": None, **skip}
     return replace(method, **options)
 
 
@@ -240,6 +257,6 @@ class Search:
 
 def ramped(weights: Weights, ramp: float) -> Weights:
     """Weights times a ramp from `1 - ramp` to `1 + ramp` over the blocks that tokens leave."""
-    first = next(block for block, weight in enumerate(weights) if weight)
+    first = first_of(weights)
     run = max(len(weights) - 1 - first, 1)
     return tuple(w * (1 - ramp + 2 * ramp * (b - first) / run) for b, w in enumerate(weights))

@@ -27,14 +27,15 @@ def calibrate_on(
     batches: Iterable[Batch],
     count: int,
     cues: Sequence[str],
+    place: bool,
     on: torch.device,
     output: Path,
 ) -> None:
     """Calibrate on the first `count` images, show what it comes to and save the model."""
     images = torch.cat([pixels for pixels, _ in batches])[:count].to(on)
-    most = passes(fold_of(model).method, find(model).depth, len(cues))
+    most = passes(fold_of(model).method, find(model).depth, len(cues), place)
     with progressing(most) as progress:
-        calibrate(model, images, cues=cues, progress=progress)
+        calibrate(model, images, cues=cues, place=place, progress=progress)
     _show(model, images)
     save_model(model, output)
     written(name, output)
