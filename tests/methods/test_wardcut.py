@@ -200,10 +200,10 @@ def test_what_ward_cannot_reach_on_the_way_loses_nothing(monkeypatch: pytest.Mon
     x = mixed(model, 16)
     original = calibrate_._means
 
-    def means(dense: Any, method: WardCut, share: float) -> tuple[int, ...]:
+    def means(dense: Any, method: WardCut, weights: Any, share: float) -> tuple[int, ...]:
         if share != method.flops:
             raise MethodError(f"flops={share} cannot be reached")
-        return original(dense, method, share)
+        return original(dense, method, weights, share)
 
     monkeypatch.setattr(calibrate_, "_means", means)
     monkeypatch.setattr(calibrate_, "CLOSE", 0.0)
