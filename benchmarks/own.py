@@ -11,6 +11,7 @@ benchmarks/own-NAME.md.
         --limit 2500
 """
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
@@ -23,13 +24,14 @@ from tables import markdown
 from torch import Tensor, nn
 
 import vitfold
-from vitfold import DFE, LGTM, Method, MethodError, ToMe, Ward
+from vitfold import DFE, LGTM, Method, MethodError, ToMe, Ward, WardCut
 from vitfold.cli import options, show
 from vitfold.cli.images import batches_of
 from vitfold.cli.work import models
 from vitfold.data import Source
 from vitfold.folding.calls import fold_of
 from vitfold.folding.fold import clone
+from vitfold.methods import Base
 from vitfold.tools.answers import logits
 from vitfold.tools.measure import flops, random_inputs
 
@@ -59,11 +61,16 @@ class Answers:
         self.path, self.model, self.images = path, model, images
         self.known: dict[str, Tensor] = load_file(path) if path.exists() else {}
 
-    def of(self, method: Method | None) -> Tensor:
-        """`[N, classes]`: what the model says, folded so."""
+    def of(self, method: Base | None, folded: nn.Module | None = None) -> Tensor:
+        """`[N, classes]`: what the model says, folded so.
+
+        folded: where the method has looked at images.
+        """
         name = "dense" if method is None else str(method)
         if name not in self.known:
-            new = clone(self.model) if method is None else vitfold.fold(clone(self.model), method)
+            new = clone(self.model) if method is None else folded
+            new = vitfold.fold(clone(self.model), method) if new is None and method else new
+            assert new is not None
             with torch.inference_mode():
                 parts = [logits(new, part) for part in self.images.split(16)]
             self.known[name] = torch.cat(parts).contiguous()
@@ -71,12 +78,12 @@ class Answers:
             save_file(self.known, self.path)
         return self.known[name]
 
-    def divergence(self, method: Method) -> Tensor:
+    def divergence(self, method: Base) -> Tensor:
         """`[N]`."""
         ours, dense = (x.double().log_softmax(dim=1) for x in (self.of(method), self.of(None)))
         return F.kl_div(ours, dense, reduction="none", log_target=True).sum(dim=1)
 
-    def agrees(self, method: Method) -> Tensor:
+    def agrees(self, method: Base) -> Tensor:
         """`[N]`, ones and zeros."""
         return (self.of(method).argmax(dim=1) == self.of(None).argmax(dim=1)).double()
 
@@ -104,6 +111,17 @@ def calibrated(path: Path, answers: Answers, method: Method, cues: Sequence[str]
     return record.method
 
 
+def cut(path: Path, choose: Answers, share: float) -> nn.Module:
+    """A model with WardCut whose heights follow from where tokens leave best."""
+    if path.exists():
+        return vitfold.load(path, clone(choose.model))
+    with warnings.catch_warnings(action="ignore"):  # it is calibrated at once
+        model = vitfold.fold(clone(choose.model), WardCut(flops=share))
+    vitfold.calibrate(model, choose.images, place=True)
+    vitfold.save(model, path)
+    return model
+
+
 def between(ours: Tensor, other: Tensor) -> tuple[float, float, float]:
     """The mean difference of the other from ours, and its 95 % interval by drawing images anew."""
     gap = other - ours
@@ -112,17 +130,29 @@ def between(ours: Tensor, other: Tensor) -> tuple[float, float, float]:
     return float(gap.mean()), low, high
 
 
-def row(name: str, method: Method, ours: Method, judge: Answers, labels: Tensor) -> list[str]:
+def share_of(judge: Answers, method: Base, folded: nn.Module | None) -> float:
+    """The share of the dense FLOPs; of what images decide, on some of them."""
+    some = random_inputs(judge.model, 1) if folded is None else judge.images[::FIFTH]
+    new = vitfold.fold(clone(judge.model), method) if folded is None else folded
+    return flops(new, some) / flops(judge.model, some)
+
+
+def row(
+    name: str,
+    method: Base,
+    ours: Base,
+    judge: Answers,
+    labels: Tensor,
+    folded: nn.Module | None = None,
+) -> list[str]:
     """Figures of one fold, beside ours."""
-    one = random_inputs(judge.model, 1)
-    share = flops(vitfold.fold(clone(judge.model), method), one) / flops(judge.model, one)
     near, agree = judge.divergence(method), judge.agrees(method)
     more = [1000 * x for x in between(judge.divergence(ours), near)]
     less = [100 * x for x in between(agree, judge.agrees(ours))]
     right = (judge.of(method).argmax(dim=1) == labels).double()
     return [
         f"{name}: {method}",
-        f"{share:.3f}",
+        f"{share_of(judge, method, folded):.3f}",
         f"{1000 * float(near.mean()):.1f}",
         "" if method == ours else "{:+.1f} ({:+.1f} to {:+.1f})".format(*more),
         f"{float(agree.mean()):.1%}",
@@ -158,6 +188,8 @@ def main(
         folder = output / f"own-{name}-{share}"
         ours = calibrated(folder / "ward", choose, Ward(flops=share), CUES)
         kinds = rivals(share, [int(skip) for skip in skips.split(",")])
+        uneven, many = WardCut(flops=share), cut(folder / "wardcut", choose, share)
+        judge.of(uneven, many)
         folds = {
             "ours, Ward calibrated": ours,
             **{
@@ -171,6 +203,7 @@ def main(
             tome = calibrated(folder / "tome", choose, ToMe(flops=share), CUES)
             folds["ToMe calibrated"] = tome
         rows = [row(kind, fold, ours, judge, labels[~fifth]) for kind, fold in folds.items()]
+        rows.insert(1, row("ours, by image", uneven, ours, judge, labels[~fifth], many))
         show.table(f"{name} at {share} of the FLOPs", COLUMNS, rows)
         lines += [f"## {share} of the FLOPs", "", *markdown(COLUMNS, rows), ""]
     target = Path("benchmarks") / f"own-{name}.md"
