@@ -6,7 +6,8 @@ import pytest
 from PIL import Image
 from support.cli import pictures, vitfold_
 
-from vitfold.tools.calibrate import PASSES
+import vitfold
+from vitfold.tools.calibrate import PASSES, passes
 
 MODEL = (
     "vit_tiny_patch16_224", "--no-pretrained", "--img-size", "32", "--model-kwargs",
@@ -25,6 +26,26 @@ def test_a_calibration_tells_how_far_it_is(
     assert lines[0] == f"calibrating: pass 1 of at most {PASSES}"
     assert 1 <= len(lines) <= PASSES
     assert "?" not in "".join(lines)
+
+
+def test_calibration_of_a_method_saves_its_numbers(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """For every block; the progress knows how many schedules there are at most."""
+    pictures(tmp_path / "data" / "train", classes=2, each=4)
+    request = [*MODEL, "--data-dir", tmp_path / "data", "--images", "8", "--flops", "0.9"]
+    request += ["--method", "ward", "--cues", "x, k", "--output", tmp_path / "out"]
+    assert vitfold_(monkeypatch, "calibrate", *request) == 0
+    lines = [line for line in capsys.readouterr().err.splitlines() if "calibrating" in line]
+    most = passes(vitfold.Ward(flops=0.9), 2, 2)
+    assert lines[0] == f"calibrating: pass 1 of at most {most}"
+    assert len(lines) <= most
+    record = vitfold.folded(vitfold.load(tmp_path / "out"))
+    assert record is not None
+    assert isinstance(record.method, vitfold.Ward)
+    assert record.method.r == list(record.schedule)
+    assert vitfold_(monkeypatch, "calibrate", *request, "--method", "ltmp") == 2
+    assert "nothing to calibrate" in capsys.readouterr().err
 
 
 def test_a_search_names_a_picture_that_is_too_large(

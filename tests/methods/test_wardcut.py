@@ -105,6 +105,20 @@ def test_calibration_reaches_the_share(share: float, inflection: float) -> None:
     assert model.training
 
 
+def test_it_may_first_look_for_where_tokens_leave() -> None:
+    """Then other blocks merge, for the same cost."""
+    model = vit(depth=4)
+    x = mixed(model, 32)
+    dense = vitfold.flops(model, x)
+    vitfold.fold(model, WardCut(flops=0.7))
+    plain = heights(vitfold.calibrate(model, x))
+    steps: list[int] = []
+    vitfold.calibrate(model, x, place=True, progress=lambda: steps.append(1))
+    assert calibrate_.PASSES < len(steps) <= calibrate_.passes(WardCut(flops=0.7), 4, 0, True)
+    assert vitfold.flops(model, x) / dense == pytest.approx(0.7, abs=0.0125)
+    assert heights(model) != plain
+
+
 def test_a_model_in_training_learns_through_the_mask() -> None:
     model = cut("vit", torch.float32).train()
     model(mixed(model)).square().sum().backward()
@@ -127,9 +141,9 @@ def test_comes_back(tmp_path: Path) -> None:
 
 def test_errors() -> None:
     model = vit()
-    with pytest.raises(MethodError, match="takes a model with WardCut"):
+    with pytest.raises(MethodError, match=r"ToMe\(r=3\) has nothing to calibrate"):
         vitfold.calibrate(vitfold.fold(model, "tome", r=3), mixed(model))
-    with pytest.raises(MethodError, match=r"VisionTransformer has no heights: .*'wardcut'"):
+    with pytest.raises(MethodError, match=r"VisionTransformer has nothing to calibrate: .*'ward'"):
         vitfold.calibrate(vit(), mixed(model))
     vitfold.fold(model, WardCut(flops=0.5))
     with pytest.raises(DataError, match="no images"):
@@ -186,10 +200,10 @@ def test_what_ward_cannot_reach_on_the_way_loses_nothing(monkeypatch: pytest.Mon
     x = mixed(model, 16)
     original = calibrate_._means
 
-    def means(dense: Any, method: WardCut, share: float) -> tuple[int, ...]:
+    def means(dense: Any, method: WardCut, weights: Any, share: float) -> tuple[int, ...]:
         if share != method.flops:
             raise MethodError(f"flops={share} cannot be reached")
-        return original(dense, method, share)
+        return original(dense, method, weights, share)
 
     monkeypatch.setattr(calibrate_, "_means", means)
     monkeypatch.setattr(calibrate_, "CLOSE", 0.0)

@@ -4,7 +4,7 @@ import warnings
 
 from vitfold.errors import MethodError
 from vitfold.folding.calls import Fold
-from vitfold.folding.fit import fit_schedule
+from vitfold.folding.fit import Spread, fit_schedule
 from vitfold.folding.flops import Schedule, cost
 from vitfold.methods import Method
 from vitfold.methods.schedule import per_block
@@ -28,9 +28,18 @@ def resolved(record: Fold) -> Schedule:
             )
         return possible
     share = 1.0 if method.flops is None else method.flops
-    return fit_schedule(
-        share, lambda schedule: _cost(record, schedule), layout, first, method.spread
-    )
+    return solved(record, share, first, method.spread)
+
+
+def solved(record: Fold, share: float, first: int, spread: Spread) -> Schedule:
+    """The schedule, spread so from block `first` on, that costs this share of the dense FLOPs."""
+    layout = record.family.layout()
+    return fit_schedule(share, lambda schedule: _cost(record, schedule), layout, first, spread)
+
+
+def share_of(record: Fold, schedule: Schedule) -> float:
+    """The share of the dense FLOPs that a schedule costs."""
+    return _cost(record, schedule) / _cost(record, (0,) * record.family.depth)
 
 
 def fitting(record: Fold, schedule: Schedule) -> Schedule:

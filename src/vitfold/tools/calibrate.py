@@ -1,7 +1,7 @@
-"""Calibration of WardCut's heights on unlabelled images: one pass through the model for each
-guess."""
+"""Calibration on unlabelled images, one pass through the model for each guess: of WardCut's
+heights, and of where other methods remove tokens."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -9,13 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from vitfold.errors import DataError, MethodError
-from vitfold.folding.calls import fold_of, folds, trunk_inputs
+from vitfold.folding.calls import Fold, fold_of, folds, trunk_inputs
 from vitfold.folding.families import find
 from vitfold.folding.fit import CLOSE, NEAR, Fit
-from vitfold.folding.flops import count
+from vitfold.folding.flops import Schedule, count
 from vitfold.folding.fold import clone, fold
 from vitfold.folding.inputs import Inputs, batches_in, images_in
-from vitfold.methods.base import Base
+from vitfold.methods.base import Base, Method, learns
 from vitfold.methods.step import Plan, Step, View
 from vitfold.methods.ward import Ward
 from vitfold.methods.wardcut import HIGHEST, Heights, WardCut
@@ -23,62 +23,105 @@ from vitfold.tokens.layout import Layout
 from vitfold.tokens.modes import evaluating
 from vitfold.tokens.state import TokenState
 from vitfold.tools.measure import Progress
+from vitfold.tools.placing import Weights, idle, placed, schedule_of, searched, tries
 
 ModelT = TypeVar("ModelT", bound=nn.Module)
 
 PASSES = 8
-"""How often the images go through the model, at most; `progress` is called after each."""
+"""How often the images go through the model for heights, at most; `progress` is called after
+each."""
 
 
 def calibrate(
-    model: ModelT, images: Inputs | Iterable[Any], *, progress: Progress = lambda: None
+    model: ModelT,
+    images: Inputs | Iterable[Any],
+    *,
+    cues: Sequence[str] = (),
+    place: bool = False,
+    progress: Progress = lambda: None,
 ) -> ModelT:
-    """Find the heights of a model that WardCut is on, in place: those at which `images` cost the
-    share of the dense FLOPs that it was folded for, and in every block as many of their tokens
-    merge, on average, as Ward would merge of each. Returns it.
+    """Find, in place, what a method takes from images without labels. Returns the model.
+
+    Of WardCut, the heights: those at which `images` cost the share of the dense FLOPs that it was
+    folded for, and in every block as many of their tokens merge, on average, as Ward would merge of
+    each. Of any other method with a share, the numbers for every block that cost this share, and
+    with which the model says most nearly what it says dense; they are its `r` then.
 
     images: some hundreds, of the kind that it will see, prepared for the model: `[B, C, H, W]`, or
         batches of them, with labels or without.
+    cues: what tokens may be compared by; the best is kept (default: what the method says).
+    place: of WardCut, look first for where tokens leave, as for other methods; then as many merge
+        in every block, on average.
     """
-    method, heights = _method(model)
-    share = method.flops
-    assert share is not None  # it was checked when the method was made
-    batches = [images_in(batch) for batch in batches_in(images)]
-    if not sum(map(len, batches)):
-        raise DataError("no images to calibrate on: give some")
+    record = _record(model)
+    pixels = _pixels(model, images)
     dense = clone(model)
-    pixels = torch.cat(batches).to(next(find(dense).trunk.parameters()).device)
+    if isinstance(record.method, Method):
+        return fold(model, placed(dense, record.method, pixels, cues, progress))
+    if cues:
+        raise MethodError(f"{type(record.method).__name__} compares by one cue: leave out cues")
+    method, heights = record.method, record.learned
+    assert isinstance(method, WardCut)
+    assert isinstance(heights, Heights)
     with torch.inference_mode(), evaluating(dense):
-        levels = _fit_heights(dense, method, share, pixels, progress)
+        weights = _placing(dense, method, pixels, progress) if place else None
+        levels = _fit_heights(dense, method, weights, pixels, progress)
     with torch.no_grad():
         heights.height.copy_(torch.tensor(levels))
     return model
 
 
-def _method(model: nn.Module) -> tuple[WardCut, Heights]:
-    """The method of a model, and its heights; a model without is refused."""
+def passes(method: Base, depth: int, cues: int = 0, place: bool = False) -> int:
+    """How often the images go through a model of so many blocks, at most."""
+    if isinstance(method, Method):
+        return tries(depth, cues)
+    return PASSES + (tries(depth) if place else 0)
+
+
+def _record(model: nn.Module) -> Fold:
+    """How a model is folded; refused where its method takes nothing from images."""
     record = next(iter(folds(model)), None)
-    method, heights = (record.method, record.learned) if record else (None, None)
-    if not (isinstance(method, WardCut) and isinstance(heights, Heights)):
+    method = record.method if record else None
+    if record is None or not (isinstance(method, WardCut) or _is_placed(method)):
         raise MethodError(
-            f"{method or type(model).__name__} has no heights: calibrate takes a model with "
-            "WardCut, vitfold.fold(model, 'wardcut', flops=0.6)"
+            f"{method or type(model).__name__} has nothing to calibrate: give a model that is "
+            "folded for a share of the FLOPs, vitfold.fold(model, 'ward', flops=0.6), or with "
+            "WardCut"
         )
-    return method, heights
+    return record
+
+
+def _is_placed(method: Base | None) -> bool:
+    """Whether a method has a share, and spreads what leaves as one likes."""
+    if not isinstance(method, Method) or method.flops is None:
+        return False
+    return type(method).spread is Method.spread and not learns(type(method))
+
+
+def _pixels(model: nn.Module, images: Inputs | Iterable[Any]) -> Tensor:
+    """`[N, C, H, W]`, where the model is."""
+    batches = [images_in(batch) for batch in batches_in(images)]
+    if not sum(map(len, batches)):
+        raise DataError("no images to calibrate on: give some")
+    return torch.cat(batches).to(next(find(model).trunk.parameters()).device)
 
 
 def _fit_heights(
-    model: nn.Module, method: WardCut, share: float, images: Tensor, progress: Progress
+    model: nn.Module,
+    method: WardCut,
+    weights: Weights | None,
+    images: Tensor,
+    progress: Progress,
 ) -> list[float]:
     """The heights at which these images cost that share. What is varied is by how much Ward would
     make each of them cheaper: as many tokens merge then, on average."""
-    trunk = find(model).trunk
+    trunk, share = find(model).trunk, float(method.flops or 1)
     inputs = trunk_inputs(fold(model, Ward(r=0)), images)
     dense = count(lambda: trunk(**inputs))  # of r=0, which costs what the dense model does
     levels: dict[float, list[float]] = {}
 
     def cost(saving: float) -> float:
-        cut = Cutting(method, _means(model, method, round(1 - saving, 9)))
+        cut = Cutting(method, _means(model, method, weights, round(1 - saving, 9)))
         fold(model, cut)
         part = count(lambda: trunk(**inputs)) / dense
         levels[saving] = cut.heights
@@ -97,15 +140,27 @@ def _fit_heights(
     return levels[fit.best]
 
 
-def _means(model: nn.Module, method: WardCut, share: float) -> tuple[int, ...]:
+def _placing(model: nn.Module, method: WardCut, images: Tensor, progress: Progress) -> Weights:
+    """How what leaves is best spread over the blocks, where all images lose as many."""
+    return searched(model, _ward(method, method.flops), images, (), progress).weights
+
+
+def _means(model: nn.Module, method: WardCut, weights: Weights | None, share: float) -> Schedule:
     """How many tokens of an image merge in every block where all images merge as many."""
-    ward = Ward(
+    ward = _ward(method, share)
+    if weights is None:
+        return fold_of(fold(model, ward)).schedule
+    return schedule_of(fold_of(fold(model, idle(ward, weights))), ward, weights)
+
+
+def _ward(method: WardCut, share: float | None) -> Ward:
+    """Ward, as it cuts."""
+    return Ward(
         flops=share,
         inflection=method.inflection,
         cue=method.cue,
         proportional=method.proportional,
     )
-    return fold_of(fold(model, ward)).schedule
 
 
 @dataclass(frozen=True)

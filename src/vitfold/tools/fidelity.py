@@ -151,7 +151,7 @@ class Comparison:
             if each.embedding is not None:
                 rows.append(each.embedding.float().cpu())
         self.images += ours.images
-        for name, values in _compared(ours, dense).items():
+        for name, values in compared(ours, dense).items():
             self.figures.setdefault(name, []).append(values.double().cpu())
 
     def result(self) -> Fidelity:
@@ -186,7 +186,7 @@ def _check_numbers(look: Look) -> None:
             raise DataError("the model gives NaN for an image: are its weights numbers?")
 
 
-def _compared(ours: Look, dense: Look) -> dict[str, Tensor]:
+def compared(ours: Look, dense: Look) -> dict[str, Tensor]:
     """`[B]` by name: the figures of every image. Of another model or another size of images, what
     has another shape is left out."""
     figures: dict[str, Tensor] = {}

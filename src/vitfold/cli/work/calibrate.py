@@ -2,7 +2,7 @@
 
 import contextlib
 import itertools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -10,11 +10,12 @@ from torch import Tensor, nn
 
 from vitfold.cli import show
 from vitfold.cli.work.models import written
+from vitfold.folding.calls import fold_of
 from vitfold.folding.families import find
 from vitfold.folding.fold import clone
 from vitfold.saving.models import save_model
 from vitfold.tokens.modes import evaluating
-from vitfold.tools.calibrate import PASSES, calibrate
+from vitfold.tools.calibrate import calibrate, passes
 from vitfold.tools.measure import flops
 from vitfold.tools.trace import trace
 from vitfold.tools.validate import Batch
@@ -25,28 +26,31 @@ def calibrate_on(
     model: nn.Module,
     batches: Iterable[Batch],
     count: int,
+    cues: Sequence[str],
+    place: bool,
     on: torch.device,
     output: Path,
 ) -> None:
-    """Find the heights on the first `count` images, show what they come to and save the model."""
+    """Calibrate on the first `count` images, show what it comes to and save the model."""
     images = torch.cat([pixels for pixels, _ in batches])[:count].to(on)
-    with passes() as progress:
-        calibrate(model, images, progress=progress)
+    most = passes(fold_of(model).method, find(model).depth, len(cues), place)
+    with progressing(most) as progress:
+        calibrate(model, images, cues=cues, place=place, progress=progress)
     _show(model, images)
     save_model(model, output)
     written(name, output)
 
 
 @contextlib.contextmanager
-def passes() -> Iterator[Callable[[], None]]:
+def progressing(most: int) -> Iterator[Callable[[], None]]:
     """Progress from one pass of all images to the next: a bar, or where there is no terminal a line
     for each."""
     if show.errors.is_terminal:
-        with show.bar("calibrating", PASSES) as progress:
+        with show.bar("calibrating", most) as progress:
             yield progress
         return
     number = itertools.count(1)
-    yield lambda: show.errors.print(f"calibrating: pass {next(number)} of at most {PASSES}")
+    yield lambda: show.errors.print(f"calibrating: pass {next(number)} of at most {most}")
 
 
 def _show(model: nn.Module, images: Tensor) -> None:

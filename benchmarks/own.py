@@ -1,0 +1,216 @@
+"""What calibration is worth against others' methods: `python benchmarks/own.py MODEL --data-dir D`.
+
+Every fifth image, in sorted order, chooses: for others' methods the best cue and the best number of
+dense blocks, for ours the numbers of every block. The rest judges, once: divergence from the dense
+model, agreement with it, top-1; and the paired difference from ours, by a bootstrap over images.
+What was computed is kept in --output, so that a run goes on where it was stopped. Writes
+benchmarks/own-NAME.md.
+
+    python benchmarks/own.py deit_tiny_imagenet/model.py:build --data-dir imagenet-samples.tar
+    python benchmarks/own.py models/vit_cifar10_cpu_adamw --data-dir cifar10 --split test \\
+        --limit 2500
+"""
+
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import torch.nn.functional as F
+import typer
+from safetensors.torch import load_file, save_file
+from tables import markdown
+from torch import Tensor, nn
+
+import vitfold
+from vitfold import DFE, LGTM, Method, MethodError, ToMe, Ward, WardCut
+from vitfold.cli import options, show
+from vitfold.cli.images import batches_of
+from vitfold.cli.work import models
+from vitfold.data import Source
+from vitfold.folding.calls import fold_of
+from vitfold.folding.fold import clone
+from vitfold.methods import Base
+from vitfold.tools.answers import logits
+from vitfold.tools.measure import flops, random_inputs
+
+SHARES = (0.75, 0.6, 0.5)
+CUES = ("k", "x")
+FIFTH = 5
+DRAWS = 10_000
+COLUMNS = (
+    "fold", "share", "KL x 1000", "KL more than ours", "agreement", "agreement less than ours",
+    "top-1",
+)  # fmt: skip
+
+
+def rivals(share: float, skips: Sequence[int]) -> dict[str, list[Method]]:
+    """Others' methods with the options that are chosen from."""
+    return {
+        "ToMe": [ToMe(flops=share, cue=cue) for cue in CUES],
+        "DFE": [DFE(flops=share, cue=cue, skip=skip) for cue in CUES for skip in skips if skip],
+        "LGTM": [LGTM(flops=share, cue=cue, skip=skip) for cue in CUES for skip in skips],
+    }
+
+
+class Answers:
+    """Logits by name, in a file."""
+
+    def __init__(self, path: Path, model: nn.Module, images: Tensor) -> None:
+        self.path, self.model, self.images = path, model, images
+        self.known: dict[str, Tensor] = load_file(path) if path.exists() else {}
+
+    def of(self, method: Base | None, folded: nn.Module | None = None) -> Tensor:
+        """`[N, classes]`: what the model says, folded so.
+
+        folded: where the method has looked at images.
+        """
+        name = "dense" if method is None else str(method)
+        if name not in self.known:
+            new = clone(self.model) if method is None else folded
+            new = vitfold.fold(clone(self.model), method) if new is None and method else new
+            assert new is not None
+            with torch.inference_mode():
+                parts = [logits(new, part) for part in self.images.split(16)]
+            self.known[name] = torch.cat(parts).contiguous()
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            save_file(self.known, self.path)
+        return self.known[name]
+
+    def divergence(self, method: Base) -> Tensor:
+        """`[N]`."""
+        ours, dense = (x.double().log_softmax(dim=1) for x in (self.of(method), self.of(None)))
+        return F.kl_div(ours, dense, reduction="none", log_target=True).sum(dim=1)
+
+    def agrees(self, method: Base) -> Tensor:
+        """`[N]`, ones and zeros."""
+        return (self.of(method).argmax(dim=1) == self.of(None).argmax(dim=1)).double()
+
+
+def chosen(answers: Answers, methods: Sequence[Method]) -> Method:
+    """Of these the one that diverges least on the images that choose."""
+    result: list[tuple[float, Method]] = []
+    for method in methods:
+        try:
+            result.append((float(answers.divergence(method).mean()), method))
+        except MethodError as error:  # out of reach
+            show.note(f"{method}: {error}")
+    return min(result, key=lambda pair: pair[0])[1]
+
+
+def calibrated(path: Path, answers: Answers, method: Method, cues: Sequence[str]) -> Method:
+    """The method with the numbers that these images give it; looked up where they are known."""
+    if path.exists():
+        record = fold_of(vitfold.load(path, clone(answers.model)))
+    else:
+        model = vitfold.fold(clone(answers.model), method)
+        record = fold_of(vitfold.calibrate(model, answers.images, cues=cues))
+        vitfold.save(model, path)
+    assert isinstance(record.method, Method)
+    return record.method
+
+
+def cut(path: Path, choose: Answers, share: float) -> nn.Module:
+    """A model with WardCut whose heights follow from where tokens leave best."""
+    if path.exists():
+        return vitfold.load(path, clone(choose.model))
+    with warnings.catch_warnings(action="ignore"):  # it is calibrated at once
+        model = vitfold.fold(clone(choose.model), WardCut(flops=share))
+    vitfold.calibrate(model, choose.images, place=True)
+    vitfold.save(model, path)
+    return model
+
+
+def between(ours: Tensor, other: Tensor) -> tuple[float, float, float]:
+    """The mean difference of the other from ours, and its 95 % interval by drawing images anew."""
+    gap = other - ours
+    draws = torch.randint(len(gap), (DRAWS, len(gap)), generator=torch.Generator().manual_seed(0))
+    low, high = gap[draws].mean(dim=1).quantile(torch.tensor([0.025, 0.975]).double()).tolist()
+    return float(gap.mean()), low, high
+
+
+def share_of(judge: Answers, method: Base, folded: nn.Module | None) -> float:
+    """The share of the dense FLOPs; of what images decide, on some of them."""
+    some = random_inputs(judge.model, 1) if folded is None else judge.images[::FIFTH]
+    new = vitfold.fold(clone(judge.model), method) if folded is None else folded
+    return flops(new, some) / flops(judge.model, some)
+
+
+def row(
+    name: str,
+    method: Base,
+    ours: Base,
+    judge: Answers,
+    labels: Tensor,
+    folded: nn.Module | None = None,
+) -> list[str]:
+    """Figures of one fold, beside ours."""
+    near, agree = judge.divergence(method), judge.agrees(method)
+    more = [1000 * x for x in between(judge.divergence(ours), near)]
+    less = [100 * x for x in between(agree, judge.agrees(ours))]
+    right = (judge.of(method).argmax(dim=1) == labels).double()
+    return [
+        f"{name}: {method}",
+        f"{share_of(judge, method, folded):.3f}",
+        f"{1000 * float(near.mean()):.1f}",
+        "" if method == ours else "{:+.1f} ({:+.1f} to {:+.1f})".format(*more),
+        f"{float(agree.mean()):.1%}",
+        "" if method == ours else "{:+.1f} ({:+.1f} to {:+.1f})".format(*less),
+        f"{float(right.mean()):.1%}",
+    ]
+
+
+def main(
+    model: options.ModelName,
+    data_dir: options.DataDirectory = None,
+    split: options.Split = "validation",
+    limit: Annotated[int, typer.Option(help="Images, evenly spaced.")] = 1000,
+    looks: Annotated[int, typer.Option(help="How many choose, at most.")] = 200,
+    shares: Annotated[str, typer.Option(help="Of the dense FLOPs.")] = "0.75,0.6,0.5",
+    skips: Annotated[str, typer.Option(help="Dense blocks of others' methods.")] = "0,1,2,3,4,5",
+    both: Annotated[bool, typer.Option(help="Calibrate ToMe, too.")] = True,
+    output: Annotated[Path, typer.Option(help="For what was computed.")] = Path("local"),
+) -> None:
+    """Choose, judge, and write the table."""
+    dense = models.model(model, [], True, None, torch.device("cpu")).eval()
+    name = Path(model.split(":")[0]).parent.name if ":" in model else Path(model).name
+    batches = list(batches_of(dense, Source("", data_dir, split), limit, 250, 0))
+    images, labels = (torch.cat(parts) for parts in zip(*batches, strict=True))
+    fifth = torch.arange(len(images)) % FIFTH == 0
+    some = images[fifth]
+    choose = Answers(
+        output / f"own-{name}-choose.safetensors", dense, some[:: -(-len(some) // looks)]
+    )
+    judge = Answers(output / f"own-{name}-judge.safetensors", dense, images[~fifth])
+    lines = [f"# {name}: {int((~fifth).sum())} images, chosen on {len(choose.images)} others", ""]
+    for share in map(float, shares.split(",")):
+        folder = output / f"own-{name}-{share}"
+        ours = calibrated(folder / "ward", choose, Ward(flops=share), CUES)
+        kinds = rivals(share, [int(skip) for skip in skips.split(",")])
+        uneven, many = WardCut(flops=share), cut(folder / "wardcut", choose, share)
+        judge.of(uneven, many)
+        folds = {
+            "ours, Ward calibrated": ours,
+            **{
+                f"{kind}, best of {len(those)}": chosen(choose, those)
+                for kind, those in kinds.items()
+            },
+            "Ward as it is": Ward(flops=share),
+            "Ward, the same in every block": Ward(flops=share, inflection=0.0),
+        }
+        if both:
+            tome = calibrated(folder / "tome", choose, ToMe(flops=share), CUES)
+            folds["ToMe calibrated"] = tome
+        rows = [row(kind, fold, ours, judge, labels[~fifth]) for kind, fold in folds.items()]
+        rows.insert(1, row("ours, by image", uneven, ours, judge, labels[~fifth], many))
+        show.table(f"{name} at {share} of the FLOPs", COLUMNS, rows)
+        lines += [f"## {share} of the FLOPs", "", *markdown(COLUMNS, rows), ""]
+    target = Path("benchmarks") / f"own-{name}.md"
+    target.write_text("\n".join(lines), encoding="utf-8")
+    show.written(target)
+
+
+if __name__ == "__main__":
+    torch.manual_seed(0)
+    typer.run(main)
