@@ -117,8 +117,8 @@ def questions(model: nn.Module, some: Tensor) -> dict[str, list[Fold]]:
                 (vitfold.ToMe, {}),
                 (vitfold.ToMe, {"cue": "x"}),
                 (vitfold.ToMe, {"inflection": -0.5}),
-                (vitfold.Ward, {"inflection": 0.0}),
                 (vitfold.Ward, {}),
+                (vitfold.Ward, {"inflection": -0.5}),
                 (vitfold.Ward, {"inflection": -1.0}),
             )
         ],

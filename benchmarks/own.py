@@ -196,8 +196,8 @@ def main(
                 f"{kind}, best of {len(those)}": chosen(choose, those)
                 for kind, those in kinds.items()
             },
-            "Ward as it is": Ward(flops=share),
-            "Ward, the same in every block": Ward(flops=share, inflection=0.0),
+            "Ward, early": Ward(flops=share, inflection=-0.5),
+            "Ward": Ward(flops=share),
         }
         if both:
             tome = calibrated(folder / "tome", choose, ToMe(flops=share), CUES)

@@ -149,13 +149,13 @@ def test_a_share_is_reached_along_a_ramp() -> None:
     assert sum(early) < sum(late)  # what leaves early costs nothing in all later blocks
 
 
-def test_ward_merges_more_of_a_share_early() -> None:
-    usual, named, even = (
+def test_a_share_leaves_evenly_unless_a_ramp_is_given() -> None:
+    early, usual, even = (
         fold_of(vitfold.fold(vit(depth=12), Ward(flops=0.7, **options))).schedule
-        for options in ({}, {"inflection": -0.5}, {"inflection": 0.0})
+        for options in ({"inflection": -0.5}, {}, {"inflection": 0.0})
     )
-    assert usual == named
-    assert usual[0] > even[0] >= even[-1] > usual[-1]
+    assert usual == even
+    assert early[0] > even[0] >= even[-1] > early[-1]
     assert fold_of(vitfold.fold(vit(depth=12), Ward(r=2))).schedule == (2,) * 12
 
 

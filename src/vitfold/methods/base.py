@@ -105,11 +105,8 @@ class Method(Base):
     flops: the share of the FLOPs of the dense vision transformer to reach, in place of `r`; what
         else a model does, a text tower or a decoder, costs what it costs.
     inflection: of the ramp along which `flops` spreads what leaves, as that of `(r, inflection)`:
-        from -1, most of it early, to 1 (default: `slope`).
+        from -1, most of it early, to 1 (default: 0, the same in every block).
     """
-
-    slope: ClassVar[float] = 0.0
-    """The inflection of the ramp of `flops`, where the user gives none."""
 
     by_share: ClassVar[bool] = True
     """Whether `flops` is taken in place of `r`."""
@@ -145,8 +142,7 @@ class Method(Base):
 
     def spread(self, rate: float, depth: int, first: int) -> tuple[int, ...]:
         """`rate` tokens a block on average, from block `first` on, as `flops` spreads them."""
-        inflection = self.slope if self.inflection is None else self.inflection
-        return along(rate, inflection, depth, first)
+        return along(rate, self.inflection or 0.0, depth, first)
 
     def to_json(self) -> dict[str, Any]:
         """Name and options. A ramp keeps its two parts apart from a list."""

@@ -1,4 +1,4 @@
-"""Ward: merge what moves least, and most of it early."""
+"""Ward: merge what moves least."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -14,10 +14,9 @@ class Ward(ToMe):
 
     A pair costs `(1 - cosine) * sqrt(a b / (a + b))` for groups of `a` and `b` original tokens:
     Ward's criterion for clusters, whose weight is softened, as a wide background may go on growing.
-    With `flops`, more merges early: it saves in every later block, so fewer need to merge.
+    ATM (arXiv 2505.15160) bounds what a merge costs by the same coefficient.
     """
 
-    slope: ClassVar[float] = -0.5
     by_size: ClassVar[bool] = True
 
     cue: str = "x"

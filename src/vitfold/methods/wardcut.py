@@ -39,7 +39,7 @@ class WardCut(Base):
     command: ClassVar[str] = "calibrate"
 
     flops: float | None = None
-    inflection: float = Ward.slope
+    inflection: float = -0.5
     cue: str = Ward.cue
     proportional: bool = True
 
