@@ -99,7 +99,7 @@ def compiled(model: nn.Module) -> nn.Module:
     """By `torch.compile`, with programs of its own: models of one class share theirs otherwise, and
     from the ninth on they run as they are."""
     known = inspect.signature(torch.compile).parameters
-    own = {"isolate_recompiles": True} if "isolate_recompiles" in known else {}
+    own: dict[str, Any] = {"isolate_recompiles": True} if "isolate_recompiles" in known else {}
     return cast("nn.Module", torch.compile(model, **own))
 
 
