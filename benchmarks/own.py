@@ -184,6 +184,7 @@ def main(
     )
     judge = Answers(output / f"own-{name}-judge.safetensors", dense, images[~fifth])
     lines = [f"# {name}: {int((~fifth).sum())} images, chosen on {len(choose.images)} others", ""]
+    target = Path("benchmarks") / f"own-{name}.md"
     for share in map(float, shares.split(",")):
         folder = output / f"own-{name}-{share}"
         ours = calibrated(folder / "ward", choose, Ward(flops=share), CUES)
@@ -206,9 +207,8 @@ def main(
         rows.insert(1, row("ours, by image", uneven, ours, judge, labels[~fifth], many))
         show.table(f"{name} at {share} of the FLOPs", COLUMNS, rows)
         lines += [f"## {share} of the FLOPs", "", *markdown(COLUMNS, rows), ""]
-    target = Path("benchmarks") / f"own-{name}.md"
-    target.write_text("\n".join(lines), encoding="utf-8")
-    show.written(target)
+        target.write_text("\n".join(lines), encoding="utf-8")
+        show.written(target)
 
 
 if __name__ == "__main__":
