@@ -307,7 +307,8 @@ REFUSED: dict[str, tuple[Callable[[], object], str]] = {
     "name": (lambda: vitfold.fold(vit(), "tomee", r=8), r"'tomee' \(did you mean 'tome'\?\)"),
     "far name": (
         lambda: vitfold.fold(vit(), "xyz", r=8),
-        "'xyz' .*avit, dfe, drop, dynamicvit, evit, lgtm, ltmp, mergedrop, prune-merge, tome, "
+        "'xyz' .*avit, dfe, diffrate, drop, dynamicvit, evit, lgtm, ltmp, mctf, mergedrop, pitome, "
+        "prune-merge, tome, "
         "tome-around, ward",
     ),
     "no class token": (

@@ -168,20 +168,12 @@ def first_rows(x: Tensor) -> Tensor:
     return torch.arange(0, batch * tokens, tokens, device=x.device).unsqueeze(1)
 
 
-def _alone(x: Tensor) -> bool:
-    """Whether there is one image, and in a graph whether there is one always."""
-    batch = x.shape[0]
-    return isinstance(batch, int) and batch == 1 and not torch._C._get_tracing_state()
-
-
 def _take(x: Tensor, index: Tensor) -> Tensor:
     # One image at a time: what it costs is the number of calls.
     return x.index_select(1, index[0]) if x.shape[0] == 1 else _look_up(x, index)
 
 
 def _look_up(x: Tensor, index: Tensor) -> Tensor:
-    if _alone(x):
-        return F.embedding(index, x[0])
     # An embedding lookup copies whole rows, where `gather` copies element by element.
     return F.embedding(index + first_rows(x), x.reshape(-1, x.shape[-1]))
 
@@ -363,7 +355,7 @@ def _add_anywhere(x: Tensor, index: Tensor, rows: Tensor) -> Tensor:
         return x.scatter_add(1, wide, rows)
     places = torch.arange(tokens, device=x.device).unsqueeze(1)
     joins = (index.unsqueeze(1) == places).to(rows.dtype)
-    return x + joins @ rows
+    return x + torch.bmm(joins, rows)
 
 
 def _merge_anywhere(x: Tensor, weight: Tensor, moves: Moves) -> tuple[Tensor, Tensor]:
@@ -381,7 +373,7 @@ def _merge_anywhere(x: Tensor, weight: Tensor, moves: Moves) -> tuple[Tensor, Te
         places = torch.arange(parts[0], device=x.device).unsqueeze(1)
         joins = move.unsqueeze(1).where(moves.into.unsqueeze(1) == places, 0)
         total = stay + joins.sum(dim=-1)
-        rows = survivors + joins.to(x.dtype) @ moved
+        rows = survivors + torch.bmm(joins.to(x.dtype), moved)
     return rows / _channelwise(total, x), total
 
 
