@@ -135,7 +135,7 @@ OPTIONS: dict[str, list[dict[str, Any]]] = {
     "dfe": [{"r": 5}, {"r": 5, "skip": 3}, {"flops": 0.8, "proportional": False}],
     "lgtm": [{"r": 9}, {"r": [4, 4], "window": 2, "location": "2d"}, {"flops": 0.7, "skip": 1}],
     "ward": [{"r": 5}, {"flops": 0.8}, {"flops": 0.8, "inflection": 0.25, "cue": "k"}],
-    "pitome": [{"r": 5}, {"flops": 0.8, "cue": "x", "skip": 2}],
+    "pitome": [{"r": 5}, {"flops": 0.8, "cue": "x"}, {"r": 3, "skip": 1}],
     "mctf": [{"r": 5}, {"flops": 0.8, "cue": "k", "seed": 3}],
     "diffrate": [{"r": 5}, {"flops": 0.8, "dropped": 0.25}],
     "ltmp": [{}, {"flops": 0.7, "prune": False}, {"order": "prune_first", "merge_threshold": 0.6}],
