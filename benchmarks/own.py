@@ -19,6 +19,7 @@ from typing import Annotated
 import torch
 import torch.nn.functional as F
 import typer
+from halves import called
 from safetensors.torch import load_file, save_file
 from tables import markdown
 from torch import Tensor, nn
@@ -174,7 +175,7 @@ def main(
 ) -> None:
     """Choose, judge, and write the table."""
     dense = models.model(model, [], True, None, torch.device("cpu")).eval()
-    name = Path(model.split(":")[0]).parent.name if ":" in model else Path(model).name
+    name = called(model)
     batches = list(batches_of(dense, Source("", data_dir, split), limit, 250, 0))
     images, labels = (torch.cat(parts) for parts in zip(*batches, strict=True))
     fifth = torch.arange(len(images)) % FIFTH == 0
