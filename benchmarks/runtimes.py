@@ -173,9 +173,7 @@ def main(
         if case.int8 and not takes_int8:
             continue
         result += measure(case, runtime, fixed, repeats)
-        every = sorted(
-            [*before(file, result), *result], key=lambda row: (row["runtime"], row["case"])
-        )
+        every = sorted([*before(file, result), *result], key=place)
         results.write(file, every, {"command": "benchmarks/runtimes.py"})
         file.with_suffix(".md").write_text(table(every), encoding="utf-8")
     show.console.print(table(result), markup=False, soft_wrap=True)

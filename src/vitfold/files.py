@@ -62,10 +62,11 @@ def whole(path: Path) -> Iterator[Path]:
 def whole_directory(directory: Path) -> Iterator[Path]:
     """Another directory to write to: in the end it takes the place of `directory`, with all that is
     in that, in one step where the system has one for it (Linux), else in two. When something goes
-    wrong before, nothing has happened; what a process that was killed left goes with the next."""
+    wrong before, nothing has happened; what a process that was killed left goes with the next, or
+    comes back, where it was killed between these two steps."""
     directory = directory.resolve()
     directory.parent.mkdir(parents=True, exist_ok=True)
-    _remove_unfinished_directories(directory)
+    _clear_unfinished_directories(directory)
     part = directory.with_name(f".{directory.name}.{secrets.token_hex(4)}")
     part.mkdir()
     try:
@@ -98,10 +99,15 @@ def _replace(part: Path, directory: Path) -> None:
     shutil.rmtree(before, ignore_errors=True)
 
 
-def _remove_unfinished_directories(directory: Path) -> None:
-    name = re.compile(rf"\.{re.escape(directory.name)}\.[0-9a-f]{{8}}")
+def _clear_unfinished_directories(directory: Path) -> None:
+    name = re.compile(rf"\.{re.escape(directory.name)}\.[0-9a-f]{{8}}(\.before)?")
     for place in directory.parent.iterdir():
-        if name.fullmatch(place.name) and time.time() - place.lstat().st_mtime > STALE:
+        found = name.fullmatch(place.name)
+        if found is None or time.time() - place.lstat().st_mtime <= STALE:
+            continue
+        if found[1] and not directory.exists():
+            place.replace(directory)
+        else:
             shutil.rmtree(place, ignore_errors=True)
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from support.cli import pictures, vitfold_
 from support.small import vit
 from torch import nn
@@ -18,7 +19,8 @@ from vitfold.exporting.runtime import Runtime
 from vitfold.exporting.serve import RUNTIMES
 from vitfold.lab.candidate import smaller_images
 from vitfold.lab.styles import BASELINES
-from vitfold.segment import Segmenter, score
+from vitfold.segment import Segmenter, scene_transform, score
+from vitfold.segment.pictures import compare, paint
 from vitfold.tools.answers import answers_of
 from vitfold.tools.baselines import BOUND, DENSE, EAGER, FOLDED, TEXTBOOK
 
@@ -157,6 +159,23 @@ def test_a_sweep_is_of_one_runtime(run, capsys, data: Path, tmp_path: Path) -> N
     assert "<th>runtime</th>" in page.read_text()
 
 
+def test_a_sweep_in_eight_bits(run, capsys, data: Path, tmp_path: Path) -> None:
+    """Its ranges are those of the images; even the dense model is not what it is in float."""
+    for package in ("openvino", "nncf"):
+        pytest.importorskip(package)
+    file = tmp_path / "rows.json"
+    request = ("sweep", *SMALL, "--no-pretrained", "--data-dir", data, "--methods", "tome",
+               "--flops", "0.8", "--no-baselines", *ONCE)  # fmt: skip
+    assert run(*request, "--runtime", "openvino", "--int8", "--results-file", file) == 0
+    assert "in OpenVINO INT8" in capsys.readouterr().out
+    rows = rows_of(file)
+    assert [row["method"] for row in rows] == ["dense", "tome"]
+    for row in rows:
+        assert (row["runtime"], row["int8"]) == ("openvino", True)
+        assert row["kl"] > 1e-9
+    assert rows[1]["share_b1"] > 0
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -213,6 +232,27 @@ def test_a_segmenter_is_scored_by_what_a_runtime_makes_of_it() -> None:
     assert eager.agreement < 1
     assert served.agreement == pytest.approx(eager.agreement, abs=1e-3)
     assert served.ious == pytest.approx(eager.ious, abs=1e-3)
+
+
+def test_pictures_are_of_what_the_runtime_answers() -> None:
+    """Which here says one class of every pixel."""
+
+    class Flat(nn.Module):
+        window = (28, 28)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            logits = x.new_zeros(len(x), 3, *x.shape[-2:])
+            logits[:, 2] = 1
+            return logits
+
+    segmenter = Segmenter(vit(depth=1).float(), 3, "linear").float().eval()
+    picture = Image.new("RGB", (28, 28), "white")
+    drawn = compare(Flat(), picture, scene_transform(segmenter), dense=segmenter)
+    folded = drawn.width - drawn.width // 4  # of four pictures the third
+    cut = drawn.crop((drawn.width // 2, drawn.height // 2, folded, drawn.height)).getcolors(99999)
+    assert cut is not None
+    expected = paint(picture, torch.full((28, 28), 2), 3).getpixel((0, 0))
+    assert expected in {colour for _, colour in cut}
 
 
 def test_outputs_by_name_hold_logits() -> None:

@@ -71,6 +71,22 @@ def test_what_was_left_long_ago_goes_and_what_others_write_stays(tmp_path: Path)
     assert {path.name for path in tmp_path.iterdir()} == {"out", recent.name, other.name}
 
 
+def test_what_a_kill_left_beside_comes_back(tmp_path: Path) -> None:
+    """Of the two steps that other systems need, the first was taken."""
+    place = tmp_path / "out"
+    first, second = (tmp_path / f".out.0123456{n}.before" for n in range(2))
+    earlier(tmp_path).rename(first)
+    os.utime(first, (0, 0))
+    with pytest.raises(KeyError), whole_directory(place):
+        {}["something else goes wrong"]
+    assert content(place) == {"old": "1"}
+    second.mkdir()
+    os.utime(second, (0, 0))
+    with whole_directory(place) as part:
+        (part / "new").write_text("2")
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
 @pytest.mark.parametrize("exchanges", [True, False])
 def test_errors_leave_what_was_there(
     exchanges: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path

@@ -58,8 +58,9 @@ def validate(
     source = task.source(data, ours)
     where = work.calibrated(where, ours, source, limit, workers)
     if isinstance(source, work.SceneSource):
-        report = work.of_pixels(model, ours, source, limit, stride, workers, dtype, where)
-        work.draw_scenes(ours, source, pictures, stride, output)
+        report = work.of_pixels(
+            model, ours, source, limit, stride, workers, dtype, where, pictures, output
+        )
     elif fidelity or not classes_of_head(ours):
         report = work.of_fidelity(model, ours, source, limit, batch_size, workers, dtype, where)
     else:

@@ -55,23 +55,27 @@ def compare(
     transform: WholeScene,
     truth: Tensor | None = None,
     stride: int | None = None,
+    dense: nn.Module | None = None,
 ) -> Image.Image:
     """A photograph, its labels where they are known, what the dense and the folded segmenter say,
     and where these differ.
 
+    folded: the segmenter, or what a runtime makes of it.
     transform: makes an image of it as the model takes it.
+    dense: the segmenter without a fold; by default a copy of the folded one.
     """
+    dense = clone(folded).eval() if dense is None else dense
     size = (picture.height, picture.width)
     if truth is not None:
         check_size(truth, picture, "the annotation")
     image, _ = transform(picture, torch.zeros(size, dtype=torch.long))
-    image = image.to(next(folded.parameters()).device)
-    models = {"dense": clone(folded).eval(), "folded": folded}
+    image = image.to(next(dense.parameters()).device)
+    models = {"dense": dense, "folded": folded}
     with torch.inference_mode(), evaluating(folded):
         predicted = {
             name: pixels(model, image, size, stride).cpu() for name, model in models.items()
         }
-    classes = as_segmenter(folded).classes
+    classes = as_segmenter(dense).classes
     maps = predicted if truth is None else {"truth": truth, **predicted}
     share = (predicted["dense"] != predicted["folded"]).float().mean()
     overlays = {name: paint(picture, labels, classes) for name, labels in maps.items()}

@@ -19,7 +19,6 @@ FLOPs are counted by operator, and those that torch does not know would count as
 """
 
 import functools
-import math
 import types
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -359,22 +358,21 @@ def _add_anywhere(x: Tensor, index: Tensor, rows: Tensor) -> Tensor:
 
 
 def _merge_anywhere(x: Tensor, weight: Tensor, moves: Moves) -> tuple[Tensor, Tensor]:
-    """All rows at once, and one product, while it is small, in which they have their weights."""
-    parts = [moves.keep.shape[1], moves.gone.shape[1]]
-    index = torch.cat([moves.keep, moves.gone], dim=1)
-    survivors, moved = active(x).take(x, index).split(parts, dim=1)
-    stay, move = weight.gather(1, index).split(parts, dim=1)
-    survivors = survivors * _channelwise(stay, x)
-    if math.prod(parts) > PRODUCT:
+    """One product, while it is small, in which the rows that move have their weights. A slot that
+    nothing joins is multiplied by exactly one."""
+    take = active(x).take
+    survivors, moved = take(x, moves.keep), take(x, moves.gone)
+    stay, move = weight.gather(1, moves.keep), weight.gather(1, moves.gone)
+    if stay.shape[1] * move.shape[1] > PRODUCT:
         into, landed = landing(moves, move)
         total = stay.scatter_add(1, into, landed)
-        rows = _add_anywhere(survivors, into, moved * _channelwise(landed, x))
-    else:
-        places = torch.arange(parts[0], device=x.device).unsqueeze(1)
-        joins = move.unsqueeze(1).where(moves.into.unsqueeze(1) == places, 0)
-        total = stay + joins.sum(dim=-1)
-        rows = survivors + torch.bmm(joins.to(x.dtype), moved)
-    return rows / _channelwise(total, x), total
+        moved = moved * _channelwise(landed / total.gather(1, into), x)
+        return _add_anywhere(survivors * _channelwise(stay / total, x), into, moved), total
+    places = torch.arange(stay.shape[1], device=x.device).unsqueeze(1)
+    joins = move.unsqueeze(1).where(moves.into.unsqueeze(1) == places, 0)
+    total = stay + joins.sum(dim=-1)
+    shares = joins / total.unsqueeze(-1)
+    return survivors * _channelwise(stay / total, x) + torch.bmm(shares.to(x.dtype), moved), total
 
 
 def _nearest_whole(a: Side, b: Side) -> Nearest:

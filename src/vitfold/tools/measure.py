@@ -5,6 +5,7 @@ import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from random import Random
 from typing import Any
 
 import torch
@@ -106,14 +107,15 @@ def compare(
 def interleave(
     timed: Mapping[str, Callable[[], float]], repeats: int, warmup: int, progress: Progress
 ) -> dict[str, list[float]]:
-    """The times of every candidate: a round of all of them at a time, after the warm-up."""
+    """The times of every candidate: a round of all of them at a time, after the warm-up, each in
+    another order, as some run slower after certain others."""
     for name, value, least in ("repeats", repeats, 1), ("warmup", warmup, 0):
         if isinstance(value, bool) or not isinstance(value, int) or value < least:
             raise DataError(f"{name}={value!r}: expected a whole number of at least {least}")
     seconds: dict[str, list[float]] = {name: [] for name in timed}
     for turn in range(warmup + repeats):
-        for name, run in timed.items():
-            elapsed = run()
+        for name in Random(turn).sample([*timed], len(timed)):
+            elapsed = timed[name]()
             progress()
             if turn >= warmup:
                 seconds[name].append(elapsed)

@@ -25,7 +25,7 @@ from vitfold.tools.fidelity import FIGURES, Fidelity, fidelity
 from vitfold.tools.validate import Report
 from vitfold.tools.validate import validate as validate_
 
-__all__ = ["SceneSource", "calibrated", "draw_scenes", "of_fidelity", "of_images", "of_pixels"]
+__all__ = ["SceneSource", "calibrated", "of_fidelity", "of_images", "of_pixels"]
 
 
 def of_images(
@@ -104,31 +104,40 @@ def of_pixels(
     workers: int,
     amp: torch.dtype | None,
     runtime: Runtime,
+    drawn: int,
+    output: Path,
 ) -> dict[str, Any]:
-    """The report on images with a class for every pixel."""
+    """The report on images with a class for every pixel, and pictures of so many of them."""
+    if drawn:
+        values.directory(output)
     images = evenly(untouched(ours, source), limit)
     scenes = DataLoader(images, batch_size=None, num_workers=workers)
-    served = answering(ours, runtime)
+    served, dense = answering(ours, runtime), clone(ours)
     with show.bar("validating", len(images)) as progress:
-        report = score(served, clone(ours), scenes, stride=stride, amp=amp, progress=progress)
+        report = score(served, dense, scenes, stride=stride, amp=amp, progress=progress)
     _show_pixels(_title(name, ours, runtime), report)
+    if drawn:
+        _draw(served, dense, source, drawn, stride, output)
     ious = {f"iou_{number}": iou for number, iou in enumerate(report.ious)}
     return {n: value for n, value in report.to_json().items() if n != "ious"} | ious
 
 
-def draw_scenes(
-    ours: nn.Module, source: SceneSource, number: int, stride: int | None, output: Path
+def _draw(
+    served: nn.Module,
+    dense: nn.Module,
+    source: SceneSource,
+    number: int,
+    stride: int | None,
+    output: Path,
 ) -> None:
-    """Pictures of some scenes."""
-    if not number:
-        return
-    values.directory(output)
+    """Pictures of some scenes, evenly spaced."""
     scenes = evenly(source.open(), number)
     for place in range(len(scenes)):
         raw, labels = scenes[place]
         target = output / f"scene-{place + 1}.png"
-        look = source.whole(ours)
-        draw.save(compare(ours, to_pil_image(raw), look, labels, stride), target)
+        look = source.whole(dense)
+        picture = compare(served, to_pil_image(raw), look, labels, stride, dense)
+        draw.save(picture, target)
         show.written(target)
 
 

@@ -60,9 +60,11 @@ class Onnx(Target):
         write(graph, directory / FILE)
 
     def open(self, directory: Path, names: Sequence[str], threads: int | None = None) -> Runner:
-        """A session on the CPU."""
+        """A session on the CPU, whose threads rest between two calls: those that go on turning take
+        the time of whatever runs then, which may be another session."""
         runtime = importlib.import_module("onnxruntime")
         options = runtime.SessionOptions()
+        options.add_session_config_entry("session.force_spinning_stop", "1")
         options.intra_op_num_threads = threads or torch.get_num_threads()
         providers = ["CPUExecutionProvider"]
         session = runtime.InferenceSession(directory / FILE, options, providers=providers)
