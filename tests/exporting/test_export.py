@@ -32,6 +32,7 @@ from vitfold.exporting.serve import serve
 from vitfold.exporting.targets import TARGETS, onnx, openvino
 from vitfold.exporting.targets.base import Runner
 from vitfold.segment import Segmenter
+from vitfold.tools.intervals import interval
 
 WRITTEN = {
     "torch": {"model.pt2"},
@@ -101,6 +102,9 @@ def test_segmenters_and_embeddings_are_exported(tmp_path: Path) -> None:
     report = vitfold.export(embedding, tmp_path / "embedding", target="torch", repeats=1)
     assert report.outputs == ("embedding",)
     assert report.agreement.top1 is None
+    labelled = {"images": pixels(2), "labels": torch.zeros(2), "repeats": 1}
+    with pytest.raises(DataError, match="gives images no class"):
+        vitfold.export(embedding, tmp_path / "none", target="torch", **labelled)
 
 
 @pytest.mark.parametrize("target", ["onnx", "openvino"])
@@ -108,7 +112,11 @@ def test_eight_bits_in_four_corners(target: str, tmp_path: Path) -> None:
     folded, place = model(), tmp_path / "out"
     for package in TARGETS[target].quantizers:
         pytest.importorskip(package)
-    report = vitfold.export(folded, place, target=target, images=pixels(20), int8=True, repeats=1)
+    with torch.no_grad():
+        labels = folded(pixels(20)).argmax(dim=1)
+        labels[:5] = (labels[:5] + 1) % 7
+    options = {"images": pixels(20), "labels": labels, "int8": True, "repeats": 1}
+    report = vitfold.export(folded, place, target=target, **options)
     corners = {corner.name: corner for corner in report.corners}
     assert list(corners) == ["dense", "folded", "dense INT8", "folded INT8"]
     run = TARGETS[target].open(place, report.outputs)
@@ -119,6 +127,10 @@ def test_eight_bits_in_four_corners(target: str, tmp_path: Path) -> None:
     assert beside is not None
     assert beside.images == 20
     assert beside.agreement is not None
+    right = {name: corner.top1 for name, corner in corners.items()}
+    assert right["folded"] == (0.75, *interval(15, 20))
+    assert all(right.values())
+    assert corners["dense"].to_json()["top1"]["mean"] == right["dense"].mean
     assert has_signal_stack()
 
 
@@ -215,6 +227,13 @@ MISTAKES: list[tuple[dict[str, Any], type[VitfoldError], str]] = [
     ({"images": pixels(2)[0]}, DataError, r"\[N, C, H, W\]"),
     ({"images": pixels(2)[:0]}, DataError, "there is none"),
     ({"batch_size": 8, "int8": True, "images": pixels(2)}, DataError, "fewer than a batch"),
+    ({"labels": torch.zeros(2)}, DataError, "the class of each of the images"),
+    ({"labels": torch.zeros(3), "images": pixels(2)}, DataError, "the class of each"),
+    (
+        {"labels": torch.tensor([0, 99]), "images": pixels(2), "target": "torch"},
+        DataError,
+        "label 99 in the dataset",
+    ),
 ]
 
 
@@ -303,14 +322,16 @@ def test_the_command_writes_and_tells(
 ) -> None:
     out, rows = tmp_path / "out", tmp_path / "rows.json"
     arguments = ("export", "digits", "--method", "ward", "--flops", 0.7, "-o", out)
-    options = ("--limit", 12, "--repeats", 1, "--results-file", rows)
-    assert vitfold_(monkeypatch, *arguments, *options) == 0
+    options = ("--target", "torch", "--limit", 12, "--repeats", 1, "--results-file", rows)
+    assert vitfold_(monkeypatch, *arguments, *options, "--labels") == 0
     told = capsys.readouterr().out
     assert "largest difference" in told
-    assert "in ONNX Runtime" in told
+    assert f"in {TARGETS['torch'].runtime}" in told
     assert "beside the dense model" in told
-    assert (out / "model.onnx").exists()
-    assert [row["name"] for row in json.loads(rows.read_text())["rows"]] == ["dense", "folded"]
+    assert (out / "model.pt2").exists()
+    kept = json.loads(rows.read_text())["rows"]
+    assert [row["name"] for row in kept] == ["dense", "folded"]
+    assert min(row["top1"]["mean"] for row in kept) > 0.8
 
 
 def test_the_command_takes_photographs_and_refuses_what_makes_no_sense(
@@ -324,6 +345,7 @@ def test_the_command_takes_photographs_and_refuses_what_makes_no_sense(
     assert "--dense exports no fold" in told("digits", "--dense", "--r", 3, "-o", out)
     assert "did you mean 'openvino'" in told("digits", "--target", "openvin", "-o", out)
     assert "--data-dir" in told("test_vit", "--no-pretrained", "--int8", "-o", out)
+    assert "--labels" in told("test_vit", "--no-pretrained", "--labels", "-o", out)
     assert not out.exists()
     photos = pictures(tmp_path / "photos")
     arguments = ("test_vit", "--no-pretrained", "--r", 4, "--data-dir", photos, "-o", out)

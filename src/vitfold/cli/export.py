@@ -24,6 +24,12 @@ def export(
     int8: Annotated[
         bool, typer.Option("--int8", help="In eight bits, with ranges from images of --data-dir.")
     ] = False,
+    labels: Annotated[
+        bool,
+        typer.Option(
+            "--labels", help="The images of --data-dir are labelled: how right it is, too."
+        ),
+    ] = False,
     preprocess: Annotated[
         bool,
         typer.Option(
@@ -43,14 +49,15 @@ def export(
     """Write a model, folded or --dense, for a runtime: verified there against eager torch, also on
     images in which tokens are alike, and timed beside the dense model in that runtime.
 
-    With --data-dir (any folder or tar of pictures) it is told how near it stays to the dense model.
-    Beside the model lie preprocessor_config.json and report.json.
+    With --data-dir (any folder or tar of pictures) it is told how near it stays to the dense model,
+    and with --labels (folders of classes) how right it is. Beside the model lie
+    preprocessor_config.json and report.json.
     """
     from vitfold.cli.work import export as work
 
     work.refuse_place(output, target, int8, preprocess)
     made = work.chosen(model_options.model(model), model_options.plan, choice, dense)
-    images = work.sample(made, data.source, limit, workers, int8)
-    report = work.written(made, output, target, images, batch_size, int8, preprocess, repeats)
+    some = work.sample(made, data.source, limit, workers, int8, labels)
+    report = work.written(made, output, target, some, batch_size, int8, preprocess, repeats)
     work.show_report(model, report)
     work.results(results_file, model, report)

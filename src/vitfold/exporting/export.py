@@ -4,8 +4,9 @@ import json
 import shutil
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import cycle
 from pathlib import Path
 
 import torch
@@ -26,10 +27,12 @@ from vitfold.folding.calls import fold_of, folds
 from vitfold.folding.fold import clone
 from vitfold.saving.plans import Directory
 from vitfold.tokens.modes import evaluating
-from vitfold.tools.fidelity import Comparison, Fidelity
-from vitfold.tools.looks import look
+from vitfold.tools.fidelity import Comparison
+from vitfold.tools.intervals import Estimate, share_of
+from vitfold.tools.looks import Look, look
 from vitfold.tools.measure import Progress, Throughput, interleave, now
 from vitfold.tools.results import machine, versions
+from vitfold.tools.validate import check_labelled
 
 FILE = "report.json"
 
@@ -50,6 +53,7 @@ def export(
     *,
     target: str = "onnx",
     images: Tensor | None = None,
+    labels: Tensor | None = None,
     batch_size: int | None = None,
     int8: bool = False,
     preprocess: bool = False,
@@ -64,6 +68,7 @@ def export(
     target: torch, aoti, onnx or openvino.
     images: `[N, C, H, W]` photographs, prepared for the model; by default random ones. With them
         the report has fidelity too.
+    labels: `[N]` the classes of the images, where the report is to have accuracy, too.
     batch_size: the number of images that it takes; None: any.
     int8: in eight bits, with ranges from the images.
     preprocess: the program resizes, crops and normalizes by itself: `pixel_values` are then
@@ -73,11 +78,11 @@ def export(
     kind = target_(target)
     kind.check(int8, preprocess=preprocess)
     preparation = preparation_of(model) if preprocess else None
-    _check(images, int8, batch_size)
+    _check(images, labels, int8, batch_size)
     place = Path(directory)
     check_place(place, kind)
     with evaluating(model), tempfile.TemporaryDirectory() as work:
-        job = Job(model, kind, Path(work), images, batch_size, progress)
+        job = Job(model, kind, Path(work), images, labels, batch_size, progress)
         agreement = job.write_all(int8)
         report = job.report(agreement, repeats)
         if preparation is not None:
@@ -98,6 +103,32 @@ WARMUP = 2
 
 
 @dataclass
+class Answers:
+    """What one form says of images.
+
+    hits: of labelled ones, whether it is right.
+    """
+
+    comparison: Comparison = field(default_factory=Comparison)
+    hits: list[Tensor] = field(default_factory=list)
+
+    def add(self, ours: Look, dense: Look, labels: Tensor | None) -> None:
+        """Of a few more images."""
+        self.comparison.add(ours, dense)
+        if labels is None:
+            return
+        if ours.logits is None or ours.logits.dim() != 2:
+            raise DataError("labels: this model gives images no class: leave them out")
+        check_labelled(labels, ours.logits)
+        self.hits.append(ours.logits.argmax(dim=1) == labels)
+
+    @property
+    def top1(self) -> Estimate | None:
+        """The share that is right; None without labels."""
+        return share_of(torch.cat(self.hits).double()) if self.hits else None
+
+
+@dataclass
 class Job:
     """One export under way: the forms of a model in directories of their own.
 
@@ -108,6 +139,7 @@ class Job:
     kind: Target
     work: Path
     images: Tensor | None
+    labels: Tensor | None
     batch_size: int | None
     progress: Progress
 
@@ -184,7 +216,7 @@ class Job:
         """Time every form, and say what it came to."""
         sizes = (self.batch_size,) if self.batch_size else SIZES
         times = {size: self._times(size, repeats) for size in sizes}
-        near = self._fidelities()
+        answers = self._answers()
         method = str(fold_of(self.model).method) if folds(self.model) else None
         return Report(
             target=self.kind.name,
@@ -194,7 +226,7 @@ class Job:
             batch_size=self.batch_size,
             outputs=self.graphs[self.asked].names,
             agreement=agreement,
-            corners=tuple(self._corner(form, times, near.get(form)) for form in self.runs),
+            corners=tuple(self._corner(form, times, answers.get(form)) for form in self.runs),
             machine=machine(),
             versions=versions(),
         )
@@ -206,24 +238,25 @@ class Job:
         seconds = interleave(timed, repeats, WARMUP, self.progress)
         return {form: Throughput.of(size, each) for form, each in seconds.items()}
 
-    def _fidelities(self) -> dict[str, Fidelity]:
-        """How near every other form stays to the dense model in eager torch, which answers once.
-        Of all, what they give is all that is looked at."""
+    def _answers(self) -> dict[str, Answers]:
+        """What every form says of the images, beside the dense model in eager torch, which answers
+        once. Of all, what they give is all that is looked at."""
         if self.images is None:
             return {}
         dense = self.models[DENSE]
         whole = Served(partial(eager, self._named(DENSE)), dense)
-        served = {f: Served(r, dense, self.batch_size) for f, r in self.runs.items() if f != DENSE}
-        near = {form: Comparison() for form in served}
+        served = {form: Served(run, dense, self.batch_size) for form, run in self.runs.items()}
+        answers = {form: Answers() for form in served}
+        labels = (None,) if self.labels is None else self.labels.cpu().split(BATCH)
         with torch.inference_mode():
-            for images in self.images.cpu().split(BATCH):
+            for images, right in zip(self.images.cpu().split(BATCH), cycle(labels), strict=False):
                 beside = look(whole, images)
-                for form, comparison in near.items():
-                    comparison.add(look(served[form], images), beside)
-        return {form: comparison.result() for form, comparison in near.items()}
+                for form, kept in answers.items():
+                    kept.add(look(served[form], images), beside, right)
+        return answers
 
     def _corner(
-        self, form: str, times: Mapping[int, Mapping[str, Throughput]], near: Fidelity | None
+        self, form: str, times: Mapping[int, Mapping[str, Throughput]], answers: Answers | None
     ) -> Corner:
         files = (self.work / form).rglob("*")
         return Corner(
@@ -231,7 +264,8 @@ class Job:
             megabytes=sum(file.stat().st_size for file in files if file.is_file()) / 1e6,
             times={size: each[form] for size, each in times.items()},
             speedups={s: each[form].median / each[DENSE].median for s, each in times.items()},
-            fidelity=near,
+            fidelity=answers.comparison.result() if answers and form != DENSE else None,
+            top1=answers.top1 if answers else None,
         )
 
 
@@ -241,11 +275,15 @@ def _seconds(run: Runner, images: Tensor) -> float:
     return now(images.device) - start
 
 
-def _check(images: Tensor | None, int8: bool, batch_size: int | None) -> None:
+def _check(
+    images: Tensor | None, labels: Tensor | None, int8: bool, batch_size: int | None
+) -> None:
     if images is not None and (not isinstance(images, Tensor) or images.dim() != 4):
         raise DataError("images: expected a tensor [N, C, H, W], prepared for the model")
     if images is not None and not len(images):
         raise DataError("images: there is none: give some, a hundred or more")
+    if labels is not None and (images is None or tuple(labels.shape) != (len(images),)):
+        raise DataError("labels: expected a tensor [N], the class of each of the images")
     if int8 and images is None:
         raise DataError(
             "int8 takes its ranges from images: give images=..., on the command line --data-dir"

@@ -7,6 +7,7 @@ from typing import Any
 from vitfold.exporting.inside import Inside
 from vitfold.exporting.verify import Agreement
 from vitfold.tools.fidelity import Fidelity
+from vitfold.tools.intervals import Estimate
 from vitfold.tools.measure import Throughput
 
 
@@ -18,6 +19,7 @@ class Corner:
     times: by batch size.
     speedups: over the dense float32 form, by batch size.
     fidelity: beside the dense model in eager torch, on the given images; None without any.
+    top1: the share of these that it classifies as they are labelled; None without labels.
     """
 
     name: str
@@ -25,6 +27,7 @@ class Corner:
     times: Mapping[int, Throughput]
     speedups: Mapping[int, float]
     fidelity: Fidelity | None = None
+    top1: Estimate | None = None
 
     def milliseconds(self, size: int) -> dict[str, float]:
         """The time of a batch of that size: the median, and the quartiles around it."""
@@ -39,7 +42,8 @@ class Corner:
             for size in self.times
         }
         row = {"name": self.name, "megabytes": self.megabytes, "batch_sizes": rows}
-        return row | ({"fidelity": self.fidelity.to_json()} if self.fidelity else {})
+        right = {} if self.top1 is None else {"top1": self.top1._asdict()}
+        return row | right | ({"fidelity": self.fidelity.to_json()} if self.fidelity else {})
 
 
 @dataclass(frozen=True)

@@ -95,7 +95,7 @@ class Predictor:
         scores = logits_of(self.model, output)
         if scores.isnan().any():
             raise DataError("the model says nothing but NaN of an image: are its weights numbers?")
-        _check_labels(labels, scores)
+        check_labelled(labels, scores)
         self._keep(scores)
         self.labels.append(labels.cpu())
         return answer
@@ -195,7 +195,8 @@ def _check_batch(images: object, labels: object) -> None:
         )
 
 
-def _check_labels(labels: Tensor, output: Tensor) -> None:
+def check_labelled(labels: Tensor, output: Tensor) -> None:
+    """Refuse images without a label, and labels of classes that `output[B, classes]` has not."""
     if len(labels) and int(labels.min()) < 0:
         raise DataError("images without a label in the dataset: put them in folders, one a class")
     if len(labels) and int(labels.max()) >= output.shape[1]:

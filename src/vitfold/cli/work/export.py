@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import torch
 from torch import Tensor, nn
 
 from vitfold.cli import images, options, show
@@ -16,6 +17,9 @@ from vitfold.folding.calls import folds
 from vitfold.folding.fold import clone
 from vitfold.saving.models import dataset_of
 from vitfold.tools.results import write
+
+Sample = tuple[Tensor | None, Tensor | None]
+"""Images, and the classes of each; None: none."""
 
 COLUMNS = ("", "MB", "batch", "ms", "quartiles", "x dense")
 
@@ -36,20 +40,31 @@ def chosen(model: nn.Module, plan: Path | None, choice: options.Choice, dense: b
     return clone(model) if folds(model) else model
 
 
-def sample(model: nn.Module, source: Source, limit: int, workers: int, int8: bool) -> Tensor | None:
-    """Some images; None where there are none to be had, and none are needed."""
-    if not source.is_set and not dataset_of(model):
-        if int8:
-            raise DataError("--int8 takes its ranges from images: give --data-dir FOLDER (or tar)")
-        return None
-    return images.sample(model, source, limit, workers)
+def sample(
+    model: nn.Module, source: Source, limit: int, workers: int, int8: bool, labels: bool
+) -> Sample:
+    """Some images, and their labels where these are asked for; None where there are none to be
+    had, and none are needed."""
+    if source.is_set or dataset_of(model):
+        if not labels:
+            return images.sample(model, source, limit, workers), None
+        batches = list(images.batches_of(model, source, limit, BATCH, workers))
+        pixels, classes = (torch.cat(part) for part in zip(*batches, strict=True))
+        return pixels, classes
+    if int8 or labels:
+        what = "--int8 takes its ranges" if int8 else "--labels takes accuracy"
+        raise DataError(f"{what} from images: give --data-dir FOLDER (or tar)")
+    return None, None
+
+
+BATCH = 64
 
 
 def written(
     model: nn.Module,
     output: Path,
     target: str,
-    images: Tensor | None,
+    sample: Sample,
     batch_size: int | None,
     int8: bool,
     preprocess: bool,
@@ -61,7 +76,8 @@ def written(
             model,
             output,
             target=target,
-            images=images,
+            images=sample[0],
+            labels=sample[1],
             batch_size=batch_size,
             int8=int8,
             preprocess=preprocess,
@@ -109,13 +125,21 @@ def _rows(corner: Corner) -> list[list[str]]:
 
 
 def _show_fidelity(report: Report) -> None:
-    near = {c.name: c.fidelity.to_json() for c in report.corners if c.fidelity is not None}
-    if not near:
+    figures = {corner.name: _figures(corner) for corner in report.corners}
+    names = list(dict.fromkeys(name for each in figures.values() for name in each))
+    if not names:
         return
-    names = list(dict.fromkeys(name for figures in near.values() for name in figures))
-    shown = [n for n in names if n != "images" and not n.endswith(("_low", "_high"))]
     rows = [
-        [name, *(f"{figures[n]:.4f}" if n in figures else "" for n in shown)]
-        for name, figures in near.items()
+        [form, *(f"{each[name]:.4f}" if name in each else "" for name in names)]
+        for form, each in figures.items()
+        if each
     ]
-    show.table("beside the dense model in eager torch", ["", *shown], rows)
+    show.table("beside the dense model in eager torch", ["", *names], rows)
+
+
+def _figures(corner: Corner) -> dict[str, float]:
+    """How right and how near a form is, without intervals."""
+    right = {} if corner.top1 is None else {"top1": corner.top1.mean}
+    near = {} if corner.fidelity is None else corner.fidelity.to_json()
+    ends = ("_low", "_high")
+    return right | {n: x for n, x in near.items() if n != "images" and not n.endswith(ends)}
