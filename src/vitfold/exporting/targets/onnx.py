@@ -43,8 +43,19 @@ def write(graph: Graph, path: Path, *, lean: bool = True) -> None:
                 f"ONNX has no form of this program: {one_line(error)}: give another method, or "
                 "the target torch or aoti"
             ) from error
+        _keep_names_apart(written.model.graph)
         size = sum(value.nbytes for value in graph.program.state_dict.values())
         written.save(path, external_data=size > LARGE)
+
+
+def _keep_names_apart(graph: Any) -> None:
+    """What lies inside a graph is called after what computes it, and so may be an output's name."""
+    outside = {value.name for value in (*graph.inputs, *graph.outputs)}
+    ends = {id(value) for value in graph.outputs}
+    for node in graph:
+        for value in node.outputs:
+            if value.name in outside and id(value) not in ends:
+                value.name = f"{value.name}_inside"
 
 
 class Onnx(Target):
