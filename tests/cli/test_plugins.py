@@ -16,7 +16,7 @@ from vitfold.errors import MethodError
 from vitfold.folding.calls import fold_of
 from vitfold.methods import plugins
 
-README = Path(__file__).parents[2] / "README.md"
+PAGE = Path(__file__).parents[2] / "docs" / "adding-a-method.md"
 
 TINY = ["vit_tiny_patch16_224", "--model-kwargs", "depth=2 embed_dim=48 num_heads=3",
         "--img-size", "64"]  # fmt: skip
@@ -24,8 +24,8 @@ TINY = ["vit_tiny_patch16_224", "--model-kwargs", "depth=2 embed_dim=48 num_head
 
 @pytest.fixture
 def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """README's method in a module of the working directory."""
-    blocks = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
+    """The method of the docs in a module of the working directory."""
+    blocks = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
     [code] = [block for block in blocks if "class Tail" in block]
     (tmp_path / "tail.py").write_text(code.partition("vitfold.fold(")[0])
     monkeypatch.chdir(tmp_path)
