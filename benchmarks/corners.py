@@ -92,7 +92,9 @@ def measure(
             for form, model in forms:
                 served[form, int8] = runtime.answering(model)
                 beside = runtime.dense(clone(dense))
-                reports[form, int8] = validate(served[form, int8], judge, dense=beside)
+                reports[form, int8] = validate(
+                    served[form, int8], judge, dense=beside, device=ranges.device
+                )
                 progress()
     seconds = {}
     for size in SIZES:

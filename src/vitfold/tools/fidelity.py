@@ -118,7 +118,7 @@ def fidelity(
     progress: called after every batch.
     """
     models = model, clone(model) if dense is None else dense
-    on = device or next(model.parameters()).device
+    on = device or next(models[1].parameters()).device
     comparison = Comparison()
     for batch in _batches(images, batch_size):
         comparison.add(*(_look(each, batch.to(on), amp) for each in models))

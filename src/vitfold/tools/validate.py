@@ -163,8 +163,8 @@ def validate(
         DataLoader yields them.
     dense: what it is compared with; by default the same model without its fold.
     """
-    on = device or next(model.parameters()).device
     dense = clone(model) if dense is None else dense
+    on = device or next(dense.parameters()).device
     predictors, comparison = [Predictor(each, on, amp) for each in (model, dense)], Comparison()
     for images, labels in _checked(batches):
         comparison.add(*(predictor.update(images, labels) for predictor in predictors))
