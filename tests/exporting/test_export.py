@@ -3,6 +3,7 @@
 import functools
 import inspect
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -28,11 +29,13 @@ from vitfold.errors import (
 from vitfold.exporting import verify as verify_
 from vitfold.exporting.export import steps
 from vitfold.exporting.graph import Named
+from vitfold.exporting.report import Corner, Report
 from vitfold.exporting.serve import serve
 from vitfold.exporting.targets import TARGETS, onnx, openvino
 from vitfold.exporting.targets.base import Runner
 from vitfold.segment import Segmenter
 from vitfold.tools.intervals import interval
+from vitfold.tools.measure import Throughput
 
 WRITTEN = {
     "torch": {"model.pt2"},
@@ -132,6 +135,31 @@ def test_eight_bits_in_four_corners(target: str, tmp_path: Path) -> None:
     assert all(right.values())
     assert corners["dense"].to_json()["top1"]["mean"] == right["dense"].mean
     assert has_signal_stack()
+
+
+@pytest.mark.parametrize(
+    ("speedups", "words"),
+    [
+        ({"dense": 1.0, "folded": 1.2}, None),
+        ({"dense": 1.0, "folded": 0.9}, r"slower than the model dense in X here .* 8 \(0.90x\)"),
+        ({"dense": 1.0, "folded": 1.1, "dense INT8": 2.0, "folded INT8": 1.5}, "dense INT8 in X"),
+        ({"dense": 1.0, "folded": 1.1, "dense INT8": 0.8, "folded INT8": 0.9}, "model dense in X"),
+        ({"dense": 1.0, "dense INT8": 0.8}, "model dense in X"),
+        ({"dense": 1.0}, None),
+    ],
+)
+def test_a_report_names_the_dense_model_that_is_faster(
+    speedups: dict[str, float], words: str | None
+) -> None:
+    """In the precision of what was written, or in float32."""
+    time = Throughput(1.0, 1.0, 1.0, 1)
+    corners = tuple(Corner(name, 1.0, {8: time}, {8: ratio}) for name, ratio in speedups.items())
+    near = verify_.Agreement(1, 0.0, "an image", 0, None, 1.0)
+    report = Report("x", "X", "ViT", None, None, ("logits",), near, corners, {}, {})
+    if words is None:
+        assert report.slower is None
+    else:
+        assert re.search(words, report.slower or "")
 
 
 # What is not kept.

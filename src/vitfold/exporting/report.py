@@ -85,12 +85,18 @@ class Report:
 
     @property
     def slower(self) -> str | None:
-        """What to know before it is used: where it is no faster than the dense model; else None."""
-        slow = {size: ratio for size, ratio in self.corners[-1].speedups.items() if ratio < 1}
-        if not slow or self.corners[-1].name == self.corners[0].name:
-            return None
-        sizes = ", ".join(f"{size} ({ratio:.2f}x)" for size, ratio in slow.items())
-        return (
-            f"slower than the dense model in {self.runtime} here at batch size {sizes}: remove "
-            "more tokens, use larger images or batches, or export the dense model"
-        )
+        """What to know before it is used: where it is no faster than the dense model, in the same
+        precision or in float32; else None."""
+        ours = self.corners[-1]
+        for dense in reversed(self.corners):
+            if not dense.name.startswith("dense") or dense is ours:
+                continue
+            ratios = {size: ours.speedups[size] / dense.speedups[size] for size in ours.speedups}
+            slow = [f"{size} ({ratio:.2f}x)" for size, ratio in ratios.items() if ratio < 1]
+            if slow:
+                return (
+                    f"slower than the model {dense.name} in {self.runtime} here at batch size "
+                    f"{', '.join(slow)}: remove more tokens, use larger images or batches, or "
+                    "export that one"
+                )
+        return None
