@@ -154,7 +154,7 @@ class Run:
         if step is not None:
             x, state = step.enter(x, state)
         x, state = self._first_half(block, kind, x, state, arguments, step)
-        x = kind.feed(block, x) if kind.feed else x
+        x = kind.second(block, x, arguments)
         if step is not None:
             x, state = step.leave(x, state)
         self.states[index + 1 :] = [state]

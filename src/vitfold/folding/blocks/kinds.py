@@ -1,6 +1,6 @@
 """How a block runs in two halves, between which its tokens are reduced."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,7 @@ Block = Any
 First = Callable[[Block, Tensor, Attend], Tensor]
 """The first half of a block: the residual stream `[B, N, C]` through attention."""
 
-Second = Callable[[Block, Tensor], Tensor]
+Second = Callable[..., Tensor]
 """The second half of a block: the residual stream through the MLP."""
 
 
@@ -26,6 +26,9 @@ class BlockKind:
     feed: the second half, or None where both run in parallel: it is reduced after it.
     arguments: names of what the block takes besides its tokens, in their order.
     axis: of the tokens in what the block takes: 1, or 0 where images lie along the second.
+    suffix: how many tokens of the prefix lie behind the patches in what the block takes.
+    tuples: whether the block hands out its tokens in a tuple.
+    feed_arguments: names of those arguments that the second half takes too.
     """
 
     family: Attentions
@@ -33,12 +36,32 @@ class BlockKind:
     feed: Second | None
     arguments: tuple[str, ...] = ()
     axis: int = 1
+    suffix: int = 0
+    tuples: bool = False
+    feed_arguments: tuple[str, ...] = ()
 
     def attend(self, block: Block, x: Tensor, attend: Attend) -> Tensor:
         """The first half on `x[B, N, C]`."""
         attend.family = self.family
         return self.first(block, x, attend)
 
-    def turned(self, x: Tensor) -> Tensor:
-        """`[B, N, C]` from the layout that the block takes, and back."""
+    def second(self, block: Block, x: Tensor, arguments: Mapping[str, Any]) -> Tensor:
+        """The second half, where there is one, with what it takes of the arguments of the block."""
+        if self.feed is None:
+            return x
+        return self.feed(block, x, **{name: arguments.get(name) for name in self.feed_arguments})
+
+    def taken(self, x: Tensor) -> Tensor:
+        """`[B, N, C]`, the whole prefix first, from the layout that the block takes."""
+        x = x if self.axis else x.transpose(0, 1)
+        return x.roll(self.suffix, dims=1) if self.suffix else x
+
+    def given(self, x: Tensor) -> Tensor:
+        """The layout that the block takes, from `[B, N, C]`."""
+        x = x.roll(-self.suffix, dims=1) if self.suffix else x
         return x if self.axis else x.transpose(0, 1)
+
+    def handed(self, x: Tensor) -> Tensor | tuple[Tensor]:
+        """What the block hands out, from `[B, N, C]`."""
+        x = self.given(x)
+        return (x,) if self.tuples else x
