@@ -137,7 +137,7 @@ def pass_block(
     arguments = by_name(kind.arguments, args, kwargs)
 
     def forward(tokens: Tensor) -> Any:
-        return kind.handed(run.block(index, block, kind, kind.taken(tokens), arguments))
+        return kind.handed(run.block(index, block, kind, kind.turned(tokens), arguments))
 
     return checkpointed(block, forward, x)
 

@@ -61,4 +61,4 @@ def turned(kind: BlockKind, forward: Callable[..., Tensor]) -> Callable[..., Any
 def _turned(
     kind: BlockKind, forward: Callable[..., Tensor], x: Tensor, *args: Any, **kwargs: Any
 ) -> Tensor | tuple[Tensor]:
-    return kind.handed(forward(kind.taken(x), *args, **kwargs))
+    return kind.handed(kind.behind(forward(kind.ahead(kind.turned(x)), *args, **kwargs)))

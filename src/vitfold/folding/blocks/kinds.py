@@ -51,17 +51,19 @@ class BlockKind:
             return x
         return self.feed(block, x, **{name: arguments.get(name) for name in self.feed_arguments})
 
-    def taken(self, x: Tensor) -> Tensor:
-        """`[B, N, C]`, the whole prefix first, from the layout that the block takes."""
-        x = x if self.axis else x.transpose(0, 1)
+    def turned(self, x: Tensor) -> Tensor:
+        """`[B, N, C]` from the layout that the block takes, and back."""
+        return x if self.axis else x.transpose(0, 1)
+
+    def ahead(self, x: Tensor) -> Tensor:
+        """`[B, N, C]` with the whole prefix first."""
         return x.roll(self.suffix, dims=1) if self.suffix else x
 
-    def given(self, x: Tensor) -> Tensor:
-        """The layout that the block takes, from `[B, N, C]`."""
-        x = x.roll(-self.suffix, dims=1) if self.suffix else x
-        return x if self.axis else x.transpose(0, 1)
+    def behind(self, x: Tensor) -> Tensor:
+        """`[B, N, C]` with that part of the prefix last which the block has there."""
+        return x.roll(-self.suffix, dims=1) if self.suffix else x
 
     def handed(self, x: Tensor) -> Tensor | tuple[Tensor]:
         """What the block hands out, from `[B, N, C]`."""
-        x = self.given(x)
+        x = self.turned(x)
         return (x,) if self.tuples else x

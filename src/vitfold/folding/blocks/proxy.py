@@ -53,6 +53,8 @@ class Whole(Proxy):
         method = getattr(type(module), name, None)
         if not isinstance(method, types.FunctionType) or replaced(module, name):
             return getattr(module, name)
+        if isinstance(getattr(module, name), types.FunctionType):  # static: it takes no self
+            return method
         return functools.partial(method, self)  # which torch.compile follows
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:

@@ -202,7 +202,7 @@ class Family:
         while outer:
             inner = whole(self.trunk.get_submodule(outer), **{name: inner})
             outer, _, name = outer.rpartition(".")
-        return whole(self.trunk, **{name: inner}, **overrides)
+        return whole(self.trunk, **({name: inner} | overrides))
 
     def chain(self, run: Run) -> Chain:
         """The folded blocks, in place of the container of blocks."""

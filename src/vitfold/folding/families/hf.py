@@ -116,14 +116,11 @@ class HFFamily(Family):
     def read_by(self, hosts: Sequence[nn.Module]) -> bool:
         """A class of transformers with a head of its own reads what that says; any other may read
         the patches that a trunk hands out."""
-        if super().read_by(hosts):
+        names = [{cls.__name__ for cls in type(host).__mro__} for host in hosts]
+        if super().read_by(hosts) or any(own & self.readers for own in names):
             return True
-        for host in hosts:
-            names = {cls.__name__ for cls in type(host).__mro__}
-            if names & self.readers:
-                return True
-            if names & KNOWN:
-                return False
+        if any(own & KNOWN for own in names):
+            return False
         return bool(hosts)
 
     def preprocessing(self) -> dict[str, Any]:
@@ -200,7 +197,8 @@ class HFFamily(Family):
 def check_bias(attention: Any, attend: Attend) -> None:
     """Refuse a bias where the implementation of attention that the model is set to takes none, or
     is not known to take one."""
-    name = getattr(attention.config, "_attn_implementation", None) or ""
+    config = getattr(attention, "config", None)
+    name = getattr(config, "_attn_implementation", None) or ""
     if name in BIASED or not attend.biased("attention_mask"):
         return
     takes = "takes no bias" if any(part in name for part in OPTIONAL) else "may take no bias"

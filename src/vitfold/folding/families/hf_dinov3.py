@@ -41,16 +41,17 @@ class HFSapiens2(HFDinov3):
     """transformers' Sapiens2, as a model and as a backbone."""
 
     models: ClassVar = {
-        SAPIENS + "Model": ("Sapiens2Model",),
-        SAPIENS + "Backbone": (
-            "Sapiens2Backbone",
+        SAPIENS + "Model": (
+            "Sapiens2Model",
             "Sapiens2ForSemanticSegmentation",
             "Sapiens2ForPoseEstimation",
             "Sapiens2ForNormalEstimation",
             "Sapiens2ForPointmapEstimation",
             "Sapiens2ForImageMatting",
         ),
+        SAPIENS + "Backbone": ("Sapiens2Backbone",),
     }
+    readers: ClassVar = frozenset(models[SAPIENS + "Model"][1:])
     arguments: ClassVar[tuple[str, ...]] = ("pixel_values", "bool_masked_pos")
     block_types: ClassVar[tuple[str, ...]] = (HF + SAPIENS + "Layer",)
     attention_types: ClassVar[tuple[str, ...]] = (HF + SAPIENS + "Attention",)

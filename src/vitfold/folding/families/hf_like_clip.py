@@ -113,12 +113,29 @@ class HFJanus(HFClip):
 
 
 @register_family
-class HFIdefics(HFClip):
-    """The vision towers of transformers' Idefics2, Idefics3 and SmolVLM: no token but patches, of
-    images that are padded."""
+class HFIdefics2(HFClip):
+    """The vision tower of transformers' Idefics2: no token but patches, of images that are
+    padded."""
 
     models: ClassVar = {
-        IDEFICS2 + "VisionTransformer": ("Idefics2Model", "Idefics2ForConditionalGeneration"),
+        IDEFICS2 + "VisionTransformer": ("Idefics2Model", "Idefics2ForConditionalGeneration")
+    }
+    readers: ClassVar = frozenset()
+    arguments: ClassVar[tuple[str, ...]] = ("pixel_values", "patch_attention_mask")
+    block_types: ClassVar[tuple[str, ...]] = (HF + IDEFICS2 + "EncoderLayer",)
+    attention_types: ClassVar[tuple[str, ...]] = (HF + IDEFICS2 + "VisionAttention",)
+    prefix: Any = 0
+
+    def padding(self, arguments: Arguments) -> Tensor | None:
+        mask = arguments.get("patch_attention_mask")
+        return None if mask is None else mask.flatten(1).bool()
+
+
+@register_family
+class HFIdefics3(HFIdefics2):
+    """The vision towers of transformers' Idefics3 and SmolVLM."""
+
+    models: ClassVar = {
         IDEFICS3 + "VisionTransformer": (
             "Idefics3VisionTransformer",
             "Idefics3Model",
@@ -130,19 +147,13 @@ class HFIdefics(HFClip):
             "SmolVLMForConditionalGeneration",
         ),
     }
-    readers: ClassVar = frozenset()
-    arguments: ClassVar[tuple[str, ...]] = ("pixel_values", "patch_attention_mask")
+    hands_down: ClassVar = False
     block_types: ClassVar[tuple[str, ...]] = tuple(
-        HF + place + "EncoderLayer" for place in (IDEFICS2, IDEFICS3, SMOL)
+        HF + place + "EncoderLayer" for place in (IDEFICS3, SMOL)
     )
     attention_types: ClassVar[tuple[str, ...]] = tuple(
-        HF + place + "VisionAttention" for place in (IDEFICS2, IDEFICS3, SMOL)
+        HF + place + "VisionAttention" for place in (IDEFICS3, SMOL)
     )
-    prefix: Any = 0
-
-    def padding(self, arguments: Arguments) -> Tensor | None:
-        mask = arguments.get("patch_attention_mask")
-        return None if mask is None else mask.flatten(1).bool()
 
 
 @register_family
