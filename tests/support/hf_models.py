@@ -100,6 +100,27 @@ SPECTROGRAM = SIZE | {
     "time_stride": 3,
 }
 
+ROPE = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 1, 1]}
+
+QWEN = LLAMA | {"model_type": "qwen2"}
+
+RENDERED = SIZE | {"patch_embed_hidden_size": 12}
+
+INTERN = {
+    "vision_config": VISION | {"image_size": [16, 16], "patch_size": [4, 4]},
+    "image_token_id": IMAGE,
+    "image_seq_length": 4,
+}
+
+KOSMOS_TEXT = {
+    "vocab_size": 60,
+    "embed_dim": 32,
+    "layers": 1,
+    "ffn_dim": 32,
+    "attention_heads": 4,
+    "max_position_embeddings": 64,
+}
+
 SMALL: dict[str, Options] = {
     **dict.fromkeys(("ViTMSNModel", "ViTMSNForImageClassification"), VISION),
     **dict.fromkeys(("IJepaModel", "IJepaForImageClassification"), VISION),
@@ -185,12 +206,7 @@ SMALL: dict[str, Options] = {
     "InternVLVisionModel": VISION | {"use_qk_norm": True},
     **dict.fromkeys(
         ("InternVLModel", "InternVLForConditionalGeneration"),
-        {
-            "vision_config": VISION | {"image_size": [16, 16], "patch_size": [4, 4]},
-            "text_config": LLAMA,
-            "image_token_id": IMAGE,
-            "image_seq_length": 4,
-        },
+        INTERN | {"text_config": LLAMA},
     ),
     **dict.fromkeys(("AltCLIPVisionModel", "CLIPSegVisionModel", "ChineseCLIPVisionModel"), VISION),
     **dict.fromkeys(("MetaClip2VisionModel", "OwlViTVisionModel", "Owlv2VisionModel"), VISION),
@@ -213,14 +229,7 @@ SMALL: dict[str, Options] = {
         ("Kosmos2Model", "Kosmos2ForConditionalGeneration"),
         {
             "vision_config": VISION,
-            "text_config": {
-                "vocab_size": 60,
-                "embed_dim": 32,
-                "layers": 1,
-                "ffn_dim": 32,
-                "attention_heads": 4,
-                "max_position_embeddings": 64,
-            },
+            "text_config": KOSMOS_TEXT,
             "latent_query_num": 3,
         },
     ),
@@ -255,6 +264,82 @@ SMALL: dict[str, Options] = {
     "DPTModel": DPT,
     "DPTForDepthEstimation": DPT,
     "DPTForSemanticSegmentation": DPT,
+    "PixtralVisionModel": VISION,
+    **dict.fromkeys(
+        ("PaddleOCRVLModel", "PaddleOCRVLForConditionalGeneration"),
+        {
+            "vision_config": VISION | {"spatial_merge_size": 2},
+            "text_config": TEXT | {"num_key_value_heads": 2, "head_dim": 8, "rope_parameters": ROPE},
+            "image_token_id": IMAGE,
+        },
+    ),
+    "VideoLlama3VisionModel": VISION,
+    **dict.fromkeys(
+        ("VideoLlama3Model", "VideoLlama3ForConditionalGeneration"),
+        {"vision_config": VISION, "text_config": QWEN, "image_token_id": IMAGE},
+    ),
+    **dict.fromkeys(
+        ("Kosmos2_5Model", "Kosmos2_5ForConditionalGeneration"),
+        {
+            "vision_config": RENDERED | {"intermediate_size": 32, "head_dim": 8},
+            "text_config": KOSMOS_TEXT,
+            "latent_query_num": 3,
+        },
+    ),
+    "Pix2StructVisionModel": RENDERED | {"d_ff": 32, "d_kv": 8},
+    "Pix2StructForConditionalGeneration": {
+        "vision_config": RENDERED | {"d_ff": 32, "d_kv": 8},
+        "text_config": {
+            "vocab_size": 60,
+            "hidden_size": 32,
+            "d_kv": 8,
+            "d_ff": 32,
+            "num_layers": 1,
+            "num_heads": 4,
+        },
+    },
+    "QianfanOCRVisionModel": VISION,
+    **dict.fromkeys(
+        ("QianfanOCRModel", "QianfanOCRForConditionalGeneration"),
+        INTERN | {"text_config": QWEN | {"model_type": "qwen3", "head_dim": 8}},
+    ),
+    **dict.fromkeys(("Phi4MultimodalVisionModel",), VISION),
+    **dict.fromkeys(
+        ("Ovis2Model", "Ovis2ForConditionalGeneration"),
+        {
+            "vision_config": VISION | {"vocab_size": 12},
+            "text_config": QWEN,
+            "image_token_id": IMAGE,
+            "visual_indicator_token_ids": [51, 52, 53, 54, 55],
+            "vocab_size": 60,
+            "hidden_size": 32,
+        },
+    ),
+    **dict.fromkeys(
+        ("IdeficsModel", "IdeficsForVisionText2Text"),
+        {
+            "vocab_size": 60,
+            "hidden_size": 32,
+            "intermediate_size": 32,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 4,
+            "vision_config": {k: v for k, v in VISION.items() if k != "hidden_size"}
+            | {"embed_dim": 32},
+        },
+    ),
+    **dict.fromkeys(
+        ("MgpstrModel", "MgpstrForSceneTextRecognition"),
+        SIZE
+        | {
+            "image_size": [12, 20],
+            "patch_size": 4,
+            "mlp_ratio": 1.0,
+            "max_token_length": 4,
+            "num_character_labels": 5,
+            "num_bpe_labels": 6,
+            "num_wordpiece_labels": 7,
+        },
+    ),
     "VitPoseBackbone": POSE | {"num_experts": 2, "part_features": 8},
     "VitPoseForPoseEstimation": {"backbone_config": POSE | {"model_type": "vitpose_backbone"}},
 }
@@ -278,12 +363,20 @@ def arguments_of(model: Any, batch: int = 2) -> dict[str, Tensor]:
     name = type(model).__name__
     generator = torch.Generator().manual_seed(1)
     arguments = {
-        key: torch.randn(value.shape, generator=generator) if value.is_floating_point() else value
+        key: _random(value, generator) if value.is_floating_point() else value
         for key, value in find(model).example(batch).items()
     }
     if name in WORDS:
         arguments = _words(arguments, batch, WORDS[name])
     return SPECIAL[name](arguments) if name in SPECIAL else arguments
+
+
+def _random(example: Tensor, generator: torch.Generator) -> Tensor:
+    """Random pixels; where flattened patches come from, as those of an example say it."""
+    values = torch.randn(example.shape, generator=generator)
+    if example.dim() == 3 and example.any():
+        values[..., :2] = example[..., :2]
+    return values
 
 
 def _words(arguments: dict[str, Tensor], batch: int, images: int = 0) -> dict[str, Tensor]:
@@ -311,6 +404,28 @@ def _answers(arguments: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def _places(arguments: dict[str, Tensor]) -> dict[str, Tensor]:
     return arguments | {"image_embeds_position_mask": arguments["input_ids"] == IMAGE}
+
+
+def _seen(arguments: dict[str, Tensor]) -> dict[str, Tensor]:
+    words = arguments["input_ids"]
+    return _among(arguments) | {"image_attention_mask": torch.ones(*words.shape, 1)}
+
+
+def _grids(arguments: dict[str, Tensor]) -> dict[str, Tensor]:
+    arguments = dict(arguments)
+    return arguments | {
+        "pixel_values": arguments["pixel_values"][0],
+        "image_grid_thw": arguments.pop("grid_thw"),
+        "mm_token_type_ids": (arguments["input_ids"] == IMAGE).int(),
+    }
+
+
+def _merged(arguments: dict[str, Tensor]) -> dict[str, Tensor]:
+    arguments = dict(arguments)
+    return arguments | {
+        "image_grid_thw": arguments.pop("grid_thw"),
+        "image_merge_sizes": arguments.pop("merge_sizes"),
+    }
 
 
 def _codes(arguments: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -352,6 +467,18 @@ WORDS = dict.fromkeys(
     "InternVLForConditionalGeneration": 4,
     "Kosmos2Model": 3,
     "Kosmos2ForConditionalGeneration": 3,
+    "PaddleOCRVLModel": 4,
+    "PaddleOCRVLForConditionalGeneration": 4,
+    "VideoLlama3Model": 256,
+    "VideoLlama3ForConditionalGeneration": 256,
+    "Kosmos2_5Model": 3,
+    "Kosmos2_5ForConditionalGeneration": 3,
+    "QianfanOCRModel": 4,
+    "QianfanOCRForConditionalGeneration": 4,
+    "Ovis2Model": 16,
+    "Ovis2ForConditionalGeneration": 16,
+    "IdeficsModel": 0,
+    "IdeficsForVisionText2Text": 0,
     "JanusModel": 16,
     "JanusForConditionalGeneration": 16,
     "Idefics2Model": 3,
@@ -369,8 +496,14 @@ SPECIAL: dict[str, Special] = {
     "InstructBlipForConditionalGeneration": _queries,
     "InstructBlipVideoModel": lambda arguments: _among(_queries(arguments)),
     "InstructBlipVideoForConditionalGeneration": lambda arguments: _among(_queries(arguments)),
-    "Kosmos2Model": _places,
-    "Kosmos2ForConditionalGeneration": _places,
+    **dict.fromkeys(("Kosmos2Model", "Kosmos2ForConditionalGeneration"), _places),
+    **dict.fromkeys(("Kosmos2_5Model", "Kosmos2_5ForConditionalGeneration"), _places),
+    **dict.fromkeys(("IdeficsModel", "IdeficsForVisionText2Text"), _seen),
+    **dict.fromkeys(("PaddleOCRVLModel", "PaddleOCRVLForConditionalGeneration"), _grids),
+    "Pix2StructForConditionalGeneration": lambda arguments: (
+        arguments | {"decoder_input_ids": torch.tensor([[1, 5], [1, 7]])}
+    ),
+    **dict.fromkeys(("VideoLlama3Model", "VideoLlama3ForConditionalGeneration"), _merged),
     "FlavaForPreTraining": _codes,
     **dict.fromkeys(("Idefics2Model", "Idefics2ForConditionalGeneration"), _among),
     **dict.fromkeys(("Idefics3Model", "Idefics3ForConditionalGeneration"), _among),

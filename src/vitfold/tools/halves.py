@@ -60,5 +60,5 @@ def turned(kind: BlockKind, forward: Callable[..., Tensor]) -> Callable[..., Any
 
 def _turned(
     kind: BlockKind, forward: Callable[..., Tensor], x: Tensor, *args: Any, **kwargs: Any
-) -> Tensor | tuple[Tensor]:
+) -> Any:
     return kind.handed(kind.behind(forward(kind.ahead(kind.turned(x)), *args, **kwargs)))

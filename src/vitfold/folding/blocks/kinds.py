@@ -27,7 +27,8 @@ class BlockKind:
     arguments: names of what the block takes besides its tokens, in their order.
     axis: of the tokens in what the block takes: 1, or 0 where images lie along the second.
     suffix: how many tokens of the prefix lie behind the patches in what the block takes.
-    tuples: whether the block hands out its tokens in a tuple.
+    tuples: how many things the block hands out in a tuple, tokens first; 0: tokens alone.
+    flat: whether it takes the tokens of all images in one row, `[T, C]`.
     feed_arguments: names of those arguments that the second half takes too.
     """
 
@@ -37,7 +38,8 @@ class BlockKind:
     arguments: tuple[str, ...] = ()
     axis: int = 1
     suffix: int = 0
-    tuples: bool = False
+    tuples: int = 0
+    flat: bool = False
     feed_arguments: tuple[str, ...] = ()
 
     def attend(self, block: Block, x: Tensor, attend: Attend) -> Tensor:
@@ -52,7 +54,9 @@ class BlockKind:
         return self.feed(block, x, **{name: arguments.get(name) for name in self.feed_arguments})
 
     def turned(self, x: Tensor) -> Tensor:
-        """`[B, N, C]` from the layout that the block takes, and back."""
+        """`[B, N, C]` from the layout that the block takes."""
+        if self.flat:
+            return x.unsqueeze(0)
         return x if self.axis else x.transpose(0, 1)
 
     def ahead(self, x: Tensor) -> Tensor:
@@ -63,7 +67,7 @@ class BlockKind:
         """`[B, N, C]` with that part of the prefix last which the block has there."""
         return x.roll(-self.suffix, dims=1) if self.suffix else x
 
-    def handed(self, x: Tensor) -> Tensor | tuple[Tensor]:
+    def handed(self, x: Tensor) -> Any:
         """What the block hands out, from `[B, N, C]`."""
-        x = self.turned(x)
-        return (x,) if self.tuples else x
+        x = x.squeeze(0) if self.flat else self.turned(x)
+        return (x, *[None] * (self.tuples - 1)) if self.tuples else x

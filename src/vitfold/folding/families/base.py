@@ -43,7 +43,8 @@ class Family:
     block_types: the classes that make the forward of a block.
     block_arguments: what a block takes besides its tokens, in order.
     axis: of the tokens in what a block takes: 1, or 0 where images lie along the second.
-    tuples: whether a block hands out its tokens in a tuple.
+    tuples: how many things a block hands out in a tuple, tokens first; 0: tokens alone.
+    flat: whether a block takes the tokens of all images in one row, `[T, C]`.
     feed_arguments: names of those of its arguments that the second half of a block takes too.
     attention: where a block keeps the module that attends.
     attention_types: the classes that make the forward of that, which take a bias; others are
@@ -63,7 +64,8 @@ class Family:
     block_types: ClassVar[Types] = ()
     block_arguments: ClassVar[tuple[str, ...]] = ()
     axis: ClassVar[int] = 1
-    tuples: ClassVar[bool] = False
+    tuples: ClassVar[int] = 0
+    flat: ClassVar[bool] = False
     feed_arguments: ClassVar[tuple[str, ...]] = ()
     attention: ClassVar[str] = "attn"
     attention_types: ClassVar[Types] = ()
@@ -224,9 +226,10 @@ class Family:
             self.feed,
             self.block_arguments,
             self.axis,
-            self.suffix,
-            self.tuples,
-            self.feed_arguments,
+            suffix=self.suffix,
+            tuples=self.tuples,
+            flat=self.flat,
+            feed_arguments=self.feed_arguments,
         )
 
     def attend(self, block: Any, x: Tensor, attend: Attend) -> Tensor:

@@ -40,9 +40,8 @@ class Joint(Biasless):
 
     @staticmethod
     def biased(attention: Any, x: Tensor, attention_mask: Tensor | None = None) -> Tensor:
-        heads = attention.qkv(x).unflatten(-1, (3, attention.num_heads, -1))
-        q, k, v = heads.permute(2, 0, 3, 1, 4).unbind(0)
-        return attention.projection(_attended(attention, q, k, v, attention_mask))
+        out: Tensor = attention.projection(joined(attention, x, attention_mask))
+        return out
 
 
 class Separate(Biasless):
@@ -50,12 +49,7 @@ class Separate(Biasless):
 
     @staticmethod
     def biased(attention: Any, x: Tensor, attention_mask: Tensor | None = None) -> Tensor:
-        heads = (-1, attention.attention_head_size)
-        q, k, v = (
-            getattr(attention, part)(x).unflatten(-1, heads).transpose(1, 2)
-            for part in PARTS.values()
-        )
-        return _attended(attention, q, k, v, attention_mask)
+        return separated(attention, x, attention.attention_head_size, attention_mask)
 
     def capture(
         self, attention: Any, cue: str, show: Callable[[Tensor], None]
@@ -63,6 +57,20 @@ class Separate(Biasless):
         part = PARTS[cue]
         show = side_by_side(show, attention.attention_head_size)
         return {part: showing(getattr(attention, part), show)}
+
+
+def joined(attention: Any, x: Tensor, bias: Tensor | None) -> Tensor:
+    """`[B, n, C]`: attention by `qkv`, before any projection of its output."""
+    heads = attention.qkv(x).unflatten(-1, (3, attention.num_heads, -1))
+    q, k, v = heads.permute(2, 0, 3, 1, 4).unbind(0)
+    return _attended(attention, q, k, v, bias)
+
+
+def separated(attention: Any, x: Tensor, width: int, bias: Tensor | None) -> Tensor:
+    """`[B, n, C]`: attention by heads of that width, before any projection of its output."""
+    projections = (getattr(attention, part) for part in PARTS.values())
+    q, k, v = (part(x).unflatten(-1, (-1, width)).transpose(1, 2) for part in projections)
+    return _attended(attention, q, k, v, bias)
 
 
 def _attended(attention: Any, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
@@ -74,6 +82,6 @@ def _attended(attention: Any, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | No
 
 def _dropout(attention: Any) -> float:
     """The rate at which weights of attention are left out in training."""
-    names = ("dropout_prob", "attention_dropout", "dropout")
+    names = ("dropout_prob", "attention_dropout", "attn_drop", "dropout")
     rate = next(getattr(attention, name) for name in names if hasattr(attention, name))
     return float(getattr(rate, "p", rate))

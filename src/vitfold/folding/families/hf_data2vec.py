@@ -28,7 +28,7 @@ class HFData2Vec(Separate):
     }
     readers: ClassVar = frozenset({"Data2VecVisionForSemanticSegmentation"})
     hands_down: ClassVar = False
-    tuples: ClassVar = True
+    tuples: ClassVar = 1
     path: ClassVar = "encoder.layer"
     arguments: ClassVar[tuple[str, ...]] = ("pixel_values", "bool_masked_pos")
     block_types: ClassVar[tuple[str, ...]] = (HF + DATA2VEC + "Layer",)

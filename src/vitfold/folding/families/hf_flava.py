@@ -22,7 +22,7 @@ class HFFlava(Separate):
     }
     readers: ClassVar = frozenset({"FlavaModel", "FlavaForPreTraining"})
     hands_down: ClassVar = False
-    tuples: ClassVar = True
+    tuples: ClassVar = 1
     path: ClassVar = "encoder.layer"
     arguments: ClassVar[tuple[str, ...]] = (
         "pixel_values",

@@ -3,12 +3,14 @@
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor
 
 from vitfold.folding.blocks.attention import Attend
 from vitfold.folding.blocks.capture import showing, side_by_side
 from vitfold.folding.blocks.kinds import Block
 from vitfold.folding.blocks.own import Instead, biased
+from vitfold.folding.blocks.proxy import call as call_module
 from vitfold.folding.families.common import Arguments, key_bias
 from vitfold.folding.families.hf import HF
 from vitfold.folding.families.hf_clip import HFClip
@@ -22,18 +24,21 @@ META = "metaclip_2.modeling_metaclip_2.MetaClip2"
 OWL = "owlvit.modeling_owlvit.OwlViT"
 OWL2 = "owlv2.modeling_owlv2.Owlv2"
 KOSMOS = "kosmos2.modeling_kosmos2.Kosmos2Vision"
+IDEFICS = "idefics.vision.IdeficsVision"
 GIT = "git.modeling_git.GitVision"
 JANUS = "janus.modeling_janus.JanusVision"
 IDEFICS2 = "idefics2.modeling_idefics2.Idefics2"
 IDEFICS3 = "idefics3.modeling_idefics3.Idefics3"
 SMOL = "smolvlm.modeling_smolvlm.SmolVLM"
+PHI = "phi4_multimodal.modeling_phi4_multimodal.Phi4MultimodalVision"
 AIM = "aimv2.modeling_aimv2.Aimv2"
+OVIS = "ovis2.modeling_ovis2.Ovis2Vision"
 
 
 @register_family
 class HFLikeClip(HFClip):
-    """The vision towers of AltCLIP, ChineseCLIP, CLIPSeg, MetaCLIP 2, OWL-ViT, OWLv2 and
-    Kosmos-2."""
+    """The vision towers of AltCLIP, ChineseCLIP, CLIPSeg, MetaCLIP 2, OWL-ViT, OWLv2, Kosmos-2 and
+    Idefics."""
 
     models: ClassVar = {
         ALT + "VisionModel": ("AltCLIPVisionModel", "AltCLIPModel"),
@@ -60,6 +65,7 @@ class HFLikeClip(HFClip):
             "Owlv2ForObjectDetection",
         ),
         KOSMOS + "Transformer": ("Kosmos2Model", "Kosmos2ForConditionalGeneration"),
+        IDEFICS + "Transformer": ("IdeficsModel", "IdeficsForVisionText2Text"),
     }
     readers: ClassVar = frozenset(
         {
@@ -69,14 +75,16 @@ class HFLikeClip(HFClip):
             "Owlv2ForObjectDetection",
             "Kosmos2Model",
             "Kosmos2ForConditionalGeneration",
+            "IdeficsModel",
+            "IdeficsForVisionText2Text",
         }
     )
     block_types: ClassVar[tuple[str, ...]] = (
         HF + CHINESE + "Layer",
-        *(HF + place + "EncoderLayer" for place in (ALT, SEG, META, OWL, OWL2, KOSMOS)),
+        *(HF + place + "EncoderLayer" for place in (ALT, SEG, META, OWL, OWL2, KOSMOS, IDEFICS)),
     )
     attention_types: ClassVar[tuple[str, ...]] = tuple(
-        HF + place + "Attention" for place in (ALT, CHINESE, SEG, META, OWL, OWL2, KOSMOS)
+        HF + place + "Attention" for place in (ALT, CHINESE, SEG, META, OWL, OWL2, KOSMOS, IDEFICS)
     )
 
 
@@ -157,6 +165,31 @@ class HFIdefics3(HFIdefics2):
 
 
 @register_family
+class HFPhi4(HFIdefics2):
+    """The vision tower of transformers' Phi-4 multimodal, which is also pooled by attention."""
+
+    models: ClassVar = {
+        PHI + "Model": (
+            "Phi4MultimodalVisionModel",
+            "Phi4MultimodalModel",
+            "Phi4MultimodalForCausalLM",
+        )
+    }
+    block_types: ClassVar[tuple[str, ...]] = (HF + PHI + "EncoderLayer",)
+    attention_types: ClassVar[tuple[str, ...]] = (HF + PHI + "Attention",)
+
+    def pool(self, head: Any, x: Tensor, state: TokenState) -> Tensor:
+        bias = key_bias(x, state)
+
+        def attention(key_padding_mask: Tensor, **arguments: Any) -> Any:
+            return head.attention(**arguments, key_padding_mask=bias)
+
+        here = torch.ones(x.shape[:2], dtype=torch.bool, device=x.device)
+        pooled: Tensor = call_module(head, {"attention": attention}, x, here)
+        return pooled
+
+
+@register_family
 class HFAimv2(HFClip):
     """The vision tower of transformers' AIMv2: no token but patches, pooled by attention."""
 
@@ -178,3 +211,17 @@ class HFAimv2(HFClip):
         with Instead(biased(key_bias(x, state)[:, None, None])):
             pooled: Tensor = head(x)
         return pooled
+
+
+@register_family
+class HFOvis2(HFAimv2):
+    """The vision tower of transformers' Ovis2, which looks words of its own up for patches."""
+
+    models: ClassVar = {OVIS + "Model": ("Ovis2Model", "Ovis2ForConditionalGeneration")}
+    path: ClassVar = "transformer.encoder.layers"
+    block_types: ClassVar[tuple[str, ...]] = (HF + OVIS + "EncoderLayer",)
+    attention_types: ClassVar[tuple[str, ...]] = (HF + OVIS + "Attention",)
+
+    def read_again(self, outputs: Any, state: TokenState) -> Any:
+        """Nothing: what it hands out are blocks of patches."""
+        return outputs
