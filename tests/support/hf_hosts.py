@@ -3,10 +3,9 @@
 from typing import Any
 
 import torch
+
 from support.hf_models import IMAGE, LLAMA, QWEN, TEXT, VISION, Options
 from support.models import scatter
-from torch import Tensor
-
 from vitfold.folding.families import find
 
 CLIP = VISION | {"model_type": "clip_vision_model"}
@@ -86,7 +85,16 @@ HOSTS: dict[str, Options] = {
         ("AyaVisionModel", "AyaVisionForConditionalGeneration"),
         {"vision_config": SIGLIP, "text_config": COHERE} | TOKEN,
     ),
-    "CHMv2ForDepthEstimation": NECK | {"backbone_config": DINO | {"model_type": "dinov3_vit"}},
+    "CHMv2ForDepthEstimation": {
+        "backbone_config": DINO
+        | {"model_type": "dinov3_vit", "return_class_token": True, "reshape_hidden_states": True},
+        "patch_size": 4,
+        "reassemble_factors": [4, 2, 1, 0.5],
+        "post_process_channels": [8, 8, 8, 8],
+        "fusion_hidden_size": 8,
+        "head_hidden_size": 8,
+        "number_output_channels": 8,
+    },
     **dict.fromkeys(
         ("Cohere2VisionModel", "Cohere2VisionForConditionalGeneration"),
         {"vision_config": SIGLIP, "text_config": COHERE} | TOKEN,
@@ -99,7 +107,6 @@ HOSTS: dict[str, Options] = {
     "DepthAnythingForDepthEstimation": NECK | {"backbone_config": DINO | {"model_type": "dinov2"}},
     "Gemma3Model": GEMMAS,
     "Gemma3ForConditionalGeneration": GEMMAS,
-    "Gemma3ForSequenceClassification": GEMMAS,
     "ShieldGemma2ForImageClassification": GEMMAS,
     **dict.fromkeys(
         ("Lfm2VlModel", "Lfm2VlForConditionalGeneration"),
@@ -116,9 +123,7 @@ HOSTS: dict[str, Options] = {
         | TOKEN,
     ),
     **dict.fromkeys(("LlavaModel", "LlavaForConditionalGeneration"), LLAVA),
-    **dict.fromkeys(
-        ("LlavaNextModel", "LlavaNextForConditionalGeneration"), LLAVA | TILES
-    ),
+    **dict.fromkeys(("LlavaNextModel", "LlavaNextForConditionalGeneration"), LLAVA | TILES),
     **dict.fromkeys(
         ("LlavaNextVideoModel", "LlavaNextVideoForConditionalGeneration"), LLAVA | TILES
     ),
@@ -127,10 +132,12 @@ HOSTS: dict[str, Options] = {
         TILES | {"vision_config": SIGLIP},
     ),
     **dict.fromkeys(("Mistral3Model", "Mistral3ForConditionalGeneration"), MISTRAL),
-    **dict.fromkeys(
-        ("ModernVBertModel", "ModernVBertForMaskedLM"),
-        {"vision_config": SIGLIP, "text_config": TEXT, "pixel_shuffle_factor": 2} | TOKEN,
-    ),
+    "ModernVBertModel": {
+        "vision_config": SIGLIP,
+        "text_config": TEXT | {"model_type": "modernbert"},
+        "pixel_shuffle_factor": 2,
+    }
+    | TOKEN,
     **dict.fromkeys(("PaliGemmaModel", "PaliGemmaForConditionalGeneration"), PALI),
     "PromptDepthAnythingForDepthEstimation": NECK
     | {"backbone_config": DINO | {"model_type": "dinov2"}},
@@ -158,20 +165,29 @@ HOSTS: dict[str, Options] = {
 
 WORDS = torch.tensor([[1, 5, 7], [1, 6, 8]])
 
-MORE: dict[str, dict[str, Tensor]] = {
+SIZES = {"image_sizes": [(16, 16)] * 2}
+
+MORE: dict[str, dict[str, Any]] = {
     "VisionEncoderDecoderModel": {"decoder_input_ids": WORDS},
     "VisionTextDualEncoderModel": {"input_ids": WORDS},
     "PromptDepthAnythingForDepthEstimation": {"prompt_depth": torch.rand(2, 1, 4, 4)},
-    **dict.fromkeys(("Mistral3Model", "LightOnOcrModel"), {"image_sizes": [(16, 16)] * 2}),
+    **dict.fromkeys(("Mistral3Model", "LightOnOcrModel"), SIZES),
     **dict.fromkeys(
-        ("Mistral3ForConditionalGeneration", "LightOnOcrForConditionalGeneration"),
-        {"image_sizes": [(16, 16)] * 2},
+        ("Mistral3ForConditionalGeneration", "LightOnOcrForConditionalGeneration"), SIZES
     ),
 }
 """What some are called with besides images."""
 
 TILED = ("LlavaNext", "LlavaOnevision")
 """Beginnings of the names of those that take an image in tiles, the whole of it first."""
+
+
+ALONE = (
+    "ColPaliForRetrieval",
+    "DeepseekVLForConditionalGeneration",
+    "ShieldGemma2ForImageClassification",
+)
+"""Those that do not run without words: their trunk runs alone."""
 
 
 def host(name: str) -> Any:
@@ -192,8 +208,9 @@ def seen(model: Any) -> Any:
     if name.startswith(TILED):
         arguments["pixel_values"] = arguments["pixel_values"].unsqueeze(1).repeat(1, 2, 1, 1, 1)
         arguments["image_sizes"] = torch.tensor([[16, 16]] * 2)
+    if name == "ModernVBertModel":
+        arguments["pixel_values"] = arguments["pixel_values"].unsqueeze(1)
     features = getattr(model, "get_image_features", None)
     if "input_ids" in arguments or features is None:
-        whole = name in ("ColPaliForRetrieval", "ShieldGemma2ForImageClassification")
-        return (find(model).trunk if whole else model)(**arguments)
+        return (find(model).trunk if name in ALONE else model)(**arguments)
     return features(**arguments)

@@ -5,9 +5,9 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from support.models import scatter
 from torch import Tensor
 
+from support.models import scatter
 from vitfold.folding.families import find
 
 Options = dict[str, Any]
@@ -121,6 +121,67 @@ KOSMOS_TEXT = {
     "max_position_embeddings": 64,
 }
 
+FLAVA = {
+    "image_config": VISION,
+    "text_config": TEXT,
+    "multimodal_config": {k: v for k, v in TEXT.items() if "token" not in k},
+    "image_codebook_config": {"hidden_size": 4, "vocab_size": 8, "num_blocks_per_group": 1},
+    "hidden_size": 32,
+    "projection_dim": 8,
+}
+
+KOSMOS2 = {
+    "vision_config": VISION,
+    "text_config": KOSMOS_TEXT,
+    "latent_query_num": 3,
+}
+
+IDEFICS2 = {
+    "vision_config": VISION,
+    "text_config": LLAMA | {"model_type": "mistral"},
+    "perceiver_config": {
+        "hidden_size": 32,
+        "resampler_n_latents": 3,
+        "resampler_depth": 1,
+        "resampler_n_heads": 2,
+        "resampler_head_dim": 8,
+        "num_key_value_heads": 1,
+    },
+    "image_token_id": IMAGE,
+}
+
+PADDLE = {
+    "vision_config": VISION | {"spatial_merge_size": 2},
+    "text_config": TEXT | {"num_key_value_heads": 2, "head_dim": 8, "rope_parameters": ROPE},
+    "image_token_id": IMAGE,
+}
+
+VIDEO_LLAMA = {"vision_config": VISION, "text_config": QWEN, "image_token_id": IMAGE}
+
+KOSMOS25 = {
+    "vision_config": RENDERED | {"intermediate_size": 32, "head_dim": 8},
+    "text_config": KOSMOS_TEXT,
+    "latent_query_num": 3,
+}
+
+OVIS2 = {
+    "vision_config": VISION | {"vocab_size": 12},
+    "text_config": QWEN,
+    "image_token_id": IMAGE,
+    "visual_indicator_token_ids": [51, 52, 53, 54, 55],
+    "vocab_size": 60,
+    "hidden_size": 32,
+}
+
+IDEFICS1 = {
+    "vocab_size": 60,
+    "hidden_size": 32,
+    "intermediate_size": 32,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 4,
+    "vision_config": {k: v for k, v in VISION.items() if k != "hidden_size"} | {"embed_dim": 32},
+}
+
 SMALL: dict[str, Options] = {
     **dict.fromkeys(("ViTMSNModel", "ViTMSNForImageClassification"), VISION),
     **dict.fromkeys(("IJepaModel", "IJepaForImageClassification"), VISION),
@@ -192,17 +253,7 @@ SMALL: dict[str, Options] = {
     "EomtForUniversalSegmentation": EOMT,
     "EomtDinov3ForUniversalSegmentation": EOMT,
     "FlavaImageModel": VISION,
-    **dict.fromkeys(
-        ("FlavaModel", "FlavaForPreTraining"),
-        {
-            "image_config": VISION,
-            "text_config": TEXT,
-            "multimodal_config": {k: v for k, v in TEXT.items() if "token" not in k},
-            "image_codebook_config": {"hidden_size": 4, "vocab_size": 8, "num_blocks_per_group": 1},
-            "hidden_size": 32,
-            "projection_dim": 8,
-        },
-    ),
+    **dict.fromkeys(("FlavaModel", "FlavaForPreTraining"), FLAVA),
     "InternVLVisionModel": VISION | {"use_qk_norm": True},
     **dict.fromkeys(
         ("InternVLModel", "InternVLForConditionalGeneration"),
@@ -225,34 +276,12 @@ SMALL: dict[str, Options] = {
     },
     **dict.fromkeys(("OwlViTModel", "OwlViTForObjectDetection"), BOTH | {"projection_dim": 32}),
     **dict.fromkeys(("Owlv2Model", "Owlv2ForObjectDetection"), BOTH | {"projection_dim": 32}),
-    **dict.fromkeys(
-        ("Kosmos2Model", "Kosmos2ForConditionalGeneration"),
-        {
-            "vision_config": VISION,
-            "text_config": KOSMOS_TEXT,
-            "latent_query_num": 3,
-        },
-    ),
+    **dict.fromkeys(("Kosmos2Model", "Kosmos2ForConditionalGeneration"), KOSMOS2),
     "GitVisionModel": VISION,
     **dict.fromkeys(("GitModel", "GitForCausalLM"), TEXT | {"vision_config": VISION}),
     "JanusVisionModel": SIZE | {"patch_size": 4, "image_size": 16},
     **dict.fromkeys(("JanusModel", "JanusForConditionalGeneration"), JANUS),
-    **dict.fromkeys(
-        ("Idefics2Model", "Idefics2ForConditionalGeneration"),
-        {
-            "vision_config": VISION,
-            "text_config": LLAMA | {"model_type": "mistral"},
-            "perceiver_config": {
-                "hidden_size": 32,
-                "resampler_n_latents": 3,
-                "resampler_depth": 1,
-                "resampler_n_heads": 2,
-                "resampler_head_dim": 8,
-                "num_key_value_heads": 1,
-            },
-            "image_token_id": IMAGE,
-        },
-    ),
+    **dict.fromkeys(("Idefics2Model", "Idefics2ForConditionalGeneration"), IDEFICS2),
     **dict.fromkeys(("Idefics3VisionTransformer", "SmolVLMVisionTransformer"), VISION),
     **dict.fromkeys(("Idefics3Model", "Idefics3ForConditionalGeneration"), IDEFICS),
     **dict.fromkeys(("SmolVLMModel", "SmolVLMForConditionalGeneration"), IDEFICS),
@@ -265,27 +294,10 @@ SMALL: dict[str, Options] = {
     "DPTForDepthEstimation": DPT,
     "DPTForSemanticSegmentation": DPT,
     "PixtralVisionModel": VISION,
-    **dict.fromkeys(
-        ("PaddleOCRVLModel", "PaddleOCRVLForConditionalGeneration"),
-        {
-            "vision_config": VISION | {"spatial_merge_size": 2},
-            "text_config": TEXT | {"num_key_value_heads": 2, "head_dim": 8, "rope_parameters": ROPE},
-            "image_token_id": IMAGE,
-        },
-    ),
+    **dict.fromkeys(("PaddleOCRVLModel", "PaddleOCRVLForConditionalGeneration"), PADDLE),
     "VideoLlama3VisionModel": VISION,
-    **dict.fromkeys(
-        ("VideoLlama3Model", "VideoLlama3ForConditionalGeneration"),
-        {"vision_config": VISION, "text_config": QWEN, "image_token_id": IMAGE},
-    ),
-    **dict.fromkeys(
-        ("Kosmos2_5Model", "Kosmos2_5ForConditionalGeneration"),
-        {
-            "vision_config": RENDERED | {"intermediate_size": 32, "head_dim": 8},
-            "text_config": KOSMOS_TEXT,
-            "latent_query_num": 3,
-        },
-    ),
+    **dict.fromkeys(("VideoLlama3Model", "VideoLlama3ForConditionalGeneration"), VIDEO_LLAMA),
+    **dict.fromkeys(("Kosmos2_5Model", "Kosmos2_5ForConditionalGeneration"), KOSMOS25),
     "Pix2StructVisionModel": RENDERED | {"d_ff": 32, "d_kv": 8},
     "Pix2StructForConditionalGeneration": {
         "vision_config": RENDERED | {"d_ff": 32, "d_kv": 8},
@@ -304,29 +316,8 @@ SMALL: dict[str, Options] = {
         INTERN | {"text_config": QWEN | {"model_type": "qwen3", "head_dim": 8}},
     ),
     **dict.fromkeys(("Phi4MultimodalVisionModel",), VISION),
-    **dict.fromkeys(
-        ("Ovis2Model", "Ovis2ForConditionalGeneration"),
-        {
-            "vision_config": VISION | {"vocab_size": 12},
-            "text_config": QWEN,
-            "image_token_id": IMAGE,
-            "visual_indicator_token_ids": [51, 52, 53, 54, 55],
-            "vocab_size": 60,
-            "hidden_size": 32,
-        },
-    ),
-    **dict.fromkeys(
-        ("IdeficsModel", "IdeficsForVisionText2Text"),
-        {
-            "vocab_size": 60,
-            "hidden_size": 32,
-            "intermediate_size": 32,
-            "num_hidden_layers": 1,
-            "num_attention_heads": 4,
-            "vision_config": {k: v for k, v in VISION.items() if k != "hidden_size"}
-            | {"embed_dim": 32},
-        },
-    ),
+    **dict.fromkeys(("Ovis2Model", "Ovis2ForConditionalGeneration"), OVIS2),
+    **dict.fromkeys(("IdeficsModel", "IdeficsForVisionText2Text"), IDEFICS1),
     **dict.fromkeys(
         ("MgpstrModel", "MgpstrForSceneTextRecognition"),
         SIZE
@@ -395,7 +386,10 @@ def _among(arguments: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def _queries(arguments: dict[str, Tensor]) -> dict[str, Tensor]:
     words = arguments["input_ids"][:, :3].clamp(max=9)
-    return arguments | {"qformer_input_ids": words, "qformer_attention_mask": torch.ones_like(words)}
+    return arguments | {
+        "qformer_input_ids": words,
+        "qformer_attention_mask": torch.ones_like(words),
+    }
 
 
 def _answers(arguments: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -22,7 +22,17 @@ from vitfold.folding.flops import count, dry_count
 transformers = pytest.importorskip("transformers")
 transformers.logging.set_verbosity_error()
 
-DEEP = "beit clip deit dinov2 dinov2_with_registers dinov3_vit siglip siglip2 vit".split()
+DEEP = (
+    "beit",
+    "clip",
+    "deit",
+    "dinov2",
+    "dinov2_with_registers",
+    "dinov3_vit",
+    "siglip",
+    "siglip2",
+    "vit",
+)
 """Packages of which every class goes through every test; `test_hf_packages.py` has all others."""
 
 OWN = [names for place, names in MODELS.items() if place.split(".")[2] in DEEP]
@@ -358,6 +368,13 @@ def test_flops_are_solved_where_there_are_shapes_alone() -> None:
         schedule = vitfold.folded(vitfold.fold(model, vitfold.ToMe(flops=0.8)))
         vitfold.unfold(model)
         assert vitfold.folded(vitfold.fold(model.to("meta"), vitfold.ToMe(flops=0.8))) == schedule
+
+
+def test_flops_of_padded_images_are_counted_where_there_are_shapes_alone() -> None:
+    model = vitfold.fold(hf("Siglip2VisionModel"), vitfold.ToMe(r=4))
+    example = inputs(model)
+    counted = vitfold.flops(model, example)
+    assert vitfold.flops(model.to("meta"), example) == counted
 
 
 def test_attention_maps_are_refused() -> None:

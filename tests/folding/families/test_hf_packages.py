@@ -8,7 +8,7 @@ import torch
 from support.compare import same, tensors
 from support.hf_hosts import HOSTS, host, seen
 from support.hf_models import SMALL, arguments_of, small
-from support.models import maps
+from support.models import maps, scatter
 from torch import Tensor
 
 import vitfold
@@ -52,7 +52,9 @@ def test_every_class_folds(name: str) -> None:
     arguments[pixels] = arguments[pixels].clone().requires_grad_()
     folded = outputs(model, arguments)
     assert [t.shape for t in folded] == [t.shape for t in dense]
-    assert not all(torch.allclose(a, b, rtol=1e-3, atol=1e-4) for a, b in zip(folded, dense))
+    assert not all(
+        torch.allclose(a, b, rtol=1e-3, atol=1e-4) for a, b in zip(folded, dense, strict=True)
+    )
     check_gradients(folded, arguments[pixels], model)
     arguments[pixels] = arguments[pixels].detach()
     assert maps(model, **arguments)[2].slots == maps(model, **arguments)[0].tokens - 7
@@ -88,7 +90,7 @@ def test_patches_that_are_alike_merge_without_loss(name: str) -> None:
     tokens that are no patches stay as they are."""
     model = small(name).double()
     for key, weight in (*model.named_parameters(), *model.named_buffers()):
-        if any(part in key for part in ("position", "row_emb", "column_emb", "inv_freq")):
+        if any(part in key for part in ("pos", "row_emb", "column_emb", "inv_freq")):
             weight.data.zero_()
     arguments = arguments_of(model)
     for key, value in arguments.items():
@@ -98,7 +100,7 @@ def test_patches_that_are_alike_merge_without_loss(name: str) -> None:
         dense = outputs(model, arguments)
         folded = outputs(vitfold.fold(model, METHOD), arguments)
     for one, other in zip(folded, dense, strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-9)
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
 
 
 def alike(pixels: Tensor) -> Tensor:
@@ -110,17 +112,18 @@ def alike(pixels: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("name", TRUNKS)
-@pytest.mark.parametrize("method", [vitfold.Drop(r=2), vitfold.EViT(r=2), vitfold.ToMe(r=2, cue="v")])
-def test_other_methods(name: str, method: Any) -> None:
+def test_other_methods(name: str) -> None:
     model = small(name)
     arguments = arguments_of(model)
-    if "VideoLlama3" in name and isinstance(method, vitfold.EViT):
-        pytest.skip("a class token is what EViT goes by")
+    methods = [vitfold.Drop(r=2), vitfold.ToMe(r=2, cue="v")]
+    if find(model).class_token:
+        methods.append(vitfold.EViT(r=2))
     with torch.no_grad():
         dense = outputs(model, arguments)
-        folded = outputs(vitfold.fold(model, method), arguments)
-    assert [t.shape for t in folded] == [t.shape for t in dense]
-    assert all(t.isfinite().all() for t in folded)
+        for method in methods:
+            folded = outputs(vitfold.fold(model, method), arguments)
+            assert [t.shape for t in folded] == [t.shape for t in dense]
+            assert all(t.isfinite().all() for t in folded)
 
 
 @pytest.mark.parametrize("name", HOSTS)
@@ -133,7 +136,9 @@ def test_what_holds_a_trunk_folds(name: str) -> None:
         vitfold.fold(model, METHOD)
         folded = tensors(seen(model))
     assert [t.shape for t in folded] == [t.shape for t in dense]
-    assert not all(torch.allclose(a, b, rtol=1e-3, atol=1e-4) for a, b in zip(folded, dense))
+    assert not all(
+        torch.allclose(a, b, rtol=1e-3, atol=1e-4) for a, b in zip(folded, dense, strict=True)
+    )
     assert find(model).layout().reads_patches
     package = type(model).__module__.split(".")[2]
     assert type(find(model).trunk).__name__ == HOLDS[package].rpartition(".")[2]
@@ -142,7 +147,7 @@ def test_what_holds_a_trunk_folds(name: str) -> None:
 COMPILED = (
     "BlipVisionModel",
     "Data2VecVisionModel",
-    "EomtForUniversalSegmentation",
+    "FlavaImageModel",
     "MLCDVisionModel",
     "YolosModel",
 )
@@ -244,7 +249,7 @@ def test_one_of_several_trunks_is_folded() -> None:
         fusion_hidden_size=8,
         use_fov_model=False,
     )
-    model = transformers.DepthProModel(config).eval()
+    model = scatter(transformers.DepthProModel(config))
     with pytest.raises(vitfold.UnsupportedModel, match="2 foldable parts"):
         vitfold.fold(model, METHOD)
     x = torch.randn(1, 3, 64, 64)
@@ -252,7 +257,7 @@ def test_one_of_several_trunks_is_folded() -> None:
     vitfold.fold(model.encoder.patch_encoder.model, vitfold.ToMe(r=4))
     folded = tensors(model(x))
     assert [t.shape for t in folded] == [t.shape for t in dense]
-    assert not torch.allclose(folded[0], dense[0], rtol=1e-3)
+    assert not all(torch.allclose(a, b, rtol=1e-3) for a, b in zip(folded, dense, strict=True))
 
 
 # The table.
@@ -276,6 +281,7 @@ LARGE = frozenset(
         "Tipsv2DptForDepthEstimation",
         "Tipsv2DptForNormalEstimation",
         "Tipsv2DptForSemanticSegmentation",
+        "UltraVBertModel",
     }
 )
 """What holds a trunk and is not built here: found, not run, when all tests are."""
@@ -289,13 +295,17 @@ def test_every_class_that_folds_is_built() -> None:
     assert set(SMALL) <= own
 
 
-ASKED = """
-    aimv2 altclip audio_spectrogram_transformer blip blip_2 chinese_clip clipseg data2vec dpt eomt
-    eomt_dinov3 flava git groupvit ijepa instructblip internvl janus kosmos2 kosmos2_5 metaclip_2
-    mlcd owlv2 owlvit paddleocr_vl phi4_multimodal pixio pixtral radio sapiens2 seggpt tipsv2
-    video_llama_3 vit_mae vit_msn vitpose vitpose_backbone x_clip yolos idefics2 idefics3 smolvlm
-    aria depth_pro vitmatte depth_anything prompt_depth_anything zoedepth vision_encoder_decoder
-""".split()
+PLAIN = frozenset(
+    """
+    aimv2 altclip audio_spectrogram_transformer blip blip_2 chinese_clip clipseg data2vec dpt
+    eomt eomt_dinov3 flava git groupvit ijepa instructblip internvl janus kosmos2 kosmos2_5
+    metaclip_2 mlcd owlv2 owlvit paddleocr_vl phi4_multimodal pixio pixtral radio sapiens2
+    seggpt tipsv2 video_llama_3 vit_mae vit_msn vitpose_backbone x_clip yolos idefics2
+    idefics3 smolvlm aria depth_pro vitmatte depth_anything prompt_depth_anything zoedepth
+    vision_encoder_decoder
+    """.split()  # noqa: SIM905
+)
+"""Packages of transformers with a plain vision transformer, or one in part."""
 
 
 def test_plain_vision_transformers_fold_or_are_refused_for_a_reason() -> None:
@@ -304,7 +314,7 @@ def test_plain_vision_transformers_fold_or_are_refused_for_a_reason() -> None:
     names = {name for f in hf for name in f.names}
     assert len(names) == sum(len(f.names) for f in hf), "a class is listed twice"
     told = {f.module for f in hf if f.reason != UNDESCRIBED}
-    assert set(ASKED) - told - {"vitpose"} == set()
+    assert set() == PLAIN - told
 
 
 @pytest.mark.exhaustive

@@ -142,9 +142,7 @@ class HFFamily(Family):
             return outputs
         return self.read_again(outputs, run.last)
 
-    def outputs(
-        self, method: str, run: Run, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> Any:
+    def outputs(self, method: str, run: Run, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """What a method of the trunk makes of folded layers."""
         trunk = self.trunk
         if not self.hands_down:

@@ -181,8 +181,8 @@ class HFPhi4(HFIdefics2):
     def pool(self, head: Any, x: Tensor, state: TokenState) -> Tensor:
         bias = key_bias(x, state)
 
-        def attention(key_padding_mask: Tensor, **arguments: Any) -> Any:
-            return head.attention(**arguments, key_padding_mask=bias)
+        def attention(**arguments: Any) -> Any:
+            return head.attention(**(arguments | {"key_padding_mask": bias}))
 
         here = torch.ones(x.shape[:2], dtype=torch.bool, device=x.device)
         pooled: Tensor = call_module(head, {"attention": attention}, x, here)

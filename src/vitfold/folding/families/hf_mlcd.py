@@ -28,9 +28,7 @@ class HFMLCD(HFClip):
         bias = self.bias(block.self_attn, x, attend)
         tables = [_rows(table, x, attend) for table in attend.arguments["position_embeddings"]]
         normed = block.layer_norm1(x)
-        return x + attend(
-            block.self_attn, normed, position_embeddings=tables, attention_mask=bias
-        )
+        return x + attend(block.self_attn, normed, position_embeddings=tables, attention_mask=bias)
 
 
 def _rows(table: Tensor, x: Tensor, attend: Attend) -> Any:

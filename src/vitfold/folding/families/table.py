@@ -6,12 +6,13 @@ import inspect
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import timm
 
 from vitfold.folding.families.hf import MODELS
 from vitfold.folding.families.holds import HOLDS
-from vitfold.folding.families.reasons import reason, reason_for
+from vitfold.folding.families.reasons import REASONS, reason, reason_for
 from vitfold.folding.families.registry import REGISTRY, family_of
 
 UNDESCRIBED = "no family describes it"
@@ -178,6 +179,7 @@ def _listed() -> dict[tuple[str, str], tuple[str, ...]]:
     config = importlib.import_module("transformers.models.auto.configuration_auto")
     tasks = [getattr(auto, f"MODEL_FOR_{task}_MAPPING_NAMES", {}) for task in TASKS]
     kinds = dict.fromkeys(kind for mapping in tasks for kind in mapping)
+    kinds |= dict.fromkeys(kind for kind in auto.MODEL_MAPPING_NAMES if _told(config, kind))
     listed = defaultdict[tuple[str, str], tuple[str, ...]](tuple)
     for kind in kinds:
         package = config.model_type_to_module_name(kind)
@@ -189,6 +191,15 @@ def _listed() -> dict[tuple[str, str], tuple[str, ...]]:
         (package, kind): tuple(dict.fromkeys(n for n in names if own.get(n, package) == package))
         for (package, kind), names in listed.items()
     }
+
+
+def _told(config: Any, kind: str) -> bool:
+    """Whether something is known of the package of a type that no task may have; parts of models
+    that see no images are left out."""
+    if kind.endswith(("text", "text_model", "encoder", "decoder", "audio")):
+        return False
+    package = config.model_type_to_module_name(kind)
+    return package in HOLDS or f"transformers.models.{package}" in REASONS
 
 
 def _begins(name: str, package: str) -> bool:
