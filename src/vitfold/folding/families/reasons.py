@@ -94,7 +94,8 @@ _TRANSFORMERS = {
     "its sequence mixes words with patches": "layoutlmv2 layoutlmv3 udop vilt",
     "its tokens are latents that read the image, not patches": "perceiver",
     "it is a pyramid whose attention reads reduced maps": "pvt pvt_v2 segformer glpn",
-    TEXT: "layoutlm",
+    "it reads proteins, not images": "evolla",
+    TEXT: "layoutlm mistral4",
 }
 
 REASONS: dict[str, str] = {
