@@ -315,7 +315,6 @@ SMALL: dict[str, Options] = {
         ("QianfanOCRModel", "QianfanOCRForConditionalGeneration"),
         INTERN | {"text_config": QWEN | {"model_type": "qwen3", "head_dim": 8}},
     ),
-    **dict.fromkeys(("Phi4MultimodalVisionModel",), VISION),
     **dict.fromkeys(("Ovis2Model", "Ovis2ForConditionalGeneration"), OVIS2),
     **dict.fromkeys(("IdeficsModel", "IdeficsForVisionText2Text"), IDEFICS1),
     **dict.fromkeys(

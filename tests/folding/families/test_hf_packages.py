@@ -8,7 +8,7 @@ import torch
 from support.compare import same, tensors
 from support.hf_hosts import HOSTS, host, seen
 from support.hf_models import SMALL, arguments_of, small
-from support.models import maps, scatter
+from support.models import maps, scatter, twin
 from torch import Tensor
 
 import vitfold
@@ -82,6 +82,36 @@ def test_hidden_states_are_dense(name: str) -> None:
         vitfold.fold(model, METHOD)
         folded = outputs(model, arguments, **STATES)
     assert [t.shape for t in folded] == [t.shape for t in dense]
+
+
+TWINS = [name for name in TRUNKS if not name.startswith(("MLCD", "Pixtral", "Video", "Yolos"))]
+"""Those of which a twin is easily made: not with a prefix behind the patches, images one after
+another, or positions of a class token."""
+
+
+@pytest.mark.parametrize("name", TWINS)
+def test_folded_models_compute_what_their_twins_do_over_all_tokens(name: str) -> None:
+    check_twin(small(name).double())
+
+
+def check_twin(model: Any) -> None:
+    arguments = arguments_of(model)
+    arguments = {k: v.double() if v.is_floating_point() else v for k, v in arguments.items()}
+    with torch.no_grad():
+        folded = outputs(vitfold.fold(model, METHOD), arguments)
+        torch.manual_seed(0)
+        stages = maps(model, **arguments)
+        with twin(vitfold.unfold(model), stages):
+            expected = outputs(model, arguments)
+    for one, other in zip(folded, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(("own", "shared"), [(True, False), (False, True), (True, True)])
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_relative_positions_of_data2vec(own: bool, shared: bool, attention: str) -> None:
+    options = {"use_relative_position_bias": own, "use_shared_relative_position_bias": shared}
+    check_twin(small("Data2VecVisionModel", **options, attn_implementation=attention).double())
 
 
 @pytest.mark.parametrize("name", [name for name in TRUNKS if "Pose" not in name])

@@ -3,14 +3,12 @@
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor
 
 from vitfold.folding.blocks.attention import Attend
 from vitfold.folding.blocks.capture import showing, side_by_side
 from vitfold.folding.blocks.kinds import Block
 from vitfold.folding.blocks.own import Instead, biased
-from vitfold.folding.blocks.proxy import call as call_module
 from vitfold.folding.families.common import Arguments, key_bias
 from vitfold.folding.families.hf import HF
 from vitfold.folding.families.hf_clip import HFClip
@@ -30,7 +28,6 @@ JANUS = "janus.modeling_janus.JanusVision"
 IDEFICS2 = "idefics2.modeling_idefics2.Idefics2"
 IDEFICS3 = "idefics3.modeling_idefics3.Idefics3"
 SMOL = "smolvlm.modeling_smolvlm.SmolVLM"
-PHI = "phi4_multimodal.modeling_phi4_multimodal.Phi4MultimodalVision"
 AIM = "aimv2.modeling_aimv2.Aimv2"
 OVIS = "ovis2.modeling_ovis2.Ovis2Vision"
 
@@ -162,31 +159,6 @@ class HFIdefics3(HFIdefics2):
     attention_types: ClassVar[tuple[str, ...]] = tuple(
         HF + place + "VisionAttention" for place in (IDEFICS3, SMOL)
     )
-
-
-@register_family
-class HFPhi4(HFIdefics2):
-    """The vision tower of transformers' Phi-4 multimodal, which is also pooled by attention."""
-
-    models: ClassVar = {
-        PHI + "Model": (
-            "Phi4MultimodalVisionModel",
-            "Phi4MultimodalModel",
-            "Phi4MultimodalForCausalLM",
-        )
-    }
-    block_types: ClassVar[tuple[str, ...]] = (HF + PHI + "EncoderLayer",)
-    attention_types: ClassVar[tuple[str, ...]] = (HF + PHI + "Attention",)
-
-    def pool(self, head: Any, x: Tensor, state: TokenState) -> Tensor:
-        bias = key_bias(x, state)
-
-        def attention(**arguments: Any) -> Any:
-            return head.attention(**(arguments | {"key_padding_mask": bias}))
-
-        here = torch.ones(x.shape[:2], dtype=torch.bool, device=x.device)
-        pooled: Tensor = call_module(head, {"attention": attention}, x, here)
-        return pooled
 
 
 @register_family

@@ -87,6 +87,9 @@ _TRANSFORMERS = {
     "its attention has positions along the rows and columns of the grid, and takes no bias": (
         "seggpt"
     ),
+    "its attention is causal, so that the order of patches counts, wherever none is padded": (
+        "phi4_multimodal"
+    ),
     "its attention is confined to neighbourhoods, in a pyramid": "dinat",
     "its patches come packed, in the order of the squares that a projector merges": """
         colqwen2 ernie4_5_vl_moe glm46v glm4v glm4v_moe glm_ocr qwen2_vl qwen3_5 qwen3_5_moe
