@@ -2,6 +2,7 @@
 model has to give."""
 
 import contextlib
+import functools
 import re
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -190,7 +191,7 @@ def middle(block: Any) -> tuple[nn.Module, bool]:
         return block.ffns[0].norm, True
     if "Post" in kind:
         return block.mlp, True
-    names = ("norm2", "layernorm_after", "layer_norm2")
+    names = ("norm2", "layernorm_after", "layer_norm2", "rms_norm2", "pre_mlp_layer_norm")
     return next(getattr(block, name) for name in names if hasattr(block, name)), True
 
 
@@ -199,7 +200,8 @@ def attentions(block: Any) -> list[nn.Module]:
     if hasattr(block, "attns"):
         return [branch.attn for branch in block.attns]
     names = ("attn", "attention", "self_attn")
-    return [getattr(block, name) for name in names if hasattr(block, name)] or [block]
+    found = [getattr(block, name) for name in names if hasattr(block, name)] or [block]
+    return [getattr(module, "attention", module) for module in found]  # some are in parts
 
 
 def _on(module: nn.Module, pre: bool, act: Callable[[Tensor], None]) -> Any:
@@ -232,7 +234,8 @@ def _at(stage: TokenMap, result: Family) -> Callable[..., Any]:
                 kwargs[name] = tuple(_rows(part, patch) for part in table)
             elif name != "hidden_states" and isinstance(table, Tensor):
                 kwargs[name] = _both(table, place)
-        return args, kwargs
+        own = (_both(a, place) if isinstance(a, Tensor) and a.dim() > 2 else a for a in args[1:])
+        return (*args[:1], *own), kwargs
 
     return move
 
@@ -263,19 +266,27 @@ def _biases(result: Family, stages: list[TokenMap]) -> Iterator[None]:
     for block, stage in zip(result.blocks, stages, strict=False):
         place = stage.keep.gather(1, stage.slot)
         for attention in attentions(block):
-            for owner, name in ((attention, "_get_rel_pos_bias"), (attention, "rel_pos")):
+            for owner, name in (
+                (attention, "_get_rel_pos_bias"),
+                (attention, "rel_pos"),
+                (attention, "relative_position_bias"),
+            ):
                 part = getattr(owner, name, None)
                 if name == "rel_pos" and part is not None:
                     owner, name, part = part, "get_bias", part.get_bias
                 if part is None or getattr(attention, "relative_position_bias_table", 1) is None:
                     continue
-                owner.__dict__[name] = lambda part=part, place=place: _both(part(), place)
+                owner.__dict__[name] = functools.partial(_moved, part, place)
                 changed.append((owner, name))
     try:
         yield
     finally:
         for owner, name in changed:
             del owner.__dict__[name]
+
+
+def _moved(part: Callable[..., Tensor], place: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    return _both(part(*args, **kwargs), place)
 
 
 TINY = {

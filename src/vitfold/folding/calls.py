@@ -135,9 +135,11 @@ def pass_block(
             warnings.warn(_outside(block), stacklevel=2)
         return type(block).forward(block, x, *args, **kwargs)
     arguments = by_name(kind.arguments, args, kwargs)
-    if kind.axis == 0:
-        return kind.turned(run.block(index, block, kind, kind.turned(x), arguments))
-    return checkpointed(block, lambda tokens: run.block(index, block, kind, tokens, arguments), x)
+
+    def forward(tokens: Tensor) -> Any:
+        return kind.handed(run.block(index, block, kind, kind.turned(tokens), arguments))
+
+    return checkpointed(block, forward, x)
 
 
 def _outside(block: nn.Module) -> str:

@@ -11,7 +11,7 @@ from torch.utils.module_tracker import ModuleTracker
 
 from vitfold.errors import MethodError
 from vitfold.folding.families.base import Family
-from vitfold.folding.inputs import VALUES
+from vitfold.folding.inputs import MASKS, VALUES
 from vitfold.tokens import kernels
 from vitfold.tokens.modes import evaluating
 
@@ -71,7 +71,7 @@ def dry_count(model: nn.Module, inputs: Mapping[str, Tensor | None]) -> int:
 
 
 def _blank(name: str, value: Tensor | None) -> Tensor | None:
-    if value is None:
+    if value is None or name in MASKS:
         return None
     return value.cpu() if name in VALUES else value.to("meta")
 

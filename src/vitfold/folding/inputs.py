@@ -15,8 +15,12 @@ Inputs = Tensor | Mapping[str, Any]
 IMAGES = ("pixel_values", "x", "patches")
 """What images are called among the inputs of a model."""
 
-VALUES = ("spatial_shapes",)
+VALUES = ("spatial_shapes", "image_grid_hw", "image_sizes", "grid_thw", "merge_sizes")
 """Inputs whose values a model looks at, and not only computes with."""
+
+MASKS = ("pixel_attention_mask",)
+"""Inputs that say what is padding, whose values a model looks at, and without which it runs: what
+is padding is computed as well."""
 
 
 def check(inputs: object) -> None:

@@ -149,12 +149,26 @@ class Run:
                 f"block {index} was called before block {index - 1}: a model that leaves out "
                 "blocks, or calls them in another order, cannot be folded"
             )
+        step, state = self.plan[index], self.states[index]
+        if step is None and not state.changed:  # then the order of tokens matters to nobody
+            return self._through(index, block, kind, x, arguments)
+        return kind.behind(self._through(index, block, kind, kind.ahead(x), arguments))
+
+    def _through(
+        self,
+        index: int,
+        block: nn.Module,
+        kind: BlockKind,
+        x: Tensor,
+        arguments: Mapping[str, Any],
+    ) -> Tensor:
+        """The block on tokens of which the prefix comes first."""
         step = self.plan[index]
         x, state = aligned(x, self.states[index], index)
         if step is not None:
             x, state = step.enter(x, state)
         x, state = self._first_half(block, kind, x, state, arguments, step)
-        x = kind.feed(block, x) if kind.feed else x
+        x = kind.second(block, x, arguments)
         if step is not None:
             x, state = step.leave(x, state)
         self.states[index + 1 :] = [state]

@@ -50,15 +50,15 @@ def _forward(
 ) -> Tensor:
     arguments = by_name(kind.arguments, args, kwargs)
     x = between(kind.attend(block, x, Attend(state, arguments, False, None)))
-    return kind.feed(block, x) if kind.feed else x
+    return kind.second(block, x, arguments)
 
 
-def turned(kind: BlockKind, forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
+def turned(kind: BlockKind, forward: Callable[..., Tensor]) -> Callable[..., Any]:
     """A forward of `[B, N, C]` as one of what the block takes."""
     return functools.partial(_turned, kind, forward)
 
 
 def _turned(
     kind: BlockKind, forward: Callable[..., Tensor], x: Tensor, *args: Any, **kwargs: Any
-) -> Tensor:
-    return kind.turned(forward(kind.turned(x), *args, **kwargs))
+) -> Any:
+    return kind.handed(kind.behind(forward(kind.ahead(kind.turned(x)), *args, **kwargs)))

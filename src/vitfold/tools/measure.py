@@ -14,7 +14,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from vitfold.errors import DataError
 from vitfold.folding.families import find
-from vitfold.folding.flops import check_counted, count
+from vitfold.folding.flops import check_counted, count, dry_count
 from vitfold.folding.inputs import Inputs, call, check, images_in, lacks_text
 from vitfold.tokens.modes import evaluating
 
@@ -78,6 +78,8 @@ def flops(model: nn.Module, images: Inputs) -> int:
     check_inputs(model, images)
     check_counted(model)
     with evaluating(model):
+        if isinstance(images, Mapping) and any(weight.is_meta for weight in model.parameters()):
+            return dry_count(model, images)
         return count(lambda: call(model, images))
 
 

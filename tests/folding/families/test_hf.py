@@ -22,9 +22,24 @@ from vitfold.folding.flops import count, dry_count
 transformers = pytest.importorskip("transformers")
 transformers.logging.set_verbosity_error()
 
-NAMES = [name for names in MODELS.values() for name in names]
+DEEP = (
+    "beit",
+    "clip",
+    "deit",
+    "dinov2",
+    "dinov2_with_registers",
+    "dinov3_vit",
+    "siglip",
+    "siglip2",
+    "vit",
+)
+"""Packages of which every class goes through every test; `test_hf_packages.py` has all others."""
 
-TRUNKS = [names[0] for names in MODELS.values()]
+OWN = [names for place, names in MODELS.items() if place.split(".")[2] in DEEP]
+
+NAMES = [name for names in OWN for name in names]
+
+TRUNKS = [names[0] for names in OWN]
 
 BEIT = {
     "own": {},
@@ -353,6 +368,13 @@ def test_flops_are_solved_where_there_are_shapes_alone() -> None:
         schedule = vitfold.folded(vitfold.fold(model, vitfold.ToMe(flops=0.8)))
         vitfold.unfold(model)
         assert vitfold.folded(vitfold.fold(model.to("meta"), vitfold.ToMe(flops=0.8))) == schedule
+
+
+def test_flops_of_padded_images_are_counted_where_there_are_shapes_alone() -> None:
+    model = vitfold.fold(hf("Siglip2VisionModel"), vitfold.ToMe(r=4))
+    example = inputs(model)
+    counted = vitfold.flops(model, example)
+    assert vitfold.flops(model.to("meta"), example) == counted
 
 
 def test_attention_maps_are_refused() -> None:

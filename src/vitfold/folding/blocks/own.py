@@ -1,5 +1,6 @@
 """Attention in which another function takes the place of torch's own."""
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -26,6 +27,11 @@ class Instead(TorchFunctionMode):
         if func is F.scaled_dot_product_attention:
             return self.function(*args, **(kwargs or {}))
         return func(*args, **(kwargs or {}))
+
+
+def biased(bias: Tensor) -> Callable[..., Tensor]:
+    """Torch's attention with that bias, for modules that add none."""
+    return functools.partial(F.scaled_dot_product_attention, attn_mask=bias)
 
 
 class OwnAttend(Attend):

@@ -53,6 +53,8 @@ class Whole(Proxy):
         method = getattr(type(module), name, None)
         if not isinstance(method, types.FunctionType) or replaced(module, name):
             return getattr(module, name)
+        if isinstance(getattr(module, name), types.FunctionType):  # static: it takes no self
+            return method
         return functools.partial(method, self)  # which torch.compile follows
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -68,7 +70,7 @@ class WholeHeir(Whole, Heir):
 def whole(module: nn.Module, **overrides: Any) -> Whole:
     """A proxy of a module for all its methods."""
     methods = (m for name, m in vars(type(module)).items() if not name.startswith("__"))
-    return (WholeHeir if any(map(_calls_super, methods)) else Whole)(module, **overrides)
+    return (WholeHeir if any(map(_asks_for_class, methods)) else Whole)(module, **overrides)
 
 
 def replaced(module: nn.Module, name: str) -> bool:
@@ -125,6 +127,12 @@ def hooked(module: nn.Module) -> bool:
     forwards = module._forward_hooks or module._forward_pre_hooks
     own = forwards or module._backward_hooks or module._backward_pre_hooks
     return bool(own) or (not torch.compiler.is_compiling() and bool(_has_any_global_hook()))
+
+
+def _asks_for_class(method: Any) -> bool:
+    """Whether a method calls `super()`, or is decorated: transformers' decorators look up by the
+    class of a model what they record of it."""
+    return _calls_super(method) or hasattr(method, "__wrapped__")
 
 
 def _calls_super(function: Any) -> bool:

@@ -43,6 +43,9 @@ class Family:
     block_types: the classes that make the forward of a block.
     block_arguments: what a block takes besides its tokens, in order.
     axis: of the tokens in what a block takes: 1, or 0 where images lie along the second.
+    tuples: how many things a block hands out in a tuple, tokens first; 0: tokens alone.
+    flat: whether a block takes the tokens of all images in one row, `[T, C]`.
+    feed_arguments: names of those of its arguments that the second half of a block takes too.
     attention: where a block keeps the module that attends.
     attention_types: the classes that make the forward of that, which take a bias; others are
         refused.
@@ -61,6 +64,9 @@ class Family:
     block_types: ClassVar[Types] = ()
     block_arguments: ClassVar[tuple[str, ...]] = ()
     axis: ClassVar[int] = 1
+    tuples: ClassVar[int] = 0
+    flat: ClassVar[bool] = False
+    feed_arguments: ClassVar[tuple[str, ...]] = ()
     attention: ClassVar[str] = "attn"
     attention_types: ClassVar[Types] = ()
 
@@ -93,6 +99,12 @@ class Family:
     def prefix(self) -> int:
         """How many tokens of a sequence are not patches; they come first."""
         return int(getattr(self.trunk, "num_prefix_tokens", self.class_token))
+
+    @property
+    def suffix(self) -> int:
+        """How many tokens of the prefix lie behind the patches in what blocks take; to all else
+        they come first of all."""
+        return 0
 
     @property
     def class_token(self) -> bool:
@@ -192,7 +204,7 @@ class Family:
         while outer:
             inner = whole(self.trunk.get_submodule(outer), **{name: inner})
             outer, _, name = outer.rpartition(".")
-        return whole(self.trunk, **{name: inner}, **overrides)
+        return whole(self.trunk, **({name: inner} | overrides))
 
     def chain(self, run: Run) -> Chain:
         """The folded blocks, in place of the container of blocks."""
@@ -208,7 +220,17 @@ class Family:
             return None
         if type(self).attend is Family.attend:
             _check_plain(self, block)
-        return BlockKind(self, self.attend, self.feed, self.block_arguments, self.axis)
+        return BlockKind(
+            self,
+            self.attend,
+            self.feed,
+            self.block_arguments,
+            self.axis,
+            suffix=self.suffix,
+            tuples=self.tuples,
+            flat=self.flat,
+            feed_arguments=self.feed_arguments,
+        )
 
     def attend(self, block: Any, x: Tensor, attend: Attend) -> Tensor:
         """The first half of a block, `x[B, N, C]` to the same: its line for attention, in which
@@ -218,7 +240,7 @@ class Family:
         return x + _scaled(block, out, "1")
 
     def feed(self, block: Any, x: Tensor) -> Tensor:
-        """The second half of a block: its line for the MLP."""
+        """The second half of a block: its line for the MLP. It gets `feed_arguments` by name."""
         return x + _scaled(block, block.mlp(block.norm2(x)), "2")
 
     # Attention

@@ -46,10 +46,13 @@ class HFFamily(Family):
     models: the classes of trunks, by their place in transformers, and for each the classes that are
         one, or a trunk and a head.
     readers: those among them that read patches, whatever their trunk does.
+    hands_down: whether a trunk hands its keyword arguments down to every layer. Where it does not,
+        it sees folded layers in place of its own.
     """
 
     models: ClassVar[Mapping[str, tuple[str, ...]]] = {}
     readers: ClassVar[frozenset[str]] = frozenset()
+    hands_down: ClassVar[bool] = True
     entries: ClassVar[tuple[str, ...]] = ("forward",)
     arguments: ClassVar[tuple[str, ...]] = ("pixel_values",)
     block_arguments: ClassVar[tuple[str, ...]] = ("attention_mask",)
@@ -113,14 +116,11 @@ class HFFamily(Family):
     def read_by(self, hosts: Sequence[nn.Module]) -> bool:
         """A class of transformers with a head of its own reads what that says; any other may read
         the patches that a trunk hands out."""
-        if super().read_by(hosts):
+        names = [{cls.__name__ for cls in type(host).__mro__} for host in hosts]
+        if super().read_by(hosts) or any(own & self.readers for own in names):
             return True
-        for host in hosts:
-            names = {cls.__name__ for cls in type(host).__mro__}
-            if names & self.readers:
-                return True
-            if names & KNOWN:
-                return False
+        if any(own & KNOWN for own in names):
+            return False
         return bool(hosts)
 
     def preprocessing(self) -> dict[str, Any]:
@@ -130,20 +130,52 @@ class HFFamily(Family):
     # A call
 
     def call(self, method: str, run: Run, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        trunk = self.trunk
         if self._wants("output_attentions", kwargs):
             raise UnsupportedModel(
                 "a folded model has no dense attention maps: call without output_attentions, "
                 "or unfold it first"
             )
-        check_depth(trunk, trunk.get_submodule(self.path), run)
         shows = self.is_backbone or self._wants("output_hidden_states", kwargs)
         run.shape = "dense" if shows else "dense at the end"
-        outputs = getattr(type(trunk), method)(trunk, *args, vitfold=run, **kwargs)
-        check_ran(trunk, run)
+        outputs = self.outputs(method, run, args, kwargs)
         if self.is_backbone or not run.last.drops:
             return outputs
-        return _read_again(outputs, trunk, run.last)
+        return self.read_again(outputs, run.last)
+
+    def outputs(self, method: str, run: Run, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """What a method of the trunk makes of folded layers."""
+        trunk = self.trunk
+        if not self.hands_down:
+            if run.shape == "dense":
+                _capture_states(trunk)
+            return self.run(method, run, args, kwargs)
+        check_depth(trunk, trunk.get_submodule(self.path), run)
+        outputs = getattr(type(trunk), method)(trunk, *args, vitfold=run, **kwargs)
+        check_ran(trunk, run)
+        return outputs
+
+    def read_again(self, outputs: Any, state: TokenState) -> Any:
+        """Outputs in which dropped positions show the mean of normalized survivors, and attention
+        pooling sees survivors alone."""
+        survivors, head = state.fold(outputs[0]), getattr(self.trunk, "head", None)
+        read = {"last_hidden_state": state.unfold(survivors)}
+        if head is not None:
+            read["pooler_output"] = self.pool(head, *state.level(survivors))
+        if isinstance(outputs, tuple):
+            return (*read.values(), *outputs[len(read) :])
+        for name, tensor in read.items():
+            outputs[name] = tensor
+        return outputs
+
+    def pool(self, head: Any, x: Tensor, state: TokenState) -> Tensor:
+        """Attention pooling over tokens that count as often as their sizes, padding not at all."""
+        bias = key_bias(x, state)
+
+        def attention(probe: Tensor, keys: Tensor, values: Tensor, **_: Any) -> Any:
+            mask = bias.repeat_interleave(head.attention.num_heads, dim=0).unsqueeze(1)
+            return head.attention(probe, keys, values, attn_mask=mask)
+
+        return call_module(head, {"attention": attention}, x)
 
     def _wants(self, option: str, kwargs: dict[str, Any]) -> bool:
         return bool(kwargs.get(option) or getattr(self.config, option, False))
@@ -163,7 +195,8 @@ class HFFamily(Family):
 def check_bias(attention: Any, attend: Attend) -> None:
     """Refuse a bias where the implementation of attention that the model is set to takes none, or
     is not known to take one."""
-    name = getattr(attention.config, "_attn_implementation", None) or ""
+    config = getattr(attention, "config", None)
+    name = getattr(config, "_attn_implementation", None) or ""
     if name in BIASED or not attend.biased("attention_mask"):
         return
     takes = "takes no bias" if any(part in name for part in OPTIONAL) else "may take no bias"
@@ -173,26 +206,10 @@ def check_bias(attention: Any, attend: Attend) -> None:
     )
 
 
-def _read_again(outputs: Any, trunk: Any, state: TokenState) -> Any:
-    """Outputs in which dropped positions show the mean of normalized survivors, and attention
-    pooling sees survivors alone."""
-    survivors, head = state.fold(outputs[0]), getattr(trunk, "head", None)
-    read = {"last_hidden_state": state.unfold(survivors)}
-    if head is not None:
-        read["pooler_output"] = _pool(head, *state.level(survivors))
-    if isinstance(outputs, tuple):
-        return (*read.values(), *outputs[len(read) :])
-    for name, tensor in read.items():
-        outputs[name] = tensor
-    return outputs
+def _capture_states(trunk: Any) -> None:
+    """What transformers does when hidden states are asked for the first time, done to the trunk
+    and not to what stands for it."""
+    from transformers.utils.output_capturing import maybe_install_capturing_hooks
 
-
-def _pool(head: Any, x: Tensor, state: TokenState) -> Tensor:
-    """Attention pooling over tokens that count as often as their sizes, padding not at all."""
-    bias = key_bias(x, state)
-
-    def attention(probe: Tensor, keys: Tensor, values: Tensor, **_: Any) -> Any:
-        mask = bias.repeat_interleave(head.attention.num_heads, dim=0).unsqueeze(1)
-        return head.attention(probe, keys, values, attn_mask=mask)
-
-    return call_module(head, {"attention": attention}, x)
+    if getattr(trunk, "_can_record_outputs", None):
+        maybe_install_capturing_hooks(trunk)

@@ -1,16 +1,22 @@
-"""Hugging Face's DINOv2, with and without registers, as a model and as a backbone."""
+"""Hugging Face's DINOv2, with and without registers, TIPSv2 and RADIO, which have its layers: as
+models and as backbones."""
 
-from typing import ClassVar
+from collections.abc import Sequence
+from typing import Any, ClassVar
 
 from torch import Tensor
 
 from vitfold.folding.blocks.attention import Attend
 from vitfold.folding.blocks.kinds import Block
+from vitfold.folding.families.common import Arguments, Grid, common_grid
 from vitfold.folding.families.hf import HF, HFFamily
 from vitfold.folding.families.registry import register_family
+from vitfold.tokens.state import TokenState
 
 DINOV2 = "dinov2.modeling_dinov2."
 REGISTERS = "dinov2_with_registers.modeling_dinov2_with_registers."
+TIPS = "tipsv2.modeling_tipsv2.Tipsv2Vision"
+RADIO = "radio.modeling_radio.Radio"
 
 
 @register_family
@@ -23,6 +29,7 @@ class HFDinov2(HFFamily):
             "Dinov2WithRegistersModel",
             "Dinov2WithRegistersForImageClassification",
         ),
+        TIPS + "Model": ("Tipsv2VisionModel", "Tipsv2Model"),
     }
     readers: ClassVar = frozenset(
         {"Dinov2ForImageClassification", "Dinov2WithRegistersForImageClassification"}
@@ -32,10 +39,12 @@ class HFDinov2(HFFamily):
     block_types: ClassVar[tuple[str, ...]] = (
         HF + DINOV2 + "Dinov2Layer",
         HF + REGISTERS + "Dinov2WithRegistersLayer",
+        HF + TIPS + "Layer",
     )
     attention_types: ClassVar[tuple[str, ...]] = (
         HF + DINOV2 + "Dinov2Attention",
         HF + REGISTERS + "Dinov2WithRegistersAttention",
+        HF + TIPS + "Attention",
     )
 
     @property
@@ -58,5 +67,35 @@ class HFDinov2Backbone(HFDinov2):
     models: ClassVar = {
         DINOV2 + "Dinov2Backbone": ("Dinov2Backbone",),
         REGISTERS + "Dinov2WithRegistersBackbone": ("Dinov2WithRegistersBackbone",),
+        TIPS + "Backbone": ("Tipsv2VisionBackbone",),
     }
     arguments: ClassVar[tuple[str, ...]] = ("pixel_values", "attention_mask")
+
+
+@register_family
+class HFRadio(HFDinov2):
+    """transformers' RADIO: several class tokens and registers; images of several sizes come one
+    after another."""
+
+    models: ClassVar = {RADIO + "Model": ("RadioModel",)}
+    readers: ClassVar = frozenset()
+    arguments: ClassVar[tuple[str, ...]] = ("pixel_values", "image_grid_hw")
+    block_types: ClassVar[tuple[str, ...]] = (HF + RADIO + "Layer",)
+    block_arguments: ClassVar[tuple[str, ...]] = ("attention_mask", "cu_seqlens")
+    attention_types: ClassVar[tuple[str, ...]] = (HF + RADIO + "Attention",)
+
+    @property
+    def prefix(self) -> int:
+        return int(self.config.num_summary_tokens)
+
+    def grid(self, arguments: Arguments) -> Grid:
+        shapes = arguments.get("image_grid_hw")
+        return super().grid(arguments) if shapes is None else common_grid(shapes)
+
+    def lengths(self, arguments: Arguments) -> Sequence[int] | None:
+        shapes = arguments.get("image_grid_hw")
+        return None if shapes is None else [self.prefix + h * w for h, w in shapes.tolist()]
+
+    def read_again(self, outputs: Any, state: TokenState) -> Any:
+        """Nothing: no norm comes behind the last layer."""
+        return outputs

@@ -1,4 +1,4 @@
-"""Hugging Face's DINOv3: rotary positions, handed to every layer as two tables."""
+"""Hugging Face's DINOv3 and Sapiens2: rotary positions, handed to every layer as two tables."""
 
 from typing import Any, ClassVar
 
@@ -11,6 +11,7 @@ from vitfold.folding.families.hf_dinov2 import HFDinov2
 from vitfold.folding.families.registry import register_family
 
 DINOV3 = "dinov3_vit.modeling_dinov3_vit."
+SAPIENS = "sapiens2.modeling_sapiens2.Sapiens2"
 
 
 @register_family
@@ -33,6 +34,27 @@ class HFDinov3(HFDinov2):
         positions = _positions(attend)
         out = attend(block.attention, block.norm1(x), attention_mask=bias, **positions)
         return block.drop_path(block.layer_scale1(out)) + x
+
+
+@register_family
+class HFSapiens2(HFDinov3):
+    """transformers' Sapiens2, as a model and as a backbone."""
+
+    models: ClassVar = {
+        SAPIENS + "Model": (
+            "Sapiens2Model",
+            "Sapiens2ForSemanticSegmentation",
+            "Sapiens2ForPoseEstimation",
+            "Sapiens2ForNormalEstimation",
+            "Sapiens2ForPointmapEstimation",
+            "Sapiens2ForImageMatting",
+        ),
+        SAPIENS + "Backbone": ("Sapiens2Backbone",),
+    }
+    readers: ClassVar = frozenset(models[SAPIENS + "Model"][1:])
+    arguments: ClassVar[tuple[str, ...]] = ("pixel_values", "bool_masked_pos")
+    block_types: ClassVar[tuple[str, ...]] = (HF + SAPIENS + "Layer",)
+    attention_types: ClassVar[tuple[str, ...]] = (HF + SAPIENS + "Attention",)
 
 
 def _positions(attend: Attend) -> dict[str, Any]:

@@ -60,19 +60,45 @@ _TIMM = {
 
 _TRANSFORMERS = {
     _CONVOLUTIONS: """
-        bit convnext convnextv2 dinov3_convnext efficientnet hgnet_v2 mobilenet_v1 mobilenet_v2
-        pp_lcnet pp_lcnet_v3 pp_lcnet_v4 regnet resnet rt_detr.modeling_rt_detr_resnet textnet""",
-    _STAGES: "mobilevit mobilevitv2 poolformer swiftformer",
+        align bit convnext convnextv2 dinov3_convnext edgetam efficientnet hgnet_v2 mobilenet_v1
+        mobilenet_v2 pp_lcnet pp_lcnet_v3 pp_lcnet_v4 regnet resnet
+        rt_detr.modeling_rt_detr_resnet superpoint textnet uvdoc""",
+    _STAGES: "efficientloftr mobilevit mobilevitv2 poolformer swiftformer",
     _WINDOWED_PYRAMID: "donut maskformer.modeling_maskformer_swin swin swinv2",
+    _WINDOWS: "swin2sr",
     f"{_WINDOWS} in some of its blocks": "lw_detr rf_detr vitdet",
+    f"{_WINDOWS} in most blocks, of images that come packed": "exaone4_5 qwen2_5_omni qwen2_5_vl",
+    f"{_WINDOWS} in most blocks, with positions along the rows and columns of the grid": (
+        "deepseek_ocr2 got_ocr2 pp_formulanet slanext unlimited_ocr"
+    ),
+    "each of its blocks adds a token for itself, by which frames pass messages": "x_clip",
+    "it groups its tokens between stages, by attention that assigns each to one group": "groupvit",
+    "it has several trunks that fold: fold one of them": "depth_pro video_llava",
+    "it has no encoder of images: a language model reads their patches": "fuyu",
     "it is a pyramid whose attention projects by convolutions": "cvt",
-    "its attention is confined to neighbourhoods, in a pyramid": "dinat",
+    "it matches key points, and reads no patches": "lightglue superglue",
+    "it mixes tokens by convolutions in some of its layers": "lfm3_vl",
     "it modulates feature maps by convolutions and does not attend": "focalnet",
     "it is a pyramid that pools its tokens, with attention inside units of the image": "hiera",
+    "it reads images as words of a code book, which convolutions make": "chameleon emu3",
     "it reads pixels one after the other, each attending to those before": "imagegpt",
     "it is a pyramid whose attention has a bias for every pair of places on the grid": "levit",
+    "its attention alternates between windows and channels, in a pyramid": "florence2",
+    "its attention has positions along the rows and columns of the grid, and takes no bias": (
+        "seggpt"
+    ),
+    "its attention is causal, so that the order of patches counts, wherever none is padded": (
+        "phi4_multimodal"
+    ),
+    "its attention is confined to neighbourhoods, in a pyramid": "dinat",
+    "its patches come packed, in the order of the squares that a projector merges": """
+        colqwen2 ernie4_5_vl_moe glm46v glm4v glm4v_moe glm_ocr qwen2_vl qwen3_5 qwen3_5_moe
+        qwen3_omni_moe qwen3_vl qwen3_vl_moe""",
+    "its sequence mixes words with patches": "layoutlmv2 layoutlmv3 udop vilt",
     "its tokens are latents that read the image, not patches": "perceiver",
     "it is a pyramid whose attention reads reduced maps": "pvt pvt_v2 segformer glpn",
+    "it reads proteins, not images": "evolla",
+    TEXT: "layoutlm mistral4",
 }
 
 REASONS: dict[str, str] = {

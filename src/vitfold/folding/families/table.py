@@ -6,11 +6,13 @@ import inspect
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import timm
 
 from vitfold.folding.families.hf import MODELS
-from vitfold.folding.families.reasons import reason, reason_for
+from vitfold.folding.families.holds import HOLDS
+from vitfold.folding.families.reasons import REASONS, reason, reason_for
 from vitfold.folding.families.registry import REGISTRY, family_of
 
 UNDESCRIBED = "no family describes it"
@@ -18,15 +20,38 @@ UNDESCRIBED = "no family describes it"
 LISTED = ("timm", "transformers")
 """Libraries that list their models."""
 
-HOSTS = frozenset(
-    {
-        "TimmBackbone",
-        "TimmWrapperForImageClassification",
-        "TimmWrapperModel",
-        "ShieldGemma2ForImageClassification",
-    }
+ANY = frozenset({"timm_backbone", "timm_wrapper"})
+"""Packages of transformers that hold whatever they are told to, and fold if that does."""
+
+TASKS = (
+    "BACKBONE",
+    "DEPTH_ESTIMATION",
+    "DOCUMENT_QUESTION_ANSWERING",
+    "IMAGE",
+    "IMAGE_CLASSIFICATION",
+    "IMAGE_MATTING",
+    "IMAGE_TEXT_TO_TEXT",
+    "IMAGE_TO_IMAGE",
+    "INSTANCE_SEGMENTATION",
+    "KEYPOINT_DETECTION",
+    "KEYPOINT_MATCHING",
+    "MASKED_IMAGE_MODELING",
+    "MASK_GENERATION",
+    "NORMAL_ESTIMATION",
+    "OBJECT_DETECTION",
+    "POINTMAP_ESTIMATION",
+    "POSE_ESTIMATION",
+    "RETRIEVAL",
+    "SEMANTIC_SEGMENTATION",
+    "TABLE_RECOGNITION",
+    "TEXT_RECOGNITION",
+    "UNIVERSAL_SEGMENTATION",
+    "VIDEO_CLASSIFICATION",
+    "VISUAL_QUESTION_ANSWERING",
+    "ZERO_SHOT_IMAGE_CLASSIFICATION",
+    "ZERO_SHOT_OBJECT_DETECTION",
 )
-"""Classes of transformers that hold a model of another family, and fold if that does."""
+"""What transformers lists models for that see images."""
 
 
 @dataclass(frozen=True)
@@ -74,8 +99,8 @@ def _lines(families: tuple[Group, ...]) -> list[str]:
 
 
 def tabulate() -> Families:
-    """All of timm's registry, and what transformers loads to classify images or as a backbone; the
-    trunks of other libraries that have a family."""
+    """All of timm's registry, and what transformers loads for any task with images; the trunks of
+    other libraries that have a family."""
     groups = _timm()
     if importlib.util.find_spec("transformers") is not None:
         groups += _transformers()
@@ -113,31 +138,70 @@ def _transformers() -> list[Group]:
             (m.split("."), names) for m, names in MODELS.items()
         )
     ]
-    described = HOSTS.union(*MODELS.values())
-    refused = []
-    for kind, names in sorted(_listed().items()):
+    described = frozenset[str]().union(*MODELS.values())
+    held, refused = [], []
+    for (package, kind), names in sorted(_listed().items()):
         left = tuple(name for name in names if name not in described)
-        if left:
-            why = _hf_reason(kind) or UNDESCRIBED
-            refused.append(Group("transformers", kind, "", left, why))
-    return folded + refused
+        if not left or package in ANY:
+            continue
+        trunk = HOLDS.get(package)
+        if trunk in REGISTRY:
+            held.append(Group("transformers", package, trunk.rpartition(".")[2], left))
+        else:
+            why = _hf_reason(package, kind, trunk) or UNDESCRIBED
+            refused.append(Group("transformers", package, "", left, why))
+    return folded + _joined(held) + _joined(refused)
 
 
-def _hf_reason(kind: str) -> str | None:
-    """The reason against a model type of transformers, whose package may have another name."""
-    auto = importlib.import_module("transformers.models.auto.configuration_auto")
-    package = f"transformers.models.{auto.model_type_to_module_name(kind)}"
-    return reason_for(f"{package}.modeling_{kind.replace('-', '_')}")
+def _joined(groups: list[Group]) -> list[Group]:
+    """One group for all classes of a package of which the same is said."""
+    names = defaultdict[tuple[str, str, str | None], tuple[str, ...]](tuple)
+    for group in groups:
+        names[group.module, group.kind, group.reason] += group.names
+    return [
+        Group("transformers", module, kind, tuple(dict.fromkeys(those)), why)
+        for (module, kind, why), those in names.items()
+    ]
 
 
-def _listed() -> dict[str, tuple[str, ...]]:
-    """Classes by type, as transformers lists them; no model is imported."""
+def _hf_reason(package: str, kind: str, trunk: str | None) -> str | None:
+    """The reason against a model type of transformers, or against what it holds."""
+    module = f"transformers.models.{package}.modeling_{kind.replace('-', '_')}"
+    if (why := reason_for(module)) or trunk is None:
+        return why
+    owner, _, name = trunk.rpartition(".")
+    return f"of its {name}, {why}" if (why := reason_for(owner)) else None
+
+
+def _listed() -> dict[tuple[str, str], tuple[str, ...]]:
+    """Classes by package and type, as transformers lists them; no model is imported."""
     auto = importlib.import_module("transformers.models.auto.modeling_auto")
-    listed = defaultdict[str, tuple[str, ...]](tuple)
-    for mapping in (
-        auto.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES,
-        auto.MODEL_FOR_BACKBONE_MAPPING_NAMES,
-    ):
-        for kind, names in mapping.items():
-            listed[kind] += tuple(names) if isinstance(names, tuple | list) else (names,)
-    return {kind: tuple(dict.fromkeys(names)) for kind, names in listed.items()}
+    config = importlib.import_module("transformers.models.auto.configuration_auto")
+    tasks = [getattr(auto, f"MODEL_FOR_{task}_MAPPING_NAMES", {}) for task in TASKS]
+    kinds = dict.fromkeys(kind for mapping in tasks for kind in mapping)
+    kinds |= dict.fromkeys(kind for kind in auto.MODEL_MAPPING_NAMES if _told(config, kind))
+    listed = defaultdict[tuple[str, str], tuple[str, ...]](tuple)
+    for kind in kinds:
+        package = config.model_type_to_module_name(kind)
+        for mapping in (auto.MODEL_MAPPING_NAMES, *tasks):
+            names = mapping.get(kind, ())
+            listed[package, kind] += (names,) if isinstance(names, str) else tuple(names)
+    own = {n: p for (p, _), names in listed.items() for n in names if _begins(n, p)}
+    return {
+        (package, kind): tuple(dict.fromkeys(n for n in names if own.get(n, package) == package))
+        for (package, kind), names in listed.items()
+    }
+
+
+def _told(config: Any, kind: str) -> bool:
+    """Whether something is known of the package of a type that no task may have; parts of models
+    that see no images are left out."""
+    if kind.endswith(("text", "text_model", "encoder", "decoder", "audio")):
+        return False
+    package = config.model_type_to_module_name(kind)
+    return package in HOLDS or f"transformers.models.{package}" in REASONS
+
+
+def _begins(name: str, package: str) -> bool:
+    """Whether a class is called by its package: some types load classes of another one."""
+    return name.lower().startswith(package.replace("_", ""))
