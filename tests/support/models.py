@@ -190,6 +190,8 @@ def middle(block: Any) -> tuple[nn.Module, bool]:
         return block.ffns[0].norm, True
     if "Post" in kind:
         return block.mlp, True
+    if hasattr(block, "norm4"):  # one norm before and one after each half
+        return block.norm3, True
     names = ("norm2", "layernorm_after", "layer_norm2")
     return next(getattr(block, name) for name in names if hasattr(block, name)), True
 
@@ -232,7 +234,8 @@ def _at(stage: TokenMap, result: Family) -> Callable[..., Any]:
                 kwargs[name] = tuple(_rows(part, patch) for part in table)
             elif name != "hidden_states" and isinstance(table, Tensor):
                 kwargs[name] = _both(table, place)
-        return args, kwargs
+        tables = [_rows(table.unsqueeze(1), patch).squeeze(1) for table in args[1:]]
+        return (*args[:1], *tables), kwargs
 
     return move
 

@@ -28,6 +28,18 @@ class Instead(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
+def adding(bias: Tensor) -> Instead:
+    """Within it, attention that takes no bias adds this one to its logits."""
+
+    def attend(
+        q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None = None, *args: Any, **others: Any
+    ) -> Tensor:
+        mask = bias if attn_mask is None else additive(attn_mask, q.dtype) + bias
+        return F.scaled_dot_product_attention(q, k, v, mask, *args, **others)
+
+    return Instead(attend)
+
+
 class OwnAttend(Attend):
     """Attends with a function of ours, on the queries, keys and values of the module's own code.
 

@@ -30,15 +30,10 @@ _TIMM = {
         swin_transformer_v2_cr tiny_vit""",
     _CHANNELS: "xcit",
     f"{_CHANNELS}, inside convolutional stages": "edgenext",
-    "its talking-heads attention takes no bias, by which merged tokens would count": "cait",
     "its attention is factorized, with convolutional positions, on several scales": "coat",
     "its attention is gated by positions on the whole grid": "convit",
     "it carries two sequences, of small and of large patches": "crossvit",
     "its attention alternates between windows and channels, in a pyramid": "davit",
-    "it hands its patches on as a whole grid, which a projector reads block by block": (
-        "deepseek_vit qwen3_vit"
-    ),
-    "it pools its patches block by block, by their place on the whole grid": "gemma4_vit",
     "it mixes tokens by a state space model, not by attention": "efficientvim",
     "its attention is linear, over the maps of convolutional stages": "efficientvit_mit",
     "it modulates feature maps by convolutions and does not attend": "focalnet",
