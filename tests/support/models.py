@@ -232,9 +232,11 @@ def _at(stage: TokenMap, result: Family) -> Callable[..., Any]:
                 kwargs[name] = _rows(table, patch)
             elif name == "position_embeddings":
                 kwargs[name] = tuple(_rows(part, patch) for part in table)
+            elif name == "position_mask":
+                kwargs[name] = place
             elif name != "hidden_states" and isinstance(table, Tensor):
                 kwargs[name] = _both(table, place)
-        tables = [_rows(table.unsqueeze(1), patch).squeeze(1) for table in args[1:]]
+        tables = [t if t is None else _rows(t.unsqueeze(1), patch).squeeze(1) for t in args[1:]]
         return (*args[:1], *tables), kwargs
 
     return move

@@ -137,7 +137,8 @@ def pass_block(
     arguments = by_name(kind.arguments, args, kwargs)
     if kind.axis == 0:
         return kind.turned(run.block(index, block, kind, kind.turned(x), arguments))
-    return checkpointed(block, lambda tokens: run.block(index, block, kind, tokens, arguments), x)
+    out = checkpointed(block, lambda tokens: run.block(index, block, kind, tokens, arguments), x)
+    return kind.out(out)
 
 
 def _outside(block: nn.Module) -> str:

@@ -26,6 +26,7 @@ class BlockKind:
     feed: the second half, or None where both run in parallel: it is reduced after it.
     arguments: names of what the block takes besides its tokens, in their order.
     axis: of the tokens in what the block takes: 1, or 0 where images lie along the second.
+    tupled: whether the block hands out its tokens as the first of a pair.
     """
 
     family: Attentions
@@ -33,11 +34,16 @@ class BlockKind:
     feed: Second | None
     arguments: tuple[str, ...] = ()
     axis: int = 1
+    tupled: bool = False
 
     def attend(self, block: Block, x: Tensor, attend: Attend) -> Tensor:
         """The first half on `x[B, N, C]`."""
         attend.family = self.family
         return self.first(block, x, attend)
+
+    def out(self, x: Tensor) -> Any:
+        """What the block hands out."""
+        return (x, None) if self.tupled else x
 
     def turned(self, x: Tensor) -> Tensor:
         """`[B, N, C]` from the layout that the block takes, and back."""

@@ -43,6 +43,7 @@ class Family:
     block_types: the classes that make the forward of a block.
     block_arguments: what a block takes besides its tokens, in order.
     axis: of the tokens in what a block takes: 1, or 0 where images lie along the second.
+    tupled: whether a block hands out its tokens as the first of a pair.
     attention: where a block keeps the module that attends.
     attention_types: the classes that make the forward of that, which take a bias; others are
         refused.
@@ -61,6 +62,7 @@ class Family:
     block_types: ClassVar[Types] = ()
     block_arguments: ClassVar[tuple[str, ...]] = ()
     axis: ClassVar[int] = 1
+    tupled: ClassVar[bool] = False
     attention: ClassVar[str] = "attn"
     attention_types: ClassVar[Types] = ()
 
@@ -208,7 +210,8 @@ class Family:
             return None
         if type(self).attend is Family.attend:
             _check_plain(self, block)
-        return BlockKind(self, self.attend, self.feed, self.block_arguments, self.axis)
+        how = (self.block_arguments, self.axis, self.tupled)
+        return BlockKind(self, self.attend, self.feed, *how)
 
     def attend(self, block: Any, x: Tensor, attend: Attend) -> Tensor:
         """The first half of a block, `x[B, N, C]` to the same: its line for attention, in which

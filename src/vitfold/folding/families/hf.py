@@ -139,11 +139,19 @@ class HFFamily(Family):
         check_depth(trunk, trunk.get_submodule(self.path), run)
         shows = self.is_backbone or self._wants("output_hidden_states", kwargs)
         run.shape = "dense" if shows else "dense at the end"
-        outputs = getattr(type(trunk), method)(trunk, *args, vitfold=run, **kwargs)
+        outputs = self.outputs(method, run, args, kwargs)
         check_ran(trunk, run)
         if self.is_backbone or not run.last.drops:
             return outputs
-        return _read_again(outputs, trunk, run.last)
+        return self.read_again(outputs, run.last)
+
+    def outputs(self, method: str, run: Run, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """What the trunk's own forward gives, which hands the run down to its layers."""
+        return getattr(type(self.trunk), method)(self.trunk, *args, vitfold=run, **kwargs)
+
+    def read_again(self, outputs: Any, state: TokenState) -> Any:
+        """Outputs in which nothing is made of what was dropped."""
+        return _read_again(outputs, self.trunk, state)
 
     def _wants(self, option: str, kwargs: dict[str, Any]) -> bool:
         return bool(kwargs.get(option) or getattr(self.config, option, False))

@@ -64,6 +64,11 @@ _TRANSFORMERS = {
     "its attention is confined to neighbourhoods, in a pyramid": "dinat",
     "it modulates feature maps by convolutions and does not attend": "focalnet",
     "it is a pyramid that pools its tokens, with attention inside units of the image": "hiera",
+    (
+        "it attends over time at each place, then over space in each frame, on the whole grid; "
+        "where it does not, by a softmax of its own that takes no bias"
+    ): "timesformer",
+    "it adds queries before its last blocks, which run frame by frame": "videomt",
     "it reads pixels one after the other, each attending to those before": "imagegpt",
     "it is a pyramid whose attention has a bias for every pair of places on the grid": "levit",
     "its tokens are latents that read the image, not patches": "perceiver",
