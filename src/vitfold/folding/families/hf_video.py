@@ -9,7 +9,7 @@ from torch import Tensor
 from vitfold.folding.blocks.attention import Attend
 from vitfold.folding.blocks.capture import showing, side_by_side
 from vitfold.folding.blocks.own import adding
-from vitfold.folding.blocks.proxy import Proxy, Whole, whole
+from vitfold.folding.blocks.proxy import Proxy, Whole, WholeHeir, whole
 from vitfold.folding.families.common import Arguments, Grid, Size, blank_images, filling
 from vitfold.folding.families.hf import HFFamily
 from vitfold.folding.run import Run
@@ -48,8 +48,21 @@ class HFVideoFamily(HFFamily):
         if clips is None:
             return None
         sides = (clips.shape[1], *clips.shape[-2:])
-        # A clip shorter than a tubelet is repeated.
-        return tuple(max(n // step, 1) for n, step in zip(sides, self.tubelet, strict=True))
+        # Where a clip is shorter than a tubelet, each of its frames is repeated as often.
+        return tuple(n // step or n for n, step in zip(sides, self.tubelet, strict=True))
+
+    def pixels(self, arguments: Arguments) -> Tensor | None:
+        clips, grid = arguments.get(self.arguments[0]), self.grid(arguments)
+        if clips is None or grid is None:
+            return None
+        time, height, width = self.tubelet
+        if clips.shape[1] < time:
+            clips = clips.repeat(1, time, 1, 1, 1)
+        rows, columns = clips.shape[-2] // height, clips.shape[-1] // width
+        clips = clips[:, : clips.shape[1] // time * time, :, : rows * height, : columns * width]
+        cut = clips.unflatten(4, (columns, width)).unflatten(3, (rows, height))
+        cut = cut.unflatten(1, (-1, time))  # [B, t, time, C, rows, height, columns, width]
+        return cut.permute(0, 1, 4, 6, 2, 3, 5, 7).flatten(4).flatten(1, 3)
 
     def example(self, batch: int = 1) -> dict[str, Any]:
         return {self.arguments[0]: blank_images(self.trunk, (self.frames, *self.size), batch)}
@@ -72,7 +85,9 @@ class HFVideoFamily(HFFamily):
         norm = getattr(self.trunk.get_submodule(owner), name)
         if norm is not None:
             parts[self.norm] = filling(run, norm)
-        return _proxied(self.trunk, parts | overrides)
+        # What records hidden states goes by a class; a graph follows none that is computed.
+        kind = WholeHeir if run.shape == "dense" else whole
+        return _proxied(self.trunk, parts | overrides, kind)
 
 
 class HFBiasless(HFVideoFamily):
@@ -103,7 +118,7 @@ def _forward(attention: Proxy, x: Tensor, bias: Tensor, **arguments: Any) -> Any
         return type(attention._module).forward(attention, x, **arguments)
 
 
-def _proxied(module: Any, parts: Mapping[str, Any]) -> Whole:
+def _proxied(module: Any, parts: Mapping[str, Any], kind: Callable[..., Whole] = whole) -> Whole:
     """A proxy of a module with overrides by their paths in it."""
     own = {path: part for path, part in parts.items() if "." not in path}
     inner: dict[str, dict[str, Any]] = {}
@@ -111,7 +126,7 @@ def _proxied(module: Any, parts: Mapping[str, Any]) -> Whole:
         name, _, rest = path.partition(".")
         inner.setdefault(name, {})[rest] = parts[path]
     proxies = {name: _proxied(getattr(module, name), within) for name, within in inner.items()}
-    return whole(module, **own, **proxies)
+    return kind(module, **own, **proxies)
 
 
 def _pair(sides: Any) -> tuple[int, int]:
