@@ -49,6 +49,20 @@ CONFIGS: dict[str, dict[str, Any]] = {
 
 GRID = (3, 4, 4)
 
+CONFIGS["VideoPrismConfig"] = {
+    "vision_config": CONFIGS["VideoPrismVisionConfig"] | {"num_auxiliary_layers": 1},
+    "text_config": {
+        "hidden_size": 32,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 4,
+        "intermediate_size": 48,
+        "vocab_size": 50,
+        "max_position_embeddings": 8,
+    },
+}
+
+KINDS = ("VideoMAE", "VJEPA2", "Vivit", "VideoPrism")
+
 TRUNKS = ("VideoMAEModel", "VJEPA2Model", "VivitModel", "VideoPrismVisionModel")
 
 NAMES = (
@@ -58,6 +72,8 @@ NAMES = (
     "VivitForVideoClassification",
     "VideoPrismVideoModel",
     "VideoPrismForVideoClassification",
+    "VideoPrismClipModel",
+    "VideoMAEForPreTraining",
 )
 
 
@@ -65,14 +81,19 @@ def video(name: str, **options: Any) -> Any:
     """A small model of a class of transformers, with weights that matter."""
     import transformers
 
-    config = next(c for c in CONFIGS if name.startswith(c.removesuffix("Config")[:8]))
-    made = getattr(transformers, config)(**(CONFIGS[config] | options))
-    return scatter(getattr(transformers, name)(made))
+    cls = getattr(transformers, name)
+    config = cls.config_class
+    return scatter(cls(config(**(CONFIGS[config.__name__] | options))))
 
 
 def inputs(model: Any, batch: int = 2, seed: int = 1) -> dict[str, Tensor]:
-    """What a model is called with: clips of noise."""
+    """What a model is called with: clips of noise, and text or a mask where it takes one."""
     [(name, blank)] = find(model).example(batch).items()
     generator = torch.Generator().manual_seed(seed)
     noise = torch.randn(blank.shape, generator=generator, dtype=torch.float64)
-    return {name: noise.to(blank.dtype)}
+    arguments = {name: noise.to(blank.dtype)}
+    if hasattr(model, "text_model"):
+        arguments["input_ids"] = torch.tensor([[1, 5, 7, 2]] * batch)
+    if hasattr(model, "decoder"):
+        arguments["bool_masked_pos"] = torch.arange(48).expand(batch, -1) % 3 == 0
+    return arguments

@@ -298,6 +298,10 @@ def hf(name: str, **options: Any) -> Any:
     """A small model of a class of transformers, with weights that matter."""
     import transformers
 
+    from support import clips
+
+    if name.startswith(clips.KINDS):
+        return clips.video(name, **options)
     cls = getattr(transformers, name)
     return scatter(cls(_config(cls.config_class, options)))
 
@@ -320,6 +324,10 @@ def _config(cls: Any, options: dict[str, Any]) -> Any:
 
 def inputs(model: Any, batch: int = 2, seed: int = 1) -> dict[str, Tensor]:
     """What a model of transformers is called with: random images, and text where it reads that."""
+    from support import clips
+
+    if type(model).__name__.startswith(clips.KINDS):
+        return clips.inputs(model, batch, seed)
     generator = torch.Generator().manual_seed(seed)
     arguments = dict(find(model).example(batch))
     arguments["pixel_values"] = torch.randn(arguments["pixel_values"].shape, generator=generator)
