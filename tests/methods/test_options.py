@@ -308,7 +308,7 @@ REFUSED: dict[str, tuple[Callable[[], object], str]] = {
     "far name": (
         lambda: vitfold.fold(vit(), "xyz", r=8),
         "'xyz' .*avit, dfe, diffrate, drop, dynamicvit, evit, lgtm, ltmp, mctf, mergedrop, pitome, "
-        "prune-merge, tome, "
+        "prune-merge, runlength, tome, "
         "tome-around, ward",
     ),
     "no class token": (

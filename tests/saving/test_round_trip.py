@@ -145,6 +145,7 @@ OPTIONS: dict[str, list[dict[str, Any]]] = {
     "dynamicvit": [{"r": 6}, {"flops": 0.9, "blocks": [0, 1], "strength": 1.5}],
     "avit": [{}, {"flops": 0.7, "gamma": 4.0, "beta": -9.0, "eps": 0.02, "depth": 1.5}],
     "wardcut": [{"flops": 0.7}, {"flops": 0.5, "inflection": 0.0, "cue": "k"}],
+    "runlength": [],  # of clips: tests/methods/test_runlength.py
     "drop": [{"r": 5}, {"r": (4, 0.5), "cue": "random", "seed": 7}, {"flops": 0.75}],
 }
 

@@ -191,6 +191,8 @@ def middle(block: Any) -> tuple[nn.Module, bool]:
         return block.ffns[0].norm, True
     if "Post" in kind:
         return block.mlp, True
+    if hasattr(block, "norm4"):  # one norm before and one after each half
+        return block.norm3, True
     names = ("norm2", "layernorm_after", "layer_norm2", "rms_norm2", "pre_mlp_layer_norm")
     return next(getattr(block, name) for name in names if hasattr(block, name)), True
 
@@ -232,12 +234,23 @@ def _at(stage: TokenMap, result: Family) -> Callable[..., Any]:
                 kwargs[name] = _rows(table, patch)
             elif name == "position_embeddings":
                 kwargs[name] = tuple(_rows(part, patch) for part in table)
+            elif name == "position_mask":
+                kwargs[name] = place
             elif name != "hidden_states" and isinstance(table, Tensor):
                 kwargs[name] = _both(table, place)
-        own = (_both(a, place) if isinstance(a, Tensor) and a.dim() > 2 else a for a in args[1:])
+        own = (_moved(argument, place, patch) for argument in args[1:])
         return (*args[:1], *own), kwargs
 
     return move
+
+
+def _moved(argument: Any, place: Tensor, patch: Tensor) -> Any:
+    """What a block takes by place: a bias `[..., N, N]`, or a table of positions `[B, N, D]`."""
+    if not isinstance(argument, Tensor) or argument.dim() < 3:
+        return argument
+    if argument.dim() == 3 and argument.shape[1] != argument.shape[2]:
+        return _rows(argument.unsqueeze(1), patch).squeeze(1)
+    return _both(argument, place)
 
 
 def _rows(table: Tensor, place: Tensor) -> Tensor:
@@ -304,6 +317,10 @@ def hf(name: str, **options: Any) -> Any:
     """A small model of a class of transformers, with weights that matter."""
     import transformers
 
+    from support import clips
+
+    if name.startswith(clips.KINDS):
+        return clips.video(name, **options)
     cls = getattr(transformers, name)
     return scatter(cls(_config(cls.config_class, options)))
 
@@ -326,6 +343,10 @@ def _config(cls: Any, options: dict[str, Any]) -> Any:
 
 def inputs(model: Any, batch: int = 2, seed: int = 1) -> dict[str, Tensor]:
     """What a model of transformers is called with: random images, and text where it reads that."""
+    from support import clips
+
+    if type(model).__name__.startswith(clips.KINDS):
+        return clips.inputs(model, batch, seed)
     generator = torch.Generator().manual_seed(seed)
     arguments = dict(find(model).example(batch))
     arguments["pixel_values"] = torch.randn(arguments["pixel_values"].shape, generator=generator)

@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from support import clips
 from support.models import hf, images, inputs, registered
 from torch import Tensor, nn
 from torchvision.transforms.v2.functional import pil_to_tensor
@@ -16,6 +17,7 @@ import vitfold
 from vitfold.errors import DataError, FoldError
 from vitfold.folding.families import find, processor
 from vitfold.methods import Method
+from vitfold.tools.draw import GAP, LABEL
 from vitfold.tools.trace import Trace, trace
 
 BLOCKS = 3
@@ -198,3 +200,33 @@ def test_blocks_are_told_by_whole_numbers() -> None:
     for odd in ("1", 1.5, None):
         with pytest.raises(DataError, match="expected a whole number"):
             traced(vitfold.ToMe(r=2)).draw(0, block=odd)  # type: ignore[arg-type]
+
+
+def test_a_clip_is_drawn_as_frames_side_by_side() -> None:
+    """A row for the clip and for every block, a frame for every step of time; a group has one
+    colour, whatever frames it lies in."""
+    model = vitfold.fold(clips.video("VideoMAEModel"), vitfold.RunLength())
+    [(key, pixels)] = clips.inputs(model).items()
+    pixels[0] = torch.rand(1, 3, 16, 16).expand(6, -1, -1, -1)
+    visits = trace(model, {key: pixels})
+    picture = visits.draw(0)
+    side = 224
+    assert picture.size == (3 * side + 2 * GAP, side)
+    frames = [picture.crop((x, 0, x + side, side)) for x in (0, side + GAP, 2 * (side + GAP))]
+    assert len({frame.tobytes() for frame in frames}) == 1
+    assert len({visits.draw(1).crop((x, 0, x + side, side)).tobytes() for x in (0, 230, 460)}) == 3
+    assert picture.getpixel((side + 1, 5)) == (255, 255, 255)
+    strip = visits.strip(0)
+    assert strip.size == (picture.width, 2 * (side + GAP + LABEL))
+    shown = strip.crop((0, side + GAP + 2 * LABEL, picture.width, 2 * (side + GAP + LABEL) - GAP))
+    assert shown.tobytes() == picture.tobytes()
+    assert visits.draw(pixels[0].clamp(0, 1)).tobytes() == picture.tobytes()
+    with pytest.raises(DataError, match=r"shape \[2, 3\]: expected \[C, H, W\], or \[T, C, H, W\]"):
+        visits.draw(torch.zeros(2, 3))
+
+
+def test_frames_of_a_clip_that_are_images_to_a_model() -> None:
+    model = vitfold.fold(clips.video("VideoPrismVisionModel"), vitfold.ToMe(r=3))
+    visits = trace(model, clips.inputs(model))
+    assert len(visits.counts[0]) == 6
+    assert visits.draw(5).size == (224, 224)

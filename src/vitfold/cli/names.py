@@ -14,6 +14,7 @@ METHODS = (
     "mergedrop",
     "pitome",
     "prune-merge",
+    "runlength",
     "tome",
     "tome-around",
     "ward",

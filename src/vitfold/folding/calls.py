@@ -162,6 +162,7 @@ def start(fold: Fold, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Run:
         soft=family.trunk.training,
     )
     run.lengths = family.lengths(arguments)
+    run.pixels = family.pixels(arguments) if fold.method.looks else None
     run.valid = _valid(family.padding(arguments), family.prefix)
     if not torch.compiler.is_compiling() and (runs := _watched.get()) is not None:
         run.arguments = arguments

@@ -12,7 +12,7 @@ Inputs = Tensor | Mapping[str, Any]
 """Images, or what a model takes by name."""
 
 
-IMAGES = ("pixel_values", "x", "patches")
+IMAGES = ("pixel_values", "pixel_values_videos", "x", "patches")
 """What images are called among the inputs of a model."""
 
 VALUES = ("spatial_shapes", "image_grid_hw", "image_sizes", "grid_thw", "merge_sizes")

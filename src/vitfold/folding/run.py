@@ -37,6 +37,7 @@ class Run:
     valid: `[B, N]` False for padding; None where nothing is padded.
     lengths: of images that come one after another, `[1, T, C]`; None where they lie side by side.
     width: how many channels tokens have.
+    pixels: `[B, patches, D]` of every patch, where the method looks at them.
     arguments: what the trunk was called with, by name, where the run is watched.
     states: of the tokens, one that each block starts from and one at the end. A block that is run
         again (activation checkpointing) finds its own, and writes the same successor.
@@ -58,6 +59,7 @@ class Run:
         self.shape: Shape = "reduced"
         self.valid: Tensor | None = None
         self.lengths: Sequence[int] | None = None
+        self.pixels: Tensor | None = None
         self.states: list[TokenState] = []
         self.plan: Plan = ()
         self.width = 0
@@ -105,7 +107,7 @@ class Run:
             masks=self.form == "masked",
             soft=self.soft,
         )
-        self.states[:] = [first]
+        self.states[:] = [first if self.pixels is None else first.noting(self.pixels)]
 
     def _check_images(self) -> None:
         """Refuse images that the method does not take."""

@@ -14,6 +14,7 @@ from vitfold.methods.mergedrop import MergeDrop
 from vitfold.methods.pitome import PiToMe
 from vitfold.methods.prune_merge.method import PruneMerge
 from vitfold.methods.registry import METHODS, create_method, ready, register
+from vitfold.methods.runlength import RunLength
 from vitfold.methods.step import Step
 from vitfold.methods.tome import ToMe
 from vitfold.methods.tome_around import ToMeAround
@@ -36,6 +37,7 @@ __all__ = [
     "Method",
     "PiToMe",
     "PruneMerge",
+    "RunLength",
     "Step",
     "ToMe",
     "ToMeAround",

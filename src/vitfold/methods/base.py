@@ -32,6 +32,9 @@ class Base:
     gridded: ClassVar[bool] = False
     """Whether its plan follows from the grid of patches, which all images then have in common."""
 
+    looks: ClassVar[bool] = False
+    """Whether it looks at the pixels of patches: the notes of the first state hold them then."""
+
     command: ClassVar[str] = ""
     """The command that looks at images for what it takes; empty where it takes nothing."""
 

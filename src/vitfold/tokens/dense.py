@@ -120,6 +120,9 @@ class Dense(TokenState):
     ) -> Change:
         return self.ragged().drop_below(score, threshold, temperature, after)
 
+    def join(self, heads: Tensor) -> Change:
+        return self.ragged().join(heads)
+
     def keep(self, keep: Tensor) -> Change:
         return self.ragged().keep(keep)
 

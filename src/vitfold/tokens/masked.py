@@ -192,6 +192,10 @@ class Masked(TokenState):
         rows = smallest_first((~here).int())
         return rows, here.gather(1, rows)
 
+    def join(self, heads: Tensor) -> Mark:
+        stays = heads == self.places()
+        return Mark(stays.to(self.count.dtype), heads, heads)
+
     def keep(self, keep: Tensor) -> Mark:
         return Mark.dropping(keep)
 

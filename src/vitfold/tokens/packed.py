@@ -249,13 +249,9 @@ class Packed(TokenState):
     ) -> PackedMap:
         state = self._after(after)
         merges = pairs.above(threshold)
-        gone, target = pairs.even[merges], pairs.odd[merges]
-        stays = torch.ones(state.length, dtype=torch.bool, device=self.device)
-        stays = stays.index_fill(0, gone, False)
-        into = (stays.cumsum(0) - 1)[target]
-        keep = stays.nonzero().flatten()
-        flat = TokenMap(keep.unsqueeze(0), gone.unsqueeze(0), into.unsqueeze(0))
-        return state._following(after, flat)
+        heads = torch.arange(state.length, device=self.device)
+        heads = heads.scatter(0, pairs.even[merges], pairs.odd[merges])
+        return state._joining(heads, after)
 
     def drop_below(
         self,
@@ -270,6 +266,18 @@ class Packed(TokenState):
         rows, here = state.table
         keep = matching.keeps(score[0][rows], here, self.prefix, threshold)
         return state._dropping(keep[here] > 0.5, after)
+
+    def join(self, heads: Tensor) -> PackedMap:
+        first = torch.arange(len(heads), device=self.device).unsqueeze(1) * heads.shape[1]
+        return self._joining(in_one_row(heads + first)[0], None)
+
+    def _joining(self, heads: Tensor, after: Change | None) -> PackedMap:
+        """The change in which every token becomes part of that at `heads[T]`."""
+        stays = heads == torch.arange(self.length, device=self.device)
+        keep, gone = stays.nonzero().flatten(), (~stays).nonzero().flatten()
+        into = (stays.cumsum(0) - 1)[heads[gone]]
+        flat = TokenMap(keep.unsqueeze(0), gone.unsqueeze(0), into.unsqueeze(0))
+        return self._following(after, flat)
 
     def keep(self, keep: Tensor) -> PackedMap:
         return self._dropping(in_one_row(keep)[0] > 0.5, None)

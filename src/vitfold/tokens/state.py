@@ -35,7 +35,8 @@ class TokenState:
     origin: `[B, n]` the original position that gives each token its place; None: its own.
     maps: what each block did so far.
     valid: `[B, n]` False for padding; None where nothing is padded.
-    notes: what a method has to remember from block to block.
+    notes: what a method has to remember from block to block; of the first state, pixels where a
+        method looks at them.
     masks: whether tokens that leave are only masked, as in training, so that what decides has
         gradients.
     """
@@ -236,6 +237,11 @@ class TokenState:
     ) -> Change:
         """The change that drops every patch whose `score[B, n]` is not above a threshold, but one
         of every image."""
+        raise NotImplementedError
+
+    def join(self, heads: Tensor) -> Change:
+        """The change in which every token becomes part of that at `heads[B, n]` of its image, which
+        is itself where it stays."""
         raise NotImplementedError
 
     def keep(self, keep: Tensor) -> Change:

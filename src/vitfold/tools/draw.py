@@ -20,14 +20,34 @@ OUTLINE = 1.0
 GAP, LABEL = 6, 16
 
 
-def paint(image: Image.Image | Tensor, groups: Tensor) -> Image.Image:
-    """`groups[height, width]` painted on an image: mean colours, outlines, dropped patches dark."""
+def paint(image: Image.Image | Tensor, groups: Tensor, frames: int = 1) -> Image.Image:
+    """`groups[height, width]` painted on an image: mean colours, outlines, dropped patches dark.
+    Of an image that is several frames side by side, each has its own outlines."""
     pixels = _enlarged(to_pixels(image))
     size = pixels.shape[-2:]
     cells = F.interpolate(groups[None, None].cpu().double(), size=size, mode="nearest-exact")
     cells = cells[0, 0].long()
     painted = _mean_colours(pixels, cells).where(cells >= 0, pixels * DARK)
-    return to_image(painted.masked_fill(_outlines(cells), OUTLINE))
+    edges = torch.cat([_outlines(frame) for frame in cells.chunk(frames, dim=-1)], dim=-1)
+    return to_image(painted.masked_fill(edges, OUTLINE))
+
+
+def film(clip: Tensor, groups: Tensor | int) -> Image.Image:
+    """`groups[time, height, width]` painted on the frames of `clip[T, C, H, W]`, side by side: one
+    frame for every step of time, the first of it. With a number of steps alone, the frames."""
+    steps = groups if isinstance(groups, int) else len(groups)
+    frames = clip[:: max(len(clip) // steps, 1)][:steps]
+    line = torch.cat([to_pixels(frame) for frame in frames], dim=-1)
+    if isinstance(groups, int):
+        picture = plain(line)
+    else:  # in one piece: a group has one colour, over all frames
+        picture = paint(line, torch.cat(groups.unbind(), dim=-1), len(frames))
+    width = picture.width // len(frames)
+    sheet = Image.new("RGB", ((width + GAP) * len(frames) - GAP, picture.height), "white")
+    for number in range(len(frames)):
+        frame = picture.crop((number * width, 0, (number + 1) * width, picture.height))
+        sheet.paste(frame, (number * (width + GAP), 0))
+    return sheet
 
 
 def plain(image: Image.Image | Tensor) -> Image.Image:
@@ -64,9 +84,10 @@ def denormalized(image: Tensor, channels: Channels | None) -> Tensor:
     """The image as it was before it was normalized with these means and deviations; as it is, where
     that does not give a picture."""
     pixels = image.detach().cpu().float()
-    if channels is None or _in_unit_range(pixels) or len(channels[0]) < len(pixels):
+    number = pixels.shape[-3]
+    if channels is None or _in_unit_range(pixels) or len(channels[0]) < number:
         return pixels
-    mean, std = (torch.tensor(values[: len(pixels)]).view(-1, 1, 1) for values in channels)
+    mean, std = (torch.tensor(values[:number]).view(-1, 1, 1) for values in channels)
     before = pixels * std + mean
     return before if _in_unit_range(before, 0.01) else pixels
 

@@ -3,7 +3,7 @@
 import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import TypeGuard, TypeVar
 
 from PIL import Image
 from torch import Tensor, nn
@@ -27,7 +27,7 @@ class Trace:
     maps: `[block]` from the original tokens to those that leave it.
     prefix: how many of them are not patches.
     grid: of the patches, where they form one: height and width, or more axes.
-    images: `[B, C, H, W]` what was traced, where it was images.
+    images: `[B, C, H, W]` what was traced, where it was images; or clips, `[B, T, C, H, W]`.
     channels: mean and deviation of the channels, where they were normalized by known ones.
     """
 
@@ -50,12 +50,14 @@ class Trace:
         self, image: int | Image.Image | Tensor = 0, *, index: int = 0, block: int = -1
     ) -> Image.Image:
         """A picture of the tokens after a block: every group in its mean colour, with outlines;
-        dropped patches dark.
+        dropped patches dark. Of a clip, its frames side by side, one for every step of time.
 
         `image` is the number of a traced image, or what to paint instead of image `index`.
         """
         picture, number = self._picture(image, index)
         groups = self.groups(number, block)
+        if groups.dim() == 3 and _is_clip(picture):
+            return draw.film(picture, groups)
         if groups.dim() != 2:
             axes = " x ".join(map(str, groups.shape))
             raise DataError(f"a grid of {axes} has no picture: draw planes of trace.groups()")
@@ -63,12 +65,15 @@ class Trace:
 
     def strip(self, image: int | Image.Image | Tensor = 0, *, index: int = 0) -> Image.Image:
         """A picture of the image and of its tokens after every block that changed them, side by
-        side."""
+        side; of a clip, one below the other."""
         counts = [[self.maps[0].tokens] * len(self.counts[0]), *self.counts]
         blocks = [b for b in range(len(self.maps)) if counts[b] != counts[b + 1]]
         pictures = [self.draw(image, index=index, block=block) for block in blocks]
         picture, number = self._picture(image, index)
         labels = [f"block {b}: {self.counts[b][number]}" for b in blocks]
+        if _is_clip(picture):
+            steps = self.groups(number).shape[0]
+            return draw.row([draw.film(picture, steps), *pictures], ["clip", *labels], across=1)
         return draw.row([draw.plain(picture), *pictures], ["image", *labels])
 
     def _picture(
@@ -78,8 +83,10 @@ class Trace:
         if isinstance(image, Image.Image):
             return image, index
         if isinstance(image, Tensor):
-            if image.dim() != 3:
-                raise DataError(f"a picture of shape {list(image.shape)}: expected [C, H, W]")
+            timed = self.grid is not None and len(self.grid) == 3
+            if image.dim() != 3 and not (timed and image.dim() == 4):
+                expected = "[C, H, W], or [T, C, H, W]" if timed else "[C, H, W]"
+                raise DataError(f"a picture of shape {list(image.shape)}: expected {expected}")
             return image, index
         try:
             number = operator.index(image)
@@ -113,9 +120,21 @@ def trace(model: nn.Module, images: Inputs) -> Trace:
         maps=[state.whole for state in states],
         prefix=first.prefix,
         grid=first.grid,
-        images=pixels if pixels.dim() == 4 else None,
+        images=_pictures(pixels, first.grid),
         channels=_channels(fold_of(model).family),
     )
+
+
+def _pictures(pixels: Tensor, grid: Grid | None) -> Tensor | None:
+    """What is painted on: images, clips, or the frames of clips that are each an image to a
+    model."""
+    if pixels.dim() == 5:
+        return pixels.flatten(0, 1) if grid is None or len(grid) < 3 else pixels
+    return pixels if pixels.dim() == 4 else None
+
+
+def _is_clip(picture: Image.Image | Tensor) -> TypeGuard[Tensor]:
+    return isinstance(picture, Tensor) and picture.dim() == 4
 
 
 def _channels(family: Family) -> draw.Channels | None:

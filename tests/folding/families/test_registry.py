@@ -32,7 +32,12 @@ ISOTROPIC = (
     "vitamin",
 )
 
+ENCODERS = ("cait", "deepseek_vit", "gemma4_vit", "qwen3_vit")
+"""Those that `test_timm_others.py` looks at."""
+
 FOLDABLE = [name for module in ISOTROPIC for name in timm.list_models(module=module)]
+
+OTHERS = [name for module in ENCODERS for name in timm.list_models(module=module)]
 
 
 class Made(Exception):
@@ -63,10 +68,11 @@ def test_every_registered_name_is_told_apart(create: Callable[[str], type]) -> N
     verdicts = {name: f for f in (*message.folded, *message.refused) for name in f.names}
     for name in timm.list_models():
         cls, verdict = create(name), verdicts[name]
-        assert (family_of(cls) is not None) == (verdict.reason is None), name
+        folds = family_of(cls) is not None or cls.__name__.endswith("VitClassifier")
+        assert folds == (verdict.reason is None), name
         if verdict.reason is None:
             assert verdict.kind == cls.__name__
-            assert verdict.module in ISOTROPIC
+            assert verdict.module in ISOTROPIC + ENCODERS
 
 
 def of_timm(families: tuple[Group, ...]) -> list[Group]:
@@ -83,8 +89,8 @@ def test_families_list_every_name_once() -> None:
 def test_how_many_fold() -> None:
     message = families()
     folded, refused = of_timm(message.folded), of_timm(message.refused)
-    assert sum(len(f.names) for f in folded) == len(FOLDABLE) == 306
-    assert sum(len(f.names) for f in refused) == 1065
+    assert sum(len(f.names) for f in folded) == len(FOLDABLE + OTHERS) == 332
+    assert sum(len(f.names) for f in refused) == 1039
     assert all(f.reason and f.reason != UNDESCRIBED for f in refused)
 
 
@@ -117,7 +123,7 @@ def test_what_is_refused_is_refused_with_class_and_reason(name: str) -> None:
 
 
 @pytest.mark.exhaustive
-@pytest.mark.parametrize("name", sorted(set(timm.list_models()) - set(FOLDABLE)))
+@pytest.mark.parametrize("name", sorted({*timm.list_models()} - {*FOLDABLE, *OTHERS}))
 def test_every_other_name_is_refused(name: str) -> None:
     check_refused(name)
 
@@ -130,6 +136,14 @@ def check_refused(name: str) -> None:
     cls = type(model)
     assert f"{cls.__module__}.{cls.__qualname__} cannot be folded: it" in str(refusal.value)
     assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_what_is_no_plain_vision_transformer_folds(name: str) -> None:
+    with torch.device("meta"):
+        model = timm.create_model(name, depth=2)
+    vitfold.fold(model, "tome", r=8)
+    assert len(vitfold.folded(model).schedule) == 2
 
 
 @pytest.mark.exhaustive

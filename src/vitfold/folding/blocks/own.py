@@ -1,6 +1,5 @@
 """Attention in which another function takes the place of torch's own."""
 
-import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -29,9 +28,16 @@ class Instead(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-def biased(bias: Tensor) -> Callable[..., Tensor]:
-    """Torch's attention with that bias, for modules that add none."""
-    return functools.partial(F.scaled_dot_product_attention, attn_mask=bias)
+def adding(bias: Tensor) -> Instead:
+    """Within it, attention that takes no bias adds this one to its logits."""
+
+    def attend(
+        q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None = None, *args: Any, **others: Any
+    ) -> Tensor:
+        mask = bias if attn_mask is None else additive(attn_mask, q.dtype) + bias
+        return F.scaled_dot_product_attention(q, k, v, mask, *args, **others)
+
+    return Instead(attend)
 
 
 class OwnAttend(Attend):

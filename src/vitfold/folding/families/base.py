@@ -140,6 +140,11 @@ class Family:
         """`[B, patches]`, False for padded patches, where a call has such arguments; else None."""
         return None
 
+    def pixels(self, arguments: Arguments) -> Tensor | None:
+        """`[B, patches, D]`: the pixels of every patch, for methods that look at them; None where
+        a family does not show them."""
+        return None
+
     def lengths(self, arguments: Arguments) -> Sequence[int] | None:
         """How many tokens each image has where a call takes images one after another, `[1, T, C]`;
         None where they lie side by side."""

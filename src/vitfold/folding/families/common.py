@@ -65,6 +65,17 @@ def weighted(x: Tensor, state: TokenState, first: int, valid: Tensor | None = No
     return x * weight.unsqueeze(-1).to(x.dtype)
 
 
+def filling(run: Run, norm: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """A norm of dense tokens after which dropped positions show the mean of normalized
+    survivors."""
+
+    def normed(x: Tensor) -> Tensor:
+        y, state = norm(x), run.last
+        return state.unfold(state.fold(y)) if state.drops else y
+
+    return normed
+
+
 def key_bias(x: Tensor, state: TokenState) -> Tensor:
     """`[B, n]`: what is added to the logits of attention that pools tokens: each counts as often
     as its size, padding not at all."""

@@ -8,7 +8,7 @@ from torch import Tensor
 from vitfold.folding.blocks.attention import Attend
 from vitfold.folding.blocks.capture import showing, side_by_side
 from vitfold.folding.blocks.kinds import Block
-from vitfold.folding.blocks.own import Instead, biased
+from vitfold.folding.blocks.own import adding
 from vitfold.folding.families.common import Arguments, key_bias
 from vitfold.folding.families.hf import HF
 from vitfold.folding.families.hf_clip import HFClip
@@ -180,7 +180,7 @@ class HFAimv2(HFClip):
         return x + block.ffn(block.rms_norm2(x))
 
     def pool(self, head: Any, x: Tensor, state: TokenState) -> Tensor:
-        with Instead(biased(key_bias(x, state)[:, None, None])):
+        with adding(key_bias(x, state)[:, None, None]):
             pooled: Tensor = head(x)
         return pooled
 

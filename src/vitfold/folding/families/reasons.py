@@ -30,15 +30,10 @@ _TIMM = {
         swin_transformer_v2_cr tiny_vit""",
     _CHANNELS: "xcit",
     f"{_CHANNELS}, inside convolutional stages": "edgenext",
-    "its talking-heads attention takes no bias, by which merged tokens would count": "cait",
     "its attention is factorized, with convolutional positions, on several scales": "coat",
     "its attention is gated by positions on the whole grid": "convit",
     "it carries two sequences, of small and of large patches": "crossvit",
     "its attention alternates between windows and channels, in a pyramid": "davit",
-    "it hands its patches on as a whole grid, which a projector reads block by block": (
-        "deepseek_vit qwen3_vit"
-    ),
-    "it pools its patches block by block, by their place on the whole grid": "gemma4_vit",
     "it mixes tokens by a state space model, not by attention": "efficientvim",
     "its attention is linear, over the maps of convolutional stages": "efficientvit_mit",
     "it modulates feature maps by convolutions and does not attend": "focalnet",
@@ -81,6 +76,11 @@ _TRANSFORMERS = {
     "it modulates feature maps by convolutions and does not attend": "focalnet",
     "it is a pyramid that pools its tokens, with attention inside units of the image": "hiera",
     "it reads images as words of a code book, which convolutions make": "chameleon emu3",
+    (
+        "it attends over time at each place, then over space in each frame, on the whole grid; "
+        "where it does not, by a softmax of its own that takes no bias"
+    ): "timesformer",
+    "it adds queries before its last blocks, which run frame by frame": "videomt",
     "it reads pixels one after the other, each attending to those before": "imagegpt",
     "it is a pyramid whose attention has a bias for every pair of places on the grid": "levit",
     "its attention alternates between windows and channels, in a pyramid": "florence2",

@@ -10,10 +10,12 @@ from typing import Any
 
 import timm
 
+from vitfold.folding.blocks.names import full_name
 from vitfold.folding.families.hf import MODELS
 from vitfold.folding.families.holds import HOLDS
 from vitfold.folding.families.reasons import REASONS, reason, reason_for
 from vitfold.folding.families.registry import REGISTRY, family_of
+from vitfold.folding.families.timm import TimmFamily
 
 UNDESCRIBED = "no family describes it"
 
@@ -128,7 +130,12 @@ def _verdict(name: str, module: str) -> tuple[str, str | None]:
     cls = inspect.signature(timm.models.model_entrypoint(name)).return_annotation
     if not isinstance(cls, type) or cls is inspect.Signature.empty:
         return "", reason_for(f"timm.models.{module}") or UNDESCRIBED
-    return (cls.__name__, None) if family_of(cls) else ("", reason(cls) or UNDESCRIBED)
+    folds = family_of(cls) or any(full_name(cls) in family.hosts for family in _timm_families())
+    return (cls.__name__, None) if folds else ("", reason(cls) or UNDESCRIBED)
+
+
+def _timm_families() -> list[type[TimmFamily]]:
+    return [family for family in REGISTRY.values() if issubclass(family, TimmFamily)]
 
 
 def _transformers() -> list[Group]:

@@ -2,7 +2,7 @@
 pooling, is overridden."""
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 from timm.layers import AttentionPoolLatent
@@ -36,11 +36,13 @@ class TimmFamily(Family):
 
     readers: classes whose own `forward_head`, and ways to pool, are known; those of others get
         dense tokens.
+    hosts: classes of timm that hold such a trunk, and are what its registered names make.
     """
 
     entries: ClassVar[tuple[str, ...]] = ("forward", "forward_features", "forward_intermediates")
     attention: ClassVar = "attn"
     readers: ClassVar[frozenset[str]] = frozenset()
+    hosts: ClassVar[tuple[str, ...]] = ()
 
     # The trunk
 
@@ -66,6 +68,12 @@ class TimmFamily(Family):
         return self.trunk.patch_embed
 
     @property
+    def settings(self) -> Mapping[str, Any]:
+        """What timm knows of the checkpoint of a model: the size of its images, mean and deviation
+        of their channels."""
+        return getattr(self.trunk, "pretrained_cfg", None) or {}
+
+    @property
     def size(self) -> Size:
         """Channels, height and width of the images that the model takes, or else of its training
         images."""
@@ -78,8 +86,8 @@ class TimmFamily(Family):
 
     def sides(self) -> Sequence[int]:
         """Height and width of the images that the model takes, as far as they are known."""
-        config = getattr(self.trunk, "pretrained_cfg", None) or {}
-        return getattr(self.embed, "img_size", None) or config.get("input_size", (0,))[1:]
+        size = getattr(self.embed, "img_size", None) or self.settings.get("input_size", (0,))[1:]
+        return tuple(size)
 
     def grid(self, arguments: Arguments) -> Grid:
         images = self.images(arguments)
@@ -100,8 +108,7 @@ class TimmFamily(Family):
         return super().read_by(hosts) or any(map(_reads_features, hosts))
 
     def preprocessing(self) -> dict[str, Any]:
-        config = getattr(self.trunk, "pretrained_cfg", None) or {}
-        return {name: config[name] for name in ("mean", "std") if name in config}
+        return {name: self.settings[name] for name in ("mean", "std") if name in self.settings}
 
     # A call
 
@@ -111,7 +118,7 @@ class TimmFamily(Family):
             run.shape = "dense" if method in self.shows else "dense at the end"
             out = run_method(trunk, method, overrides, *args, **kwargs)
             check_ran(trunk, run)
-            return _filled(out, run.last) if method == "forward_features" else out
+            return self.filled(out, run.last) if method == "forward_features" else out
         if self.reads_out():
             features = functools.partial(run_method, trunk, "forward_features", dict(overrides))
             overrides["forward_head"] = functools.partial(self.head, run)
@@ -135,7 +142,15 @@ class TimmFamily(Family):
         self, run: Run, overrides: dict[str, Any], *args: Any, **kwargs: Any
     ) -> Any:
         out = run_method(self.trunk, "forward_features", overrides, *args, **kwargs)
-        return _filled(out, run.last)
+        return self.filled(out, run.last)
+
+    def filled(self, out: Any, state: TokenState) -> Any:
+        """Dense features in which a dropped position shows the mean of normalized survivors."""
+        if not state.drops:
+            return out
+        if isinstance(out, dict):
+            return out | {"patches": self.filled(out["patches"], state)}
+        return state.unfold(state.fold(out))
 
     def head(self, run: Run, x: Any = None, **kwargs: Any) -> Any:
         """The trunk's head on a reduced sequence: pooling weighs every token by its size."""
@@ -175,19 +190,31 @@ class TimmFamily(Family):
         return "plain"
 
 
+class TimmEncoder(TimmFamily):
+    """Base of the families of timm's encoders of language models: what leaves the last block is
+    dense, for a projector or a pooling that knows the grid. They have no tokens but patches."""
+
+    class_token: Any = False
+    reads_patches: Any = True
+
+    def __init__(self, trunk: Any, hosts: Sequence[nn.Module] = ()) -> None:
+        owners = [getattr(module, "pretrained_cfg", None) for module in (trunk, *hosts)]
+        self.checkpoint: Mapping[str, Any] = next(filter(None, owners), {})
+        super().__init__(trunk, hosts)
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """Those of a classifier lie around its encoder."""
+        return self.checkpoint
+
+    def call(self, method: str, run: Run, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        return Family.call(self, method, run, args, kwargs)
+
+
 def _reads_features(host: nn.Module) -> bool:
     name = type(host).__name__
     others = type(host).__module__.startswith("transformers.") and name not in OUTPUTS
     return name in FEATURES or others
-
-
-def _filled(out: Any, state: TokenState) -> Any:
-    """Dense features in which a dropped position shows the mean of normalized survivors."""
-    if not state.drops:
-        return out
-    if isinstance(out, dict):
-        return out | {"patches": _filled(out["patches"], state)}
-    return state.unfold(state.fold(out))
 
 
 def _attention_pool(trunk: Any, state: TokenState) -> dict[str, Any]:
