@@ -238,13 +238,13 @@ def _at(stage: TokenMap, result: Family) -> Callable[..., Any]:
                 kwargs[name] = place
             elif name != "hidden_states" and isinstance(table, Tensor):
                 kwargs[name] = _both(table, place)
-        own = (_moved(argument, place, patch) for argument in args[1:])
+        own = (_chosen(argument, place, patch) for argument in args[1:])
         return (*args[:1], *own), kwargs
 
     return move
 
 
-def _moved(argument: Any, place: Tensor, patch: Tensor) -> Any:
+def _chosen(argument: Any, place: Tensor, patch: Tensor) -> Any:
     """What a block takes by place: a bias `[..., N, N]`, or a table of positions `[B, N, D]`."""
     if not isinstance(argument, Tensor) or argument.dim() < 3:
         return argument
