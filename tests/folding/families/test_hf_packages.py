@@ -7,7 +7,7 @@ import pytest
 import torch
 from support.compare import same, tensors
 from support.hf_hosts import HOSTS, host, seen
-from support.hf_models import SMALL, arguments_of, small
+from support.hf_models import SMALL, TRUNKS, arguments_of, small
 from support.models import maps, scatter, twin
 from torch import Tensor
 
@@ -19,14 +19,6 @@ from vitfold.folding.families.table import UNDESCRIBED
 
 transformers = pytest.importorskip("transformers")
 transformers.logging.set_verbosity_error()
-
-TRUNKS = [
-    name
-    for place, names in MODELS.items()
-    for name in names
-    if name in SMALL and place.endswith(f".{name}")
-]
-"""Those that are trunks themselves, and have a name in transformers."""
 
 METHOD = vitfold.ToMe(r=[4, 3])
 
