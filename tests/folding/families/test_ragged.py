@@ -17,8 +17,9 @@ IDLE = LTMP(merge_threshold=1.0, prune_threshold=0.0)
 
 HUGGING_FACE = [name for names in DEEP.values() for name in names]
 
-OTHERS = [name for name in TRUNKS if not name.startswith(("Pixtral", "Video", "ViTMAE"))]
-"""Of those left out, two take images one after another, and one draws lots for every batch."""
+OTHERS = [name for name in TRUNKS if not name.startswith(("Aimv2", "Pixtral", "Video", "ViTMAE"))]
+"""Of those left out, norms round to float32, two take images one after another, and one draws lots
+for every batch."""
 
 
 def halving(model: Any, call: Any) -> None:
