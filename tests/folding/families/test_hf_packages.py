@@ -201,6 +201,21 @@ def test_tokens_that_detect_are_never_merged() -> None:
     assert maps(model, **arguments)[-1].slots == 4 + 16 - 3 * 4
 
 
+def test_rotary_positions_of_a_class_token_go_with_it() -> None:
+    model = vitfold.fold(small("MLCDVisionModel"), METHOD)
+    tables = list[Any]()
+
+    def hook(_: Any, __: Any, kwargs: dict[str, Any]) -> None:
+        tables.append(kwargs["position_embeddings"][0])
+
+    for block in find(model).blocks:
+        block.self_attn.register_forward_pre_hook(hook, with_kwargs=True)
+    first, *others = maps(model, **arguments_of(model))
+    assert first.tokens == 17
+    for stage, table in zip(others, tables[1:], strict=False):
+        assert torch.equal(table.rows, tables[0][stage.keep])
+
+
 def test_experts_go_by_image() -> None:
     model = small("VitPoseBackbone").double()
     arguments = arguments_of(model) | {"dataset_index": torch.tensor([0, 1])}
