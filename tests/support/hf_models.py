@@ -9,6 +9,7 @@ from torch import Tensor
 
 from support.models import scatter
 from vitfold.folding.families import find
+from vitfold.folding.families.hf import MODELS
 
 Options = dict[str, Any]
 
@@ -336,8 +337,31 @@ SMALL: dict[str, Options] = {
 """What makes a small model of a class that is a trunk of its own package, or holds one."""
 
 
-HOSTS: dict[str, Options] = {}
-"""The same of classes that hold a trunk of another package."""
+DEEP = {
+    place: names
+    for place, names in MODELS.items()
+    if place.split(".")[2]
+    in (
+        "beit",
+        "clip",
+        "deit",
+        "dinov2",
+        "dinov2_with_registers",
+        "dinov3_vit",
+        "siglip",
+        "siglip2",
+        "vit",
+    )
+}
+"""Trunks and classes of the packages that go through every test; others go through fewer."""
+
+TRUNKS = [
+    name
+    for place, names in MODELS.items()
+    for name in names
+    if name in SMALL and place.endswith(f".{name}")
+]
+"""Those of the others that are trunks themselves, and have a name in transformers."""
 
 
 def small(name: str, **options: Any) -> Any:
@@ -345,7 +369,7 @@ def small(name: str, **options: Any) -> Any:
     import transformers
 
     cls = getattr(transformers, name)
-    return scatter(cls(cls.config_class(**((SMALL | HOSTS)[name] | options))))
+    return scatter(cls(cls.config_class(**(SMALL[name] | options))))
 
 
 def arguments_of(model: Any, batch: int = 2) -> dict[str, Tensor]:

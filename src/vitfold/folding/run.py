@@ -152,7 +152,8 @@ class Run:
                 "blocks, or calls them in another order, cannot be folded"
             )
         step, state = self.plan[index], self.states[index]
-        if step is None and not state.changed:  # then the order of tokens matters to nobody
+        plain = not state.changed and state.shape[0] == state.batch
+        if step is None and plain:  # the order of tokens matters to nobody
             return self._through(index, block, kind, x, arguments)
         return kind.behind(self._through(index, block, kind, kind.ahead(x), arguments))
 

@@ -10,36 +10,21 @@ from typing import Any
 import pytest
 import torch
 from support.compare import near, same, tensors
+from support.hf_models import DEEP
 from support.models import CELLS, hf, inputs, maps, twin
 from torch import Tensor, nn
 
 import vitfold
 from vitfold.errors import FoldError, UnsupportedModel
 from vitfold.folding.families import find
-from vitfold.folding.families.hf import MODELS
 from vitfold.folding.flops import count, dry_count
 
 transformers = pytest.importorskip("transformers")
 transformers.logging.set_verbosity_error()
 
-DEEP = (
-    "beit",
-    "clip",
-    "deit",
-    "dinov2",
-    "dinov2_with_registers",
-    "dinov3_vit",
-    "siglip",
-    "siglip2",
-    "vit",
-)
-"""Packages of which every class goes through every test; `test_hf_packages.py` has all others."""
+NAMES = [name for names in DEEP.values() for name in names]
 
-OWN = [names for place, names in MODELS.items() if place.split(".")[2] in DEEP]
-
-NAMES = [name for names in OWN for name in names]
-
-TRUNKS = [names[0] for names in OWN]
+TRUNKS = [names[0] for names in DEEP.values()]
 
 BEIT = {
     "own": {},

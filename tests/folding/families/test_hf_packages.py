@@ -7,7 +7,7 @@ import pytest
 import torch
 from support.compare import same, tensors
 from support.hf_hosts import HOSTS, host, seen
-from support.hf_models import SMALL, arguments_of, small
+from support.hf_models import SMALL, TRUNKS, arguments_of, small
 from support.models import maps, scatter, twin
 from torch import Tensor
 
@@ -19,14 +19,6 @@ from vitfold.folding.families.table import UNDESCRIBED
 
 transformers = pytest.importorskip("transformers")
 transformers.logging.set_verbosity_error()
-
-TRUNKS = [
-    name
-    for place, names in MODELS.items()
-    for name in names
-    if name in SMALL and place.endswith(f".{name}")
-]
-"""Those that are trunks themselves, and have a name in transformers."""
 
 METHOD = vitfold.ToMe(r=[4, 3])
 
@@ -207,6 +199,21 @@ def test_tokens_that_detect_are_never_merged() -> None:
     for stage in maps(model, **arguments):
         assert torch.equal(stage.keep[:, :4], torch.arange(4).expand(2, -1))
     assert maps(model, **arguments)[-1].slots == 4 + 16 - 3 * 4
+
+
+def test_rotary_positions_of_a_class_token_go_with_it() -> None:
+    model = vitfold.fold(small("MLCDVisionModel"), METHOD)
+    tables = list[Any]()
+
+    def hook(_: Any, __: Any, kwargs: dict[str, Any]) -> None:
+        tables.append(kwargs["position_embeddings"][0])
+
+    for block in find(model).blocks:
+        block.self_attn.register_forward_pre_hook(hook, with_kwargs=True)
+    first, *others = maps(model, **arguments_of(model))
+    assert first.tokens == 17
+    for stage, table in zip(others, tables[1:], strict=False):
+        assert torch.equal(table.rows, tables[0][stage.keep])
 
 
 def test_experts_go_by_image() -> None:

@@ -157,8 +157,9 @@ class HFFamily(Family):
     def read_again(self, outputs: Any, state: TokenState) -> Any:
         """Outputs in which dropped positions show the mean of normalized survivors, and attention
         pooling sees survivors alone."""
-        survivors, head = state.fold(outputs[0]), getattr(self.trunk, "head", None)
-        read = {"last_hidden_state": state.unfold(survivors)}
+        kind, head = self.kinds[0], getattr(self.trunk, "head", None)
+        survivors = state.fold(kind.ahead(outputs[0]))
+        read = {"last_hidden_state": kind.behind(state.unfold(survivors))}
         if head is not None:
             read["pooler_output"] = self.pool(head, *state.level(survivors))
         if isinstance(outputs, tuple):

@@ -78,7 +78,7 @@ class _Between:
     def __getitem__(self, index: int) -> Tensor:
         table: Tensor = self.tables[index]
         state = self.run.states[index + 1]
-        if self.run.shows(index) or not state.changed:
+        if self.run.shows(index) or state.shape == (state.batch, state.tokens):
             return table
         rows = table.roll(self.suffix, dims=1).expand(state.batch, -1, -1)
         return state.fold(rows).roll(-self.suffix, dims=1)
