@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.hf_models import DEEP
 from support.matrices import method, stir
 from support.models import KINDS, hf, inputs, kind
 from support.models import images as pictures
@@ -20,13 +21,12 @@ import vitfold
 from vitfold import FoldError, MethodError, PlanError, PruneMerge
 from vitfold.folding.calls import fold_of
 from vitfold.folding.families import find
-from vitfold.folding.families.hf import MODELS as FAMILIES
 from vitfold.folding.fold import clone
 from vitfold.methods.prune_merge.structure import GROUPINGS
 from vitfold.methods.registry import from_json
 from vitfold.tools.baselines import bound
 
-HUGGING_FACE = [name for names in FAMILIES.values() for name in names]
+HUGGING_FACE = [name for names in DEEP.values() for name in names]
 
 
 def reference(model: Any, x: Tensor, fold: PruneMerge) -> Tensor:

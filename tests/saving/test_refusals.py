@@ -15,6 +15,7 @@ from support.saving import put, refused, tiny
 from torch import Tensor
 
 import vitfold
+from vitfold.saving.sources.hf import CLASSES
 
 WRONG: list[tuple[str, Any, str]] = [
     ("schema", 3, "schema=3: expected 1 to 2"),
@@ -252,7 +253,11 @@ def test_a_directory_in_place_of_weights_is_refused(copied: Path) -> None:
 
 
 CONFIGS: list[tuple[str, Any, str]] = [
-    ("name", "PreTrainedModel", "model.name='PreTrainedModel': expected one of BeitModel"),
+    (
+        "name",
+        "PreTrainedModel",
+        f"model.name='PreTrainedModel': expected one of {len(CLASSES)} names, such as",
+    ),
     ("name", "Dinov2Model", "model.arguments.config."),
     ("arguments/attention", "evil/kernel", "attention='evil/kernel': expected one of eager"),
     ("arguments/checkpoint", "../x", "model.arguments.checkpoint='../x': expected the name"),

@@ -1,5 +1,6 @@
 """Reading JSON strictly: whatever is refused is named by field, value and what was expected."""
 
+import difflib
 import json
 import math
 import re
@@ -173,8 +174,20 @@ def switch(path: str, value: object) -> bool:
 def choice(path: str, value: object, known: Collection[str]) -> str:
     """One of the words that are known."""
     if not isinstance(value, str) or value not in known:
-        raise refusal(path, value, f"one of {', '.join(known)}")
+        raise refusal(path, value, f"one of {_told(str(value), known)}")
     return value
+
+
+MANY = 40
+"""So many words are not told one by one."""
+
+
+def _told(value: str, known: Collection[str]) -> str:
+    """Words, of many the nearest."""
+    if len(known) <= MANY:
+        return ", ".join(known)
+    near = difflib.get_close_matches(value, known) or [*known][:3]
+    return f"{len(known)} names, such as {', '.join(near)}"
 
 
 def text(path: str, value: object, pattern: str, expected: str) -> str:

@@ -54,9 +54,14 @@ class Separate(Biasless):
     def capture(
         self, attention: Any, cue: str, show: Callable[[Tensor], None]
     ) -> Mapping[str, Any]:
-        part = PARTS[cue]
-        show = side_by_side(show, attention.attention_head_size)
-        return {part: showing(getattr(attention, part), show)}
+        return of_part(attention, cue, show)
+
+
+def of_part(attention: Any, cue: str, show: Callable[[Tensor], None]) -> Mapping[str, Any]:
+    """The override that shows what a projection of `separate` attention gives."""
+    part = PARTS[cue]
+    show = side_by_side(show, attention.attention_head_size)
+    return {part: showing(getattr(attention, part), show)}
 
 
 def joined(attention: Any, x: Tensor, bias: Tensor | None) -> Tensor:

@@ -7,15 +7,13 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from vitfold.folding.blocks.attention import Attend
-from vitfold.folding.blocks.capture import showing, side_by_side
 from vitfold.folding.blocks.own import adding
 from vitfold.folding.blocks.proxy import Proxy, Whole, WholeHeir, whole
+from vitfold.folding.families.biasless import of_part
 from vitfold.folding.families.common import Arguments, Grid, Size, blank_images, filling
 from vitfold.folding.families.hf import HFFamily
 from vitfold.folding.run import Run
 from vitfold.tokens.state import TokenState
-
-PROJECTIONS = {"q": "query", "k": "key", "v": "value"}
 
 
 class HFVideoFamily(HFFamily):
@@ -100,9 +98,7 @@ class HFBiasless(HFVideoFamily):
     def capture(
         self, attention: Any, cue: str, show: Callable[[Tensor], None]
     ) -> Mapping[str, Any]:
-        name = PROJECTIONS[cue]
-        width = attention.attention_head_size
-        return {name: showing(getattr(attention, name), side_by_side(show, width))}
+        return of_part(attention, cue, show)
 
 
 def _forward(attention: Proxy, x: Tensor, bias: Tensor, **arguments: Any) -> Any:

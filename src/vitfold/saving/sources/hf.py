@@ -12,7 +12,16 @@ from vitfold.folding.families.hf import MODELS
 from vitfold.saving import fields
 from vitfold.saving.sources.base import Source
 
-UNSAVED = ("BeitForSemanticSegmentation", "BeitBackbone")
+UNSAVED = (
+    "BeitForSemanticSegmentation",
+    "BeitBackbone",
+    "InternVLModel",
+    "InternVLForConditionalGeneration",
+    "PaddleOCRVisionModel",
+    "PaddleOCRVLModel",
+    "PaddleOCRVLForConditionalGeneration",
+    "VitPoseForPoseEstimation",
+)
 """Classes that a configuration and weights alone do not make again as they were."""
 
 CLASSES = tuple(name for names in MODELS.values() for name in names if name not in UNSAVED)
