@@ -134,6 +134,7 @@ def test_compiles_ahead_of_time(method: Way, tmp_path: Path) -> None:
     agrees(model, ahead_of_time(model, images(model, 2), tmp_path))
 
 
+@pytest.mark.exhaustive  # what runs in ONNX Runtime was exported so
 @every_pair
 def test_exports_with_a_dynamic_batch(name: str, method: Way, tmp_path: Path) -> None:
     model = put_on(registered(name), method)

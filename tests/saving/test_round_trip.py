@@ -2,6 +2,7 @@
 
 import copy
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,11 @@ import torch
 from safetensors.torch import load_file
 from support import models
 from support.compare import tensors
-from support.hf_models import SMALL, arguments_of, small
+from support.hf_models import DEEP, SMALL, arguments_of, small
 from support.saving import refused, same, tiny
 
 import vitfold
+from vitfold.folding.families.hf import MODELS
 from vitfold.methods import METHODS
 from vitfold.methods.registry import from_json
 from vitfold.saving.models import create_model
@@ -74,7 +76,16 @@ def test_what_was_changed_after_creation_comes_back(tmp_path: Path) -> None:
     assert same(model, loaded)
 
 
-@pytest.mark.parametrize("name", hf.CLASSES)
+def classes() -> Iterator[Any]:
+    """All that come back: by default those of the packages that go through every test, and the
+    first class of every trunk."""
+    first = {names[0] for names in MODELS.values()}
+    for name in hf.CLASSES:
+        always = name in first or any(name in names for names in DEEP.values())
+        yield name if always else pytest.param(name, marks=pytest.mark.exhaustive)
+
+
+@pytest.mark.parametrize("name", list(classes()))
 def test_models_of_hugging_face_come_back(name: str, tmp_path: Path) -> None:
     new = small(name) if name in SMALL else models.hf(name)
     arguments = arguments_of(new) if name in SMALL else models.inputs(new)

@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 import torch
+from support import clips
 from support.compare import tensors
 from support.hf_models import DEEP, TRUNKS, arguments_of, small
 from support.models import KINDS, hf, images, inputs, kind
@@ -15,11 +16,17 @@ from vitfold.folding.calls import fold_of
 
 IDLE = LTMP(merge_threshold=1.0, prune_threshold=0.0)
 
-HUGGING_FACE = [name for names in DEEP.values() for name in names]
-
 OTHERS = [name for name in TRUNKS if not name.startswith(("Aimv2", "Pixtral", "Video", "ViTMAE"))]
 """Of those left out, norms round to float32, two take images one after another, and one draws lots
 for every batch."""
+
+ELSEWHERE = ("VideoPrism", "VideoMAEForPreTraining")
+"""Capped logits, which take no method of our own attention; and one whose first output is a loss:
+`test_video.py` looks at both."""
+
+CLIPS = [name for name in clips.TRUNKS if not name.startswith(ELSEWHERE)]
+
+HUGGING_FACE = [*(name for names in DEEP.values() for name in names), *CLIPS]
 
 
 def halving(model: Any, call: Any) -> None:
