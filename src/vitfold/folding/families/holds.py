@@ -3,7 +3,8 @@ are told otherwise."""
 
 _HF = {
     "beit.modeling_beit.BeitModel": "zoedepth",
-    "clip.modeling_clip.CLIPVisionModel": "llava llava_next llava_next_video vipllava",
+    "clip.modeling_clip.CLIPVisionModel": """
+        granite4_vision llava llava_next llava_next_video vipllava""",
     "dinov2.modeling_dinov2.Dinov2Backbone": "depth_anything prompt_depth_anything",
     "dinov3_vit.modeling_dinov3_vit.DINOv3ViTBackbone": "chmv2",
     "hgnet_v2.modeling_hgnet_v2.HGNetV2Backbone": """
@@ -21,7 +22,7 @@ _HF = {
     "rt_detr.modeling_rt_detr_resnet.RTDetrResNetBackbone": "rt_detr rt_detr_v2",
     "siglip.modeling_siglip.SiglipVisionModel": """
         aya_vision cohere2_vision colmodernvbert colpali deepseek_vl deepseek_vl_hybrid gemma3
-        granite4_vision llava_onevision modernvbert paligemma pi0 shieldgemma2 t5gemma2
+        llava_onevision modernvbert paligemma pi0 shieldgemma2 t5gemma2
         ultravbert""",
     "siglip2.modeling_siglip2.Siglip2VisionModel": "lfm2_vl",
     "swin.modeling_swin.SwinBackbone": "grounding_dino mask2former mm_grounding_dino oneformer",
