@@ -24,7 +24,10 @@ def digits(first: int, last: int) -> list[tuple[Tensor, int]]:
     return [(images[index], int(labels[index])) for index in range(first, last)]
 
 
-@pytest.mark.parametrize("options", [{}, {"prune": False}], ids=str)
+MERGING = pytest.param({"prune": False}, marks=pytest.mark.exhaustive)
+
+
+@pytest.mark.parametrize("options", [{}, MERGING], ids=str)
 def test_the_share_that_was_asked_for_is_that_of_unseen_images(
     tmp_path: Path, options: dict[str, Any]
 ) -> None:
