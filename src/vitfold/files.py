@@ -112,11 +112,13 @@ def _clear_unfinished_directories(directory: Path) -> None:
 
 
 def remove_unfinished(path: Path, alone: bool) -> None:
-    """Remove what processes that were killed left of writing to `path` by `whole`.
+    """Remove what processes that were killed left of writing to `path` by `whole`, and what
+    safetensors, which writes beside it first, left of that.
 
     alone: whether nobody else can be writing to it now; else only what is old goes.
     """
-    name = re.compile(rf"\.{re.escape(path.stem)}\.[0-9a-f]{{8}}{re.escape(path.suffix)}")
+    ours = rf"\.{re.escape(path.stem)}\.[0-9a-f]{{8}}{re.escape(path.suffix)}"
+    name = re.compile(rf"{ours}|\.tmp[0-9A-Za-z]{{6}}")
     for file in path.parent.iterdir():
         if name.fullmatch(file.name):
             with contextlib.suppress(OSError):

@@ -125,6 +125,14 @@ def test_savers_that_are_killed_leave_a_model_that_loads_and_nothing_else(tmp_pa
     assert sorted(os.listdir(tmp_path)) == ["plan.json", "weights.safetensors"]
 
 
+def test_what_safetensors_was_writing_goes_too(tmp_path: Path) -> None:
+    vitfold.save(marked(1), tmp_path, backbone=True)
+    (tmp_path / ".tmprvmaWp").write_bytes(b"half")
+    (tmp_path / ".tmp-mine").write_text("mine")
+    vitfold.save(marked(2), tmp_path, backbone=True)
+    assert sorted(os.listdir(tmp_path)) == [".tmp-mine", "plan.json", "weights.safetensors"]
+
+
 def hang(directory: Path) -> None:
     """Save, and stop for good when the weights are half written."""
 
