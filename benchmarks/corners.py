@@ -18,14 +18,13 @@ import torch
 import typer
 from halves import called, halves
 from speed import ratio
-from tables import markdown, spread
+from tables import earlier, markdown, spread
 from torch import nn
 
 import vitfold
 from vitfold.cli import options, show
 from vitfold.cli.work import models
 from vitfold.data import Source
-from vitfold.errors import DataError
 from vitfold.exporting.runtime import Runtime
 from vitfold.folding.calls import fold_of
 from vitfold.folding.fold import clone
@@ -144,15 +143,6 @@ def _interval(entry: Mapping[str, Any], name: str, times: float, form: str) -> s
     return f"{mean} ({low} to {high})"
 
 
-def others(file: Path, runtimes: list[str]) -> list[dict[str, Any]]:
-    """Rows of the file of runtimes that are not measured now."""
-    try:
-        rows: list[dict[str, Any]] = results.read(file)["rows"]
-    except DataError:
-        return []
-    return [entry for entry in rows if entry["runtime"] not in runtimes]
-
-
 def main(
     model: options.ModelName,
     data_dir: options.DataDirectory = None,
@@ -170,7 +160,7 @@ def main(
     choose, judge = (list(part) for part in parts)
     name = called(model)
     file = output / f"corners-{name}.json"
-    rows = others(file, runtime)
+    rows = [entry for entry in earlier(file) if entry["runtime"] not in runtime]
     for each in runtime:
         rows += measure(dense, each, share, plan, (choose, judge), repeats)
         images = sum(len(labels) for _, labels in judge)

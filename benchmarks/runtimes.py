@@ -19,12 +19,11 @@ import timm
 import torch
 import typer
 from speed import ratio
-from tables import markdown, spread
+from tables import earlier, markdown, spread
 from torch import nn
 
 import vitfold
 from vitfold.cli import show
-from vitfold.errors import DataError
 from vitfold.exporting.runtime import Runtime
 from vitfold.folding.fold import clone
 from vitfold.methods import Base
@@ -143,12 +142,8 @@ def table(result: list[dict[str, Any]]) -> str:
 
 def before(file: Path, fresh: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Rows of the file that are not measured now."""
-    try:
-        old: list[dict[str, Any]] = results.read(file)["rows"]
-    except DataError:
-        return []
     keys = {(row["case"], row["runtime"], row["graph"]) for row in fresh}
-    return [row for row in old if (row["case"], row["runtime"], row["graph"]) not in keys]
+    return [row for row in earlier(file) if (row["case"], row["runtime"], row["graph"]) not in keys]
 
 
 def place(row: dict[str, Any]) -> tuple[str, int, str]:

@@ -1,12 +1,26 @@
 """Tables as Markdown has them."""
 
 from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from vitfold.errors import DataError
+from vitfold.tools import results
 
 
 def markdown(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
     """The lines of a table."""
     lines = [columns, ["---"] * len(columns), *rows]
     return ["| " + " | ".join(line) + " |" for line in lines]
+
+
+def earlier(file: Path) -> list[dict[str, Any]]:
+    """The rows of a file of results; none where there is no such file."""
+    try:
+        rows: list[dict[str, Any]] = results.read(file)["rows"]
+    except DataError:
+        return []
+    return rows
 
 
 def spread(values: Sequence[float]) -> str:

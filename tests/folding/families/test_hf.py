@@ -11,7 +11,8 @@ import pytest
 import torch
 from support.compare import near, same, tensors
 from support.hf_models import DEEP
-from support.models import CELLS, hf, inputs, maps, twin
+from support.models import CELLS, hf, inputs, maps
+from support.twins import beside_twin, outputs
 from torch import Tensor, nn
 
 import vitfold
@@ -39,24 +40,9 @@ every_trunk = pytest.mark.parametrize("name", TRUNKS)
 STATES = {"output_hidden_states": True}
 
 
-@torch.no_grad()
-def outputs(model: Any, arguments: dict[str, Any], **options: Any) -> list[Tensor]:
-    """All tensors that a call hands out."""
-    return tensors(model(**arguments, **options))
-
-
 def check(model: Any, arguments: dict[str, Any], method: Any = None, **options: Any) -> None:
     """Nothing to reduce changes nothing; merging is what the twin computes, in dense shapes."""
-    dense = outputs(model, arguments, **options)
-    vitfold.fold(model, vitfold.ToMe(r=0))
-    same(outputs(model, arguments, **options), dense)
-    vitfold.fold(model, method or vitfold.ToMe(r=[4, 3]))
-    folded = outputs(model, arguments, **options)
-    stages = maps(model, **arguments)
-    vitfold.unfold(model)
-    same(outputs(model, arguments, **options), dense)
-    with twin(model, stages):
-        near(folded, outputs(model, arguments, **options))
+    folded, dense = beside_twin(model, arguments, method or vitfold.ToMe(r=[4, 3]), **options)
     assert not torch.allclose(folded[0], dense[0], rtol=1e-3, atol=1e-4), "nothing was merged"
 
 

@@ -8,7 +8,8 @@ import pytest
 import torch
 from support.clips import GRID, NAMES, TRUNKS, inputs, video
 from support.compare import near, same, tensors
-from support.models import maps, twin
+from support.models import maps
+from support.twins import beside_twin, outputs
 from torch import Tensor
 
 import vitfold
@@ -30,24 +31,9 @@ joint = pytest.mark.parametrize("name", JOINT)
 STATES = {"output_hidden_states": True}
 
 
-@torch.no_grad()
-def outputs(model: Any, arguments: dict[str, Any], **options: Any) -> list[Tensor]:
-    """All tensors that a call hands out."""
-    return tensors(model(**arguments, **options))
-
-
 def check(model: Any, arguments: dict[str, Any], method: Any = None, **options: Any) -> None:
     """Nothing to reduce changes nothing; merging is what the twin computes, in dense shapes."""
-    dense = outputs(model, arguments, **options)
-    vitfold.fold(model, vitfold.ToMe(r=0))
-    same(outputs(model, arguments, **options), dense)
-    vitfold.fold(model, method or vitfold.ToMe(r=[4, 6]))
-    folded = outputs(model, arguments, **options)
-    stages = maps(model, **arguments)
-    vitfold.unfold(model)
-    same(outputs(model, arguments, **options), dense)
-    with twin(model, stages):
-        near(folded, outputs(model, arguments, **options))
+    folded, dense = beside_twin(model, arguments, method or vitfold.ToMe(r=[4, 6]), **options)
     pairs = zip(folded, dense, strict=True)
     alike = (torch.allclose(one, other, rtol=1e-3, atol=1e-4) for one, other in pairs)
     assert not all(alike), "nothing was merged"

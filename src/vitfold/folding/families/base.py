@@ -21,6 +21,7 @@ from vitfold.folding.families.common import (
     check_depth,
     check_ran,
     links,
+    pair,
 )
 from vitfold.folding.run import Run
 from vitfold.tokens.layout import Layout
@@ -121,8 +122,7 @@ class Family:
     def size(self) -> Size:
         """Channels, height and width of the images that the trunk takes."""
         size = self._first("img_size", "image_size", of="size")
-        height, width = (size, size) if isinstance(size, int) else size
-        return int(self._embedding().in_channels), int(height), int(width)
+        return int(self._embedding().in_channels), *pair(size)
 
     def grid(self, arguments: Arguments) -> Grid:
         """The grid of patches of the images among the arguments of a call, where there is one."""

@@ -1,13 +1,14 @@
 """Attention of transformers that takes no bias: what its modules compute, with one."""
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import torch.nn.functional as F
 from torch import Tensor
 
 from vitfold.folding.blocks.attention import Attend
 from vitfold.folding.blocks.capture import showing, side_by_side
+from vitfold.folding.blocks.kinds import Block
 from vitfold.folding.families.hf import HFFamily
 
 PARTS = {"q": "query", "k": "key", "v": "value"}
@@ -54,14 +55,33 @@ class Separate(Biasless):
     def capture(
         self, attention: Any, cue: str, show: Callable[[Tensor], None]
     ) -> Mapping[str, Any]:
-        return of_part(attention, cue, show)
+        return of_part(attention, cue, show, attention.attention_head_size)
 
 
-def of_part(attention: Any, cue: str, show: Callable[[Tensor], None]) -> Mapping[str, Any]:
-    """The override that shows what a projection of `separate` attention gives."""
+class InParts(Separate):
+    """Of blocks with attention in `attention.attention`, and its projection beside it."""
+
+    path: ClassVar = "encoder.layer"
+    arguments: ClassVar[tuple[str, ...]] = ("pixel_values",)
+    block_arguments: ClassVar[tuple[str, ...]] = ()
+    attention: ClassVar = "attention.attention"
+
+    def attend(self, block: Block, x: Tensor, attend: Attend) -> Tensor:
+        normed = block.layernorm_before(x)
+        out = self.attended(block.attention.attention, normed, attend)
+        return block.attention.output(out, normed) + x
+
+    def feed(self, block: Block, x: Tensor) -> Tensor:
+        return block.output(block.intermediate(block.layernorm_after(x)), x)
+
+
+def of_part(
+    attention: Any, cue: str, show: Callable[[Tensor], None], width: int
+) -> Mapping[str, Any]:
+    """The override that shows what a projection of `separate` attention gives, by heads of that
+    width."""
     part = PARTS[cue]
-    show = side_by_side(show, attention.attention_head_size)
-    return {part: showing(getattr(attention, part), show)}
+    return {part: showing(getattr(attention, part), side_by_side(show, width))}
 
 
 def joined(attention: Any, x: Tensor, bias: Tensor | None) -> Tensor:

@@ -76,6 +76,12 @@ def filling(run: Run, norm: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Te
     return normed
 
 
+def pair(sides: Any) -> tuple[int, int]:
+    """Height and width, of which one number gives both."""
+    height, width = (sides, sides) if isinstance(sides, int) else sides
+    return int(height), int(width)
+
+
 def key_bias(x: Tensor, state: TokenState) -> Tensor:
     """`[B, n]`: what is added to the logits of attention that pools tokens: each counts as often
     as its size, padding not at all."""

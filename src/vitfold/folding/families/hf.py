@@ -20,6 +20,7 @@ from vitfold.folding.families.common import (
     check_depth,
     check_ran,
     key_bias,
+    pair,
 )
 from vitfold.folding.run import Run
 from vitfold.tokens.state import TokenState
@@ -94,15 +95,13 @@ class HFFamily(Family):
 
     @property
     def size(self) -> Size:
-        size = self.config.image_size
-        height, width = (size, size) if isinstance(size, int) else size
-        return int(getattr(self.config, "num_channels", 3)), int(height), int(width)
+        return int(getattr(self.config, "num_channels", 3)), *pair(self.config.image_size)
 
     def grid(self, arguments: Arguments) -> Grid:
-        images, patch = arguments.get("pixel_values"), self.config.patch_size
+        images = arguments.get("pixel_values")
         if images is None:
             return None
-        height, width = (patch, patch) if isinstance(patch, int) else patch
+        height, width = pair(self.config.patch_size)
         return images.shape[-2] // height, images.shape[-1] // width
 
     def example(self, batch: int = 1) -> dict[str, Any]:

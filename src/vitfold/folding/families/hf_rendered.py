@@ -9,9 +9,8 @@ import torch
 from torch import Tensor
 
 from vitfold.folding.blocks.attention import Attend
-from vitfold.folding.blocks.capture import showing, side_by_side
 from vitfold.folding.blocks.kinds import Block
-from vitfold.folding.families.biasless import PARTS, separated
+from vitfold.folding.families.biasless import of_part, separated
 from vitfold.folding.families.common import Arguments, Grid, Size, common_grid
 from vitfold.folding.families.hf import HF, HFFamily
 from vitfold.folding.families.registry import register_family
@@ -69,9 +68,7 @@ class Rendered(HFFamily):
     def capture(
         self, attention: Any, cue: str, show: Callable[[Tensor], None]
     ) -> Mapping[str, Any]:
-        part = PARTS[cue]
-        show = side_by_side(show, attention.inner_dim // attention.n_heads)
-        return {part: showing(getattr(attention, part), show)}
+        return of_part(attention, cue, show, attention.inner_dim // attention.n_heads)
 
 
 @register_family

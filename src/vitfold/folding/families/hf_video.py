@@ -10,7 +10,7 @@ from vitfold.folding.blocks.attention import Attend
 from vitfold.folding.blocks.own import adding
 from vitfold.folding.blocks.proxy import Proxy, Whole, WholeHeir, whole
 from vitfold.folding.families.biasless import of_part
-from vitfold.folding.families.common import Arguments, Grid, Size, blank_images, filling
+from vitfold.folding.families.common import Arguments, Grid, Size, blank_images, filling, pair
 from vitfold.folding.families.hf import HFFamily
 from vitfold.folding.run import Run
 from vitfold.tokens.state import TokenState
@@ -35,11 +35,11 @@ class HFVideoFamily(HFFamily):
     @property
     def tubelet(self) -> Sequence[int]:
         """How many frames, rows and columns of pixels become a token."""
-        return (self.config.tubelet_size, *_pair(self.config.patch_size))
+        return (self.config.tubelet_size, *pair(self.config.patch_size))
 
     @property
     def size(self) -> Size:
-        return (int(self.config.num_channels), *_pair(self.config.image_size))
+        return (int(self.config.num_channels), *pair(self.config.image_size))
 
     def grid(self, arguments: Arguments) -> Grid:
         clips = arguments.get(self.arguments[0])
@@ -98,7 +98,7 @@ class HFBiasless(HFVideoFamily):
     def capture(
         self, attention: Any, cue: str, show: Callable[[Tensor], None]
     ) -> Mapping[str, Any]:
-        return of_part(attention, cue, show)
+        return of_part(attention, cue, show, attention.attention_head_size)
 
 
 def _forward(attention: Proxy, x: Tensor, bias: Tensor, **arguments: Any) -> Any:
@@ -116,8 +116,3 @@ def _proxied(module: Any, parts: Mapping[str, Any], kind: Callable[..., Whole] =
         inner.setdefault(name, {})[rest] = parts[path]
     proxies = {name: _proxied(getattr(module, name), within) for name, within in inner.items()}
     return kind(module, **own, **proxies)
-
-
-def _pair(sides: Any) -> tuple[int, int]:
-    height, width = (sides, sides) if isinstance(sides, int) else sides
-    return int(height), int(width)

@@ -5,10 +5,9 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from vitfold.errors import ShapeError
-from vitfold.folding.blocks.attention import Attend
 from vitfold.folding.blocks.kinds import Block
 from vitfold.folding.blocks.proxy import Whole, whole
-from vitfold.folding.families.biasless import Separate
+from vitfold.folding.families.biasless import InParts
 from vitfold.folding.families.hf import HF
 from vitfold.folding.families.registry import register_family
 from vitfold.folding.run import Run
@@ -16,23 +15,6 @@ from vitfold.folding.run import Run
 YOLOS = "yolos.modeling_yolos.Yolos"
 DPT = "dpt.modeling_dpt.DPT"
 VITPOSE = "vitpose_backbone.modeling_vitpose_backbone.VitPoseBackbone"
-
-
-class InParts(Separate):
-    """Of blocks with attention in `attention.attention`, and its projection beside it."""
-
-    path: ClassVar = "encoder.layer"
-    arguments: ClassVar[tuple[str, ...]] = ("pixel_values",)
-    block_arguments: ClassVar[tuple[str, ...]] = ()
-    attention: ClassVar = "attention.attention"
-
-    def attend(self, block: Block, x: Tensor, attend: Attend) -> Tensor:
-        normed = block.layernorm_before(x)
-        out = self.attended(block.attention.attention, normed, attend)
-        return block.attention.output(out, normed) + x
-
-    def feed(self, block: Block, x: Tensor) -> Tensor:
-        return block.output(block.intermediate(block.layernorm_after(x)), x)
 
 
 @register_family
