@@ -15,7 +15,9 @@ Written by `scripts/write_families.py` from timm {timm} and transformers {transf
 `vitfold.families()` tells the same of the versions that are installed.
 
 What vitfold needs is one sequence of tokens, all of which attend to all others, from the first
-block to the last. Anything else is refused by `UnsupportedModel`, with its class and the reason.
+block to the last; or a grid of them that stays as it is, and attends in windows or over all
+([windowed encoders](windowed-encoders.md)). Anything else is refused by `UnsupportedModel`, with
+its class and the reason.
 A model that holds one of these trunks (a head, a detector, a vision-language model) folds through
 it.
 """

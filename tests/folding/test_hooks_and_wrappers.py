@@ -12,6 +12,7 @@ import torch
 from support.compare import near
 from support.matrices import method as matrices
 from support.models import CELLS, hf, images, kind, registered
+from support.processes import one_process
 from torch import Tensor, nn
 
 import vitfold
@@ -153,8 +154,6 @@ def test_a_compiled_model_is_looked_at_before() -> None:
 )
 @pytest.mark.parametrize("mixed", [False, True])
 def test_shards_fold(method: str, mixed: bool, tmp_path: Path) -> None:
-    """One process is enough for torch to put its own way of calling around every block."""
-    from torch.distributed import destroy_process_group, init_process_group
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
@@ -165,9 +164,7 @@ def test_shards_fold(method: str, mixed: bool, tmp_path: Path) -> None:
         vitfold.fold(model, method, flops=0.8)
     x = images(model)
     expected = model(x)
-    init_process_group("gloo", store=torch.distributed.FileStore(str(tmp_path / "s"), 1), rank=0,
-                       world_size=1)  # fmt: skip
-    try:
+    with one_process(tmp_path):
         mesh = init_device_mesh("cpu", (1,))
         options: dict[str, Any] = {"mesh": mesh}
         if mixed:
@@ -179,8 +176,6 @@ def test_shards_fold(method: str, mixed: bool, tmp_path: Path) -> None:
             near([model(x).detach()], [expected.detach()], 1e-4)
         assert model(x).isfinite().all()
         model.train()(x).float().sum().backward()
-    finally:
-        destroy_process_group()
 
 
 def test_integers_are_folded_by_number_and_not_counted(tmp_path: Path) -> None:

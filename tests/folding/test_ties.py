@@ -87,7 +87,7 @@ DEFAULT = {
     ("nowhere", "tome", onnx_runtime),
     ("nowhere", "tome", openvino),
 }
-SHALLOW = (("shallow", "drop-x_pre", ahead_of_time), ("shallow", "lgtm", inductor))
+SHALLOW = (("shallow", "lgtm", inductor),)
 """What runs by default: model, method, runtime. What takes a compiler, in one block alone."""
 
 

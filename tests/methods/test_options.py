@@ -307,9 +307,7 @@ REFUSED: dict[str, tuple[Callable[[], object], str]] = {
     "name": (lambda: vitfold.fold(vit(), "tomee", r=8), r"'tomee' \(did you mean 'tome'\?\)"),
     "far name": (
         lambda: vitfold.fold(vit(), "xyz", r=8),
-        "'xyz' .*avit, dfe, diffrate, drop, dynamicvit, evit, lgtm, ltmp, mctf, mergedrop, pitome, "
-        "prune-merge, runlength, tome, "
-        "tome-around, ward",
+        f"'xyz' .*{', '.join(sorted(vitfold.METHODS))}",
     ),
     "no class token": (
         lambda: vitfold.fold(vit(class_token=False, global_pool="avg"), EViT(r=3)),

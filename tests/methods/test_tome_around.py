@@ -13,6 +13,9 @@ from torch import Tensor
 import vitfold
 from vitfold import MethodError, ToMeAround
 from vitfold.folding.calls import fold_of
+from vitfold.folding.families import find
+from vitfold.methods.tome_around import Around
+from vitfold.tokens.layout import Layout
 from vitfold.tools.baselines import bound
 from vitfold.tools.removal import removed
 
@@ -152,3 +155,39 @@ def test_it_is_trained_copied_and_saved(tmp_path: Path) -> None:
 def test_what_makes_no_sense_is_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(MethodError, match=message):
         vitfold.fold(vit(), ToMeAround(**options))
+
+
+@pytest.mark.parametrize("window", [2, 3])
+@torch.no_grad()
+def test_windows_keep_merging_in_place(window: int) -> None:
+    """Tokens merge with those of the same square, as many in each; 0 means over all."""
+    model: Any = vit((8, 6)).float()
+    x = images(model, 2, dtype=torch.float32)
+    layout = find(model).layout()
+    height, width = layout.grid or (0, 0)
+    vitfold.fold(model, ToMeAround(r=layout.patches // 4, window=window))
+    slot = vitfold.trace(model, x).maps[0].slot[:, layout.prefix :].view(-1, height, width)
+    own = torch.arange(height)[:, None] // window * width + torch.arange(width) // window
+    for image in slot:
+        for merged in image.unique():
+            assert len(own[image == merged].unique()) == 1
+    vitfold.fold(model, ToMeAround(r=4, window=0))
+    everywhere = model(x)
+    assert torch.equal(everywhere, vitfold.fold(model, ToMeAround(r=4))(x))
+
+
+def test_a_window_is_a_whole_number() -> None:
+    with pytest.raises(MethodError, match="window"):
+        ToMeAround(r=1, window=-1)
+
+
+def test_many_patches_are_compared_in_place_by_default() -> None:
+    """Over 1,024 patches, in squares of sixteen."""
+    large = Layout(33 * 33, 0, (33, 33), 1)
+    [step] = ToMeAround(r=300).plan(large, (300,))
+    assert isinstance(step, Around)
+    assert step.windows is not None
+    assert max(map(len, step.windows.cells)) == 16 * 16
+    [step] = ToMeAround(r=300).plan(Layout(32 * 32, 0, (32, 32), 1), (300,))
+    assert isinstance(step, Around)
+    assert step.windows is None

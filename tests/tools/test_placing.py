@@ -17,8 +17,9 @@ from vitfold import DFE, LGTM, Drop, Method, MethodError, ToMe, ToMeAround, Ward
 from vitfold.methods.schedule import whole
 from vitfold.tokens.layout import Layout
 from vitfold.tools.calibrate import passes
+from vitfold.tools.fidelity import compared, losses
 from vitfold.tools.looks import look
-from vitfold.tools.placing import ALL, Placed, Search, Weights, apart, possible, ramped
+from vitfold.tools.placing import ALL, Placed, Search, Weights, possible, ramped
 
 
 def some(model: nn.Module, count: int = 12) -> Tensor:
@@ -102,7 +103,7 @@ def test_what_leaves_the_last_block_costs_a_class_token_nothing() -> None:
     with torch.no_grad():
         dense = look(model, x)
         ours = look(vitfold.fold(model, Ward(r=[0, 0, 24])), x)
-    assert apart(ours, dense).max() < 1e-3
+    assert losses(compared(ours, dense)).max() < 1e-3
 
 
 def test_of_several_cues_the_best_is_kept() -> None:

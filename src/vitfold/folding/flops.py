@@ -1,11 +1,14 @@
 """Counting floating point operations: of a call, and of a trunk from shapes alone."""
 
+import contextlib
 import copy
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 from torch.utils.module_tracker import ModuleTracker
 
@@ -24,26 +27,69 @@ Schedule = tuple[int, ...]
 
 def count(call: Callable[[], Any]) -> int:
     """The floating point operations (two per multiply-add) of a call."""
+    with _counting() as counter:
+        call()
+    return int(counter.get_total_flops())
+
+
+def count_by(place: Callable[[], int], call: Callable[[], Any]) -> Counter[int]:
+    """The floating point operations of a call, by the place that it is at when they are done."""
+    with _counting() as counter:
+        places = _Places(counter, place)
+        with places:
+            call()
+    return places.totals
+
+
+@contextlib.contextmanager
+def _counting() -> Iterator[FlopCounterMode]:
+    """Within it operations are counted, and nothing else is different."""
     counter = FlopCounterMode(display=False, custom_mapping=kernels.flop_formulas())
     counter.mod_tracker = _NoModules()
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)  # whose operations are not counted
     try:
         with torch.no_grad(), counter:
-            call()
+            yield counter
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
-    return int(counter.get_total_flops())
+
+
+class _Places(TorchDispatchMode):
+    """Notes at every operation by how much the count has grown, and at which place."""
+
+    def __init__(self, counter: FlopCounterMode, place: Callable[[], int]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.counter, self.place = counter, place
+        self.totals: Counter[int] = Counter()
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        before = self.counter.get_total_flops()
+        result = func(*args, **kwargs or {})
+        if grown := self.counter.get_total_flops() - before:
+            self.totals[self.place()] += int(grown)
+        return result
 
 
 def check_counted(model: nn.Module) -> None:
     """Refuse layers whose operations are not counted."""
     for module in model.modules():
-        if ".quantized." in type(module).__module__:
+        if ".quantized." in type(module).__module__ or _is_uncounted(module):
             raise MethodError(
                 f"a quantized {type(module).__name__} is not counted: fold with flops=share before "
                 "the model is quantized, or give r"
             )
+
+
+def _is_uncounted(module: nn.Module) -> bool:
+    """Whether a linear layer of torchao's multiplies by something that is not counted."""
+    weight = module.weight if isinstance(module, nn.Linear) else None
+    if weight is None or not type(weight.data).__module__.startswith("torchao."):
+        return False
+    row = torch.zeros(1, weight.shape[1], dtype=weight.dtype, device=weight.device)
+    return count(lambda: nn.functional.linear(row, weight)) < 2 * weight.numel()
 
 
 class _NoModules(ModuleTracker):

@@ -77,16 +77,18 @@ def fold_to_learn(model: ModelT, method: Base) -> ModelT:
 
 
 def _to_be_learned(method: Base) -> str | None:
-    """What to run before the method costs its share of the FLOPs; None where shapes alone decide
-    that."""
-    share = getattr(method, "flops", None)
-    if share is None or isinstance(method, Method):
+    """What to run before the method does what it is for; None where it does so at once."""
+    share, name = getattr(method, "flops", None), type(method).__name__
+    if isinstance(method, Method):
+        if method.command != "calibrate":
+            return None
+        what, end = f"{name} compares tokens at random until it has looked at images", ""
+    elif share is None:
         return None
-    command = method.command or "train"
-    return (
-        f"flops={share} is what {type(method).__name__} costs once it has learned how: "
-        f"vitfold {command} MODEL --method {method.name} --flops {share}"
-    )
+    else:
+        what = f"flops={share} is what {name} costs once it has learned how"
+        end = f" --flops {share}"
+    return f"{what}: vitfold {method.command or 'train'} MODEL --method {method.name}{end}"
 
 
 def fold_with(model: ModelT, method: Base, schedule: tuple[int, ...]) -> ModelT:

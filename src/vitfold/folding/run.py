@@ -11,11 +11,13 @@ from vitfold.errors import FoldError, MethodError
 from vitfold.folding.blocks.attention import Attend
 from vitfold.folding.blocks.forms import attention_of
 from vitfold.folding.blocks.kinds import BlockKind
-from vitfold.methods.base import Base
+from vitfold.methods.base import Base, planned
 from vitfold.methods.learned import Learned
-from vitfold.methods.step import Plan, Step, View
+from vitfold.methods.step import Apart, Plan, Step, View
 from vitfold.tokens import cues
+from vitfold.tokens.dense import Rejoined
 from vitfold.tokens.layout import MANY, Layout
+from vitfold.tokens.regions import Part, Regions
 from vitfold.tokens.start import start
 from vitfold.tokens.state import TokenState
 
@@ -88,12 +90,10 @@ class Run:
         layout = self.layout
         if tokens != layout.tokens:  # and so the grid is not that of these tokens
             layout = replace(layout, tokens=tokens, grid=None)
-        if self.learned is None:
-            self.plan = self.method.plan(layout, self.schedule)
-        elif x.shape[0] == 0:  # no image, and no token to ask
+        if self.learned is not None and x.shape[0] == 0:  # no image, and no token to ask
             self.plan = (None,) * self.depth
         else:
-            self.plan = self.learned.plan(layout, self.schedule)
+            self.plan = planned(self.learned or self.method, layout, self.schedule)
         if any(step is not None for step in self.plan):
             self._check_images()
         self._check(layout.patches)
@@ -124,7 +124,7 @@ class Run:
 
     def _check(self, patches: int) -> None:
         """Refuse a plan that leaves no patch."""
-        if self.form != "alike":
+        if self.form != "alike" or self.layout.within:
             return
         for index, step in enumerate(self.plan):
             removes = (step and step.removes) or 0
@@ -145,17 +145,78 @@ class Run:
     ) -> Tensor:
         """The one folded block: enter, attend, reduce, feed forward, leave."""
         if index == 0:
-            self.start(x)
+            self.start(x if kind.regions is None else kind.regions.joined(x))
         if index >= len(self.states):
             raise FoldError(
                 f"block {index} was called before block {index - 1}: a model that leaves out "
                 "blocks, or calls them in another order, cannot be folded"
             )
         step, state = self.plan[index], self.states[index]
+        if kind.regions is not None:
+            return self._in_regions(index, block, kind, kind.regions, x, arguments)
         plain = not state.changed and state.shape[0] == state.batch
         if step is None and plain:  # the order of tokens matters to nobody
             return self._through(index, block, kind, x, arguments)
         return kind.behind(self._through(index, block, kind, kind.ahead(x), arguments))
+
+    def _in_regions(
+        self,
+        index: int,
+        block: nn.Module,
+        kind: BlockKind,
+        regions: Regions,
+        x: Tensor,
+        arguments: Mapping[str, Any],
+    ) -> Tensor:
+        """A block on the sequences that attend each by itself, after which all tokens are there
+        again; its own forward where it reduces nothing."""
+        step, first = self.plan[index], self.states[0]
+        if not isinstance(step, Apart):
+            self.states[index + 1 :] = [first]
+            return kind.dense(block, x, arguments)
+        grid, seen = self.layout.grid or (), regions.turned(x)
+        parts = regions.parts(grid)
+        sequences = [
+            self._sequences(block, kind, part, seen, arguments, own)
+            for part, own in zip(parts, step.steps, strict=True)
+        ]
+        spots = tuple(regions.places(part, grid, x.device) for part in parts)
+        states = tuple(state for _, state in sequences)
+        self.states[index + 1 :] = [Rejoined(**first.frame, within=states, spots=spots)]
+        x = regions.together([rows for rows, _ in sequences], grid)
+        return x if kind.behind_regions is None else kind.behind_regions(block, x)
+
+    def _sequences(
+        self,
+        block: nn.Module,
+        kind: BlockKind,
+        part: Part,
+        x: Tensor,
+        arguments: Mapping[str, Any],
+        step: Step | None,
+    ) -> tuple[Tensor, TokenState]:
+        """Sequences that are alike through a block: all of their tokens, and the state they had."""
+        rows = part.apart(x)
+        rows, state = self._pass(
+            block, kind, rows, start(rows, part.prefix, part.grid), arguments, step
+        )
+        return state.unfold(rows), state
+
+    def _pass(
+        self,
+        block: nn.Module,
+        kind: BlockKind,
+        x: Tensor,
+        state: TokenState,
+        arguments: Mapping[str, Any],
+        step: Step | None,
+    ) -> tuple[Tensor, TokenState]:
+        """Both halves of a block, and its step before, between and after them."""
+        if step is not None:
+            x, state = step.enter(x, state)
+        x, state = self._first_half(block, kind, x, state, arguments, step)
+        x = kind.second(block, x, arguments)
+        return (x, state) if step is None else step.leave(x, state)
 
     def _through(
         self,
@@ -168,12 +229,7 @@ class Run:
         """The block on tokens of which the prefix comes first."""
         step = self.plan[index]
         x, state = aligned(x, self.states[index], index)
-        if step is not None:
-            x, state = step.enter(x, state)
-        x, state = self._first_half(block, kind, x, state, arguments, step)
-        x = kind.second(block, x, arguments)
-        if step is not None:
-            x, state = step.leave(x, state)
+        x, state = self._pass(block, kind, x, state, arguments, step)
         self.states[index + 1 :] = [state]
         if self.shows(index):
             return state.unfold(x)

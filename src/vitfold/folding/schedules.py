@@ -6,7 +6,8 @@ from vitfold.errors import MethodError
 from vitfold.folding.calls import Fold
 from vitfold.folding.fit import Spread, fit_schedule
 from vitfold.folding.flops import Schedule, cost
-from vitfold.methods import Method
+from vitfold.methods import Base, Method
+from vitfold.methods.base import learns, planned
 from vitfold.methods.schedule import per_block
 from vitfold.tokens.layout import Layout
 
@@ -15,7 +16,7 @@ def resolved(record: Fold) -> Schedule:
     """The schedule that a method asks for on its model."""
     method, family, first = record.method, record.family, _first(record)
     layout = family.layout()
-    method.check(layout)
+    _check(method, layout)
     if not isinstance(method, Method):
         return (0,) * family.depth
     if method.r is not None:
@@ -45,7 +46,7 @@ def share_of(record: Fold, schedule: Schedule) -> float:
 def fitting(record: Fold, schedule: Schedule) -> Schedule:
     """A schedule that was resolved before, refused unless the method gives it on this model."""
     method, first, layout = record.method, _first(record), record.family.layout()
-    method.check(layout)
+    _check(method, layout)
     depth, patches = layout.depth, layout.patches
     if len(schedule) != depth:
         raise MethodError(f"the schedule has {len(schedule)} numbers, the model {depth} blocks")
@@ -66,13 +67,34 @@ def refuse_idle(record: Fold) -> None:
         return
     numbers = per_block(method.r, layout.depth, 0)
     blocks = [str(block) for block, number in enumerate(numbers) if number > 0]
-    plan = (record.learned or method).plan(layout, record.schedule) if blocks else ()
+    plan = planned(record.learned or method, layout, record.schedule) if blocks else ()
     if blocks and not any(step is not None for step in plan):
         raise MethodError(
             f"{method} removes nothing: its numbers above zero lie in blocks {', '.join(blocks)}, "
             f"and it reduces from block {_first(record)} of {layout.depth} on, while there are "
             "patches"
         )
+
+
+def _check(method: Base, layout: Layout) -> None:
+    """Refuse a model that a method cannot reduce."""
+    method.check(layout)
+    for part in (part for block in layout.within for part in block):
+        method.check(part.layout)
+    if layout.within and not method.restores:
+        raise MethodError(
+            f"{type(method).__name__} {_why(method)}, and attention in windows needs the whole "
+            "grid again after every block: use ToMeAround, or ToMe"
+        )
+
+
+def _why(method: Base) -> str:
+    """Why tokens are not all there again after a block that a method reduced."""
+    if method.ragged:
+        return "keeps another number of tokens for every image"
+    if learns(type(method)):
+        return "learns what becomes of the tokens of a whole image"
+    return "may drop tokens, which then show nowhere"
 
 
 def _numbers(method: Method, layout: Layout, first: int) -> tuple[Schedule, Schedule]:

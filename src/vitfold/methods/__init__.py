@@ -7,6 +7,7 @@ from vitfold.methods.diffrate import DiffRate
 from vitfold.methods.drop import Drop
 from vitfold.methods.dynamicvit import DynamicViT
 from vitfold.methods.evit import EViT
+from vitfold.methods.fisher import Fisher, FisherCut
 from vitfold.methods.lgtm import LGTM
 from vitfold.methods.ltmp import LTMP
 from vitfold.methods.mctf import MCTF
@@ -33,6 +34,8 @@ __all__ = [
     "Drop",
     "DynamicViT",
     "EViT",
+    "Fisher",
+    "FisherCut",
     "MergeDrop",
     "Method",
     "PiToMe",

@@ -10,7 +10,7 @@ from vitfold.methods.checks import check_inflection, check_reduction, check_shar
 from vitfold.methods.learned import Learned
 from vitfold.methods.recipe import MethodRecipe
 from vitfold.methods.schedule import Reduction, along
-from vitfold.methods.step import Plan, Step
+from vitfold.methods.step import Apart, Plan, Step
 from vitfold.tokens.layout import Layout
 
 
@@ -31,6 +31,10 @@ class Base:
 
     gridded: ClassVar[bool] = False
     """Whether its plan follows from the grid of patches, which all images then have in common."""
+
+    restores: ClassVar[bool] = False
+    """Whether as many tokens leave every image as was said before, and each of them merges, so that
+    all can be there again after a block, as windows need."""
 
     looks: ClassVar[bool] = False
     """Whether it looks at the pixels of patches: the notes of the first state hold them then."""
@@ -171,3 +175,24 @@ def everywhere(
         patches -= removes
         steps.append(step(block, removes) if removes else None)
     return tuple(steps)
+
+
+def planned(method: Base | Learned, layout: Layout, schedule: tuple[int, ...]) -> Plan:
+    """The step of every block. Where blocks see sequences of their own, each block is planned as
+    the only one that reduces, since all tokens come back after it."""
+    if not layout.within:
+        return method.plan(layout, schedule)
+    return tuple(_apart(method, layout, block, r) for block, r in enumerate(schedule))
+
+
+def _apart(method: Base | Learned, layout: Layout, block: int, r: int) -> Apart | None:
+    """Of each sequence leaves the share of its patches that `r` is of those of the image, rounded
+    up."""
+    steps, aside = [], 0
+    for part in layout.within[block]:
+        schedule = [0] * layout.depth
+        schedule[block] = -(-r * part.layout.patches // max(layout.patches, 1))
+        step = method.plan(part.layout, tuple(schedule))[block]
+        steps.append(step)
+        aside += part.number * ((step.removes or 0) + step.aside if step else 0)
+    return Apart(aside=aside, steps=tuple(steps)) if any(steps) else None

@@ -33,6 +33,7 @@ class DiffRate(ToMe):
     """
 
     pads: ClassVar[bool] = False
+    restores: ClassVar[bool] = False
 
     dropped: float = field(default=0.5, kw_only=True)
 

@@ -1,6 +1,5 @@
 """LGTM: merge inside growing windows first, over the whole image later."""
 
-import functools
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -13,8 +12,7 @@ from vitfold.methods.merging import Late
 from vitfold.methods.registry import register
 from vitfold.methods.step import Step
 from vitfold.tokens.layout import Layout
-from vitfold.tokens.match import Windows, smallest_first, windowed
-from vitfold.tokens.modes import compiling
+from vitfold.tokens.match import Windows, smallest_first, windowed, windows_of
 from vitfold.tokens.state import TokenState
 from vitfold.tokens.tokenmap import TokenMap
 
@@ -113,12 +111,7 @@ def _windows(patches: int, grid: tuple[int, int], side: int, r: int) -> Windows:
     """`r` merges spread over the windows of a grid for `patches` tokens, shaped like `grid`."""
     height, width = grid
     rows, columns = _ceil_root(patches * height, width), _ceil_root(patches * width, height)
-    cut = Windows.cut if compiling() else _cut
-    return cut(patches, rows, columns, side, r)
-
-
-_cut = functools.lru_cache(maxsize=256)(Windows.cut)
-"""`Windows.cut`, computed once for the same numbers."""
+    return windows_of(patches, rows, columns, side, r)
 
 
 def _ceil_root(over: int, under: int) -> int:

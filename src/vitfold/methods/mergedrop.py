@@ -27,6 +27,7 @@ class MergeDrop(Merging):
     """
 
     by_share: ClassVar[bool] = False
+    restores: ClassVar[bool] = False
     pads: ClassVar[bool] = False
 
     drop: Reduction = field(default=0, hash=False)

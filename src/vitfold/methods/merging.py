@@ -24,6 +24,7 @@ class Merging(Method):
     seed: of the cue `random`.
     """
 
+    restores: ClassVar[bool] = True
     by_size: ClassVar[bool] = False
     """Whether large groups have to resemble each other more."""
 

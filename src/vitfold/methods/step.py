@@ -72,5 +72,15 @@ class Step:
         return x, state
 
 
+@dataclass(frozen=True)
+class Apart(Step):
+    """What a block does that sees sequences of their own, after which all tokens are there again.
+
+    steps: one for the sequences of every part that are alike; None where nothing is done to them.
+    """
+
+    steps: tuple[Step | None, ...] = ()
+
+
 Plan = tuple[Step | None, ...]
 """A step for every block; None where a block does nothing."""

@@ -37,6 +37,8 @@ class WardCut(Base):
 
     ragged: ClassVar[bool] = True
     command: ClassVar[str] = "calibrate"
+    even: ClassVar[type[Ward]] = Ward
+    """The method by which every image loses as many."""
 
     flops: float | None = None
     inflection: float = -0.5
@@ -51,7 +53,7 @@ class WardCut(Base):
         check_switch("proportional", self.proportional)
 
     def fixed(self, merged: Sequence[int], dropped: Sequence[int]) -> Ward:
-        return Ward(r=list(merged), cue=self.cue, proportional=self.proportional)
+        return self.even(r=list(merged), cue=self.cue, proportional=self.proportional)
 
     def learn(self, depth: int, width: int) -> "Heights":
         return Heights(self, depth)

@@ -170,3 +170,31 @@ class Restored(Dense):
 
     def unfold(self, x: Tensor) -> Tensor:
         return self.outer.unfold(x)
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Rejoined(Dense):
+    """Tokens of images that are all there again after a block that saw them in sequences.
+
+    within: the states that those had, part by part: what is told of the block.
+    spots: `[number, n]` for every part, which token of its image each of theirs is.
+    """
+
+    within: tuple[TokenState, ...]
+    spots: tuple[Tensor, ...]
+
+    @property
+    def counts(self) -> list[int]:
+        parts = zip(self.within, self.spots, strict=True)
+        each = [torch.tensor(state.counts).view(-1, len(spots)).sum(1) for state, spots in parts]
+        return torch.stack(each).sum(0).tolist()
+
+    @property
+    def whole(self) -> TokenMap:
+        parent = torch.zeros(self.batch, self.tokens, dtype=torch.long, device=self.device)
+        for state, spots in zip(self.within, self.spots, strict=True):
+            inside, own = state.whole, spots.repeat(self.batch, 1)
+            assert isinstance(inside, TokenMap)  # of sequences that are alike as many leave
+            head = own.gather(1, inside.keep.gather(1, inside.slot))
+            parent.scatter_(1, own.view(self.batch, -1), head.view(self.batch, -1))
+        return TokenMap.from_parent(parent)

@@ -18,6 +18,8 @@ class Layout:
     grid: of the patches, where they form one; of several, `MANY`.
     class_token: whether the first token stands for the image; registers do not.
     reads_patches: whether what is read out of the model is made of patches.
+    within: where blocks see sequences of their own, such as windows, after which all tokens are
+        there again: those of every block; else empty.
     """
 
     tokens: int
@@ -26,8 +28,17 @@ class Layout:
     depth: int
     class_token: bool = True
     reads_patches: bool = False
+    within: tuple[tuple["Sequences", ...], ...] = ()
 
     @property
     def patches(self) -> int:
         """Tokens that may be merged or dropped."""
         return self.tokens - self.prefix
+
+
+@dataclass(frozen=True)
+class Sequences:
+    """Sequences of an image that are alike: how many, and what is in one."""
+
+    number: int
+    layout: Layout

@@ -5,6 +5,7 @@ tokens take their positions but are never touched. Shapes follow from shapes alo
 `valid[B, N]` marks padding: padded images need as many slots as their neighbours, no more.
 """
 
+import functools
 from dataclasses import dataclass
 
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor
 from vitfold.tokens import kernels
 from vitfold.tokens.constants import constant
 from vitfold.tokens.kernels import NOWHERE, Side
-from vitfold.tokens.modes import recording
+from vitfold.tokens.modes import compiling, recording
 from vitfold.tokens.tokenmap import DROPPED, Fate, TokenMap, take
 
 __all__ = [
@@ -30,6 +31,7 @@ __all__ = [
     "smallest_first",
     "unit",
     "windowed",
+    "windows_of",
 ]
 
 
@@ -206,6 +208,15 @@ class Windows:
         sides = [[cells[side::2] for cells in self.cells] for side in (0, 1)]
         evens, odds = (torch.tensor(cells, device=device) for cells in sides)
         return evens, odds, evens < self.patches, odds < self.patches, merges[0], merges[1]
+
+
+def windows_of(patches: int, rows: int, columns: int, side: int, r: int) -> Windows:
+    """`Windows.cut`, done once for the same numbers."""
+    cut = Windows.cut if compiling() else _cut
+    return cut(patches, rows, columns, side, r)
+
+
+_cut = functools.lru_cache(maxsize=256)(Windows.cut)
 
 
 def _cells(y: int, x: int, side: int, rows: int, columns: int, patches: int) -> tuple[int, ...]:

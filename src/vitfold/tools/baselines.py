@@ -15,11 +15,12 @@ from vitfold.folding.blocks.proxy import run
 from vitfold.folding.calls import fold_of
 from vitfold.folding.families import Family, find
 from vitfold.folding.flops import dry_count
-from vitfold.folding.fold import clone
+from vitfold.folding.fold import clone, fold_with
 from vitfold.folding.inputs import Inputs
 from vitfold.tokens.match import biggest_first
 from vitfold.tools.halves import FirstTokens, halved, turned
 from vitfold.tools.removal import removed, returns
+from vitfold.tools.slicing import Slicing
 
 DENSE, TEXTBOOK, BOUND, FOLDED = "dense", "textbook ToMe", "free slicing", "folded"
 
@@ -40,7 +41,7 @@ def candidates(ours: nn.Module, images: Inputs | None = None) -> dict[str, nn.Mo
     models = {
         DENSE: clone(ours),
         TEXTBOOK: None if back else textbook(ours, removes),
-        BOUND: free_slicing(ours, removes, back),
+        BOUND: _bound(ours, removes, back),
         FOLDED: ours,
     }
     return {name: candidate.eval() for name, candidate in models.items() if candidate is not None}
@@ -57,7 +58,14 @@ def is_whole(model: nn.Module) -> bool:
 
 def bound(model: nn.Module, images: Inputs | None = None) -> nn.Module:
     """Free slicing with the numbers of tokens of a folded model."""
-    return free_slicing(model, removed(model, images), returns(model))
+    return _bound(model, removed(model, images), returns(model))
+
+
+def _bound(model: nn.Module, removes: Sequence[int], back: bool) -> nn.Module:
+    """Free slicing of sequences of images, or of those that blocks see."""
+    if find(model).layout().within:
+        return fold_with(clone(model), Slicing(), fold_of(model).schedule)
+    return free_slicing(model, removes, back)
 
 
 def free_slicing(model: nn.Module, removes: Sequence[int], back: bool = False) -> nn.Module:

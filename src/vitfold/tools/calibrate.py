@@ -1,7 +1,8 @@
-"""Calibration on unlabelled images, one pass through the model for each guess: of WardCut's
-heights, and of where other methods remove tokens."""
+"""Calibration on unlabelled images, one pass through the model for each guess: of what the output
+notices of tokens, of the heights at which they merge, and of where other methods remove them."""
 
-from collections.abc import Iterable, Sequence
+import functools
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -13,9 +14,10 @@ from vitfold.folding.calls import Fold, fold_of, folds, trunk_inputs
 from vitfold.folding.families import find
 from vitfold.folding.fit import CLOSE, NEAR, Fit
 from vitfold.folding.flops import Schedule, count
-from vitfold.folding.fold import clone, fold
+from vitfold.folding.fold import clone, fold, fold_to_learn
 from vitfold.folding.inputs import Inputs, batches_in, images_in
 from vitfold.methods.base import Base, Method, learns
+from vitfold.methods.fisher import Fisher, FisherCut, directed
 from vitfold.methods.step import Plan, Step, View
 from vitfold.methods.ward import Ward
 from vitfold.methods.wardcut import HIGHEST, Heights, WardCut
@@ -24,6 +26,7 @@ from vitfold.tokens.modes import evaluating
 from vitfold.tokens.state import TokenState
 from vitfold.tools.measure import Progress
 from vitfold.tools.placing import Weights, idle, placed, schedule_of, searched, tries
+from vitfold.tools.sensitivity import directions, fold_along, set_basis
 
 ModelT = TypeVar("ModelT", bound=nn.Module)
 
@@ -42,7 +45,8 @@ def calibrate(
 ) -> ModelT:
     """Find, in place, what a method takes from images without labels. Returns the model.
 
-    Of WardCut, the heights: those at which `images` cost the share of the dense FLOPs that it was
+    Of Fisher and FisherCut, first the directions in which the output notices tokens. Of WardCut and
+    FisherCut, the heights: those at which `images` cost the share of the dense FLOPs that it was
     folded for, and in every block as many of their tokens merge, on average, as Ward would merge of
     each. Of any other method with a share, the numbers for every block that cost this share, and
     with which the model says most nearly what it says dense; they are its `r` then.
@@ -50,39 +54,50 @@ def calibrate(
     images: some hundreds, of the kind that it will see, prepared for the model: `[B, C, H, W]`, or
         batches of them, with labels or without.
     cues: what tokens may be compared by; the best is kept (default: what the method says).
-    place: of WardCut, look first for where tokens leave, as for other methods; then as many merge
-        in every block, on average.
+    place: of WardCut and FisherCut, look first for where tokens leave, as for other methods; then
+        as many merge in every block, on average.
     """
     record = _record(model)
+    method = record.method
     pixels = _pixels(model, images)
     dense = clone(model)
-    if isinstance(record.method, Method):
-        return fold(model, placed(dense, record.method, pixels, cues, progress))
-    if cues:
-        raise MethodError(f"{type(record.method).__name__} compares by one cue: leave out cues")
-    method, heights = record.method, record.learned
+    if cues and (_is_directed(method) or not isinstance(method, Method)):
+        raise MethodError(f"{type(method).__name__} compares by one cue: leave out cues")
+    basis = directions(dense, pixels, progress) if _is_directed(method) else None
+    if isinstance(method, Method):
+        if method.flops is not None:
+            method = placed(dense, method, pixels, cues, progress, basis)
+        return fold_along(model, method, basis)
+    heights = record.learned
     assert isinstance(method, WardCut)
     assert isinstance(heights, Heights)
     with torch.inference_mode(), evaluating(dense):
-        weights = _placing(dense, method, pixels, progress) if place else None
-        levels = _fit_heights(dense, method, weights, pixels, progress)
+        weights = _placing(dense, method, pixels, progress, basis) if place else None
+        levels = _fit_heights(dense, method, weights, pixels, progress, basis)
     with torch.no_grad():
         heights.height.copy_(torch.tensor(levels))
+    set_basis(model, basis)
     return model
 
 
 def passes(method: Base, depth: int, cues: int = 0, place: bool = False) -> int:
     """How often the images go through a model of so many blocks, at most."""
+    looks = int(_is_directed(method))
     if isinstance(method, Method):
-        return tries(depth, cues)
-    return PASSES + (tries(depth) if place else 0)
+        return looks + (tries(depth, cues) if method.flops is not None else 0)
+    return looks + PASSES + (tries(depth) if place else 0)
+
+
+def _is_directed(method: Base) -> bool:
+    """Whether it compares tokens in directions that images tell."""
+    return isinstance(method, Fisher | FisherCut)
 
 
 def _record(model: nn.Module) -> Fold:
     """How a model is folded; refused where its method takes nothing from images."""
     record = next(iter(folds(model)), None)
     method = record.method if record else None
-    if record is None or not (isinstance(method, WardCut) or _is_placed(method)):
+    if record is None or not (isinstance(method, WardCut | Fisher) or _is_placed(method)):
         raise MethodError(
             f"{method or type(model).__name__} has nothing to calibrate: give a model that is "
             "folded for a share of the FLOPs, vitfold.fold(model, 'ward', flops=0.6), or with "
@@ -112,16 +127,18 @@ def _fit_heights(
     weights: Weights | None,
     images: Tensor,
     progress: Progress,
+    basis: Tensor | None,
 ) -> list[float]:
     """The heights at which these images cost that share. What is varied is by how much Ward would
     make each of them cheaper: as many tokens merge then, on average."""
     trunk, share = find(model).trunk, float(method.flops or 1)
     inputs = trunk_inputs(fold(model, Ward(r=0)), images)
     dense = count(lambda: trunk(**inputs))  # of r=0, which costs what the dense model does
+    aim = tuple if basis is None else functools.partial(directed, basis=basis)
     levels: dict[float, list[float]] = {}
 
     def cost(saving: float) -> float:
-        cut = Cutting(method, _means(model, method, weights, round(1 - saving, 9)))
+        cut = Cutting(method, _means(model, method, weights, round(1 - saving, 9)), aim)
         fold(model, cut)
         part = count(lambda: trunk(**inputs)) / dense
         levels[saving] = cut.heights
@@ -140,22 +157,24 @@ def _fit_heights(
     return levels[fit.best]
 
 
-def _placing(model: nn.Module, method: WardCut, images: Tensor, progress: Progress) -> Weights:
+def _placing(
+    model: nn.Module, method: WardCut, images: Tensor, progress: Progress, basis: Tensor | None
+) -> Weights:
     """How what leaves is best spread over the blocks, where all images lose as many."""
-    return searched(model, _ward(method, method.flops), images, (), progress).weights
+    return searched(model, _even(method, method.flops), images, (), progress, basis).weights
 
 
 def _means(model: nn.Module, method: WardCut, weights: Weights | None, share: float) -> Schedule:
     """How many tokens of an image merge in every block where all images merge as many."""
-    ward = _ward(method, share)
+    even = _even(method, share)
     if weights is None:
-        return fold_of(fold(model, ward)).schedule
-    return schedule_of(fold_of(fold(model, idle(ward, weights))), ward, weights)
+        return fold_of(fold_to_learn(model, even)).schedule
+    return schedule_of(fold_of(fold_to_learn(model, idle(even, weights))), even, weights)
 
 
-def _ward(method: WardCut, share: float | None) -> Ward:
-    """Ward, as it cuts."""
-    return Ward(
+def _even(method: WardCut, share: float | None) -> Ward:
+    """The method by which every image loses as many, as this one cuts."""
+    return method.even(
         flops=share,
         inflection=method.inflection,
         cue=method.cue,
@@ -166,12 +185,16 @@ def _ward(method: WardCut, share: float | None) -> Ward:
 @dataclass(frozen=True)
 class Cutting(Base):
     """A method that, in every block, merges so many pairs on average over a batch, and keeps the
-    heights at which it cut."""
+    heights at which it cut.
+
+    aim: makes the steps compare tokens as the method does.
+    """
 
     ragged = True
 
     method: WardCut
     means: tuple[int, ...]
+    aim: Callable[[Plan], Plan]
     heights: list[float] = field(default_factory=list)
 
     @property
@@ -182,11 +205,13 @@ class Cutting(Base):
     def plan(self, layout: Layout, schedule: tuple[int, ...]) -> Plan:
         """A cut in all blocks from the first on."""
         self.heights[:] = [0.0] * layout.depth
-        return tuple(
-            CutAtMean(self.method.cue, None, block=block, mean=mean, heights=self.heights)
-            if mean
-            else None
-            for block, mean in enumerate(self.means)
+        return self.aim(
+            tuple(
+                CutAtMean(self.method.cue, None, block=block, mean=mean, heights=self.heights)
+                if mean
+                else None
+                for block, mean in enumerate(self.means)
+            )
         )
 
 

@@ -158,10 +158,15 @@ class Comparison:
         """What all batches so far come to."""
         if not self.images:
             raise DataError("no images: fidelity needs some, a hundred or more")
-        figures = {name: torch.cat(values) for name, values in self.figures.items()}
+        figures = self.all
         estimates = {name: ESTIMATES[name](values) for name, values in figures.items()}
         worst = _worst(figures["cosine"]) if "cosine" in figures else None
         return Fidelity(self.images, cosine_worst=worst, **estimates, **self._recalls())
+
+    @property
+    def all(self) -> dict[str, Tensor]:
+        """`[N]` by name: the figures of every image."""
+        return {name: torch.cat(values) for name, values in self.figures.items()}
 
     def _recalls(self) -> dict[str, Estimate]:
         """The share of the same neighbours, among so many of them as there are images for."""
@@ -199,6 +204,26 @@ def compared(ours: Look, dense: Look) -> dict[str, Tensor]:
         figures["agreement"] = same.double().flatten(1).mean(dim=1) if same.dim() > 1 else same
         figures["kl"] = _divergence(*pair)
     return figures
+
+
+def losses(figures: Mapping[str, Tensor]) -> Tensor:
+    """`[N]`, of these figures: what is lost of every image. The root of the divergence, or of what
+    the cosine lacks: the mean of these themselves would go by the few worst images."""
+    if "kl" in figures:
+        gap = figures["kl"]
+    else:
+        cosine = figures.get("cosine", figures.get("dense_cosine"))
+        if cosine is None:
+            raise DataError("nothing that the model gives can be compared with the dense model's")
+        gap = 1 - cosine
+    return gap.double().clamp(min=0).sqrt()
+
+
+def is_less(ours: Tensor, other: Tensor, surely: bool) -> bool:
+    """Whether less is lost of the same images; surely: by more than the standard error."""
+    gain = other - ours
+    error = float(gain.std(correction=0)) / math.sqrt(len(gain))
+    return float(gain.mean()) > (error if surely else 0.0)
 
 
 def _alike(ours: Tensor | None, dense: Tensor | None) -> tuple[Tensor, Tensor] | None:

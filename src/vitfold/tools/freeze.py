@@ -9,13 +9,13 @@ from torch import Tensor, nn
 
 from vitfold.errors import DataError, MethodError
 from vitfold.folding.calls import fold_of, follow, masked
-from vitfold.folding.fold import fold
 from vitfold.folding.inputs import Inputs, batches_in, images_in
 from vitfold.folding.run import Run
 from vitfold.methods.base import Base, has_fixed
 from vitfold.methods.schedule import whole
 from vitfold.tokens.modes import evaluating
 from vitfold.tokens.state import TokenState
+from vitfold.tools.sensitivity import basis_of, fold_along
 
 ModelT = TypeVar("ModelT", bound=nn.Module)
 
@@ -23,7 +23,7 @@ ModelT = TypeVar("ModelT", bound=nn.Module)
 def freeze(model: ModelT, images: Inputs | Iterable[Any]) -> ModelT:
     """Fold a model whose images keep numbers of their own with fixed ones instead, in place: in
     every block as many tokens merge, and as many are dropped, as on average over these images. LTMP
-    becomes MergeDrop, and WardCut Ward. Returns it.
+    becomes MergeDrop, WardCut Ward, and FisherCut Fisher. Returns it.
 
     images: training images, prepared for the model: `[B, C, H, W]`, what it takes by name, or
         batches of either, with labels or without.
@@ -32,7 +32,7 @@ def freeze(model: ModelT, images: Inputs | Iterable[Any]) -> ModelT:
     merged, dropped = _means(model, batches_in(images))
     fixed = method.fixed(whole(merged), whole(dropped))
     assert fixed is not None  # it says how
-    return fold(model, fixed)
+    return fold_along(model, fixed, basis_of(model))
 
 
 def check_ragged(model: nn.Module) -> Base:
@@ -41,7 +41,7 @@ def check_ragged(model: nn.Module) -> Base:
     if not method.ragged:
         raise MethodError(
             f"{type(method).__name__} removes fixed numbers already: freeze takes a model with "
-            "LTMP or WardCut"
+            "LTMP, WardCut or FisherCut"
         )
     if not has_fixed(method):
         raise MethodError(f"{method} has no form in which all images keep as many tokens")

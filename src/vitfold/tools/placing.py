@@ -19,14 +19,15 @@ from vitfold.folding.calls import Fold, fold_of
 from vitfold.folding.families import find
 from vitfold.folding.fit import CLOSE
 from vitfold.folding.flops import Schedule
-from vitfold.folding.fold import clone, fold
+from vitfold.folding.fold import clone, fold_to_learn
 from vitfold.folding.schedules import share_of, solved
 from vitfold.methods import Method
 from vitfold.methods.schedule import whole
 from vitfold.tokens.modes import evaluating
-from vitfold.tools.fidelity import compared
-from vitfold.tools.looks import Look, look
+from vitfold.tools.fidelity import compared, is_less, losses
+from vitfold.tools.looks import look
 from vitfold.tools.measure import Progress
+from vitfold.tools.sensitivity import fold_along
 
 BATCH = 16
 
@@ -68,14 +69,13 @@ class Placed:
 
     def beats(self, other: "Placed", surely: bool) -> bool:
         """Whether less is lost, on the same images; surely: by more than the standard error."""
-        gain = other.loss - self.loss
-        error = float(gain.std(correction=0)) / math.sqrt(len(gain))
-        return float(gain.mean()) > (error if surely else 0.0)
+        return is_less(self.loss, other.loss, surely)
 
 
 def tries(depth: int, cues: int = 1) -> int:
     """How many schedules are tried, at most; `progress` is called after each."""
-    return max(cues, 1) * (2 + depth // 2) + len(RAMPS) + len(FACTORS) * (depth - 1)
+    starts, ramps = 2 + depth // 2, len(RAMPS) * (1 + depth // 2)
+    return max(cues, 1) * starts + ramps + len(FACTORS) * (depth - 1)
 
 
 def placed(
@@ -84,21 +84,28 @@ def placed(
     images: Tensor,
     cues: Sequence[str] = (),
     progress: Progress = lambda: None,
+    basis: Tensor | None = None,
 ) -> Method:
     """The method with the numbers for every block that cost its share of the FLOPs, and with which
     the model says most nearly what it says dense.
 
     model: without a fold.
     cues: what tokens may be compared by (default: what the method says).
+    basis: in which directions, of a method that has any.
     """
-    return searched(model, method, images, cues, progress).method
+    return searched(model, method, images, cues, progress, basis).method
 
 
 def searched(
-    model: nn.Module, method: Method, images: Tensor, cues: Sequence[str], progress: Progress
+    model: nn.Module,
+    method: Method,
+    images: Tensor,
+    cues: Sequence[str],
+    progress: Progress,
+    basis: Tensor | None = None,
 ) -> Placed:
     """The same, with the weights that its numbers follow from."""
-    trials = Trials(model, images, progress)
+    trials = Trials(model, images, progress, basis)
     with torch.inference_mode(), evaluating(model), evaluating(trials.model):
         searches = [Search(trials, one) for one in _by_cues(method, cues)]
         for search in searches:
@@ -120,10 +127,13 @@ class Trials:
 
     model: a copy, which is folded.
     images: `[N, C, H, W]`.
+    basis: the directions in which tokens are compared, of a method that has any.
     """
 
-    def __init__(self, model: nn.Module, images: Tensor, progress: Progress) -> None:
-        self.model, self.progress = clone(model), progress
+    def __init__(
+        self, model: nn.Module, images: Tensor, progress: Progress, basis: Tensor | None
+    ) -> None:
+        self.model, self.progress, self.basis = clone(model), progress, basis
         self.layout = find(model).layout()
         self.batches = images.split(BATCH)
         with torch.inference_mode(), evaluating(model):
@@ -132,7 +142,7 @@ class Trials:
     def solve(self, method: Method, weights: Weights, most: float) -> Placed | None:
         """The schedule of these weights that costs the method's share, measured; None where there
         is none, or none that costs `most` at most."""
-        record = fold_of(fold(self.model, idle(method, weights)))
+        record = fold_of(fold_to_learn(self.model, idle(method, weights)))
         try:
             schedule = schedule_of(record, method, weights)
         except MethodError:  # out of reach
@@ -141,11 +151,11 @@ class Trials:
         return self._measured(_with(method, schedule), weights, share) if share <= most else None
 
     def _measured(self, method: Method, weights: Weights, share: float) -> Placed:
-        model = fold(self.model, method)
+        model = fold_along(self.model, method, self.basis)
         pairs = zip(self.batches, self.looks, strict=True)
-        loss = torch.cat([apart(look(model, batch).kept(), dense) for batch, dense in pairs])
+        loss = [losses(compared(look(model, batch).kept(), dense)) for batch, dense in pairs]
         self.progress()
-        return Placed(method, weights, share, loss)
+        return Placed(method, weights, share, torch.cat(loss))
 
 
 def idle(method: Method, weights: Weights) -> Method:
@@ -182,17 +192,6 @@ def possible(method: Method, numbers: Sequence[int], patches: int) -> Schedule:
         result.append(min(number, method.most(patches)))
         patches -= result[-1]
     return tuple(result)
-
-
-def apart(ours: Look, dense: Look) -> Tensor:
-    """`[B]`: how far apart two models are in what they say of images. The root of the divergence,
-    or of what the cosine lacks: the mean of these themselves would go by the few worst images."""
-    figures = compared(ours, dense)
-    if "kl" in figures:
-        gap = figures["kl"]
-    else:
-        gap = 1 - figures["cosine" if "cosine" in figures else "dense_cosine"]
-    return gap.double().clamp(min=0).sqrt()
 
 
 def _takes(method: Method, option: str) -> bool:
@@ -234,11 +233,12 @@ class Search:
                 break
 
     def refine(self) -> None:
-        """More leaves early, or late; then less or more leaves one block, as far as the images can
-        tell."""
+        """More leaves early, or late, after as many dense blocks or more; then less or more leaves
+        one block, as far as the images can tell."""
         even = self.best.weights
         for ramp in RAMPS:
-            self._gains(ramped(even, ramp))
+            for first in range(first_of(even), self.depth // 2 + 1):
+                self._gains(ramped((0.0,) * first + even[first:], ramp))
         for block in range(self.depth - 1):
             for factor in FACTORS if self.best.weights[block] else ():
                 weights = list(self.best.weights)

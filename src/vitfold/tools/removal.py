@@ -7,6 +7,7 @@ from torch import nn
 from vitfold.errors import MethodError
 from vitfold.folding.calls import fold_of
 from vitfold.folding.inputs import Inputs
+from vitfold.methods.base import planned
 from vitfold.methods.schedule import whole
 from vitfold.methods.step import Plan, Step
 from vitfold.tokens.modes import evaluating
@@ -31,9 +32,7 @@ def returns(model: nn.Module) -> bool:
 def _plan(model: nn.Module) -> Plan:
     record = fold_of(model)
     layout = record.family.layout()
-    if record.learned is not None:
-        return record.learned.plan(layout, record.schedule)
-    return record.method.plan(layout, record.schedule)
+    return planned(record.learned or record.method, layout, record.schedule)
 
 
 def _spared(step: Step | None) -> int:

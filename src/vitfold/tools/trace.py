@@ -12,6 +12,7 @@ from vitfold.errors import DataError
 from vitfold.folding.calls import fold_of, follow
 from vitfold.folding.families import Family
 from vitfold.folding.inputs import Inputs, images_in
+from vitfold.folding.run import Run
 from vitfold.tokens.layout import Grid
 from vitfold.tokens.tokenmap import PackedMap, TokenMap
 from vitfold.tools import draw
@@ -113,7 +114,12 @@ class Trace:
 def trace(model: nn.Module, images: Inputs) -> Trace:
     """Run a folded model on images (or on the inputs of a Hugging Face vision model, by name) and
     keep what became of every token."""
-    first, *states = follow(model, images).states
+    return trace_of(follow(model, images), model, images)
+
+
+def trace_of(run: Run, model: nn.Module, images: Inputs) -> Trace:
+    """The trace of a run that a folded model has made of images."""
+    first, *states = run.states
     pixels = images_in(images)
     return Trace(
         counts=[state.counts for state in states],

@@ -12,6 +12,7 @@ from support.models import maps, scatter, twin
 from torch import Tensor
 
 import vitfold
+from vitfold.errors import UnsupportedModel
 from vitfold.folding.families import families, find
 from vitfold.folding.families.hf import MODELS
 from vitfold.folding.families.holds import HOLDS
@@ -315,8 +316,6 @@ PERCEPTION = {
 
 FOUND: dict[str, dict[str, Any]] = {
     "ColModernVBertForRetrieval": {},
-    "DeepseekVLHybridForConditionalGeneration": {},
-    "DeepseekVLHybridModel": {},
     "Granite4VisionForConditionalGeneration": GRANITE,
     "Granite4VisionModel": GRANITE,
     "MistralLarge4ForConditionalGeneration": {},
@@ -336,11 +335,24 @@ FOUND: dict[str, dict[str, Any]] = {
 """What holds a trunk and is found, not run: as large as it is, and from shapes alone."""
 
 
+IN_WINDOWS = (
+    "Sam3TrackerModel",
+    "Sam3TrackerVideoModel",
+    "Sam3VideoModel",
+    "VitMatteForImageMatting",
+)
+"""What `test_windowed.py` builds."""
+
+
+OF_TWO = ("DeepseekVLHybridModel", "DeepseekVLHybridForConditionalGeneration")
+"""They hold two encoders that fold."""
+
+
 def test_every_class_that_folds_is_built() -> None:
     own = {name for names in MODELS.values() for name in names}
     listed = {n for f in families().folded if f.library == "transformers" for n in f.names}
     assert own <= listed
-    assert listed - own <= set(HOSTS) | set(FOUND)
+    assert listed - own <= set(HOSTS) | set(FOUND) | set(IN_WINDOWS) | set(OF_TWO)
     assert set(SMALL) <= own
 
 
@@ -372,3 +384,15 @@ def test_what_is_not_run_here_holds_its_trunk(name: str) -> None:
     with torch.device("meta"):
         model = cls(cls.config_class(**FOUND[name]))
     assert type(find(model).trunk).__name__ == HOLDS[cls.__module__.split(".")[2]].split(".")[-1]
+
+
+@pytest.mark.parametrize("name", OF_TWO)
+def test_of_two_encoders_one_is_given(name: str) -> None:
+    """One for the whole image, and SAM's for its details: each folds."""
+    with torch.device("meta"):
+        model: Any = getattr(transformers, name)(transformers.DeepseekVLHybridConfig())
+    with pytest.raises(UnsupportedModel, match="has 2 foldable parts"):
+        find(model)
+    inner = getattr(model, "model", model)
+    assert "Siglip" in type(find(inner.vision_model).trunk).__name__
+    assert "Sam" in type(find(inner.high_res_vision_model).trunk).__name__

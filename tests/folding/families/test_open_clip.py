@@ -185,7 +185,9 @@ def test_blocks_of_another_kind_are_refused() -> None:
 
 def test_its_images_are_normalized_as_it_says() -> None:
     model = open_clip.create_model("ViT-B-32", pretrained=None, device="meta").visual
-    assert set(find(model).preprocessing()) == {"mean", "std"}
+    stated = find(model).preprocessing()
+    assert stated.keys() == {"mean", "std", "crop_pct", "crop_mode", "interpolation"}
+    assert (stated["crop_pct"], stated["crop_mode"]) == (1.0, "center")
 
 
 def test_the_twin_is_another_model() -> None:

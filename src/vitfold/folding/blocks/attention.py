@@ -58,6 +58,18 @@ class Attend:
     def __call__(self, attention: nn.Module, x: Tensor, **arguments: Any) -> Tensor:
         """Run an attention module on its normalized tokens."""
         overrides = self._overrides(attention, x) | self._capture(attention)
+        return self._run(attention, overrides, x, arguments)
+
+    def by(
+        self, forward: Callable[..., Tensor], attention: nn.Module, x: Tensor, **arguments: Any
+    ) -> Tensor:
+        """Run an attention module by another forward than its own, which takes the module first."""
+        overrides = self._capture(attention) | {"forward": forward}
+        return self._run(attention, overrides, x, arguments)
+
+    def _run(
+        self, attention: nn.Module, overrides: dict[str, Any], x: Tensor, arguments: dict[str, Any]
+    ) -> Tensor:
         out = call(attention, overrides, x, **arguments)
         out = out[0] if isinstance(out, tuple) else out
         if self.cue == "x_attn":

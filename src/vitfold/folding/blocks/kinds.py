@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from vitfold.folding.blocks.attention import Attend, Attentions
+from vitfold.tokens.regions import Regions
 
 Block = Any
 
@@ -30,6 +31,10 @@ class BlockKind:
     tuples: how many things the block hands out in a tuple, tokens first; 0: tokens alone.
     flat: whether it takes the tokens of all images in one row, `[T, C]`.
     feed_arguments: names of those arguments that the second half takes too.
+    regions: the sequences that attend each by itself, where a block takes no `[B, N, C]` or attends
+        to less; all tokens are there again after it.
+    behind_regions: what the block does after both halves, on what it takes, and nothing where that
+        is None.
     """
 
     family: Attentions
@@ -41,6 +46,8 @@ class BlockKind:
     tuples: int = 0
     flat: bool = False
     feed_arguments: tuple[str, ...] = ()
+    regions: Regions | None = None
+    behind_regions: Callable[[Block, Tensor], Tensor] | None = None
 
     def attend(self, block: Block, x: Tensor, attend: Attend) -> Tensor:
         """The first half on `x[B, N, C]`."""
@@ -52,6 +59,11 @@ class BlockKind:
         if self.feed is None:
             return x
         return self.feed(block, x, **{name: arguments.get(name) for name in self.feed_arguments})
+
+    def dense(self, block: Block, x: Tensor, arguments: Mapping[str, Any]) -> Tensor:
+        """The block's own forward: its tokens alone."""
+        out = type(block).forward(block, x, **arguments)
+        return out[0] if self.tuples else out
 
     def turned(self, x: Tensor) -> Tensor:
         """`[B, N, C]` from the layout that the block takes."""

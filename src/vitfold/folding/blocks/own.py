@@ -48,9 +48,11 @@ class OwnAttend(Attend):
 
     calls = 0
 
-    def __call__(self, attention: nn.Module, x: Tensor, **arguments: Any) -> Tensor:
+    def _run(
+        self, attention: nn.Module, overrides: dict[str, Any], x: Tensor, arguments: dict[str, Any]
+    ) -> Tensor:
         with Instead(self._function):
-            out = super().__call__(attention, x, **arguments)
+            out = super()._run(attention, overrides, x, arguments)
         return self._checked(attention, out)
 
     def whole(self, block: nn.Module, x: Tensor, **arguments: Any) -> Tensor:

@@ -20,6 +20,7 @@ _HF = {
     "radio.modeling_radio.RadioModel": "nemotron_h_omni",
     "resnet.modeling_resnet.ResNetBackbone": "tvp upernet",
     "rt_detr.modeling_rt_detr_resnet.RTDetrResNetBackbone": "rt_detr rt_detr_v2",
+    "sam3.modeling_sam3.Sam3ViTModel": "sam3_tracker sam3_tracker_video sam3_video",
     "siglip.modeling_siglip.SiglipVisionModel": """
         aya_vision cohere2_vision colmodernvbert colpali deepseek_vl deepseek_vl_hybrid gemma3
         llava_onevision modernvbert paligemma pi0 shieldgemma2 t5gemma2

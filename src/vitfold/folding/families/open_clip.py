@@ -20,6 +20,9 @@ from vitfold.tokens.state import TokenState
 
 OPEN_CLIP = "open_clip.transformer."
 
+CROPS = {"shortest": "center", "squash": "squash", "longest": "border"}
+"""timm's words for what open_clip does with images that are not square."""
+
 
 @register_family
 class OpenClip(Family):
@@ -44,11 +47,20 @@ class OpenClip(Family):
         return trunk.attn_pool is not None or trunk.pool_type != "tok" or trunk.output_tokens
 
     def preprocessing(self) -> dict[str, Any]:
-        attributes = {"mean": "image_mean", "std": "image_std"}
-        return {
-            name: tuple(getattr(self.trunk, attribute))
-            for name, attribute in attributes.items()
-            if getattr(self.trunk, attribute, None) is not None
+        """As open_clip's own transform: nothing of an image is cut off but what is not square."""
+        stated = getattr(self.trunk, "preprocess_cfg", {})
+        channels = {
+            name: tuple(value)
+            for name in ("mean", "std")
+            if (value := getattr(self.trunk, f"image_{name}", stated.get(name))) is not None
+        }
+        if not stated:
+            return channels
+        mode = CROPS[stated["resize_mode"]]
+        return channels | {
+            "crop_pct": 1.0,
+            "crop_mode": mode,
+            "interpolation": stated["interpolation"],
         }
 
     # A call

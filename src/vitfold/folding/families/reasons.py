@@ -1,5 +1,6 @@
 """Why models cannot be folded, by the package that defines them. Each completes "it cannot be
-folded: ...". What folding needs is one sequence of tokens, all of which attend to all others."""
+folded: ...". What folding needs is one sequence of tokens, all of which attend to all others, or to
+all in a window of a grid that stays as it is."""
 
 import inspect
 
@@ -47,25 +48,19 @@ _TIMM = {
     "it mixes tokens by recurrence along rows and columns, not by attention": "sequencer",
     "it carries a second sequence of tokens inside every patch": "tnt",
     "its attention alternates between windows and reduced maps, in a pyramid": "twins",
-    f"{_WINDOWS} in most blocks, with positions along the rows and columns of the grid": (
-        "vision_transformer_sam"
-    ),
     "it begins with attention over neighbourhoods of a map": "volo",
 }
 
 _TRANSFORMERS = {
     _CONVOLUTIONS: """
-        align bit convnext convnextv2 dinov3_convnext edgetam efficientnet hgnet_v2 mobilenet_v1
-        mobilenet_v2 pp_lcnet pp_lcnet_v3 pp_lcnet_v4 regnet resnet
+        align bit convnext convnextv2 dinov3_convnext edgetam edgetam_video efficientnet hgnet_v2
+        mobilenet_v1 mobilenet_v2 pp_lcnet pp_lcnet_v3 pp_lcnet_v4 regnet resnet
         rt_detr.modeling_rt_detr_resnet superpoint textnet uvdoc""",
     _STAGES: "efficientloftr mobilevit mobilevitv2 poolformer swiftformer",
     _WINDOWED_PYRAMID: "donut maskformer.modeling_maskformer_swin swin swinv2",
     _WINDOWS: "swin2sr",
-    f"{_WINDOWS} in some of its blocks": "lw_detr rf_detr vitdet",
+    f"{_WINDOWS}, in a pyramid that pools its queries": "sam2 sam2_video",
     f"{_WINDOWS} in most blocks, of images that come packed": "exaone4_5 qwen2_5_omni qwen2_5_vl",
-    f"{_WINDOWS} in most blocks, with positions along the rows and columns of the grid": (
-        "deepseek_ocr2 got_ocr2 pp_formulanet slanext unlimited_ocr"
-    ),
     "each of its blocks adds a token for itself, by which frames pass messages": "x_clip",
     "it groups its tokens between stages, by attention that assigns each to one group": "groupvit",
     "it has several trunks that fold: fold one of them": "depth_pro video_llava",

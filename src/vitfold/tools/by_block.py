@@ -1,0 +1,25 @@
+"""What every block of a folded model costs."""
+
+from torch import nn
+
+from vitfold.folding.calls import fold_of, watch
+from vitfold.folding.flops import check_counted, count_by
+from vitfold.folding.inputs import Inputs, call
+from vitfold.tokens.modes import evaluating
+from vitfold.tools.measure import check_inputs
+
+
+def flops_by_block(model: nn.Module, images: Inputs) -> list[int]:
+    """The floating point operations of every block in one call, the method's own work included;
+    what is before the first block and behind the last is left out."""
+    check_inputs(model, images)
+    check_counted(model)
+    depth = fold_of(model).family.depth
+    with watch() as runs, evaluating(model):
+
+        def place() -> int:
+            """The block that runs: a block adds a state when it is done."""
+            return len(runs[-1].states) - 1 if runs else -1
+
+        totals = count_by(place, lambda: call(model, images))
+    return [totals[block] for block in range(depth)]
