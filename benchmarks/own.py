@@ -1,7 +1,8 @@
 """What calibration is worth against others' methods: `python benchmarks/own.py MODEL --data-dir D`.
 
 Every fifth image, in sorted order, chooses: for others' methods the best cue and the best number of
-dense blocks, for ours the numbers of every block. The rest judges, once: divergence from the dense
+dense blocks, for ours the directions and the heights of every block, and for ours without numbers
+of an image's own what such images lose on average. The rest judges, once: divergence from the dense
 model, agreement with it, top-1; and the paired difference from ours, by a bootstrap over images.
 What was computed is kept in --output, so that a run goes on where it was stopped. Writes
 benchmarks/own-NAME.md.
@@ -11,6 +12,7 @@ benchmarks/own-NAME.md.
         --limit 2500
 """
 
+import copy
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,7 +27,18 @@ from tables import markdown
 from torch import Tensor, nn
 
 import vitfold
-from vitfold import DFE, LGTM, Method, MethodError, ToMe, Ward, WardCut
+from vitfold import (
+    DFE,
+    LGTM,
+    MCTF,
+    DiffRate,
+    FisherCut,
+    Method,
+    MethodError,
+    PiToMe,
+    ToMe,
+    Ward,
+)  # fmt: skip
 from vitfold.cli import options, show
 from vitfold.cli.images import batches_of
 from vitfold.cli.work import models
@@ -52,6 +65,9 @@ def rivals(share: float, skips: Sequence[int]) -> dict[str, list[Method]]:
         "ToMe": [ToMe(flops=share, cue=cue) for cue in CUES],
         "DFE": [DFE(flops=share, cue=cue, skip=skip) for cue in CUES for skip in skips if skip],
         "LGTM": [LGTM(flops=share, cue=cue, skip=skip) for cue in CUES for skip in skips],
+        "PiToMe": [PiToMe(flops=share, cue=cue, skip=skip) for cue in CUES for skip in (0, 2)],
+        "MCTF": [MCTF(flops=share)],
+        "DiffRate": [DiffRate(flops=share)],
     }
 
 
@@ -100,25 +116,15 @@ def chosen(answers: Answers, methods: Sequence[Method]) -> Method:
     return min(result, key=lambda pair: pair[0])[1]
 
 
-def calibrated(path: Path, answers: Answers, method: Method, cues: Sequence[str]) -> Method:
-    """The method with the numbers that these images give it; looked up where they are known."""
-    if path.exists():
-        record = fold_of(vitfold.load(path, clone(answers.model)))
-    else:
-        model = vitfold.fold(clone(answers.model), method)
-        record = fold_of(vitfold.calibrate(model, answers.images, cues=cues))
-        vitfold.save(model, path)
-    assert isinstance(record.method, Method)
-    return record.method
-
-
-def cut(path: Path, choose: Answers, share: float) -> nn.Module:
-    """A model with WardCut whose heights follow from where tokens leave best."""
+def calibrated(
+    path: Path, choose: Answers, method: Base, cues: Sequence[str] = (), place: bool = False
+) -> nn.Module:
+    """A model with what these images give the method; looked up where that is known."""
     if path.exists():
         return vitfold.load(path, clone(choose.model))
     with warnings.catch_warnings(action="ignore"):  # it is calibrated at once
-        model = vitfold.fold(clone(choose.model), WardCut(flops=share))
-    vitfold.calibrate(model, choose.images, place=True)
+        model = vitfold.fold(clone(choose.model), method)
+    vitfold.calibrate(model, choose.images, cues=cues, place=place)
     vitfold.save(model, path)
     return model
 
@@ -170,7 +176,7 @@ def main(
     looks: Annotated[int, typer.Option(help="How many choose, at most.")] = 200,
     shares: Annotated[str, typer.Option(help="Of the dense FLOPs.")] = "0.75,0.6,0.5",
     skips: Annotated[str, typer.Option(help="Dense blocks of others' methods.")] = "0,1,2,3,4,5",
-    both: Annotated[bool, typer.Option(help="Calibrate ToMe, too.")] = True,
+    both: Annotated[bool, typer.Option(help="Calibrate ToMe and Ward, too.")] = True,
     output: Annotated[Path, typer.Option(help="For what was computed.")] = Path("local"),
 ) -> None:
     """Choose, judge, and write the table."""
@@ -188,24 +194,30 @@ def main(
     target = Path("benchmarks") / f"own-{name}.md"
     for share in map(float, shares.split(",")):
         folder = output / f"own-{name}-{share}"
-        ours = calibrated(folder / "ward", choose, Ward(flops=share), CUES)
+        cut = calibrated(folder / "fishercut", choose, FisherCut(flops=share), place=True)
+        even = vitfold.freeze(copy.deepcopy(cut), choose.images)
+        ours = {fold_of(model).method: model for model in (cut, even)}
+        for method, folded in ours.items():
+            judge.of(method, folded)
+        first, second = ours
         kinds = rivals(share, [int(skip) for skip in skips.split(",")])
-        uneven, many = WardCut(flops=share), cut(folder / "wardcut", choose, share)
-        judge.of(uneven, many)
         folds = {
-            "ours, Ward calibrated": ours,
+            "ours, by image": first,
+            "ours": second,
             **{
                 f"{kind}, best of {len(those)}": chosen(choose, those)
                 for kind, those in kinds.items()
             },
-            "Ward, early": Ward(flops=share, inflection=-0.5),
             "Ward": Ward(flops=share),
         }
         if both:
-            tome = calibrated(folder / "tome", choose, ToMe(flops=share), CUES)
-            folds["ToMe calibrated"] = tome
-        rows = [row(kind, fold, ours, judge, labels[~fifth]) for kind, fold in folds.items()]
-        rows.insert(1, row("ours, by image", uneven, ours, judge, labels[~fifth], many))
+            for kind in (ToMe, Ward):
+                placed = calibrated(folder / kind.name, choose, kind(flops=share), CUES)
+                folds[f"{kind.__name__} calibrated"] = fold_of(placed).method
+        rows = [
+            row(kind, fold, first, judge, labels[~fifth], ours.get(fold))
+            for kind, fold in folds.items()
+        ]
         show.table(f"{name} at {share} of the FLOPs", COLUMNS, rows)
         lines += [f"## {share} of the FLOPs", "", *markdown(COLUMNS, rows), ""]
         target.write_text("\n".join(lines), encoding="utf-8")

@@ -1,6 +1,7 @@
 """Tuning finds the fold that loses least of those that keep a goal; clocks are made up here."""
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -51,6 +52,10 @@ shapes = st.builds(
     ramp=st.sampled_from([-0.5, 0.0, 0.5]),
     every=st.integers(1, 4),
     multiple=st.sampled_from([1, 8]),
+    factors=st.one_of(
+        st.just(()),
+        st.lists(st.sampled_from([0.5, 1.0, 1.5]), min_size=12, max_size=12).map(tuple),
+    ),
 )
 
 
@@ -100,11 +105,13 @@ def test_costs_learn_what_is_timed() -> None:
 
 class Machine:
     """What folds take and lose here: `merging` is what a block that merges takes, as a share of
-    the dense model's time; ramps that merge late lose less, and Ward less than the others."""
+    the dense model's time, `doubt` how far timings go apart; ramps that merge late lose less, and
+    Ward less than the others."""
 
     def __init__(self, merging: float = 0.005, quantizing: float = 0.0) -> None:
         self.merging, self.quantizing = merging, quantizing
         self.compared = self.timed = 0
+        self.doubt = 0.001
 
     def share(self, method: Base | None) -> float:
         numbers = list(method.r) if method is not None else []  # type: ignore[attr-defined]
@@ -126,10 +133,10 @@ class Machine:
 def machine(monkeypatch: pytest.MonkeyPatch) -> Machine:
     made_up = Machine()
 
-    def compared(self: measures.Measures, folded: nn.Module, beside: Any = None) -> Fidelity:
+    def compared(self: measures.Measures, folded: nn.Module, beside: Any = None) -> Near:
         made_up.compared += 1
         loss = made_up.lost(fold_of(folded).method if folds(folded) else None)
-        return near(1 - loss)
+        return Near(1 - loss)
 
     def served_fidelity(self: measures.Measures, method: Base | None) -> Fidelity:
         return near(1 - made_up.lost(method) - made_up.quantizing)
@@ -137,7 +144,8 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Machine:
     def race(self: measures.Measures, methods: Mapping[str, Base], rounds: int) -> dict[str, Share]:
         made_up.timed += len(methods)
         shares = {name: made_up.share(method) for name, method in methods.items()}
-        return {name: Share(share, share - 0.001, share + 0.001) for name, share in shares.items()}
+        doubt = made_up.doubt
+        return {name: Share(share, share - doubt, share + doubt) for name, share in shares.items()}
 
     monkeypatch.setattr(measures.Measures, "_compared", compared)
     monkeypatch.setattr(measures.Measures, "served_fidelity", served_fidelity)
@@ -148,6 +156,20 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Machine:
 
 def near(cosine: float) -> Fidelity:
     return Fidelity(6, cosine=Estimate(cosine, cosine - 0.01, min(1.0, cosine + 0.01)))
+
+
+class Near:
+    """What a comparison with that cosine comes to."""
+
+    def __init__(self, cosine: float) -> None:
+        self.cosine = cosine
+
+    def result(self) -> Fidelity:
+        return near(self.cosine)
+
+    @property
+    def all(self) -> dict[str, Tensor]:
+        return {"cosine": torch.full((6,), self.cosine, dtype=torch.float64)}
 
 
 def tuned(**options: Any) -> Any:
@@ -218,6 +240,12 @@ def test_where_nothing_is_faster_the_model_stays_dense(machine: Machine) -> None
         assert result.slower is not None
         assert "the model stays dense" in result.slower
     assert "of its time" in str(tuned(speedup=1.2).slower)
+
+
+def test_where_timings_go_far_apart_that_is_said(machine: Machine) -> None:
+    machine.doubt = 0.4
+    words = tuned(speedup=1.2).slower
+    assert re.search(r"no fold is surely faster .* takes 0\.\d+ \(0\.\d+ to 1\.\d+\)", str(words))
 
 
 def test_few_blocks_merge_where_merging_is_dear(machine: Machine) -> None:

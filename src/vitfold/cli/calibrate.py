@@ -1,4 +1,4 @@
-"""`vitfold calibrate`: heights for WardCut, or numbers for every block, from images."""
+"""`vitfold calibrate`: directions, heights, or numbers for every block, from images."""
 
 from pathlib import Path
 from typing import Annotated
@@ -26,7 +26,8 @@ def calibrate(
         str, typer.Option(help="x,k: what tokens may be compared by; the best is kept.")
     ] = "",
     place: Annotated[
-        bool, typer.Option("--place", help="Of wardcut: look first for where tokens leave.")
+        bool,
+        typer.Option("--place", help="Of cuts: look first for where tokens leave."),
     ] = False,
     images: Annotated[int, typer.Option(min=1, help="How many of them, at once.")] = 256,
     seed: Annotated[int, typer.Option(min=0, help="Decides which.")] = 42,
@@ -36,9 +37,10 @@ def calibrate(
     """Find what a method takes from images, without training or labels, and save the model folded
     so.
 
-    Of wardcut, heights: every image then keeps its own number of tokens, as merging goes on until
-    what is left is too far apart. Of other methods, how many tokens leave every block: as many as
-    cost the share, where the model loses least by it.
+    Of wardcut and fishercut, heights: every image then keeps its own number of tokens, as merging
+    goes on until what is left is too far apart. Of other methods, how many tokens leave every
+    block: as many as cost the share, where the model loses least by it. Of fisher and fishercut,
+    first the directions in which the output notices tokens.
     """
     from vitfold.cli.images import shuffled_of
     from vitfold.cli.work.calibrate import calibrate_on

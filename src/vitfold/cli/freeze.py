@@ -19,8 +19,8 @@ def freeze(
         str,
         typer.Argument(
             metavar="DIR",
-            help="Trained with LTMP, or calibrated with WardCut. Of a model of your own: "
-            "FILE.py:function, and the directory by --plan.",
+            help="Trained with LTMP, or calibrated with WardCut or FisherCut. Of a model of your "
+            "own: FILE.py:function, and the directory by --plan.",
         ),
     ],
     output: Annotated[Path, typer.Option("--output", "-o", help="The frozen model goes here.")],

@@ -27,6 +27,7 @@ Dashes = str | tuple[int, tuple[int, ...]]
 ORDER = (
     "tome", "dfe", "lgtm", "drop", "evit", "ward", "wardcut", "ltmp", "mergedrop", "prune-merge",
     "dynamicvit", "avit", "pitome", "tome-around", "mctf", "diffrate", "runlength",
+    "fisher", "fishercut",
 )  # fmt: skip
 """Ours by hand, so that another method of ours does not change their colours."""
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -32,6 +32,8 @@ class Watched(Base):
     inner: the method.
     cosines: of every block, those of the pairs that merged so far.
     """
+
+    restores: ClassVar[bool] = True  # where the watched method does, which was folded before
 
     inner: Any = None
     cosines: Cosines = field(default_factory=dict, compare=False)

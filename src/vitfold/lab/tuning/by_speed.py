@@ -4,9 +4,12 @@ from collections.abc import Iterator
 from functools import cached_property
 
 from vitfold.folding.flops import Schedule
-from vitfold.lab.tuning.search import AGAIN, CLOSE, Candidate, Search
+from vitfold.lab.tuning.search import AGAIN, CLOSE, FINALISTS, Candidate, Search
 from vitfold.lab.tuning.shape import Shape, extremes
 from vitfold.lab.tuning.trials import Trial
+
+FAR = 0.95
+"""What share of the time that it may take a fold takes that keeps the goal by far."""
 
 
 class ForSpeed(Search):
@@ -35,6 +38,17 @@ class ForSpeed(Search):
         """What it loses."""
         return candidate.trial.loss
 
+    def finalists(self) -> list[Candidate]:
+        """The best that keep the goal; the last is the best of those that keep it by far, as timing
+        all again may refute what was near."""
+        keepers = super().finalists()
+        far = [c for c in self.timed if self.keeps(c) and c.share.median <= self.limit * FAR]
+        safe = min((c for c in far if c not in keepers[:-1]), key=self.rank, default=None)
+        if safe is None:
+            return keepers
+        others = [candidate for candidate in keepers if candidate is not safe]
+        return [*others[: FINALISTS - 1], safe]
+
     def consider(self, shape: Shape) -> None:
         """Look at the fold that is just fast enough."""
         for _ in range(AGAIN):
@@ -45,7 +59,7 @@ class ForSpeed(Search):
             if numbers is None:
                 numbers = shape.numbers(self.layout.patches / 2, self.layout)
             trial = self.look(shape, numbers)
-            if best is not None and trial.loss >= best.trial.loss:
+            if best is not None and not trial.beats(best.trial, shape.is_fine):
                 return
             if trial.share is not None and self._is_timed(trial):
                 return

@@ -7,10 +7,12 @@ from typing import Any
 
 from vitfold.errors import MissingExtra
 from vitfold.lab import plots
-from vitfold.tools.fidelity import Fidelity
+from vitfold.saving import page as pages
+from vitfold.saving.page import About, Measured
+from vitfold.tools.fidelity import FIGURES, Fidelity
 from vitfold.tools.results import write_text
 
-FILE, PAGE, PICTURE = "card.json", "README.md", "pareto.png"
+FILE, PAGE, PICTURE = "card.json", pages.FILE, "pareto.png"
 
 
 def write(card: Mapping[str, Any], place: Path) -> None:
@@ -36,12 +38,18 @@ def page(card: Mapping[str, Any], drawn: bool) -> Iterator[str]:
 
 
 def _front(card: Mapping[str, Any]) -> Iterator[str]:
-    yield "---"
-    yield "library_name: vitfold"
-    if card["model"]["hub"]:
-        yield f"base_model: {card['model']['hub']}"
-    yield "tags: [vitfold, vision-transformer, token-merging]"
-    yield "---"
+    figures: dict[str, float] = {}
+    if card["method"]:
+        figures["speedup"] = round(card["speed"]["speedup"], 4)
+        near = card["fidelity"] or {}
+        figures |= {name: round(near[name], 6) for name in FIGURES if name in near}
+    dataset = f"{card['images']} images, beside the dense model, in {where(card)}"
+    yield from pages.front(_about(card), Measured(dataset, figures))
+
+
+def _about(card: Mapping[str, Any]) -> About:
+    model = card["model"]
+    return About(model["name"], model["hub"], model["by_name"])
 
 
 def _speed(card: Mapping[str, Any]) -> Iterator[str]:
@@ -102,15 +110,9 @@ def _made(card: Mapping[str, Any]) -> Iterator[str]:
     if card["command"]:
         yield from ("```", card["command"], "```", "")
     if card["method"]:
-        yield from ("```python", "import vitfold", "", _load(card["model"]), "```", "")
+        yield from (*pages.loading(_about(card)), "")
     versions = ", ".join(f"{name} {number}" for name, number in card["versions"].items())
     yield f"{versions}, Python {card['machine']['python']}."
-
-
-def _load(model: Mapping[str, Any]) -> str:
-    if model["by_name"]:
-        return 'model = vitfold.load("this directory")'
-    return 'model = vitfold.load("this directory", model)  # the dense model, made as before'
 
 
 def _draw(card: Mapping[str, Any], path: Path) -> bool:

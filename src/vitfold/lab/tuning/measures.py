@@ -14,7 +14,7 @@ from vitfold.folding.fold import clone, fold
 from vitfold.lab.tuning.trials import Share, Trial, Trials
 from vitfold.methods import Base
 from vitfold.tokens.modes import evaluating
-from vitfold.tools.fidelity import Comparison, Fidelity
+from vitfold.tools.fidelity import Comparison, Fidelity, losses
 from vitfold.tools.looks import Look, look
 from vitfold.tools.measure import Throughput, interleave, quartiles, timed
 
@@ -49,7 +49,8 @@ class Measures:
         """How near a fold stays to the dense model."""
         trial = self.trials.of(method)
         if trial is None:
-            trial = Trial(method, self._compared(self.folded(method)))
+            near = self._compared(self.folded(method))
+            trial = Trial(method, near.result(), tuple(losses(near.all).tolist()))
             self.trials.keep(trial)
         return trial
 
@@ -65,7 +66,7 @@ class Measures:
         key = str(method)
         if key not in self._near:
             answering = self.runtime.seen(self._served(method), self.folded(method))
-            self._near[key] = self._compared(answering, self._looks_alike)
+            self._near[key] = self._compared(answering, self._looks_alike).result()
         return self._near[key]
 
     def race(self, methods: Mapping[str, Base], rounds: int) -> dict[str, Share]:
@@ -125,7 +126,7 @@ class Measures:
                 del self._serving[old]
         return self._serving[key]
 
-    def _compared(self, model: nn.Module, beside: list[Look] | None = None) -> Fidelity:
+    def _compared(self, model: nn.Module, beside: list[Look] | None = None) -> Comparison:
         """A model beside the dense one in eager torch.
 
         beside: what that says, where it is looked at in another way.
@@ -134,7 +135,7 @@ class Measures:
         batches = self.images.split(BATCH)
         for images, dense in zip(batches, beside or self._looks, strict=True):
             comparison.add(_look(model, images), dense)
-        return comparison.result()
+        return comparison
 
     @cached_property
     def _looks(self) -> list[Look]:

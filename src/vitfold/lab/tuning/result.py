@@ -10,9 +10,10 @@ from torch import nn
 from vitfold.folding.calls import fold_of
 from vitfold.lab.tuning import card
 from vitfold.lab.tuning.goal import Goal
-from vitfold.lab.tuning.trials import Setting, Trial
+from vitfold.lab.tuning.trials import Setting, Share, Trial
 from vitfold.saving import sources
 from vitfold.saving.fields import FILE as PLAN
+from vitfold.saving.page import about
 from vitfold.saving.plans import Directory, save
 from vitfold.saving.store import WEIGHTS
 from vitfold.tools.fidelity import Fidelity
@@ -39,7 +40,7 @@ class Tuned:
     goal: Goal
     setting: Setting
     trial: Trial | None
-    nearest: float | None
+    nearest: Share | None
     idle: bool
     stopped: bool
     dense: Throughput
@@ -71,8 +72,15 @@ class Tuned:
                 f"the dense model keeps {self.goal} {where}: it takes {milliseconds:.1f} ms a "
                 "batch, and stays as it is"
             )
-        times = "" if self.nearest is None else f": the best takes {self.nearest:.2f} of its time"
-        return f"no fold is faster than the dense model {where} here{times}; the model stays dense"
+        times, surely = "", ""
+        if self.nearest is not None:
+            middle, low, high = self.nearest
+            times = f": the best takes {middle:.2f} ({low:.2f} to {high:.2f}) of its time"
+            surely = " surely" * (middle < 1)
+        return (
+            f"no fold is{surely} faster than the dense model {where} here{times}; the model stays "
+            "dense"
+        )
 
     @property
     def words(self) -> str:
@@ -138,10 +146,6 @@ class Tuned:
 def _model(model: nn.Module) -> dict[str, Any]:
     """What a card says of a model: its name, and the hub's where it has one."""
     origin = sources.describe(model)
-    hub = {"timm": f"timm/{origin.name}", "hf": origin.name}.get(origin.source)
-    known = origin.source != sources.OTHER
-    return {
-        "name": origin.name if known else type(model).__name__,
-        "hub": hub,
-        "by_name": known and sources.source(origin.source).builds,
-    }
+    known = about(origin.source, origin.name)
+    name = type(model).__name__ if origin.source == sources.OTHER else known.name
+    return {"name": name, "hub": known.base, "by_name": known.by_name}

@@ -71,8 +71,7 @@ class Candidate:
     def __str__(self) -> str:
         """It in few words."""
         cue = f" by {self.shape.cue}" if self.shape.cue else ""
-        loss = f"{self.trial.loss_name} {self.trial.loss:.4f}"
-        return f"{1 / self.share.median:.2f}x, {loss} ({self.shape.method}{cue})"
+        return f"{1 / self.share.median:.2f}x, {self.trial.nearness} ({self.shape.method}{cue})"
 
 
 class Search(ABC):
@@ -85,7 +84,7 @@ class Search(ABC):
     noise: how far off what is learned of costs may be.
     """
 
-    margin: ClassVar[float] = 0.985
+    margin: ClassVar[float] = 0.97
     noise: ClassVar[float] = NOISE
 
     def __init__(

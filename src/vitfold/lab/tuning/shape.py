@@ -8,10 +8,12 @@ from typing import Any
 
 from vitfold.errors import MethodError
 from vitfold.methods import Base, create_method, ready
+from vitfold.methods.base import planned
 from vitfold.methods.registry import named
 from vitfold.methods.schedule import along
 from vitfold.methods.step import Plan
 from vitfold.tokens.layout import Layout
+from vitfold.tools.placing import FACTORS
 
 KINDS = (("ward", ""), ("tome", ""), ("ward", "k"), ("lgtm", ""))
 """Methods and cues that are tried, by themselves; an empty cue is the method's own."""
@@ -30,6 +32,8 @@ class Shape:
     ramp: from -1, most of it early, to 1.
     every: only every so many blocks remove.
     multiple: of what the number of tokens that stay is, as vectors like it.
+    factors: what the number of a block is multiplied by, block by block; all by one where there
+        are none.
     """
 
     method: str
@@ -38,6 +42,12 @@ class Shape:
     ramp: float = 0.0
     every: int = 1
     multiple: int = 1
+    factors: tuple[float, ...] = ()
+
+    @property
+    def is_fine(self) -> bool:
+        """Whether it differs from others in single blocks."""
+        return bool(self.factors)
 
     @property
     def kind(self) -> tuple[str, str]:
@@ -48,8 +58,10 @@ class Shape:
         """How many tokens every block removes, `rate` on average where any are removed."""
         places = range(self.first, layout.depth, self.every)
         numbers, left = [0] * layout.depth, layout.patches
-        for place, wanted in zip(places, along(rate, self.ramp, len(places), 0), strict=True):
-            stay = max(left - wanted, left - left // 2)
+        factors = self.factors or (1.0,) * layout.depth
+        for place, even in zip(places, along(rate, self.ramp, len(places), 0), strict=True):
+            wanted = even * factors[place]
+            stay = max(left - round(wanted), left - left // 2)
             whole = self._rounded(stay + layout.prefix) - layout.prefix
             numbers[place] = min(max(left - whole, 0), left // 2) if wanted > 0 else 0
             left -= numbers[place]
@@ -70,10 +82,18 @@ class Shape:
 
     def plan(self, numbers: tuple[int, ...], layout: Layout) -> Plan:
         """What every block does."""
-        return self.fold(numbers).plan(layout, numbers)
+        return planned(self.fold(numbers), layout, numbers)
 
     def neighbours(self, depth: int) -> Iterator["Shape"]:
-        """Shapes that differ in one thing by one step."""
+        """Shapes that differ in one thing by one step; single blocks come last."""
+        if not self.is_fine:
+            yield from self._coarse(depth)
+        factors = self.factors or (1.0,) * depth
+        for block in range(self.first, depth - 1, self.every):
+            for factor in FACTORS if factors[block] == 1 else ():
+                yield replace(self, factors=(*factors[:block], factor, *factors[block + 1 :]))
+
+    def _coarse(self, depth: int) -> Iterator["Shape"]:
         for first in (self.first + 1, self.first - 1):
             if 0 <= first <= depth // 2:
                 yield replace(self, first=first)

@@ -7,10 +7,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
+
 from vitfold.errors import DataError, MethodError
 from vitfold.methods import Base
 from vitfold.methods.registry import from_json
-from vitfold.tools.fidelity import Fidelity
+from vitfold.tools.fidelity import Fidelity, is_less
 from vitfold.tools.results import write_text
 
 FILE = "trials.json"
@@ -29,28 +31,34 @@ class Trial:
     """A fold that was looked at.
 
     fidelity: how near it stays to the dense model, in eager torch.
+    losses: what is lost of every image.
     share: of the dense model's time in the runtime; None where it was not timed.
     """
 
     method: Base
     fidelity: Fidelity
+    losses: tuple[float, ...]
     share: Share | None = None
 
     @property
     def loss(self) -> float:
-        """What is lost; the less the better."""
-        near = self.fidelity
-        if near.kl is not None:
-            return near.kl.mean
-        cosine = near.cosine or near.dense_cosine
-        if cosine is None:
-            raise DataError("nothing that the model gives can be compared with the dense model's")
-        return 1 - cosine.mean
+        """What is lost of an image; the less the better."""
+        return sum(self.losses) / len(self.losses)
+
+    def beats(self, other: "Trial", surely: bool) -> bool:
+        """Whether less is lost, on the same images; surely: by more than the standard error."""
+        double = torch.float64
+        ours, theirs = (torch.tensor(trial.losses, dtype=double) for trial in (self, other))
+        return is_less(ours, theirs, surely)
 
     @property
-    def loss_name(self) -> str:
-        """What `loss` is."""
-        return "1 - cosine" if self.fidelity.kl is None else "KL"
+    def nearness(self) -> str:
+        """How near it stays, in few words."""
+        near = self.fidelity
+        if near.kl is not None:
+            return f"KL {near.kl.mean:.4f}"
+        cosine = near.cosine or near.dense_cosine
+        return f"cosine {cosine.mean:.4f}" if cosine else ""
 
     def to_json(self) -> dict[str, Any]:
         """The figures by name."""
@@ -59,9 +67,10 @@ class Trial:
 
     @classmethod
     def of_json(cls, row: Mapping[str, Any]) -> "Trial":
-        """What `to_json` wrote."""
+        """What `to_json` gave, and what is lost of every image."""
         share = Share(**row["share"]) if "share" in row else None
-        return cls(from_json(row["method"]), Fidelity.of_json(row["fidelity"]), share)
+        near = Fidelity.of_json(row["fidelity"])
+        return cls(from_json(row["method"]), near, tuple(map(float, row["losses"])), share)
 
 
 @dataclass(frozen=True)
@@ -104,7 +113,7 @@ class Trials:
         """Keep a trial, or what was measured of it since."""
         self._all[_key(trial.method)] = trial
         if self.path is not None:
-            rows = [trial.to_json() for trial in self]
+            rows = [trial.to_json() | {"losses": list(trial.losses)} for trial in self]
             self.path.parent.mkdir(parents=True, exist_ok=True)
             text = json.dumps(asdict(self.setting) | {"trials": rows}, indent=1)
             write_text(self.path, text + "\n")

@@ -124,8 +124,8 @@ def _found(search: Search, repeats: int) -> tuple[Candidate | None, bool]:
 
 def _result(model: nn.Module, search: Search, best: Candidate | None, stopped: bool) -> Tuned:
     """The model as it is to be: folded, or dense where no fold is faster."""
-    fastest = min((c.share.median for c in search.timed), default=None)
-    if best is None and not search.is_idle and (fastest is None or fastest < 1):
+    fastest = min((c.share for c in search.timed), default=None)
+    if best is None and not search.is_idle and (fastest is None or fastest.median < 1):
         raise TuneError(_nearest(search))
     trial = best.trial if best is not None and best.share.high < 1 else None
     if trial is None:
@@ -137,7 +137,7 @@ def _result(model: nn.Module, search: Search, best: Candidate | None, stopped: b
         goal=search.goal,
         setting=search.measures.trials.setting,
         trial=trial,
-        nearest=best.share.median if best else fastest,
+        nearest=best.share if best else fastest,
         idle=search.is_idle,
         stopped=stopped,
         dense=search.measures.dense_rate,
