@@ -38,6 +38,8 @@ if TYPE_CHECKING:
         Drop,
         DynamicViT,
         EViT,
+        Fisher,
+        FisherCut,
         MergeDrop,
         Method,
         PiToMe,
@@ -52,7 +54,10 @@ if TYPE_CHECKING:
         register,
     )
     from vitfold.saving import load, save
+    from vitfold.saving.hub import push
     from vitfold.saving.models import create_model
+    from vitfold.serve.embed import embed
+    from vitfold.serve.manifest import Embedded
     from vitfold.tokens.tokenmap import PackedMap, TokenMap
     from vitfold.tools.calibrate import calibrate
     from vitfold.tools.fidelity import Fidelity, fidelity
@@ -79,6 +84,8 @@ __all__ = [
     "Drop",
     "DynamicViT",
     "EViT",
+    "Fisher",
+    "FisherCut",
     "LGTM",
     "LTMP",
     "MCTF",
@@ -117,7 +124,11 @@ __all__ = [
     "register_family",
     "export",
     "load",
+    "push",
     "save",
+    # corpora
+    "Embedded",
+    "embed",
     # errors
     "DataError",
     "ExportError",
@@ -172,6 +183,8 @@ PLACES = {
         "Drop",
         "DynamicViT",
         "EViT",
+        "Fisher",
+        "FisherCut",
         "MergeDrop",
         "Method",
         "PiToMe",
@@ -188,7 +201,10 @@ PLACES = {
         "load",
         "save",
     ),
+    "vitfold.saving.hub": ("push",),
     "vitfold.saving.models": ("create_model",),
+    "vitfold.serve.embed": ("embed",),
+    "vitfold.serve.manifest": ("Embedded",),
     "vitfold.tokens.tokenmap": (
         "PackedMap",
         "TokenMap",
@@ -224,6 +240,7 @@ ROOMS = (
     "methods",
     "saving",
     "segment",
+    "serve",
     "tokens",
     "tools",
     "train",

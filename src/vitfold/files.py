@@ -126,6 +126,18 @@ def remove_unfinished(path: Path, alone: bool) -> None:
                     file.unlink()
 
 
+def clear_unfinished(directory: Path) -> None:
+    """Remove what processes that were killed left in a directory of writing by `whole`; for whoever
+    has the directory alone."""
+    for file in directory.iterdir():
+        if UNFINISHED.fullmatch(file.name):
+            file.unlink(missing_ok=True)
+
+
+UNFINISHED = re.compile(r"\..+\.[0-9a-f]{8}(\.\w+)?")
+"""How `whole` calls what it writes to."""
+
+
 @contextlib.contextmanager
 def held(directory: Path) -> Iterator[bool]:
     """A directory that others who ask for it by this function wait for; they may be other
@@ -165,6 +177,48 @@ def _lock(directory: Path) -> tuple[int | None, bool]:
         if _is_at(handle, directory):
             return handle, True
         os.close(handle)  # whoever had it before has removed it
+
+
+@contextlib.contextmanager
+def claimed(directory: Path) -> Iterator[bool]:
+    """A directory, made where it is missing, that one process has at a time: gives whether it is
+    this one. A process that ends lets go of it, and its children never have it."""
+    directory.mkdir(parents=True, exist_ok=True)
+    if fcntl is None:
+        yield True
+        return
+    handle = os.open(directory, os.O_RDONLY)
+    CLAIMS.add(handle)
+    try:
+        yield _claim(handle)
+    finally:
+        CLAIMS.discard(handle)
+        os.close(handle)
+
+
+def _claim(handle: int) -> bool:
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)  # type: ignore[union-attr]
+    except BlockingIOError:
+        return False
+    except OSError:  # a file system that knows no locks
+        return True
+    return True
+
+
+CLAIMS: set[int] = set()
+"""Handles of directories that are claimed. A child's copy of one would hold the directory when its
+parent was killed."""
+
+
+def _let_go() -> None:
+    while CLAIMS:
+        with contextlib.suppress(OSError):
+            os.close(CLAIMS.pop())
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_let_go)
 
 
 def _is_at(handle: int, directory: Path) -> bool:

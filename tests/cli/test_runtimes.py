@@ -159,6 +159,7 @@ def test_a_sweep_is_of_one_runtime(run, capsys, data: Path, tmp_path: Path) -> N
     assert "<th>runtime</th>" in page.read_text()
 
 
+@pytest.mark.exhaustive
 def test_a_sweep_in_eight_bits(run, capsys, data: Path, tmp_path: Path) -> None:
     """Its ranges are those of the images; even the dense model is not what it is in float."""
     for package in ("openvino", "nncf"):

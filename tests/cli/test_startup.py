@@ -15,6 +15,7 @@ from vitfold.methods import METHODS, PruneMerge, ready
 from vitfold.methods.prune_merge import structure
 from vitfold.methods.recipe import MethodRecipe
 from vitfold.segment import DECODERS, VOID
+from vitfold.serve.embed import ENGINES
 from vitfold.tools.prune_merge.search import ITERATIONS
 
 SOURCE = Path(vitfold.__file__).parent
@@ -72,6 +73,8 @@ def test_folding_imports_the_core_alone() -> None:
         ("trace", "--help"),
         ("calibrate", "--help"),
         ("freeze", "--help"),
+        ("embed", "--help"),
+        ("explore", "--help"),
         ("families", "--help"),
         ("report", "--help"),
         ("analyze", "--help"),
@@ -88,6 +91,7 @@ def test_names_in_help_are_those_of_what_there_is() -> None:
     assert set(names.METHODS) == ours
     assert [*names.READY] == [name for name in ready() if name in ours]
     assert (*names.DECODERS, names.VOID) == (*DECODERS, VOID)
+    assert names.ENGINES == ENGINES
 
 
 def test_what_help_says_of_a_search_is_what_it_does() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from support import models
+from support import models, windowed
 from support.compare import tensors
 from support.hf_models import DEEP, SMALL, arguments_of, small
 from support.saving import refused, same, tiny
@@ -85,10 +85,18 @@ def classes() -> Iterator[Any]:
         yield name if always else pytest.param(name, marks=pytest.mark.exhaustive)
 
 
+def subject(name: str) -> tuple[Any, Any]:
+    """A small model of a class, and what it is called with."""
+    if name in windowed.TRUNKS | windowed.HOLDERS:
+        model = windowed.windowed(name)
+        return model, windowed.arguments_of(model)
+    model = small(name) if name in SMALL else models.hf(name)
+    return model, arguments_of(model) if name in SMALL else models.inputs(model)
+
+
 @pytest.mark.parametrize("name", list(classes()))
 def test_models_of_hugging_face_come_back(name: str, tmp_path: Path) -> None:
-    new = small(name) if name in SMALL else models.hf(name)
-    arguments = arguments_of(new) if name in SMALL else models.inputs(new)
+    new, arguments = subject(name)
     model = vitfold.fold(new, "tome", r=3)
     vitfold.save(model, tmp_path, backbone=True)
     loaded: Any = vitfold.load(tmp_path)
@@ -162,6 +170,8 @@ OPTIONS: dict[str, list[dict[str, Any]]] = {
     "dynamicvit": [{"r": 6}, {"flops": 0.9, "blocks": [0, 1], "strength": 1.5}],
     "avit": [{}, {"flops": 0.7, "gamma": 4.0, "beta": -9.0, "eps": 0.02, "depth": 1.5}],
     "wardcut": [{"flops": 0.7}, {"flops": 0.5, "inflection": 0.0, "cue": "k"}],
+    "fisher": [{"r": 5}, {"flops": 0.8, "skip": 1}],
+    "fishercut": [{"flops": 0.7}, {"flops": 0.5, "inflection": 0.0}],
     "runlength": [],  # of clips: tests/methods/test_runlength.py
     "drop": [{"r": 5}, {"r": (4, 0.5), "cue": "random", "seed": 7}, {"flops": 0.75}],
 }

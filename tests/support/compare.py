@@ -45,7 +45,8 @@ def same(ours: list[Tensor], theirs: list[Tensor]) -> None:
         assert torch.equal(mine, other)
 
 
-def near(ours: list[Tensor], theirs: list[Tensor], tolerance: float = 1e-5) -> None:
+def near(ours: list[Tensor], theirs: list[Tensor], tolerance: float = 4e-5) -> None:
+    """As near as single precision is on any processor: some round a sum in another order."""
     for mine, other in zip(ours, theirs, strict=True):
         assert mine.shape == other.shape
         assert (mine - other).abs().max() <= tolerance * other.abs().max()

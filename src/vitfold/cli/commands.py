@@ -29,7 +29,7 @@ class Entry:
 
 
 COMMANDS = {
-    "demo": Entry("Fold the embedded digits model with every method: tables, plots, pictures."),
+    "demo": Entry("What folding gains and costs here: speed at real size, pictures, accuracy."),
     "bench": Entry("Dense model, textbook ToMe, free-slicing bound and folded model side by side."),
     "validate": Entry("Accuracy of the folded model, and how often it agrees with the dense one."),
     "sweep": Entry("Accuracy, agreement, FLOPs and speed of every method over a range of FLOPs."),
@@ -37,11 +37,14 @@ COMMANDS = {
     "analyze": Entry("Look into a model: how alike its tokens are, how sharp its minimum.", True),
     "trace": Entry("What becomes of the tokens of some images: counts and pictures."),
     "train": Entry("Train a model, dense or folded."),
-    "calibrate": Entry("Find the heights of WardCut on images, without training."),
+    "calibrate": Entry("Find on images what a method takes from them, without training."),
     "search": Entry("Find what merges, by Prune and Merge, and save the model folded so."),
     "freeze": Entry("Give every image the mean number of tokens of a ragged model."),
     "tune": Entry("Find the fold that keeps a speed or a nearness here, by measuring."),
     "export": Entry("Write a model for ONNX Runtime, OpenVINO or torch, and verify it there."),
+    "embed": Entry("Embed a corpus of images: Parquet, resumable, every image accounted for."),
+    "explore": Entry("Open a page: drop a photograph, drag the budget, see what a fold does."),
+    "push": Entry("Put a saved fold on the hub, with its page.", imports=False),
     "families": Entry("What can be folded with the libraries here; what is refused, and why.",
                       imports=True),
 }  # fmt: skip

@@ -1,4 +1,4 @@
-"""`vitfold demo`: every method on the embedded model; no network, no data."""
+"""`vitfold demo`: what folding gains and costs here; no network, no data."""
 
 from pathlib import Path
 from typing import Annotated
@@ -10,14 +10,15 @@ from vitfold.cli import values
 
 def demo(
     output: Annotated[
-        Path, typer.Option("--output", "-o", help="Directory for the plot and the pictures.")
+        Path, typer.Option("--output", "-o", help="Directory for pictures, plot and figures.")
     ] = Path("vitfold-demo"),
 ) -> None:
-    """Fold the embedded digits model with every method at about 0.75, 0.6 and 0.5 of its FLOPs.
+    """What folding gains and costs here: speed, pictures, accuracy.
 
-    Shows accuracy on held-out digits with its 95 % interval, agreement with the dense model, and
-    speed here, also as a share of the free-slicing bound; writes a Pareto plot, token pictures and
-    the figures.
+    Times DeiT-S, dense and folded, in eager torch and in the fastest runtime that is installed
+    (random weights serve for that); draws what becomes of the tokens of two photographs; and folds
+    the embedded digits model at 0.75, 0.6 and 0.5 of its FLOPs, with accuracy on held-out digits,
+    its 95 % interval and agreement with the dense model. Without training, by six methods.
     """
     from vitfold.cli.work.demo import show_all
 

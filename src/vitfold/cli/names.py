@@ -8,6 +8,8 @@ METHODS = (
     "drop",
     "dynamicvit",
     "evit",
+    "fisher",
+    "fishercut",
     "lgtm",
     "ltmp",
     "mctf",
@@ -66,6 +68,9 @@ TARGETS = ("torch", "aoti", "onnx", "openvino")
 
 RUNTIMES = ("eager", "compile", "aoti", "onnxruntime", "openvino")
 """What models are measured in."""
+
+ENGINES = ("local", "ray")
+"""What a corpus is embedded by."""
 
 MINUTES = 5.0
 """How long a tuning takes, where nobody says otherwise."""

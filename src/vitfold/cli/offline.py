@@ -13,7 +13,8 @@ from huggingface_hub import constants
 from vitfold.errors import UnsupportedModel
 from vitfold.saving.sources import file, packaged
 
-HUB = "hf:"
+HUBS = ("hf:", "hub:")
+"""What names of checkpoints, and of folds, on the hub begin with."""
 
 WAIT = 3.0
 """Seconds in which the hub has to answer."""
@@ -26,9 +27,9 @@ def fetching(name: str, pretrained: bool, remedy: str) -> Iterator[None]:
 
     remedy: what to do where the weights are not there.
     """
-    hub = name.startswith(HUB)  # of which the configuration is fetched in any case
+    hub = name.startswith(HUBS)  # of which some file is fetched in any case
     own = name in packaged.MODELS or file.parts(name) is not None  # a file fetches as it likes
-    here = own or os.path.isdir(name.removeprefix(HUB))
+    here = own or os.path.isdir(name.removeprefix("hf:"))
     if here or not (pretrained or hub):
         yield
         return

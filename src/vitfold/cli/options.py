@@ -27,8 +27,9 @@ if TYPE_CHECKING:
     from vitfold.segment import Labels, SceneSource
 
 MODEL_HELP = (
-    "A timm name, digits (the embedded model), hf:NAME, the directory of a saved plan or model, or "
-    "FILE.py:function, which is run and returns a model of your own."
+    "A timm name, digits (the embedded model), hf:NAME, the directory of a saved plan or model, "
+    "hub:USER/NAME (one that was pushed), or FILE.py:function, which is run and returns a model of "
+    "your own."
 )
 ModelName = Annotated[str, typer.Argument(metavar="MODEL", help=MODEL_HELP)]
 ModelKwargs = Annotated[
@@ -56,7 +57,8 @@ PlanDirectory = Annotated[
     typer.Option(
         "--plan",
         metavar="DIR",
-        help="A saved plan for this model, in place of a method; its weights too, if it has them.",
+        help="A saved plan for this model, or hub:USER/NAME, in place of a method; its weights "
+        "too, if it has them.",
     ),
 ]
 Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps, ...")]

@@ -2,6 +2,7 @@
 training, and a model on images that are normalized for another."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import timm.data
@@ -58,6 +59,17 @@ def preprocessing(model: nn.Module) -> Prepare:
     return _transform(data_config(model), is_training=False)
 
 
+def in_bytes(config: dict[str, Any]) -> Prepare:
+    """What `preprocessing` does before it normalizes: from a picture to `[C, H, W]` in 8 bits."""
+    return _transform(config, is_training=False, normalize=False)
+
+
+def normalize(pixels: Tensor, config: dict[str, Any]) -> Tensor:
+    """The rest of it, for a batch: the same numbers, on the device where the batch is."""
+    mean, std = (torch.tensor(config[name], device=pixels.device) for name in ("mean", "std"))
+    return (pixels.float() / 255).sub_(mean[:, None, None]).div_(std[:, None, None])
+
+
 def _transform(config: dict[str, Any], **options: Any) -> Prepare:
     """timm's transform, as `[C, H, W]`; a model of one channel gets grey pictures."""
     channels = config["input_size"][0]
@@ -68,7 +80,11 @@ def _transform(config: dict[str, Any], **options: Any) -> Prepare:
     transform: Prepare = timm.data.create_transform(**config, **options)
     if not callable(transform):
         raise DataError("expected options that make one transform of all")
-    return transform if channels == 3 else lambda picture: transform(picture.convert("L"))
+    return transform if channels == 3 else partial(_grey, transform)
+
+
+def _grey(transform: Prepare, picture: Image.Image) -> Tensor:
+    return transform(picture.convert("L"))
 
 
 def augmentation(model: nn.Module, options: dict[str, Any]) -> Prepare:

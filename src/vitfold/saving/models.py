@@ -14,6 +14,7 @@ from vitfold.saving.fields import clip
 from vitfold.saving.plans import check_saves, save_model
 from vitfold.saving.schema import DTYPES
 from vitfold.saving.sources import Origin, file, packaged, timm
+from vitfold.saving.store import is_on_hub
 
 __all__ = [
     "check_saves",
@@ -36,8 +37,9 @@ def create_model(
 
     name: a timm model, with or without the tag of its weights; `digits`; `hf:` and a checkpoint on
         the hub or in a directory; the directory of a saved model, which comes with its weights and
-        folded as it was, or of a model as timm and transformers save it; or `FILE.py:function`,
-        which runs the file and takes what the function returns.
+        folded as it was, or of a model as timm and transformers save it; `hub:USER/NAME`, such a
+        saved model that `vitfold.push` has put on the hub; or `FILE.py:function`, which runs the
+        file and takes what the function returns.
     kwargs: for the model's constructor, configuration or function.
     """
     if not isinstance(name, str | os.PathLike):
@@ -110,7 +112,7 @@ def _check_size(model: Any, kwargs: Mapping[str, Any]) -> None:
 
 
 def _holds_plan(name: str) -> bool:
-    return os.path.isfile(os.path.join(name, fields.FILE))
+    return is_on_hub(name) or os.path.isfile(os.path.join(name, fields.FILE))
 
 
 def is_file(name: str) -> bool:

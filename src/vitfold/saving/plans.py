@@ -108,7 +108,7 @@ def load(directory: Directory, model: nn.Module | None = None) -> nn.Module:
 
 def read_plan(directory: Directory) -> Plan:
     """The plan in a directory."""
-    return decode(store.read(store.place(directory)))
+    return decode(store.read(store.source(directory)))
 
 
 def has_backbone(directory: Directory) -> bool:
@@ -134,7 +134,7 @@ def open_plan(
     directory: Directory,
 ) -> tuple[Plan, dict[str, Tensor] | None, dict[str, Tensor]]:
     """The plan, the model's own weights, None where they are not there, and what was learned."""
-    plan, tensors = store.open_together(store.place(directory))
+    plan, tensors = store.open_together(store.source(directory))
     own, lessons = learned.split(tensors)
     learned.check(lessons, plan)
     if plan.weights is None or not plan.weights.backbone:

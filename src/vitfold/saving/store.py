@@ -11,7 +11,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from vitfold.errors import PlanError
+from vitfold.errors import PlanError, one_line
 from vitfold.files import remove_unfinished, whole
 from vitfold.saving.fields import FILE, clip
 from vitfold.saving.schema import LIMIT, Plan, decode, encode
@@ -30,14 +30,61 @@ ATTEMPTS = 100
 Write = Callable[[Path], object]
 
 
+HUB = "hub:"
+"""What the name of a fold on the hub begins with."""
+
+PATTERNS = (FILE, "*.safetensors")
+"""Of a repository on the hub nothing else is read, and nothing is run."""
+
+
 def place(directory: object) -> Path:
-    """The path of a directory."""
+    """The path of a directory to write to."""
+    if is_on_hub(directory):
+        raise PlanError(f"{directory} is on the hub: write there by vitfold.push")
+    return _path(directory)
+
+
+def source(directory: object) -> Path:
+    """The path of a directory to read from; of a fold on the hub, where it was fetched to."""
+    return fetched(str(directory)) if is_on_hub(directory) else _path(directory)
+
+
+def _path(directory: object) -> Path:
     if directory == "":
         raise PlanError("'' is no path: give the name of a directory")
     try:
         return Path(directory)  # type: ignore[arg-type]
     except TypeError:
         raise PlanError(f"{directory!r} is no path: give the name of a directory") from None
+
+
+def is_on_hub(name: object) -> bool:
+    """Whether a name is that of a fold on the hub."""
+    return isinstance(name, str | os.PathLike) and str(os.fspath(name)).startswith(HUB)
+
+
+def repository_of(name: str) -> tuple[str, str | None]:
+    """The repository that a name on the hub stands for, and its revision."""
+    repository, _, revision = name.removeprefix(HUB).partition("@")
+    if repository.count("/") != 1 or not all(repository.split("/")):
+        raise PlanError(f"{name!r}: expected hub:USER/NAME or hub:USER/NAME@REVISION")
+    return repository, revision or None
+
+
+def fetched(name: str) -> Path:
+    """Where a fold on the hub lies in the hub's cache, all of one revision; without a network, what
+    was fetched last."""
+    from huggingface_hub import snapshot_download
+
+    repository, revision = repository_of(name)
+    try:
+        files = snapshot_download(repository, revision=revision, allow_patterns=[*PATTERNS])
+    # The hub, its cache and the way to it raise whatever they like.
+    except Exception as error:
+        raise PlanError(f"{name} cannot be fetched: {one_line(error)}") from error
+    if not (Path(files) / FILE).is_file():
+        raise PlanError(f"{name} has no {FILE}: expected what vitfold.push put there")
+    return Path(files)
 
 
 def read(directory: Path) -> bytes:
@@ -110,13 +157,21 @@ def read_tensors(directory: Path, name: str) -> dict[str, Tensor]:
 def _check_place(directory: Path, path: Path) -> None:
     try:
         real = path.resolve(strict=True)
-        inside = real.is_relative_to(directory.resolve(strict=True))
+        inside = real.is_relative_to(_bounds(directory.resolve(strict=True)))
     except (OSError, RuntimeError):
         raise PlanError(f"{FILE}: weights.file={path.name!r}: no such file") from None
     if not inside:
         raise PlanError(f"{FILE}: weights.file={path.name!r}: a link that leaves the directory")
     if not real.is_file():
         raise PlanError(f"{FILE}: weights.file={path.name!r}: not a file")
+
+
+def _bounds(directory: Path) -> Path:
+    """What links in a directory may not leave: itself; in the hub's cache, where all files are
+    links, all that it holds of the repository."""
+    revisions = directory.parent
+    cached = revisions.name == "snapshots" and revisions.parent.name.startswith("models--")
+    return revisions.parent if cached else directory
 
 
 def _check_header(path: Path) -> None:

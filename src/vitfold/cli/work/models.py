@@ -11,6 +11,7 @@ from vitfold.errors import DataError, MethodError, PlanError
 from vitfold.folding.calls import folds
 from vitfold.saving import file_of, has_backbone, load, needs_model
 from vitfold.saving.models import create_model, is_file
+from vitfold.saving.store import source
 from vitfold.segment import Segmenter, create_segmenter, saved_classes
 
 CLASSES = 150
@@ -68,6 +69,8 @@ def planned(made: nn.Module, plan: Path | None) -> nn.Module:
     """The model, folded by a plan and with its weights if it has them; as it is without a plan."""
     if plan is None:
         return made
+    with fetching(str(plan), False, ""):
+        plan = source(plan)
     try:
         ours = load(plan, made)
     except PlanError as error:

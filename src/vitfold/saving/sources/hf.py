@@ -15,14 +15,28 @@ from vitfold.saving.sources.base import Source
 UNSAVED = (
     "BeitForSemanticSegmentation",
     "BeitBackbone",
-    "InternVLModel",
+    "DeepseekOcr2ForConditionalGeneration",
+    "DeepseekOcr2Model",
+    "DeepseekOcr2VisionModel",
+    "GotOcr2ForConditionalGeneration",
+    "GotOcr2Model",
     "InternVLForConditionalGeneration",
+    "InternVLModel",
+    "PPFormulaNetForConditionalGeneration",
+    "PPFormulaNetModel",
     "PaddleOCRVisionModel",
     "PaddleOCRVLModel",
     "PaddleOCRVLForConditionalGeneration",
+    "SLANeXtForTableRecognition",
+    "Sam3LiteTextModel",
+    "Sam3Model",
+    "UnlimitedOcrForConditionalGeneration",
+    "UnlimitedOcrModel",
+    "UnlimitedOcrVisionModel",
     "VitPoseForPoseEstimation",
 )
-"""Classes that a configuration and weights alone do not make again as they were."""
+"""Classes that a configuration and weights alone do not make again as they were, or of which nobody
+has tried it: to load what is saved of them, give the model."""
 
 CLASSES = tuple(name for names in MODELS.values() for name in names if name not in UNSAVED)
 
