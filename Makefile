@@ -8,7 +8,7 @@ PYTEST := $(BIN)/pytest -n logical --maxprocesses 4 --dist worksteal
 # For the tests of its layout; what it asks for (torch 2.0, xformers) it does without.
 DINOV2 := dinov2==0.0.1.dev2
 
-.PHONY: demo test test-all check lock clean
+.PHONY: demo test test-all check docs lock clean
 
 demo: .venv/ready
 	$(BIN)/vitfold demo
@@ -23,6 +23,10 @@ check: .venv/ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# The pages of docs/ as a site, which needs no network to be read.
+docs: .venv/ready
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --site-dir site
 
 .venv/ready: requirements.lock pyproject.toml
 	$(PYTHON) -m venv .venv
