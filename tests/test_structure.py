@@ -29,6 +29,7 @@ ORDER = [
     "segment",
     "train",
     "lab",
+    "serve",
     "cli",
     "__main__",
 ]
