@@ -3,15 +3,16 @@
 Folds one model in all the ways that docs/evidence.md speaks of, on the same labelled images, and
 writes a table for every question to benchmarks/evidence-NAME.md. Differences between two folds are
 paired: both saw the same images. What every fold said is kept in --output, so a run goes on where
-it was stopped, and other questions can be asked of it.
+it was stopped, and other questions can be asked of it. Sharpness takes labelled images and hours on
+a large model: --no-sharpness leaves it out.
 
     python benchmarks/evidence.py models/vit_cifar10_cpu_adamw --data-dir cifar10 --split test
     python benchmarks/evidence.py digits
     python benchmarks/evidence.py deit_tiny_imagenet/model.py:build \
-        --data-dir imagenet-samples.tar --every 5
+        --data-dir imagenet-samples.tar --every 5 --batch-size 50 --no-sharpness
 """
 
-import math
+import itertools
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,8 +21,8 @@ from typing import Annotated, Any
 import torch
 import typer
 from halves import called, halves
+from judging import Judge, Kept, Numbers, geometric, paired
 from PIL.Image import Image
-from safetensors.torch import load_file, save_file
 from tables import markdown
 from torch import Tensor, nn
 
@@ -31,38 +32,34 @@ from vitfold.cli.images import batches_of, shuffled_of
 from vitfold.cli.work import models
 from vitfold.data import Source
 from vitfold.errors import MethodError
-from vitfold.folding.calls import folds
 from vitfold.folding.families import find
 from vitfold.folding.fold import clone
-from vitfold.folding.inputs import Inputs
 from vitfold.lab.analysis.sharpness import sharpness as sharpness_
-from vitfold.lab.candidate import baselines, gigaflops
+from vitfold.lab.candidate import baselines
 from vitfold.methods import Method
 from vitfold.tokens.cues import CUES
 from vitfold.tools import draw
 from vitfold.tools.answers import logits
-from vitfold.tools.intervals import CONFIDENT, interval
-from vitfold.tools.measure import random_inputs
-from vitfold.tools.validate import Batch, predict
+from vitfold.tools.intervals import interval
+from vitfold.tools.validate import Batch
 
 SHARES = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4)
 SHARE = 0.6
+LEVELS = (0.75, 0.6, 0.5)
+"""Where dense starts and schedules are looked at: what helps at one may harm at another."""
 METHODS = (
     vitfold.ToMe, vitfold.DFE, vitfold.LGTM, vitfold.Drop, vitfold.Ward,
-    vitfold.PiToMe, vitfold.MCTF, vitfold.DiffRate,
+    vitfold.PiToMe, vitfold.MCTF, vitfold.DiffRate, vitfold.EViT, vitfold.ToMeAround,
 )  # fmt: skip
+RAMPS = (-1.0, -0.5, 0.5)
+"""From most of it early to most of it late; without one the same number leaves every block."""
 OURS = (vitfold.Ward, vitfold.WardCut)
 CALIBRATION = 512
 """How many training images WardCut takes its heights from."""
 COLUMNS = (
-    "fold",
-    "GFLOPs (2 per MAC)",
-    "top-1",
-    "95 %",
-    "against dense",
-    "agrees with dense",
-    "95 %",
-)
+    "fold", "GFLOPs (2 per MAC)", "KL x 1000", "agrees with dense", "95 %", "top-1", "95 %",
+    "against dense", "cosine",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -88,6 +85,12 @@ def questions(model: nn.Module, some: Tensor) -> dict[str, list[Fold]]:
             str(method), lambda: vitfold.calibrate(vitfold.fold(clone(model), method), some)
         )
 
+    def evenly(method: str, share: float) -> Fold:
+        return Fold(
+            f"{method}, the same share of patches, flops={share}",
+            lambda: geometric(model, method, share),
+        )
+
     depth = find(model).depth
     without = [
         Fold(f"{one.method}, flops={one.flops}", one.make)
@@ -104,23 +107,30 @@ def questions(model: nn.Module, some: Tensor) -> dict[str, list[Fold]]:
             for cue in CUES
             for method in (vitfold.ToMe, vitfold.Drop)
         ],
-        f"How many blocks stay dense, at {SHARE} of the FLOPs": [
-            by(vitfold.DFE(flops=SHARE, skip=skip)) for skip in range(depth // 2 + 1)
+        "How many blocks of ToMe stay dense": [
+            by(vitfold.ToMe(flops=share, skip=skip))
+            for share in LEVELS
+            for skip in range(depth // 2)
+        ],
+        "Where tokens leave": [
+            fold
+            for share in LEVELS
+            for method in (vitfold.ToMe, vitfold.Ward)
+            for fold in (
+                by(method(flops=share)),
+                *(by(method(flops=share, inflection=ramp)) for ramp in RAMPS),
+                evenly(method.name, share),
+            )
         ],
         "Proportional attention": [
-            by(vitfold.ToMe(flops=SHARE, proportional=switch)) for switch in (True, False)
+            by(vitfold.ToMe(flops=share, proportional=switch))
+            for share in LEVELS
+            for switch in (True, False)
         ],
         "What Ward is made of": [
-            by(method(flops=share, **options))
+            by(method(flops=share, cue=cue))
             for share in (0.6, 0.5)
-            for method, options in (
-                (vitfold.ToMe, {}),
-                (vitfold.ToMe, {"cue": "x"}),
-                (vitfold.ToMe, {"inflection": -0.5}),
-                (vitfold.Ward, {}),
-                (vitfold.Ward, {"inflection": -0.5}),
-                (vitfold.Ward, {"inflection": -1.0}),
-            )
+            for method, cue in itertools.product((vitfold.ToMe, vitfold.Ward), ("k", "x"))
         ],
     }
 
@@ -148,7 +158,7 @@ def main(
     dense = models.model(model, [], True, None, values.device(device))
     source = Source(dataset, data_dir, split)
     name = called(model)
-    text = Answers(output / f"evidence-{name}.safetensors")
+    kept = Kept(output / f"evidence-{name}.safetensors")
     looked_at: Iterable[Batch]
     if every is None:
         batches = list(batches_of(dense, source, limit, batch_size, 0))
@@ -160,34 +170,19 @@ def main(
     request = questions(
         dense, torch.cat([images for images, _ in looked_at]).to(values.device(device))
     )
-    named = {fold.name: fold for group in request.values() for fold in group}
-    named = {"dense": Fold("dense", lambda: dense), **named}
-    left = [fold for fold in named.values() if fold.name not in text.best]
-    with show.bar("folding", len(left) * len(batches)) as progress:
-        for fold in left:
-            try:
-                new = fold.make().eval()
-            except MethodError as error:  # out of reach
-                show.note(f"{fold.name}: {error}")
-                continue
-            result = predict(new, batches, progress=progress)
-            text.add(fold.name, result.best[:, 0], result.labels)
-    one = random_inputs(dense, 1)
-    sample = torch.cat([images for images, _ in batches])
-    sample = sample[:: max(1, len(sample) // CALIBRATION)]
+    folds_ = [Fold("dense", lambda: dense), *(fold for group in request.values() for fold in group)]
+    judge = Judge(dense, batches)
+    _measure(judge, folds_, kept)
+    text = Answers(kept, judge.labels)
     lines = [f"# {name}: {len(text.labels)} images", ""]
 
     def tell(title: str, columns: tuple[str, ...], rows: list[list[str]]) -> None:
         show.table(f"{name}: {title}", columns, rows)
         lines.extend([f"## {title}", "", *markdown(columns, rows), ""])
 
-    # Finding the schedule of a fold takes seconds, and some stand in several tables.
-    figures = {
-        name: row(fold, text, one, sample) for name, fold in named.items() if name in text.best
-    }
     for title, group in request.items():
         names = ["dense", *(fold.name for fold in group)]
-        tell(title, COLUMNS, [figures[name] for name in names if name in figures])
+        tell(title, COLUMNS, [row(name, text) for name in names if name in kept])
     for ours in OURS:
         rivals = [method for method in (*METHODS, *OURS[1:]) if method is not ours]
         duels = [duel(ours, share, rival, text) for share in (0.6, 0.5) for rival in rivals]
@@ -197,8 +192,9 @@ def main(
     changes = [change(str(way(flops=SHARE)), text, sure) for way in ways]
     tell("Images whose prediction changes", CHANGES, changes)
     picture = Path("benchmarks") / f"evidence-{name}.png"
-    surprises(dense, batches, text, sure).save(picture)
-    lines += [f"![the changed images of which the dense model was surest]({picture.name})", ""]
+    if drawn := surprises(dense, batches, text, sure):
+        drawn.save(picture)
+        lines += [f"![the changed images of which the dense model was surest]({picture.name})", ""]
     target = Path("benchmarks") / f"evidence-{name}.md"
     target.write_text("\n".join(lines), encoding="utf-8")
     if sharpness:
@@ -207,74 +203,71 @@ def main(
     show.written(target)
 
 
+def _measure(judge: Judge, folds_: Iterable[Fold], kept: Kept) -> None:
+    """What is missing, one fold after another."""
+    left = [fold for fold in {fold.name: fold for fold in folds_}.values() if fold.name not in kept]
+    with show.bar("folding", len(left) * len(judge.batches)) as progress:
+        for fold in left:
+            try:
+                new = fold.make()
+            except MethodError as error:  # out of reach
+                show.note(f"{fold.name}: {error}")
+                continue
+            kept.add(fold.name, judge.measure(new, progress))
+
+
+@dataclass(frozen=True)
 class Answers:
-    """What every fold said of every image, in a file."""
+    """What every fold said of every image, beside what is right."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.best: dict[str, Tensor] = load_file(path) if path.exists() else {}
+    kept: Kept
+    labels: Tensor
 
-    @property
-    def labels(self) -> Tensor:
-        """What is right."""
-        return self.best["labels"]
+    def of(self, name: str) -> Numbers:
+        """The figures of a fold, image by image."""
+        return self.kept[name]
 
-    def add(self, name: str, best: Tensor, labels: Tensor) -> None:
-        """One more fold, written before the next one is begun."""
-        self.best |= {name: best.contiguous(), "labels": labels}
-        self._write()
+    def best(self, name: str) -> Tensor:
+        """The class that a fold gives every image."""
+        return self.of(name)["best"].long()
 
-    def forget(self, *names: str) -> None:
-        """What those folds said: they are made anew."""
-        if gone := [name for name in names if self.best.pop(name, None) is not None]:
-            show.console.print(f"said before, asked again: {', '.join(gone)}", markup=False)
-            self._write()
+    def gain(self, ours: str, other: str, figure: str = "right") -> tuple[float, float]:
+        """By how much a figure of one fold is more than another's, give or take."""
+        return paired(self.of(ours)[figure], self.of(other)[figure])
 
-    def _write(self) -> None:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        part = self.path.with_suffix(".part")
-        save_file(self.best, part)
-        part.replace(self.path)
-
-    def gain(self, ours: str, other: str, truth: str = "labels") -> tuple[float, float]:
-        """By how much one fold is more often right than another, give or take: on the labels, or
-        by what the dense model says."""
-        a, b = (self.best[name] == self.best[truth] for name in (ours, other))
-        images, won, lost = len(a), int((a & ~b).sum()), int((b & ~a).sum())
-        gain = (won - lost) / images
-        return gain, CONFIDENT * math.sqrt((won + lost) / images - gain**2) / math.sqrt(images)
+    def told(self, ours: str, other: str, figure: str, scale: int = 100) -> str:
+        """The same, for a table."""
+        gain, spread = self.gain(ours, other, figure)
+        return f"{gain * scale:+.2f} ± {spread * scale:.2f}"
 
 
-def row(fold: Fold, text: Answers, one: Inputs, sample: Tensor) -> list[str]:
-    """Figures of one fold; what it costs, on a sample where images cost what they like."""
-    new = fold.make()
-    ragged = any(record.method.ragged for record in folds(new))
-    cost = gigaflops(new, sample if ragged else one)
-    best, images = text.best[fold.name], len(text.labels)
-    right = int((best == text.labels).sum())
-    same = int((best == text.best["dense"]).sum())
-    gain, spread = text.gain(fold.name, "dense")
+def row(name: str, text: Answers) -> list[str]:
+    """Figures of one fold."""
+    numbers, images = text.of(name), len(text.labels)
+    right, same = (int(numbers[figure].sum()) for figure in ("right", "agreement"))
     return [
-        fold.name,
-        f"{cost:.3f}",
-        f"{right / images:.2%}",
-        "{:.1%} to {:.1%}".format(*interval(right, images)),
-        f"{gain * 100:+.2f} ± {spread * 100:.2f}",
+        name,
+        f"{float(numbers['gflops']):.3f}",
+        f"{1000 * float(numbers['kl'].mean()):.1f}",
         f"{same / images:.2%}",
         "{:.1%} to {:.1%}".format(*interval(same, images)),
+        f"{right / images:.2%}",
+        "{:.1%} to {:.1%}".format(*interval(right, images)),
+        text.told(name, "dense", "right"),
+        f"{float(numbers['cosine'].mean()):.4f}",
     ]
 
 
-DUEL = ("against", "top-1", "agreement with dense")
+DUEL = ("against", "top-1", "agreement with dense", "KL x 1000")
 
 
 def duel(ours: Any, share: float, rival: Any, text: Answers) -> list[str]:
-    """How much better a method of ours is than another at the same share, in points."""
+    """What a method of ours has more than another at the same share: points, and divergence."""
     one, other = (str(method(flops=share)) for method in (ours, rival))
-    if one not in text.best or other not in text.best:
-        return [other, "", ""]
-    gains = (text.gain(one, other, truth) for truth in ("labels", "dense"))
-    return [other, *(f"{gain * 100:+.2f} ± {spread * 100:.2f}" for gain, spread in gains)]
+    if one not in text.kept or other not in text.kept:
+        return [other, "", "", ""]
+    scales = {"right": 100, "agreement": 100, "kl": 1000}
+    return [other, *(text.told(one, other, figure, scale) for figure, scale in scales.items())]
 
 
 CHANGES = (
@@ -301,7 +294,7 @@ def margins(dense: nn.Module, batches: list[Batch]) -> Tensor:
 
 def change(name: str, text: Answers, sure: Tensor) -> list[str]:
     """What becomes of the images on which a fold and the dense model differ."""
-    ours, dense, labels = text.best[name], text.best["dense"], text.labels
+    ours, dense, labels = text.best(name), text.best("dense"), text.labels
     changed = ours != dense
     lost, won = changed & (dense == labels), changed & (ours == labels)
     return [
@@ -311,19 +304,22 @@ def change(name: str, text: Answers, sure: Tensor) -> list[str]:
     ]
 
 
-def surprises(dense: nn.Module, batches: list[Batch], text: Answers, sure: Tensor) -> Image:
+def surprises(dense: nn.Module, batches: list[Batch], text: Answers, sure: Tensor) -> Image | None:
     """The images that ToMe changes although the dense model was sure: what ToMe and Ward make of
-    them, and what each of the three says (right is in brackets)."""
+    them, and what each of the three says (right is in brackets); None where it changes none."""
     ways = [vitfold.ToMe(flops=SHARE), vitfold.Ward(flops=SHARE)]
-    changed = (text.best[str(ways[0])] != text.best["dense"]).nonzero().flatten()
+    dense_says = text.best("dense")
+    changed = (text.best(str(ways[0])) != dense_says).nonzero().flatten()
     chosen = changed[sure[changed].argsort(descending=True)[:7]]
+    if not len(chosen):
+        return None
     images = torch.cat([batch for batch, _ in batches])[chosen]
     pictures = [draw.plain(image) for image in images]
-    words = [f"{text.best['dense'][i]} ({text.labels[i]})" for i in chosen.tolist()]
+    words = [f"{dense_says[i]} ({text.labels[i]})" for i in chosen.tolist()]
     for way in ways:
         traced = vitfold.trace(vitfold.fold(clone(dense), way), images)
         pictures += [traced.draw(number) for number in range(len(images))]
-        words += [f"{way.name}: {text.best[str(way)][i]}" for i in chosen.tolist()]
+        words += [f"{way.name}: {text.best(str(way))[i]}" for i in chosen.tolist()]
     return draw.row(pictures, words)
 
 

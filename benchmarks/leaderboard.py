@@ -10,7 +10,6 @@ Writes benchmarks/leaderboard-NAME.md, and the same as rows for `vitfold report`
 """
 
 import functools
-import itertools
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -20,36 +19,28 @@ from typing import Annotated, Any
 import torch
 import typer
 from halves import called, halves
-from safetensors.torch import load_file, save_file
+from judging import Judge, Kept, Numbers, geometric, paired
 from tables import markdown
-from torch import Tensor, nn
+from torch import nn
 
 import vitfold
 from vitfold.cli import options, show, values
 from vitfold.cli.work import models
 from vitfold.data import Source
 from vitfold.errors import MethodError
-from vitfold.folding.families import find
-from vitfold.folding.flops import cost
 from vitfold.folding.fold import clone
 from vitfold.lab.candidate import baselines, detail, gigaflops, timed_trunk
 from vitfold.lab.report.columns import GFLOPS
 from vitfold.tools import results
 from vitfold.tools.baselines import DENSE
-from vitfold.tools.fidelity import Comparison
-from vitfold.tools.intervals import CONFIDENT, Estimate, mean_of, share_of
-from vitfold.tools.looks import Look
+from vitfold.tools.intervals import Estimate, mean_of, share_of
 from vitfold.tools.measure import compare, random_inputs
-from vitfold.tools.validate import Batch, Predictor
 
 SHARES = (0.6, 0.5, 0.75)
 AGAINST = "tome"
 """The method that all others are set beside, image by image."""
 BATCH, ROUNDS = 8, 7
 """Of timings."""
-
-Numbers = dict[str, Tensor]
-"""`[images]` by name, of one candidate: `right`, `agreement`, `kl`, `cosine`."""
 
 
 @dataclass(frozen=True)
@@ -108,81 +99,6 @@ def _at_share(model: nn.Module, method: str, options_: dict[str, Any]) -> nn.Mod
     return vitfold.fold(clone(model), method, **options_)
 
 
-def geometric(model: nn.Module, method: str, share: float) -> nn.Module:
-    """The model with the same share of its patches leaving every block, so large that it costs that
-    share of the FLOPs."""
-    layout, dense = find(model).layout(), cost(find(model))
-
-    def at(rate: float) -> nn.Module:
-        left = [round(layout.patches * (1 - rate) ** n) for n in range(layout.depth + 1)]
-        numbers = [before - after for before, after in itertools.pairwise(left)]
-        return vitfold.fold(clone(model), method, r=numbers)
-
-    low, high = 0.0, 0.5
-    for _ in range(12):
-        middle = (low + high) / 2
-        cheap = cost(find(at(middle))) / dense < share
-        low, high = (low, middle) if cheap else (middle, high)
-    return at(low)
-
-
-class Kept:
-    """What was measured of every image, in a file."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.flat: Numbers = load_file(path) if path.exists() else {}
-
-    def __contains__(self, entry: Entry) -> bool:
-        return f"{entry.key}/right" in self.flat
-
-    def __getitem__(self, entry: Entry) -> Numbers:
-        start = f"{entry.key}/"
-        return {k.removeprefix(start): v for k, v in self.flat.items() if k.startswith(start)}
-
-    def add(self, entry: Entry, numbers: Numbers) -> None:
-        """One more candidate, written before the next one is begun."""
-        self.flat |= {f"{entry.key}/{name}": x.contiguous() for name, x in numbers.items()}
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        part = self.path.with_suffix(".part")
-        save_file(self.flat, part)
-        part.replace(self.path)
-
-
-@dataclass(frozen=True)
-class Judge:
-    """Measures candidates on the same images, against the dense model."""
-
-    dense: nn.Module
-    batches: list[Batch]
-
-    @functools.cached_property
-    def looks(self) -> list[Look]:
-        """What the dense model says."""
-        predictor = self._predictor(self.dense)
-        return [predictor.update(*batch).kept() for batch in self.batches]
-
-    def measure(self, model: nn.Module) -> Numbers:
-        """Of every image: whether the candidate is right, and how near it stays."""
-        predictor, comparison = self._predictor(model.eval()), Comparison()
-        for batch, dense in zip(self.batches, self.looks, strict=True):
-            comparison.add(predictor.update(*batch), dense)
-        told = predictor.predictions()
-        right = told.best[:, 0] == told.labels
-        figures = {name: torch.cat(each) for name, each in comparison.figures.items()}
-        return {name: x.double() for name, x in {"right": right, **figures}.items()}
-
-    def _predictor(self, model: nn.Module) -> Predictor:
-        return Predictor(model, next(self.dense.parameters()).device, None)
-
-
-def paired(ours: Tensor, other: Tensor) -> tuple[float, float]:
-    """By how much a figure of the same images is higher on average, give or take."""
-    difference = ours - other
-    half = CONFIDENT * float(difference.std()) / math.sqrt(len(difference))
-    return float(difference.mean()), half
-
-
 def row(entry: Entry, numbers: Numbers, beside: Numbers, dense: Numbers) -> dict[str, Any]:
     """The figures of one candidate, by the names that `vitfold report` knows.
 
@@ -238,15 +154,15 @@ SPEED = f"speedup_b{BATCH}"
 
 def rows_of(model: nn.Module, kept: Kept, timed: bool) -> Iterator[dict[str, Any]]:
     """All rows, with what they cost."""
-    every = [entry for entry in entries(model) if entry in kept]
+    every = [entry for entry in entries(model) if entry.key in kept]
     named = {(entry.name, entry.share): entry for entry in every}
     one = random_inputs(model, 1)
-    whole, dense = gigaflops(model, one), kept[named[DENSE, 1.0]]
+    whole, dense = gigaflops(model, one), kept[named[DENSE, 1.0].key]
     speeds = _speeds(every) if timed else {}
     for entry in every:
         beside = named.get((AGAINST, entry.share), entry)
         made = entry.make()
-        flat = row(entry, kept[entry], kept[beside], dense)
+        flat = row(entry, kept[entry.key], kept[beside.key], dense)
         flat["detail"], flat["gflops"] = detail(made), gigaflops(made, one)
         yield flat | {"flops_share": flat["gflops"] / whole} | speeds.get(entry.key, {})
 
@@ -279,7 +195,7 @@ def main(
     """Measure what is missing, and write the table."""
     dense = models.model(model, [], True, None, values.device(device))
     kept = Kept(output / f"leaderboard-{called(model)}.safetensors")
-    left = [entry for entry in entries(dense) if entry not in kept]
+    left = [entry for entry in entries(dense) if entry.key not in kept]
     if left:
         batches = list(halves(dense, Source(dataset, data_dir, split), every, limit, batch_size)[1])
         measure(Judge(dense, batches), left, kept)
@@ -301,7 +217,7 @@ def measure(judge: Judge, left: list[Entry], kept: Kept) -> None:
     with show.bar("folding", len(left)) as progress:
         for entry in left:
             try:
-                kept.add(entry, judge.measure(entry.make()))
+                kept.add(entry.key, judge.measure(entry.make()))
             except MethodError as error:  # out of reach
                 show.note(f"{entry.key}: {error}")
             progress()

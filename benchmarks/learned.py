@@ -20,6 +20,7 @@ from typing import Annotated, Any
 import torch
 import typer
 from evidence import Answers, margins
+from judging import Judge, Kept
 from PIL.Image import Image
 from tables import markdown
 from torch import Tensor, nn
@@ -95,7 +96,9 @@ class Setting:
         place = self.place(variant, share)
         if not is_trained(place):
             names = (variant, *FROM.get(variant, ()))
-            self.archive.forget(*(f"{name}, flops={share}" for name in names))
+            gone = self.archive.kept.forget(*(f"{name}, flops={share}" for name in names))
+            if gone:
+                show.note(f"said before, asked again: {', '.join(gone)}")
         inputs = [
             *inputs, "--data-dir", self.data, "--train-split", self.split, "--no-val",
             "--no-aug", "--checkpoint-every", "50",
@@ -123,8 +126,10 @@ def main(
     """Train what is missing, measure, and write the tables."""
     dense = create_model(model, pretrained=True).eval()
     batches = list(batches_of(dense, Source("", data_dir, split), limit, 250, 0))
-    archive = Answers(output / f"evidence-{Path(model).name}.safetensors")
-    bench = Bench(dense, batches, archive, limit)
+    judge = Judge(dense, batches)
+    kept = Kept(output / f"evidence-{Path(model).name}.safetensors")
+    archive = Answers(kept, judge.labels)
+    bench = Bench(judge, archive, limit)
     if part in ("all", "thresholds"):
         setting = Setting(Path(model), data_dir, train_split, output, amp, archive)
         thresholds(bench, setting, values.shares(shares))
@@ -143,21 +148,29 @@ def chosen(trainings: Trainings, without: Sequence[str]) -> Trainings:
 
 @dataclass(frozen=True)
 class Bench:
-    """The dense model, the images that all are measured on, and what was said of them."""
+    """The dense model and the images that all are measured on, and what was said of them."""
 
-    dense: nn.Module
-    batches: list[Batch]
+    judge: Judge
     archive: Answers
     limit: int | None
+
+    @property
+    def dense(self) -> nn.Module:
+        """The model before anything is done to it."""
+        return self.judge.dense
+
+    @property
+    def batches(self) -> list[Batch]:
+        """The images, with labels."""
+        return self.judge.batches
 
     def rows(self, folds: Iterator[tuple[str, float, Any, str]], known: Container[str]) -> Rows:
         """Figures of some folds; those of names that are known say their share in their name."""
         result, cost = [], dense_cost(self.dense, self.batches)
         for name, share, new, took in folds:
             key = f"{name}, flops={share}" if name in known else name
-            if key not in self.archive.best or (self.limit is not None):
-                answers = predict(new.eval(), self.batches)
-                self.archive.add(key, answers.best[:, 0], answers.labels)
+            if key not in self.archive.kept or (self.limit is not None):
+                self.archive.kept.add(key, self.judge.measure(new))
             result.append(row(key, share, reached(new, self.batches, cost), took, self.archive))
             show.console.print(" | ".join(result[-1]), markup=False)
         return result
@@ -251,17 +264,15 @@ def reached(new: nn.Module, batches: list[Batch], cost: float) -> float:
 
 def row(key: str, share: float, reached: float, minutes: str, archive: Answers) -> list[str]:
     """Figures of one fold."""
-    best, images = archive.best[key], len(archive.labels)
-    right = int((best == archive.labels).sum())
-    gain, spread = archive.gain(key, "dense")
-    same = int((best == archive.best["dense"]).sum())
+    numbers, images = archive.of(key), len(archive.labels)
+    right, same = (int(numbers[figure].sum()) for figure in ("right", "agreement"))
     return [
         key,
         f"{share:.2f}",
         f"{reached:.3f}",
         f"{right / images:.2%}",
         "{:.1%} to {:.1%}".format(*interval(right, images)),
-        f"{gain * 100:+.2f} ± {spread * 100:.2f}",
+        archive.told(key, "dense", "right"),
         f"{same / images:.2%}",
         minutes,
     ]
@@ -276,9 +287,9 @@ def duels(archive: Answers, shares: list[float]) -> Iterator[list[str]]:
         others = [str(method(flops=share)) for method in FREE]
         others += [f"{variant}, flops={share}" for variant in VARIANTS if variant != "LTMP"]
         for other in others:
-            gains = (archive.gain(f"LTMP, flops={share}", other, t) for t in ("labels", "dense"))
-            message = [f"{gain * 100:+.2f} ± {wide * 100:.2f}" for gain, wide in gains]
-            yield [other, f"{share:.2f}", *message]
+            ours = f"LTMP, flops={share}"
+            told = (archive.told(ours, other, figure) for figure in ("right", "agreement"))
+            yield [other, f"{share:.2f}", *told]
 
 
 SPREAD = ("images", "number", "fewest", "a quarter", "median", "three quarters", "most", "margin")
@@ -290,7 +301,7 @@ def spread(
     """Tokens after the last block, of all images and of parts of them; at the end, the correlation
     of ranks with the margin by which the dense model is sure."""
     counts = tokens_left(model, batches)
-    right = archive.best["dense"] == archive.labels
+    right = archive.best("dense") == archive.labels
     parts = {
         "all": torch.ones_like(right),
         "the dense model is right": right,
