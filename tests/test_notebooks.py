@@ -28,8 +28,8 @@ def cells(path: Path) -> list[Any]:
 def kinds(cell: Any) -> list[str]:
     """What a cell shows, warnings aside; what it prints is one, in however many pieces it came."""
     outputs = [out for out in cell.outputs if out.get("name") != "stderr"]
-    shown = ["image" if "image/png" in out.get("data", {}) else out.output_type for out in outputs]
-    return [kind for kind, before in zip(shown, ["", *shown]) if not kind == before == "stream"]
+    every = ["image" if "image/png" in out.get("data", {}) else out.output_type for out in outputs]
+    return [k for i, k in enumerate(every) if k != "stream" or every[i - 1 : i] != [k]]
 
 
 @every_notebook

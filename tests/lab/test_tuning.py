@@ -30,6 +30,7 @@ from vitfold.tools.fidelity import Fidelity
 from vitfold.tools.intervals import Estimate
 from vitfold.tools.measure import Throughput
 from vitfold.tools.removal import removed
+from vitfold.tools.sensitivity import basis_of, directions, fold_along
 
 LAYOUT = Layout(tokens=197, prefix=1, grid=(14, 14), depth=12)
 
@@ -383,6 +384,26 @@ def test_real_clocks_and_a_real_runtime(tmp_path: Path) -> None:
         assert result.fidelity.images == 6
     result.save(tmp_path)
     assert (tmp_path / card.FILE).exists()
+
+
+def test_directions_come_of_the_images_and_are_saved(tmp_path: Path) -> None:
+    dense = vit().float()
+    small = vit().float()
+    options: dict[str, Any] = {"methods": ["fisher"], "trials": 1, "repeats": 1}
+    result = vitfold.tune(small, images(), flops=0.8, batch_size=2, **options)
+    trial = result.trials[0]
+    assert trial.method.name == "fisher"
+    looked_at = directions(dense, images())
+    again = fold_along(vit().float(), trial.method, looked_at)
+    near = vitfold.fidelity(again, images(), dense=dense)
+    assert trial.fidelity.cosine is not None
+    assert near.cosine is not None
+    assert trial.fidelity.cosine.mean == pytest.approx(near.cosine.mean, abs=1e-6)
+    if result.slower is None:
+        assert torch.equal(basis_of(small), looked_at)  # type: ignore[arg-type]
+        result.save(tmp_path)
+        loaded = vitfold.load(tmp_path, vit().float())
+        assert torch.equal(loaded(images()), small(images()))
 
 
 def test_a_folded_model_is_tuned_anew(machine: Machine) -> None:

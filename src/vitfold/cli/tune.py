@@ -42,7 +42,7 @@ def tune(
     model: options.ModelName = "digits",
     batch_size: Annotated[int, typer.Option("--batch-size", "-b", min=1)] = 1,
     methods: Annotated[
-        str | None, typer.Option(help="With commas between.", show_default="ward,tome,lgtm")
+        str | None, typer.Option(help="With commas between.", show_default="ward,fisher,tome,lgtm")
     ] = None,
     trials: Annotated[
         int | None, typer.Option(min=1, help="Folds that are looked at.", show_default="any")

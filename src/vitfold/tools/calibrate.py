@@ -17,7 +17,7 @@ from vitfold.folding.flops import Schedule, count
 from vitfold.folding.fold import clone, fold, fold_to_learn
 from vitfold.folding.inputs import Inputs, batches_in, images_in
 from vitfold.methods.base import Base, Method, learns
-from vitfold.methods.fisher import Fisher, FisherCut, directed
+from vitfold.methods.fisher import Fisher, directed
 from vitfold.methods.step import Plan, Step, View
 from vitfold.methods.ward import Ward
 from vitfold.methods.wardcut import HIGHEST, Heights, WardCut
@@ -26,7 +26,7 @@ from vitfold.tokens.modes import evaluating
 from vitfold.tokens.state import TokenState
 from vitfold.tools.measure import Progress
 from vitfold.tools.placing import Weights, idle, placed, schedule_of, searched, tries
-from vitfold.tools.sensitivity import directions, fold_along, set_basis
+from vitfold.tools.sensitivity import directions, fold_along, is_directed, set_basis
 
 ModelT = TypeVar("ModelT", bound=nn.Module)
 
@@ -61,9 +61,9 @@ def calibrate(
     method = record.method
     pixels = _pixels(model, images)
     dense = clone(model)
-    if cues and (_is_directed(method) or not isinstance(method, Method)):
+    if cues and (is_directed(method) or not isinstance(method, Method)):
         raise MethodError(f"{type(method).__name__} compares by one cue: leave out cues")
-    basis = directions(dense, pixels, progress) if _is_directed(method) else None
+    basis = directions(dense, pixels, progress) if is_directed(method) else None
     if isinstance(method, Method):
         if method.flops is not None:
             method = placed(dense, method, pixels, cues, progress, basis)
@@ -82,15 +82,10 @@ def calibrate(
 
 def passes(method: Base, depth: int, cues: int = 0, place: bool = False) -> int:
     """How often the images go through a model of so many blocks, at most."""
-    looks = int(_is_directed(method))
+    looks = int(is_directed(method))
     if isinstance(method, Method):
         return looks + (tries(depth, cues) if method.flops is not None else 0)
     return looks + PASSES + (tries(depth) if place else 0)
-
-
-def _is_directed(method: Base) -> bool:
-    """Whether it compares tokens in directions that images tell."""
-    return isinstance(method, Fisher | FisherCut)
 
 
 def _record(model: nn.Module) -> Fold:

@@ -12,7 +12,7 @@ from vitfold.folding.calls import fold_of
 from vitfold.folding.families import find
 from vitfold.folding.fold import clone, fold_to_learn
 from vitfold.methods.base import Base
-from vitfold.methods.fisher import DirectedHeights, Directions, rank
+from vitfold.methods.fisher import DirectedHeights, Directions, Fisher, FisherCut, rank
 from vitfold.methods.step import Plan, Step, View
 from vitfold.tokens.layout import Layout
 from vitfold.tokens.modes import evaluating
@@ -26,6 +26,11 @@ BATCH = 8
 
 DRAWS = 4
 """In how many directions of what it says of an image the model is looked at."""
+
+
+def is_directed(method: Base) -> bool:
+    """Whether a method compares tokens in directions that images tell."""
+    return isinstance(method, Fisher | FisherCut)
 
 
 def directions(model: nn.Module, images: Tensor, progress: Progress = lambda: None) -> Tensor:

@@ -53,23 +53,21 @@ class ForNearness(Search):
             self.time(shape, *keeper)
 
     def settle(self, rounds: int) -> Candidate | None:
-        """The same, of what is near enough in the runtime, too; where that is less near, more is
-        asked of eager torch."""
+        """The same, of what is near enough in the runtime, too; where that is less near, as much
+        more is asked of eager torch."""
         for _ in range(AGAIN):
             best = super().settle(rounds)
-            if best is None or (lack := self._lack(best)) <= 0:
+            if best is None or (served := self._served(best)) >= self.goal.value:
                 return best
-            self.least += lack
+            self.least = self.goal.value + figure(best.trial.fidelity, self.goal.name) - served
             self.consider(best.shape)
         return None
 
-    def _lack(self, candidate: Candidate) -> float:
-        """By how much it is less near there; of a classifier's embeddings a runtime shows
-        nothing."""
+    def _served(self, candidate: Candidate) -> float:
+        """How near it is there; of a classifier's embeddings a runtime shows nothing."""
         served = self.measures.served_fidelity(candidate.trial.method)
-        if self.goal.name == "cosine" and served.kl is not None:
-            return 0.0
-        return self.goal.value - figure(served, self.goal.name)
+        hidden = self.goal.name == "cosine" and served.kl is not None
+        return figure(candidate.trial.fidelity if hidden else served, self.goal.name)
 
     def _halve(self, shape: Shape, low: float, high: float, keeper: Keeper | None) -> Keeper | None:
         """The fold of the least share between both that is near enough."""

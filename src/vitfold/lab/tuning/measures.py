@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -10,13 +11,14 @@ from torch import Tensor, nn
 from vitfold.exporting.runtime import Runtime
 from vitfold.folding.families import find
 from vitfold.folding.flops import cost
-from vitfold.folding.fold import clone, fold
+from vitfold.folding.fold import clone
 from vitfold.lab.tuning.trials import Share, Trial, Trials
 from vitfold.methods import Base
 from vitfold.tokens.modes import evaluating
 from vitfold.tools.fidelity import Comparison, Fidelity, losses
 from vitfold.tools.looks import Look, look
 from vitfold.tools.measure import Throughput, interleave, quartiles, timed
+from vitfold.tools.sensitivity import directions, fold_along, is_directed
 
 BATCH = 32
 """How many images are compared at a time."""
@@ -26,6 +28,11 @@ SECONDS = 3.0
 
 ROUNDS = (5, 40)
 """The fewest and the most rounds in that time."""
+
+LOOKED_AT = 32
+"""So many images, at most, tell directions: more tell them hardly better, and take longer."""
+
+ModelT = TypeVar("ModelT", bound=nn.Module)
 
 
 @dataclass
@@ -88,7 +95,11 @@ class Measures:
     def folded(self, method: Base | None) -> nn.Module:
         """A copy with the fold."""
         model = clone(self.dense)
-        return model if method is None else fold(model, method)
+        return model if method is None else self.fold(model, method)
+
+    def fold(self, model: ModelT, method: Base) -> ModelT:
+        """Fold a model, with what these images give the method."""
+        return fold_along(model, method, self._basis if is_directed(method) else None)
 
     @property
     def dense_seconds(self) -> float:
@@ -111,6 +122,11 @@ class Measures:
     @cached_property
     def _dense_flops(self) -> int:
         return cost(find(self.dense))
+
+    @cached_property
+    def _basis(self) -> Tensor:
+        """In which directions tokens are compared, by a method that has any."""
+        return directions(self.dense, self.images[:: -(-len(self.images) // LOOKED_AT)])
 
     @property
     def _rounds(self) -> int:

@@ -9,13 +9,14 @@ from typing import Any
 from vitfold.errors import MethodError
 from vitfold.methods import Base, create_method, ready
 from vitfold.methods.base import planned
+from vitfold.methods.fisher import Fisher
 from vitfold.methods.registry import named
 from vitfold.methods.schedule import along
 from vitfold.methods.step import Plan
 from vitfold.tokens.layout import Layout
 from vitfold.tools.placing import FACTORS
 
-KINDS = (("ward", ""), ("tome", ""), ("ward", "k"), ("lgtm", ""))
+KINDS = (("ward", ""), ("fisher", ""), ("tome", ""), ("ward", "k"), ("lgtm", ""))
 """Methods and cues that are tried, by themselves; an empty cue is the method's own."""
 
 RAMPS = (-0.5, 0.0, 0.5)
@@ -114,11 +115,12 @@ def kinds_of(methods: Sequence[str] | None) -> list[tuple[str, str]]:
     """The methods that are tried, and by which cues."""
     if methods is None:
         return list(KINDS)
+    known = sorted([*ready(), Fisher.name])
     if not methods:
-        raise MethodError(f"methods: expected some of {', '.join(ready())}")
+        raise MethodError(f"methods: expected some of {', '.join(known)}")
     for name in methods:
-        if named(name).name not in ready():
-            raise MethodError(f"{name} is not tuned: give methods among {', '.join(ready())}")
+        if named(name).name not in known:
+            raise MethodError(f"{name} is not tuned: give methods among {', '.join(known)}")
     return [(named(name).name, "") for name in methods]
 
 

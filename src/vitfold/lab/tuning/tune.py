@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from vitfold.errors import DataError, MethodError, TuneError
 from vitfold.exporting.runtime import Runtime
-from vitfold.folding.fold import clone, fold, unfold
+from vitfold.folding.fold import clone, unfold
 from vitfold.lab.tuning.by_nearness import ForNearness, figure
 from vitfold.lab.tuning.by_speed import ForFlops, ForSpeed
 from vitfold.lab.tuning.card import FILE as CARD
@@ -131,7 +131,7 @@ def _result(model: nn.Module, search: Search, best: Candidate | None, stopped: b
     if trial is None:
         unfold(model)
     else:
-        fold(model, trial.method)
+        search.measures.fold(model, trial.method)
     return Tuned(
         model=model,
         goal=search.goal,
