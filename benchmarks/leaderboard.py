@@ -1,9 +1,10 @@
 """All methods without training on equal terms: `python benchmarks/leaderboard.py MODEL ...`.
 
 Every method at the same shares of the dense FLOPs, on the same labelled images, each prepared once,
-beside the two baselines that any method has to beat. Differences are paired: both saw the same
-images. What was measured of every image is kept in --output, so a run goes on where it was stopped.
-Writes benchmarks/leaderboard-NAME.md, and the same as rows for `vitfold report`.
+beside the two baselines that any method has to beat, and what was calibrated or trained on other
+images (--trained DIR). Differences are paired: all saw the same images. What was measured of every
+image is kept in --output, so a run goes on where it was stopped. Writes
+benchmarks/leaderboard-NAME.md, and the same as rows for `vitfold report`.
 
     python benchmarks/leaderboard.py deit_tiny_imagenet/model.py:build \
         --data-dir imagenet-samples.tar --every 5
@@ -11,7 +12,7 @@ Writes benchmarks/leaderboard-NAME.md, and the same as rows for `vitfold report`
 
 import functools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -28,8 +29,11 @@ from vitfold.cli import options, show, values
 from vitfold.cli.work import models
 from vitfold.data import Source
 from vitfold.errors import MethodError
+from vitfold.folding.calls import fold_of
+from vitfold.folding.families import find
+from vitfold.folding.flops import cost
 from vitfold.folding.fold import clone
-from vitfold.lab.candidate import baselines, detail, gigaflops, timed_trunk
+from vitfold.lab.candidate import baselines, detail, timed_trunk
 from vitfold.lab.report.columns import GFLOPS
 from vitfold.tools import results
 from vitfold.tools.baselines import DENSE
@@ -79,9 +83,12 @@ GEOMETRIC = ("pitome", "tome", "mctf")
 """Methods that are tried with the same share of patches leaving every block, too."""
 
 
-def entries(model: nn.Module) -> list[Entry]:
+def entries(model: nn.Module, trained: Sequence[Path] = ()) -> list[Entry]:
     """The dense model, the baselines, and every method at every share, one share after another: a
-    run that is stopped has whole tables."""
+    run that is stopped has whole tables.
+
+    trained: directories of folds that have learned or looked at other images.
+    """
     every = [Entry(b.method, b.flops, b.make) for b in baselines(model, SHARES, show.note)]
     for name, (method, options_) in VARIANTS.items():
         for share in SHARES:
@@ -91,8 +98,18 @@ def entries(model: nn.Module) -> list[Entry]:
         for share in SHARES:
             make = functools.partial(geometric, model, name, share)
             every.append(Entry(f"{name} geometric", share, make))
+    every += [_learned(model, place) for place in trained]
     by_share = sorted(every, key=lambda entry: SHARES.index(entry.share))
     return [Entry(DENSE, 1.0, lambda: clone(model)), *by_share]
+
+
+def _learned(model: nn.Module, place: Path) -> Entry:
+    """A fold from a directory, called by its method; `own.py` and `vitfold train` write such."""
+    folded = vitfold.load(place, clone(model))
+    method = fold_of(folded).method
+    asked = getattr(method, "flops", None) or cost(find(folded)) / cost(find(model))
+    nearest = min(SHARES, key=lambda share: abs(share - asked))
+    return Entry(f"{method.name}, from other images", nearest, lambda: folded)
 
 
 def _at_share(model: nn.Module, method: str, options_: dict[str, Any]) -> nn.Module:
@@ -152,18 +169,17 @@ def cells(flat: dict[str, Any]) -> list[str]:
 SPEED = f"speedup_b{BATCH}"
 
 
-def rows_of(model: nn.Module, kept: Kept, timed: bool) -> Iterator[dict[str, Any]]:
+def rows_of(every: Sequence[Entry], kept: Kept, timed: bool) -> Iterator[dict[str, Any]]:
     """All rows, with what they cost."""
-    every = [entry for entry in entries(model) if entry.key in kept]
+    every = [entry for entry in every if entry.key in kept]
     named = {(entry.name, entry.share): entry for entry in every}
-    one = random_inputs(model, 1)
-    whole, dense = gigaflops(model, one), kept[named[DENSE, 1.0].key]
+    dense = kept[named[DENSE, 1.0].key]
+    whole = float(dense["gflops"])
     speeds = _speeds(every) if timed else {}
     for entry in every:
         beside = named.get((AGAINST, entry.share), entry)
-        made = entry.make()
         flat = row(entry, kept[entry.key], kept[beside.key], dense)
-        flat["detail"], flat["gflops"] = detail(made), gigaflops(made, one)
+        flat["detail"], flat["gflops"] = detail(entry.make()), float(kept[entry.key]["gflops"])
         yield flat | {"flops_share": flat["gflops"] / whole} | speeds.get(entry.key, {})
 
 
@@ -191,20 +207,26 @@ def main(
     device: options.Device = "cpu",
     output: Annotated[Path, typer.Option(help="For what was measured.")] = Path("local"),
     timed: Annotated[bool, typer.Option("--timed", help="Measure speed, too.")] = False,
+    trained: Annotated[
+        list[Path],
+        typer.Option(metavar="DIR", help="A fold that has learned from other images, too."),
+    ] = [],  # noqa: B006
 ) -> None:
     """Measure what is missing, and write the table."""
     dense = models.model(model, [], True, None, values.device(device))
     kept = Kept(output / f"leaderboard-{called(model)}.safetensors")
-    left = [entry for entry in entries(dense) if entry.key not in kept]
+    those = entries(dense, trained)
+    left = [entry for entry in those if entry.key not in kept]
     if left:
         batches = list(halves(dense, Source(dataset, data_dir, split), every, limit, batch_size)[1])
         measure(Judge(dense, batches), left, kept)
-    rows = list(rows_of(dense, kept, timed))
+    rows = list(rows_of(those, kept, timed))
     place = Path(data_dir).name if data_dir else dataset
     where = "--data-dir" if data_dir else "--dataset"
     short = "/".join(Path(model).parts[-2:])
     command = f"python benchmarks/leaderboard.py {short} {where} {place} --every {every}"
     command += f" --limit {limit}" * (limit is not None) + " --timed" * timed
+    command += "".join(f" --trained {Path(*place.parts[-2:])}" for place in trained)
     target = Path("benchmarks") / f"leaderboard-{called(model)}.md"
     about = {"command": command, "model": called(model), "versions": results.versions()}
     results.write(target.with_suffix(".json"), rows, about)

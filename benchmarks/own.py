@@ -1,9 +1,10 @@
 """What calibration is worth against others' methods: `python benchmarks/own.py MODEL --data-dir D`.
 
-Every fifth image, in sorted order, chooses: for others' methods the best cue and the best number of
-dense blocks, for ours the directions and the heights of every block, and for ours without numbers
-of an image's own what such images lose on average. The rest judges, once: divergence from the dense
-model, agreement with it, top-1; and the paired difference from ours, by a bootstrap over images.
+Every fifth image, in sorted order, chooses: for others' methods the best cue, the best number of
+dense blocks and, where a paper leaves things open, the best form (rivals.py); for ours the
+directions and the heights of every block, and for ours without numbers of an image's own what such
+images lose on average. The rest judges, once: divergence from the dense model, agreement with it,
+top-1; and the paired difference from ours, by a bootstrap over images.
 What was computed is kept in --output, so that a run goes on where it was stopped. Writes
 benchmarks/own-NAME.md.
 
@@ -22,6 +23,7 @@ import torch
 import torch.nn.functional as F
 import typer
 from halves import called
+from rivals import ATM, cost_alone, fitted, transforming
 from safetensors.torch import load_file, save_file
 from tables import markdown
 from torch import Tensor, nn
@@ -33,7 +35,6 @@ from vitfold import (
     MCTF,
     DiffRate,
     FisherCut,
-    Method,
     MethodError,
     PiToMe,
     ToMe,
@@ -52,6 +53,7 @@ from vitfold.tools.measure import flops, random_inputs
 SHARES = (0.75, 0.6, 0.5)
 CUES = ("k", "x")
 FIFTH = 5
+BATCH = 16
 DRAWS = 10_000
 COLUMNS = (
     "fold", "share", "KL x 1000", "KL more than ours", "agreement", "agreement less than ours",
@@ -59,7 +61,7 @@ COLUMNS = (
 )  # fmt: skip
 
 
-def rivals(share: float, skips: Sequence[int]) -> dict[str, list[Method]]:
+def rivals(share: float, skips: Sequence[int], choose: "Answers") -> dict[str, Sequence[Base]]:
     """Others' methods with the options that are chosen from."""
     return {
         "ToMe": [ToMe(flops=share, cue=cue) for cue in CUES],
@@ -68,6 +70,8 @@ def rivals(share: float, skips: Sequence[int]) -> dict[str, list[Method]]:
         "PiToMe": [PiToMe(flops=share, cue=cue, skip=skip) for cue in CUES for skip in (0, 2)],
         "MCTF": [MCTF(flops=share)],
         "DiffRate": [DiffRate(flops=share)],
+        "ATM": fitted(choose.model, choose.images, share),
+        "Token Transforming": [*transforming(share)],
     }
 
 
@@ -89,7 +93,8 @@ class Answers:
             new = vitfold.fold(clone(self.model), method) if new is None and method else new
             assert new is not None
             with torch.inference_mode():
-                parts = [logits(new, part) for part in self.images.split(16)]
+                batches = self.images.split(1 if isinstance(method, ATM) else BATCH)
+                parts = [logits(new, part) for part in batches]
             self.known[name] = torch.cat(parts).contiguous()
             self.path.parent.mkdir(parents=True, exist_ok=True)
             save_file(self.known, self.path)
@@ -105,9 +110,9 @@ class Answers:
         return (self.of(method).argmax(dim=1) == self.of(None).argmax(dim=1)).double()
 
 
-def chosen(answers: Answers, methods: Sequence[Method]) -> Method:
+def chosen(answers: Answers, methods: Sequence[Base]) -> Base:
     """Of these the one that diverges least on the images that choose."""
-    result: list[tuple[float, Method]] = []
+    result: list[tuple[float, Base]] = []
     for method in methods:
         try:
             result.append((float(answers.divergence(method).mean()), method))
@@ -139,8 +144,10 @@ def between(ours: Tensor, other: Tensor) -> tuple[float, float, float]:
 
 def share_of(judge: Answers, method: Base, folded: nn.Module | None) -> float:
     """The share of the dense FLOPs; of what images decide, on some of them."""
-    some = random_inputs(judge.model, 1) if folded is None else judge.images[::FIFTH]
     new = vitfold.fold(clone(judge.model), method) if folded is None else folded
+    if isinstance(method, ATM):
+        return cost_alone(new, judge.images[::FIFTH]) / flops(judge.model, judge.images[:1])
+    some = random_inputs(judge.model, 1) if folded is None else judge.images[::FIFTH]
     return flops(new, some) / flops(judge.model, some)
 
 
@@ -200,7 +207,7 @@ def main(
         for method, folded in ours.items():
             judge.of(method, folded)
         first, second = ours
-        kinds = rivals(share, [int(skip) for skip in skips.split(",")])
+        kinds = rivals(share, [int(skip) for skip in skips.split(",")], choose)
         folds = {
             "ours, by image": first,
             "ours": second,

@@ -16,7 +16,10 @@ def sweep(
     precision: options.Precision,
     runtime: options.Runtime,
     model: options.ModelName = "digits",
-    methods: Annotated[str, typer.Option(help="With commas between.")] = ",".join(READY),
+    methods: Annotated[
+        str,
+        typer.Option(help="With commas between, or all.", show_default=f"all: {', '.join(READY)}"),
+    ] = "all",
     flops: Annotated[
         str, typer.Option(help="Shares of the dense FLOPs: 0.9,0.6, or 0.9..0.4, or 0.9..0.4:0.05.")
     ] = "0.9..0.4",
@@ -63,7 +66,8 @@ def sweep(
     from vitfold.tools.answers import classes_of_head
 
     shares, sizes = values.shares(flops), values.batch_sizes(batch_size)
-    names = [values.method_name(name) for name in methods.split(",")]
+    chosen = READY if methods == "all" else methods.split(",")
+    names = [values.method_name(name) for name in chosen]
     kwargs, dtype = values.parse(method_kwargs), precision.dtype
     where = runtime.on(model_options.on, precision)
     base = model_options.image_model(model)
