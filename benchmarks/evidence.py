@@ -3,8 +3,8 @@
 Folds one model in all the ways that docs/evidence.md speaks of, on the same labelled images, and
 writes a table for every question to benchmarks/evidence-NAME.md. Differences between two folds are
 paired: both saw the same images. What every fold said is kept in --output, so a run goes on where
-it was stopped, and other questions can be asked of it. Sharpness takes labelled images and hours on
-a large model: --no-sharpness leaves it out.
+it was stopped, and other questions can be asked of it; Ctrl-C writes the tables of what is there.
+Sharpness takes hours on a large model: --no-sharpness leaves it out.
 
     python benchmarks/evidence.py models/vit_cifar10_cpu_adamw --data-dir cifar10 --split test
     python benchmarks/evidence.py digits
@@ -12,6 +12,7 @@ a large model: --no-sharpness leaves it out.
         --data-dir imagenet-samples.tar --every 5 --batch-size 50 --no-sharpness
 """
 
+import contextlib
 import itertools
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -51,8 +52,8 @@ METHODS = (
     vitfold.ToMe, vitfold.DFE, vitfold.LGTM, vitfold.Drop, vitfold.Ward,
     vitfold.PiToMe, vitfold.MCTF, vitfold.DiffRate, vitfold.EViT, vitfold.ToMeAround,
 )  # fmt: skip
-RAMPS = (-1.0, -0.5, 0.5)
-"""From most of it early to most of it late; without one the same number leaves every block."""
+RAMPS = (-0.5, 0.5)
+"""More of it early, and more of it late; without one the same number leaves every block."""
 OURS = (vitfold.Ward, vitfold.WardCut)
 CALIBRATION = 512
 """How many training images WardCut takes its heights from."""
@@ -170,7 +171,8 @@ def main(
     request = questions(
         dense, torch.cat([images for images, _ in looked_at]).to(values.device(device))
     )
-    folds_ = [Fold("dense", lambda: dense), *(fold for group in request.values() for fold in group)]
+    groups = reversed(request.values())  # the short ones first
+    folds_ = [Fold("dense", lambda: dense), *(fold for group in groups for fold in group)]
     judge = Judge(dense, batches)
     _measure(judge, folds_, kept)
     text = Answers(kept, judge.labels)
@@ -189,7 +191,8 @@ def main(
         tell(f"{ours.__name__} against each", DUEL, duels)
     sure = margins(dense, batches)
     ways = (*METHODS, vitfold.WardCut)
-    changes = [change(str(way(flops=SHARE)), text, sure) for way in ways]
+    known = (str(way(flops=SHARE)) for way in ways)
+    changes = [change(fold, text, sure) for fold in known if fold in kept]
     tell("Images whose prediction changes", CHANGES, changes)
     picture = Path("benchmarks") / f"evidence-{name}.png"
     if drawn := surprises(dense, batches, text, sure):
@@ -204,9 +207,10 @@ def main(
 
 
 def _measure(judge: Judge, folds_: Iterable[Fold], kept: Kept) -> None:
-    """What is missing, one fold after another."""
+    """What is missing, one fold after another; Ctrl-C leaves it at what is there by then."""
     left = [fold for fold in {fold.name: fold for fold in folds_}.values() if fold.name not in kept]
-    with show.bar("folding", len(left) * len(judge.batches)) as progress:
+    stopping = contextlib.suppress(KeyboardInterrupt)
+    with stopping, show.bar("folding", len(left) * len(judge.batches)) as progress:
         for fold in left:
             try:
                 new = fold.make()
