@@ -15,7 +15,7 @@ benchmarks/own-NAME.md.
 
 import copy
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -61,17 +61,23 @@ COLUMNS = (
 )  # fmt: skip
 
 
-def rivals(share: float, skips: Sequence[int], choose: "Answers") -> dict[str, Sequence[Base]]:
+def rivals(
+    share: float, skips: Sequence[int], choose: "Answers"
+) -> dict[str, Callable[[], Sequence[Base]]]:
     """Others' methods with the options that are chosen from."""
     return {
-        "ToMe": [ToMe(flops=share, cue=cue) for cue in CUES],
-        "DFE": [DFE(flops=share, cue=cue, skip=skip) for cue in CUES for skip in skips if skip],
-        "LGTM": [LGTM(flops=share, cue=cue, skip=skip) for cue in CUES for skip in skips],
-        "PiToMe": [PiToMe(flops=share, cue=cue, skip=skip) for cue in CUES for skip in (0, 2)],
-        "MCTF": [MCTF(flops=share)],
-        "DiffRate": [DiffRate(flops=share)],
-        "ATM": fitted(choose.model, choose.images, share),
-        "Token Transforming": [*transforming(share)],
+        "ToMe": lambda: [ToMe(flops=share, cue=cue) for cue in CUES],
+        "DFE": lambda: [
+            DFE(flops=share, cue=cue, skip=skip) for cue in CUES for skip in skips if skip
+        ],
+        "LGTM": lambda: [LGTM(flops=share, cue=cue, skip=skip) for cue in CUES for skip in skips],
+        "PiToMe": lambda: [
+            PiToMe(flops=share, cue=cue, skip=skip) for cue in CUES for skip in (0, 2)
+        ],
+        "MCTF": lambda: [MCTF(flops=share)],
+        "DiffRate": lambda: [DiffRate(flops=share)],
+        "ATM": lambda: fitted(choose.model, choose.images, share),
+        "Token Transforming": lambda: [*transforming(share)],
     }
 
 
@@ -184,6 +190,9 @@ def main(
     shares: Annotated[str, typer.Option(help="Of the dense FLOPs.")] = "0.75,0.6,0.5",
     skips: Annotated[str, typer.Option(help="Dense blocks of others' methods.")] = "0,1,2,3,4,5",
     both: Annotated[bool, typer.Option(help="Calibrate ToMe and Ward, too.")] = True,
+    others: Annotated[
+        str, typer.Option(help="Only those, with commas between.", show_default="all")
+    ] = "",
     output: Annotated[Path, typer.Option(help="For what was computed.")] = Path("local"),
 ) -> None:
     """Choose, judge, and write the table."""
@@ -208,12 +217,14 @@ def main(
             judge.of(method, folded)
         first, second = ours
         kinds = rivals(share, [int(skip) for skip in skips.split(",")], choose)
+        asked = others.split(",") if others else kinds
         folds = {
             "ours, by image": first,
             "ours": second,
             **{
                 f"{kind}, best of {len(those)}": chosen(choose, those)
-                for kind, those in kinds.items()
+                for kind in asked
+                for those in [kinds[kind]()]
             },
             "Ward": Ward(flops=share),
         }
