@@ -79,8 +79,8 @@ def refuse_idle(record: Fold) -> None:
 
 def refuse_restoring(record: Fold) -> None:
     """Refuse steps whose tokens are all there again after their block, where what is around the
-    trunk reads those that are left."""
-    if record.out != "reduced":
+    trunk reads those that are left; and such as cannot go by squares, where those leave."""
+    if record.out != "reduced" and record.family.square == 1:
         return
     plan = planned(record.learned or record.method, record.family.layout(), record.schedule)
     if any(
