@@ -141,8 +141,10 @@ def _prepare(model: nn.Module, family: Family, method: Base, out: Out) -> None:
     if out not in OUTS:
         raise MethodError(f"out={out!r}: expected 'restored' or 'reduced'")
     if out == "reduced":
-        family.square = max(hosts.find_host(model, family).side, family.square)
+        host = hosts.find_host(model, family)
+        family.square = max(host.side, family.square)
         hosts.check_method(family, method)
+        hosts.refuse_patched(model, host)
 
 
 def unfold(model: ModelT) -> ModelT:

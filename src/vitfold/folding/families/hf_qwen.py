@@ -128,6 +128,7 @@ class HFQwenWindowed(HFQwen):
 
     models: ClassVar = {
         QWEN25 + "VisionTransformerPretrainedModel": (
+            "Qwen2_5_VisionTransformerPretrainedModel",
             "Qwen2_5_VLModel",
             "Qwen2_5_VLForConditionalGeneration",
         )

@@ -25,6 +25,7 @@ __all__ = [
     "check_method",
     "find_host",
     "put_on",
+    "refuse_patched",
     "refuse_replaced",
     "register_host",
     "take_off",
@@ -109,17 +110,25 @@ def _is_ours(value: Any) -> bool:
     return getattr(value, "func", None) is enter
 
 
-def put_on(model: nn.Module, host: Host) -> None:
-    """Lay what hands out fewer visual tokens over the methods of a model and of its heads."""
-    entries = [(m, entry) for m, entry in _entries(model, host) if hasattr(type(m), entry)]
-    for module, entry in entries:
+def _overlaid(model: nn.Module, host: Host) -> list[tuple[nn.Module, str]]:
+    return [(m, entry) for m, entry in _entries(model, host) if hasattr(type(m), entry)]
+
+
+def refuse_patched(model: nn.Module, host: Host) -> None:
+    """Refuse a model over whose methods somebody else has laid something."""
+    for module, entry in _overlaid(model, host):
         own = module.__dict__.get(entry)
         if own is not None and not _is_ours(own):
+            how = " (accelerate.hooks.remove_hook_from_module(model, recurse=True))"
             raise UnsupportedModel(
-                f"the {entry} of a {type(module).__name__} is replaced: put back what was there, "
-                "fold, and then replace it again"
+                f"the {entry} of a {type(module).__name__} is replaced: put back what was there"
+                f"{how * hasattr(module, '_hf_hook')}, fold, and then replace it again"
             )
-    for module, entry in entries:
+
+
+def put_on(model: nn.Module, host: Host) -> None:
+    """Lay what hands out fewer visual tokens over the methods of a model and of its heads."""
+    for module, entry in _overlaid(model, host):
         own = getattr(type(module), entry).__get__(module)
         overlay = functools.partial(enter, module, host.model, entry)
         overlay.__signature__ = inspect.signature(own)  # type: ignore[attr-defined]

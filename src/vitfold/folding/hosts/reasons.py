@@ -16,7 +16,8 @@ _REASONS = {
         mllama""",
     "it joins the tokens of several layers, the first of which saw them all": "vipllava",
     "it reads two towers, of which only one is folded": "deepseek_vl_hybrid",
-    "it marks places of its prompt by hand for what follows": "janus colpali colqwen2 colmodernvbert",
+    "it marks places of its prompt by hand for what follows": """
+        janus colpali colqwen2 colmodernvbert""",
     "it acts, and its actions follow the whole prompt": "pi0",
     "its encoder of text reads visual tokens, and its decoder those": "t5gemma2",
     "its visual tokens are words of a book of its own": "ovis2",

@@ -31,6 +31,7 @@ UNSAVED = (
     "Qwen2VLModel",
     "Qwen2_5_VLForConditionalGeneration",
     "Qwen2_5_VLModel",
+    "Qwen2_5_VisionTransformerPretrainedModel",
     "Qwen3VLForConditionalGeneration",
     "Qwen3VLModel",
     "Qwen3VLMoeForConditionalGeneration",
