@@ -79,8 +79,8 @@ def test_fidelity_of_masks() -> None:
     x = images(model, 2)
     report = vitfold.fidelity(model, x)
     with torch.no_grad():
-        ours = model(x).pred_masks.flatten(1, 2) > 0
-        dense = vitfold.unfold(model)(x).pred_masks.flatten(1, 2) > 0
+        ours = model(x).pred_masks.flatten(1, -3) > 0
+        dense = vitfold.unfold(model)(x).pred_masks.flatten(1, -3) > 0
     assert report.iou is not None
     assert report.iou.mean == pytest.approx(
         float(iou(ours.flatten(1, 2), dense.flatten(1, 2)).mean())
