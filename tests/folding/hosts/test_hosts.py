@@ -5,6 +5,7 @@ import contextlib
 import copy
 import gc
 import itertools
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +14,17 @@ import timm
 import torch
 from support.hf_hosts import HOSTS as HOLDERS
 from support.hf_hosts import host
-from support.hf_models import IMAGE, SMALL, small
-from support.vision_language import build, inputs, picture
+from support.hf_models import IMAGE, SMALL, VISION, small
+from support.models import scatter
+from support.vision_language import MODELS, build, inputs, picture
 from torch import Tensor, nn
 
 import vitfold
 from vitfold.errors import FoldError, MethodError, PlanError, ShapeError, UnsupportedModel
 from vitfold.folding import flops
-from vitfold.folding.hosts.registry import HOSTS
+from vitfold.folding.blocks.names import full_name
+from vitfold.folding.hosts import Host, hf_tokens, register_host
+from vitfold.folding.hosts.registry import HOSTS, host_of
 
 transformers = pytest.importorskip("transformers")
 
@@ -101,6 +105,7 @@ def test_another_word_is_refused() -> None:
     [
         ("Llava", vitfold.LTMP(), "another number of tokens for every image"),
         ("Llava", vitfold.ToMeAround(r=8), "there again"),
+        ("Qwen3VL", vitfold.WardCut(flops=0.7), "another number of tokens for every image"),
         ("Gemma3", vitfold.LGTM(r=8), "cannot go by squares"),
         ("Gemma3", vitfold.DynamicViT(flops=0.7), "squares|class token"),
     ],
@@ -337,6 +342,88 @@ def test_the_whole_of_a_sequence_is_read_too() -> None:
     assert call(model, arguments, **options).shape[1] == whole.shape[1] - 8
     options["vision_feature_layer"] = -1
     assert call(model, arguments, **options).shape[1] == whole.shape[1] - 24
+
+
+def llava(**vision: Any) -> Any:
+    """LLaVA with another tower."""
+    options = MODELS["Llava"] | {"vision_feature_select_strategy": "full"}
+    options |= {"vision_config": VISION | {"image_size": 32} | vision, "vision_feature_layer": -1}
+    torch.manual_seed(0)
+    kind = transformers.LlavaForConditionalGeneration
+    return scatter(kind(transformers.LlavaConfig(**options))).eval()
+
+
+def test_llava_with_a_tower_of_siglip() -> None:
+    model, arguments = llava(model_type="siglip_vision_model"), inputs("Llava", [picture(0)])
+    whole = call(model, arguments).shape[1]
+    vitfold.fold(model, TOME, out="reduced")
+    assert call(model, arguments).shape[1] == whole - 24
+
+
+def test_llava_with_a_tower_of_pixtral_takes_images_of_several_sizes() -> None:
+    model = vitfold.fold(llava(model_type="pixtral"), TOME, out="reduced")
+    rows = [[0] * 32 + [1] + [IMAGE] * 32 + [5, 7], [1] + [IMAGE] * 64 + [6, 7]]
+    ids, pixels = torch.tensor(rows), torch.zeros(2, 3, 32, 32)
+    pixels[0, :, :16], pixels[1] = picture(1, 16, 32), picture(0)
+    sizes = torch.tensor([[16, 32], [32, 32]])
+    mask = (ids != 0).long()
+    together = model(input_ids=ids, attention_mask=mask, pixel_values=pixels, image_sizes=sizes)
+    alone = model(input_ids=ids[:1, 32:], pixel_values=pixels[:1, :, :16], image_sizes=sizes[:1])
+    length = alone.logits.shape[1]
+    assert length == 35 - 24
+    torch.testing.assert_close(together.logits[0, -length:], alone.logits[0], rtol=1e-4, atol=1e-4)
+
+
+def test_compiled_models_say_the_same() -> None:
+    model, arguments = reduced(), inputs("Llava", [picture(0)])
+    expected = call(model, arguments)
+    torch._dynamo.reset()
+    compiled = torch.compile(model, backend="eager")
+    torch.testing.assert_close(call(compiled, arguments), expected)
+    torch._dynamo.reset()
+    model.model.vision_tower.compile(backend="eager")
+    with pytest.raises(FoldError, match="not the tower"):
+        call(model, arguments)
+    torch._dynamo.reset()
+
+
+def test_pickles_are_folded() -> None:
+    model, arguments = reduced(), inputs("Llava", [picture(0)])
+    again = pickle.loads(pickle.dumps(model))
+    assert vitfold.folded(again) == vitfold.folded(model)
+    assert torch.equal(call(again, arguments), call(model, arguments))
+
+
+def test_adapters_around_a_model() -> None:
+    peft = pytest.importorskip("peft")
+    model, arguments = reduced(), inputs("Llava", [picture(0)])
+    expected, said = call(model, arguments), model.generate(**arguments, max_new_tokens=3)
+    config = peft.LoraConfig(target_modules=["q_proj", "v_proj"])
+    around = peft.get_peft_model(model, config)
+    torch.testing.assert_close(call(around, arguments), expected)
+    assert torch.equal(around.generate(**arguments, max_new_tokens=3), said)
+
+
+def test_one_more_host_is_one_class() -> None:
+    class Own(transformers.PaliGemmaModel):
+        pass
+
+    with pytest.raises(UnsupportedModel, match=r"is described by .*HFPaliGemma already"):
+        register_host(type("Mine", (Host,), {"models": (transformers.PaliGemmaModel,)}))
+    model = build("PaliGemma")
+    model.model.__class__ = Own
+    assert isinstance(host_of(model.model), hf_tokens.HFPaliGemma), "a subclass counts"
+
+    class OwnHost(hf_tokens.HFPaliGemma):
+        models = (Own,)
+
+    register_host(OwnHost)
+    try:
+        vitfold.fold(model, TOME, out="reduced")
+        assert isinstance(host_of(model.model), OwnHost)
+        assert call(model, inputs("PaliGemma", [picture(0)])).shape[1] == 45
+    finally:
+        HOSTS.pop(full_name(Own))
 
 
 def test_runs_are_seen_from_outside() -> None:

@@ -34,6 +34,9 @@ __all__ = [
 for _file in pkgutil.iter_modules(__path__):  # a host registers itself when it is imported
     importlib.import_module(f"{__name__}.{_file.name}")
 
+INSPECTED = ("forward", "get_image_features")
+"""Methods whose parameters transformers looks at; those of `generate` cannot be pickled."""
+
 REMEDY = "fold with out='restored', which leaves its visual tokens as many as they are"
 
 
@@ -131,7 +134,8 @@ def put_on(model: nn.Module, host: Host) -> None:
     for module, entry in _overlaid(model, host):
         own = getattr(type(module), entry).__get__(module)
         overlay = functools.partial(enter, module, host.model, entry)
-        overlay.__signature__ = inspect.signature(own)  # type: ignore[attr-defined]
+        if entry in INSPECTED:
+            overlay.__signature__ = inspect.signature(own)  # type: ignore[attr-defined]
         module.__dict__[entry] = overlay
 
 

@@ -108,7 +108,7 @@ class Host:
         if not runs:
             raise FoldError(
                 f"{type(self.model).__name__} did not run its tower as it is: with out='reduced', "
-                "compile its language_model, not the whole"
+                "compile the whole model or its language_model, not the tower"
             )
         run = runs[-1]
         if run.valid is not None:

@@ -19,6 +19,8 @@ Own = Callable[..., Any]
 Arguments = dict[str, Any]
 
 
+# How a prompt is cut, an image decides.
+@torch.compiler.disable(recursive=False)  # type: ignore[untyped-decorator]
 def enter(module: nn.Module, inner: nn.Module, entry: str, *args: Any, **kwargs: Any) -> Any:
     """A method of a model, or of what is around it, whose visual tokens are handed out reduced.
 
@@ -43,7 +45,7 @@ def _by_name(own: Own, args: tuple[Any, ...], kwargs: Arguments) -> Arguments:
 
 def _features(host: Host, _: Own, arguments: Arguments) -> Any:
     """`get_image_features`: visual tokens that stay."""
-    return host.encode(arguments)[0]
+    return _encoded(host, arguments)[0]
 
 
 def _forward(host: Host, own: Own, arguments: Arguments) -> Any:
@@ -72,6 +74,12 @@ def _generate(host: Host, own: Own, arguments: Arguments) -> Any:
         return _with_prompt(prompt, out, length)
     out.sequences = _with_prompt(prompt, out.sequences, length)
     return out
+
+
+@torch.compiler.disable  # type: ignore[untyped-decorator]
+def _encoded(host: Host, arguments: Arguments) -> tuple[Any, list[Tensor]]:
+    """Visual tokens that stay, and which do: a tower in a graph would tell nobody."""
+    return host.encode(arguments)
 
 
 ENTRIES = {"forward": _forward, "generate": _generate, "get_image_features": _features}
@@ -120,7 +128,7 @@ def _reduced(
         raise ShapeError(
             "out='reduced' takes an attention_mask [B, L] of the prompt: give that, or none"
         )
-    outputs, stays = host.encode(arguments)
+    outputs, stays = _encoded(host, arguments)
     new = {name: value for name, value in arguments.items() if name != host.images}
     new["mm_encoder_outputs"] = {"image": outputs}
     if all(bool(part.all()) for part in stays):
