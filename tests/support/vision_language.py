@@ -154,7 +154,7 @@ def inputs(name: str, images: list[Tensor], rows: int | None = None) -> dict[str
         made["token_type_ids"] = (ids == IMAGE).long() * (name == "Gemma3")
     if name in PACKED:
         made["mm_token_type_ids"] = (ids == IMAGE).long()
-    return made | _pixels(name, [image for own in each for image in own], rows)
+    return made | _pixels(name, each)
 
 
 def _prompt(name: str, images: list[Tensor]) -> list[int]:
@@ -166,7 +166,8 @@ def _prompt(name: str, images: list[Tensor]) -> list[int]:
     return tokens
 
 
-def _pixels(name: str, images: list[Tensor], rows: int) -> dict[str, Any]:
+def _pixels(name: str, each: list[list[Tensor]]) -> dict[str, Any]:
+    images = [image for own in each for image in own]
     if name in PACKED:
         shapes = [[1, i.shape[1] // 4, i.shape[2] // 4] for i in images]
         pixels = torch.cat([patches(image) for image in images])
@@ -177,10 +178,14 @@ def _pixels(name: str, images: list[Tensor], rows: int) -> dict[str, Any]:
         grown = [pad(i, (0, width - i.shape[2], 0, height - i.shape[1])) for i in images]
         sizes = torch.tensor([i.shape[1:] for i in images])
         return {"pixel_values": torch.stack(grown), "image_sizes": sizes}
-    pixels = torch.stack(images)
-    if name in ("Idefics3", "SmolVLM"):
-        return {"pixel_values": pixels.unflatten(0, (rows, -1))}
-    return {"pixel_values": pixels}
+    if name in ("Idefics3", "SmolVLM"):  # rows with fewer images get blank ones
+        most, blank = max(map(len, each)), torch.zeros_like(images[0])
+        return {"pixel_values": torch.stack([_stacked(own, most, blank) for own in each])}
+    return {"pixel_values": torch.stack(images)}
+
+
+def _stacked(images: list[Tensor], most: int, blank: Tensor) -> Tensor:
+    return torch.stack([*images, *[blank] * (most - len(images))])
 
 
 def patches(image: Tensor) -> Tensor:

@@ -426,6 +426,20 @@ def test_one_more_host_is_one_class() -> None:
         HOSTS.pop(full_name(Own))
 
 
+@pytest.mark.parametrize("name", ["Gemma3", "InternVL"])
+def test_squares_merge_place_by_place(name: str) -> None:
+    model, arguments = reduced(name), inputs(name, [picture(0)])
+    trace = vitfold.trace(model, arguments)
+    groups = trace.groups()
+    assert groups.shape == (8, 8)
+    assert len(groups.unique()) == 64 - 24
+    squares = groups.view(4, 2, 4, 2).transpose(1, 2).flatten(2).flatten(0, 1)
+    for cells in squares:
+        alike = (squares == cells).any(dim=1)
+        assert torch.equal(squares[alike], cells.expand(int(alike.sum()), -1))
+    assert trace.draw(0).size
+
+
 def test_runs_are_seen_from_outside() -> None:
     model, arguments = reduced(), inputs("Llava", [picture(0)])
     trace = vitfold.trace(model, arguments)

@@ -109,7 +109,7 @@ def test_a_batch_gives_what_each_prompt_gives_alone(name: str) -> None:
         assert torch.equal(said[row, together["input_ids"].shape[1] :][: len(tokens)], tokens)
 
 
-@pytest.mark.parametrize("name", [n for n in NAMES if n not in ("Idefics3", "SmolVLM")])
+@pytest.mark.parametrize("name", NAMES)
 def test_rows_with_more_images_than_others_are_padded_anew(name: str) -> None:
     model = reduced(name)
     images = [picture(0), picture(1), picture(2)]
