@@ -126,8 +126,9 @@ def test_maps_are_drawn_dense_beside_folded(name: str) -> None:
     assert left.tobytes() == right.tobytes()
 
 
-def test_what_makes_no_maps_draws_none() -> None:
-    model = folded(small("ViTMSNModel"))
+@pytest.mark.parametrize("name", ["ViTMSNModel", "VitPoseForPoseEstimation"])
+def test_what_makes_no_maps_draws_none(name: str) -> None:
+    model = folded(small(name))
     assert beside(model, images(model, 1), [Image.new("RGB", (40, 30))]) == []
 
 

@@ -42,7 +42,7 @@ class Run:
     pixels: `[B, patches, D]` of every patch, where the method looks at them.
     order: `[B or 1, N]` in which tokens go through the blocks, where squares of patches leave as
         one and do not lie together; None: as they come.
-    shown: blocks that hand out dense tokens whatever the others do.
+    visible: blocks that hand out dense tokens whatever the others do.
     arguments: what the trunk was called with, by name, where the run is watched.
     states: of the tokens, one that each block starts from and one at the end. A block that is run
         again (activation checkpointing) finds its own, and writes the same successor.
@@ -66,7 +66,7 @@ class Run:
         self.lengths: Sequence[int] | None = None
         self.pixels: Tensor | None = None
         self.order: Tensor | None = None
-        self.shown: frozenset[int] = frozenset()
+        self.visible: frozenset[int] = frozenset()
         self.states: list[TokenState] = []
         self.plan: Plan = ()
         self.width = 0
@@ -264,7 +264,7 @@ class Run:
     def shows(self, index: int) -> bool:
         """Whether the output of a block is dense: when the caller needs that, or when a hook looks
         at it or at the input of the next block."""
-        if self.shape == "dense" or index in self.shown:
+        if self.shape == "dense" or index in self.visible:
             return True
         if any(map(watches, self.blocks[index]._forward_hooks.values())):
             return True

@@ -5,6 +5,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from vitfold.errors import DataError
 from vitfold.folding.fold import clone
 from vitfold.tokens.modes import evaluating
 from vitfold.tools import draw
@@ -23,19 +24,27 @@ def beside(model: nn.Module, images: Tensor, pictures: list[Image.Image]) -> lis
     pictures: what they are made from.
     """
     with torch.inference_mode(), evaluating(model):
-        folded = look(model, images).kept()
+        folded = _look(model, images)
         if folded.depth is None and folded.masks is None:
             return []
-        dense = look(clone(model).eval(), images).kept()
+        dense = _look(clone(model).eval(), images)
     size = (int(images.shape[-2]), int(images.shape[-1]))
     rows = []
     for number, picture in enumerate(pictures):
-        shown = picture.resize((size[1], size[0]))
+        photograph = picture.resize((size[1], size[0]))
         maps = _depths(folded, dense, number, size)
         maps = _classes(folded, dense, number, size) if maps is None else maps
-        drawn = [draw.plain(shown), *(draw.plain(one) for one in maps.values())]
-        rows.append(draw.row(drawn, ["image", *maps]))
+        parts = [draw.plain(photograph), *(draw.plain(one) for one in maps.values())]
+        rows.append(draw.row(parts, ["image", *maps]))
     return rows
+
+
+def _look(model: nn.Module, images: Tensor) -> Look:
+    """What a model says; nothing of one whose output nobody knows how to read."""
+    try:
+        return look(model, images).kept()
+    except DataError:
+        return Look()
 
 
 def _depths(

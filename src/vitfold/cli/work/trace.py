@@ -49,9 +49,9 @@ def trace_images(
     _show(traced, images)
     _draw(traced, images, output)
     maps = [] if isinstance(model, Segmenter) else beside(model, batch, pictures)
-    for name, drawn in zip(_names(images), maps, strict=False):
+    for name, picture in zip(_names(images), maps, strict=False):
         target = output / f"{name}-map.png"
-        draw.save(drawn, target)
+        draw.save(picture, target)
         show.written(target)
     for name, picture, truth in zip(_names(images), pictures, truths, strict=False):
         target = output / f"{name}-classes.png"

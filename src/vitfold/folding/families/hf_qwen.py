@@ -94,7 +94,7 @@ class HFQwen(Flat):
         return {"hidden_states": patches, "grid_thw": shapes}
 
     def call(self, method: str, run: Run, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        run.shown = frozenset(getattr(self.trunk, "deepstack_visual_indexes", ()))
+        run.visible = frozenset(getattr(self.trunk, "deepstack_visual_indexes", ()))
         return super().call(method, run, args, kwargs)
 
     def attend(self, block: Block, x: Tensor, attend: Attend) -> Tensor:

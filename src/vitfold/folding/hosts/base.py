@@ -91,11 +91,11 @@ class Host:
         each image which of its visual tokens do, `[S]`."""
         function = type(self.model).get_image_features
         names = inspect.signature(function).parameters
-        given = {name: arguments[name] for name in names if arguments.get(name) is not None}
+        images = {name: arguments[name] for name in names if arguments.get(name) is not None}
         with watch() as runs:
-            cut = Cut(lambda: self.stays(runs, given))
+            cut = Cut(lambda: self.stays(runs, images))
             proxy = whole(self.model, **self.overrides(cut))
-            outputs = function(proxy, **given | {"return_dict": True})
+            outputs = function(proxy, **images, return_dict=True)
         stays = cut.stays
         outputs.pooler_output = selected(outputs.pooler_output, stays)
         layers = getattr(outputs, "deepstack_features", None)

@@ -42,8 +42,8 @@ class Cut:
             )
         if self.rows is None:
             return x
-        kept = x.flatten(0, -2)[self.rows]
-        return kept.unsqueeze(0) if x.dim() == 3 else kept
+        rows = x.flatten(0, -2)[self.rows]
+        return rows.unsqueeze(0) if x.dim() == 3 else rows
 
     def shape(self, images: int | None = None) -> torch.Size:
         """The leading axes of all visual tokens: in one row, or in a row for each image."""

@@ -44,10 +44,10 @@ class HFQwen(Host):
     def positions(self, arguments: Arguments) -> Tensor | None:
         """Where the model can tell them: it takes a prompt for words else."""
         names = ("input_ids", "mm_token_type_ids", "image_grid_thw", "attention_mask")
-        given = {name: arguments.get(name) for name in names}
-        if any(given[name] is None for name in names[:3]):
+        parts = {name: arguments.get(name) for name in names}
+        if any(parts[name] is None for name in names[:3]):
             return None
-        positions: Tensor = self.model.get_rope_index(**given)[0]
+        positions: Tensor = self.model.get_rope_index(**parts)[0]
         return positions
 
     def remember(self, positions: Tensor, length: Tensor) -> None:

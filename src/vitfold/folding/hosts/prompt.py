@@ -34,8 +34,8 @@ class Short:
     def take(self, x: Tensor, fill: float) -> Tensor:
         """`[B, n, ...]` of `x[B, L, ...]`."""
         view = self.rows.to(x.device).view(*self.rows.shape, *[1] * (x.dim() - 2))
-        kept = x.gather(1, view.expand(*self.rows.shape, *x.shape[2:]))
-        return kept.where(self.here.to(x.device).view(view.shape), kept.new_tensor(fill))
+        some = x.gather(1, view.expand(*self.rows.shape, *x.shape[2:]))
+        return some.where(self.here.to(x.device).view(view.shape), some.new_tensor(fill))
 
     def along(self, x: Tensor, fill: float) -> Tensor:
         """`[..., B, n]` of `x[..., B or 1, L]`."""

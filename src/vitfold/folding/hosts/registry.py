@@ -29,5 +29,5 @@ def register_host(host: HostT) -> HostT:
 def host_of(model: nn.Module) -> Host | None:
     """The host that describes a model itself."""
     names = (full_name(base) for base in type(model).__mro__)
-    found = next((HOSTS[name] for name in names if name in HOSTS), None)
-    return None if found is None else found(model)
+    kind = next((HOSTS[name] for name in names if name in HOSTS), None)
+    return None if kind is None else kind(model)
