@@ -276,6 +276,21 @@ def test_rows_of_a_batch_and_beams() -> None:
     assert torch.equal(beams[2:, :width], alone[:, :width])
 
 
+def test_rows_stay_padded_on_their_side() -> None:
+    model = reduced()
+    arguments = inputs("Llava", [picture(0), picture(1), picture(2)], rows=2)
+    ids, mask = arguments["input_ids"], arguments["attention_mask"]
+    length = int(mask[1].sum())
+    assert length < ids.shape[1]
+    turned = {"input_ids": ids.clone(), "attention_mask": mask.clone()}
+    for rows in turned.values():
+        rows[1] = rows[1].roll(length)
+    left, right = call(model, arguments), call(model, arguments, **turned)
+    few = length - 16
+    torch.testing.assert_close(left[1, -few:], right[1, :few], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(left[0], right[0], rtol=1e-4, atol=1e-4)
+
+
 def test_caches_of_a_fixed_size() -> None:
     model, arguments = reduced(), inputs("Llava", [picture(0)])
     plain = model.generate(**arguments, max_new_tokens=4, do_sample=False)
