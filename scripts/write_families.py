@@ -19,7 +19,7 @@ block to the last; or a grid of them that stays as it is, and attends in windows
 ([windowed encoders](windowed-encoders.md)). Anything else is refused by `UnsupportedModel`, with
 its class and the reason.
 A model that holds one of these trunks (a head, a detector, a vision-language model) folds through
-it.
+it; some language models can then [read fewer visual tokens](vision-language.md).
 """
 
 OTHERS = """\

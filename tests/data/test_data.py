@@ -17,6 +17,7 @@ from support import models
 from support.cli import pictures
 from support.compare import near
 from support.files import picture, shards
+from support.hf_hosts import host
 from torch import nn
 
 import vitfold
@@ -30,7 +31,7 @@ from vitfold.data import (
     shuffled,
 )  # fmt: skip
 from vitfold.data.pictures import read_photograph
-from vitfold.errors import DataError, MissingExtra, PlanError
+from vitfold.errors import DataError, MissingExtra, PlanError, ShapeError, UnsupportedModel
 from vitfold.folding.families import processor
 from vitfold.saving.models import create_model, save_model
 from vitfold.tools.wants import data_config
@@ -149,6 +150,68 @@ def test_a_checkpoint_that_says_nothing_is_noted(tmp_path: Path) -> None:
     models.hf("ViTModel").save_pretrained(tmp_path)
     with pytest.warns(UserWarning, match=r"no preprocessor_config\.json: images are prepared"):
         create_model(f"hf:{tmp_path}", pretrained=True)
+
+
+DINO = {"image_processor_type": "BitImageProcessor", "size": {"shortest_edge": 32}, **CROP}
+
+
+def dino(path: Path, **output: Any) -> Path:
+    models.hf("Dinov2Model", image_size=40).save_pretrained(path)
+    (path / processor.FILE).write_text(json.dumps(SAID | DINO | output))
+    return path
+
+
+def test_a_processor_goes_before_the_configuration(tmp_path: Path) -> None:
+    """DINOv2 was trained on larger images than it gets: its positions are interpolated."""
+    import transformers
+
+    model = create_model(f"hf:{dino(tmp_path)}", pretrained=True)
+    assert model.config.image_size == 40
+    assert data_config(model)["input_size"] == (3, 20, 20)
+    image = picture(40, 30)
+    theirs = transformers.AutoImageProcessor.from_pretrained(tmp_path)
+    wanted = theirs(image, return_tensors="pt")["pixel_values"][0]
+    ours = preprocessing(model)(image)
+    assert float((ours - wanted).abs().max()) < 0.05
+    patches = (20 // int(model.config.patch_size)) ** 2
+    vitfold.fold(model, "tome", r=1)
+    assert vitfold.trace(model, ours[None]).counts[0] == [patches]
+    save_model(model, tmp_path / "again")
+    assert data_config(create_model(tmp_path / "again"))["input_size"] == (3, 20, 20)
+
+
+def test_a_size_that_patches_do_not_fill_is_left(tmp_path: Path) -> None:
+    path = dino(tmp_path, crop_size={"height": 21, "width": 21})
+    assert data_config(create_model(f"hf:{path}"))["input_size"] == (3, 40, 40)
+
+
+def test_another_size_may_be_asked_for(tmp_path: Path) -> None:
+    path = dino(tmp_path / "dino")
+    model = create_model(f"hf:{path}", img_size=40)
+    config = data_config(model)
+    assert config["input_size"] == (3, 40, 40)
+    assert config["crop_pct"] == pytest.approx(20 / 32, abs=0.01)
+    assert preprocessing(model)(picture(40, 30)).shape == (3, 40, 40)
+    with pytest.raises(ShapeError, match="whose patches are"):
+        create_model(f"hf:{path}", img_size=41)
+    fixed = f"hf:{checkpoint(tmp_path / 'vit')}"
+    size = data_config(create_model(fixed))["input_size"][1]
+    assert create_model(fixed, img_size=size)
+    with pytest.raises(ShapeError, match=f"takes images of {size}x{size} alone"):
+        create_model(fixed, img_size=2 * size)
+
+
+def test_what_holds_a_tower_and_takes_images_alone_is_made_by_name(tmp_path: Path) -> None:
+    for name in ("DepthAnythingForDepthEstimation", "ZoeDepthForDepthEstimation"):
+        own = host(name)
+        own.save_pretrained(tmp_path / name)
+        (tmp_path / name / processor.FILE).write_text(json.dumps(SAID))
+        model = create_model(tmp_path / name)
+        assert type(model) is type(own)
+        assert data_config(model)["mean"] == pytest.approx((0.4, 0.3, 0.2))
+    host("LlavaForConditionalGeneration").save_pretrained(tmp_path / "llava")
+    with pytest.raises(UnsupportedModel, match="is no image model that can be folded"):
+        create_model(tmp_path / "llava")
 
 
 # Of other models

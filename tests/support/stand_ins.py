@@ -18,7 +18,9 @@ import torch
 from PIL import Image
 
 import vitfold
+from support import vision_language
 from support.corpora import folder
+from support.hf_hosts import host
 from support.models import images, registered, scatter
 from support.saving import output
 from support.small import vit
@@ -136,6 +138,37 @@ def segmentation(patch: pytest.MonkeyPatch) -> Iterator[Names]:
     names: Names = {"timm": timm, "vitfold": vitfold, "windows": pixels, "images": pixels}
     yield names
     assert names["model"](pixels).shape == (1, 150, 512, 512)
+    depth = host("DepthAnythingForDepthEstimation")
+    names |= {"AutoModelForDepthEstimation": pretrained(depth), "images": torch.rand(3, 3, 16, 16)}
+    yield names
+    assert vitfold.fidelity(depth, names["images"]).abs_rel is not None
+
+
+def pretrained(thing: Any) -> Any:
+    """A class that loads this, whatever it is asked for."""
+    return SimpleNamespace(from_pretrained=lambda _: thing)
+
+
+class Processor:
+    """Makes a prompt of a photograph, as LLaVA's does."""
+
+    def __call__(self, images: Any, text: str, return_tensors: str) -> dict[str, Any]:
+        assert "<image>" in text
+        return vision_language.inputs("Llava", [images])
+
+    def batch_decode(self, tokens: torch.Tensor) -> list[str]:
+        return [" ".join(map(str, row)) for row in tokens.tolist()]
+
+
+def language(patch: pytest.MonkeyPatch) -> Iterator[Names]:
+    model = vision_language.build("Llava")
+    names: Names = {"vitfold": vitfold, "photograph": vision_language.picture(0)}
+    names["AutoProcessor"] = pretrained(Processor())
+    names["LlavaForConditionalGeneration"] = pretrained(model)
+    yield names
+    assert vitfold.folded(model).out == "reduced"  # type: ignore[union-attr]
+    assert len(names["answer"][0].split()) <= 30
+    assert '"out": "reduced"' in Path("plan/plan.json").read_text()
 
 
 def windows(patch: pytest.MonkeyPatch) -> Iterator[Names]:
@@ -198,5 +231,6 @@ STAND_INS: dict[str, StandIn] = {
     "docs/methods.md": methods,
     "docs/segmentation.md": segmentation,
     "docs/serving.md": serving,
+    "docs/vision-language.md": language,
     "docs/windowed-encoders.md": windows,
 }

@@ -24,6 +24,8 @@ def trace(
     """Token counts of every block, and for every image two pictures: the groups after the last
     block (NAME-tokens.png) and after every block that changed them (NAME-blocks.png).
 
+    Of a model that makes depths or masks also its map, dense beside folded (NAME-map.png).
+
     Of a segmenter also what it says of every pixel, dense and folded (NAME-classes.png), beside
     the truth where the image lies in images/ and its labels in annotations/.
     """

@@ -6,7 +6,7 @@ import copy
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +28,11 @@ from vitfold.tokens.modes import recording
 MARK = "_vitfold"
 """The attribute of a trunk that holds its fold."""
 
+Out = Literal["restored", "reduced"]
+"""What a tower hands to the model around it: a token for every patch, or those that are left."""
+
+OUTS: tuple[Out, ...] = ("restored", "reduced")
+
 _watched: contextvars.ContextVar[list[Run] | None] = contextvars.ContextVar("runs", default=None)
 
 _masked: contextvars.ContextVar[bool] = contextvars.ContextVar("masked", default=False)
@@ -40,6 +45,8 @@ class Fold:
     family: what describes the trunk.
     schedule: how many tokens each block is to remove.
     learned: what the method learns, where it does; a module of the trunk.
+    out: what the model around the trunk reads. Of that model nothing is held here: where shapes are
+        counted, a trunk is copied with its fold.
     running: one entry for every call under way.
     """
 
@@ -47,11 +54,13 @@ class Fold:
     method: Base
     schedule: tuple[int, ...]
     learned: Learned | None = None
+    out: Out = "restored"
     running: list[None] = field(default_factory=list)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Fold":
         learned = copy.deepcopy(self.learned, memo)
-        return Fold(copy.deepcopy(self.family, memo), self.method, self.schedule, learned)
+        family = copy.deepcopy(self.family, memo)
+        return Fold(family, self.method, self.schedule, learned, self.out)
 
     @property
     def form(self) -> Form:
@@ -164,6 +173,7 @@ def start(fold: Fold, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Run:
     run.lengths = family.lengths(arguments)
     run.pixels = family.pixels(arguments) if fold.method.looks else None
     run.valid = _valid(family.padding(arguments), family.prefix)
+    run.order = family.order(arguments) if family.square > 1 else None
     if not torch.compiler.is_compiling() and (runs := _watched.get()) is not None:
         run.arguments = arguments
         runs.append(run)
@@ -249,10 +259,14 @@ def trunk_inputs(model: nn.Module, inputs: Inputs) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def watch() -> Iterator[list[Run]]:
-    """Collects the runs of all folded calls in this context, and in this thread."""
+    """Collects the runs of all folded calls in this context, and in this thread; who watches from
+    outside sees them too."""
     runs: list[Run] = []
+    outside = _watched.get()
     token = _watched.set(runs)
     try:
         yield runs
     finally:
         _watched.reset(token)
+        if outside is not None:
+            outside.extend(runs)

@@ -12,10 +12,11 @@ import torch
 from torch import nn
 
 from vitfold.errors import FoldError, MethodError, UnsupportedModel
-from vitfold.folding.calls import MARK, Fold, enter, fold_of, folds, pass_block
+from vitfold.folding import hosts
+from vitfold.folding.calls import MARK, OUTS, Fold, Out, enter, fold_of, folds, pass_block
 from vitfold.folding.families import Family, find
 from vitfold.folding.flops import Schedule
-from vitfold.folding.schedules import fitting, refuse_idle, resolved
+from vitfold.folding.schedules import fitting, refuse_idle, refuse_restoring, resolved
 from vitfold.methods import Base, Method, create_method
 from vitfold.methods.base import learns
 from vitfold.methods.learned import Learned
@@ -42,13 +43,17 @@ class Folded:
     method: the method that lies on it.
     schedule: how many tokens every block is to remove; zeros where the method goes by what
         an image shows.
+    out: what a model around the vision transformer reads: a token for every patch, or those that
+        are left.
     """
 
     method: Base
     schedule: Schedule
+    out: Out = "restored"
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}(method={self.method}, schedule={self.schedule})"
+        out = "" if self.out == "restored" else f", out={self.out!r}"
+        return f"{type(self).__name__}(method={self.method}, schedule={self.schedule}{out})"
 
 
 def folded(model: nn.Module) -> Folded | None:
@@ -56,18 +61,21 @@ def folded(model: nn.Module) -> Folded | None:
     if not folds(model):
         return None
     record = fold_of(model)
-    return Folded(record.method, record.schedule)
+    return Folded(record.method, record.schedule, record.out)
 
 
-def fold(model: ModelT, method: Base | str, /, **options: Any) -> ModelT:
+def fold(model: ModelT, method: Base | str, /, *, out: Out = "restored", **options: Any) -> ModelT:
     """Fold `model` in place and return it: `fold(model, ToMe(r=13))`, `fold(model, "lgtm", r=16)`.
 
     A model that is folded already holds the new method alone.
+
+    out: what a vision-language model reads of its tower: `restored`, as many visual tokens as ever;
+        `reduced`, those that are left, in prompts that stay as the processor makes them.
     """
     instance = _method(method, options)
     if todo := _to_be_learned(instance):
         warnings.warn(todo, stacklevel=2)
-    return _replace(model, instance, resolved)
+    return _replace(model, instance, resolved, out)
 
 
 def fold_to_learn(model: ModelT, method: Base) -> ModelT:
@@ -91,31 +99,52 @@ def _to_be_learned(method: Base) -> str | None:
     return f"{what}: vitfold {method.command or 'train'} MODEL --method {method.name}{end}"
 
 
-def fold_with(model: ModelT, method: Base, schedule: tuple[int, ...]) -> ModelT:
+def fold_with(
+    model: ModelT, method: Base, schedule: tuple[int, ...], out: Out = "restored"
+) -> ModelT:
     """Fold with a schedule that was resolved before; nothing is solved again."""
-    return _replace(model, method, functools.partial(fitting, schedule=schedule))
+    return _replace(model, method, functools.partial(fitting, schedule=schedule), out)
 
 
-def _replace(model: ModelT, method: Base, resolve: Callable[[Fold], tuple[int, ...]]) -> ModelT:
+def _replace(
+    model: ModelT,
+    method: Base,
+    resolve: Callable[[Fold], tuple[int, ...]],
+    out: Out = "restored",
+) -> ModelT:
     """Fold with the schedule that is resolved for the new fold; when it fails, all is as before."""
     family = find(model)
+    _prepare(model, family, method, out)
     before: Fold | None = getattr(family.trunk, MARK, None)
     _refuse_running(before)
     _refuse_patched(family)
     _refuse_offloaded(family, method)
-    new = Fold(family, method, (0,) * family.depth, _learned(family, method))
+    new = Fold(family, method, (0,) * family.depth, _learned(family, method), out)
     if before is not None:
         _take_off(before, model)
     _put_on(new, model)
     try:
         new.schedule = resolve(new)
         refuse_idle(new)
+        refuse_restoring(new)
     except BaseException:
         _take_off(new, model)
         if before is not None:
             _put_on(before, model)
         raise
     return model
+
+
+def _prepare(model: nn.Module, family: Family, method: Base, out: Out) -> None:
+    """Tell the family what the model around its trunk joins; refused where that takes no reduced
+    tokens, or not by this method."""
+    if out not in OUTS:
+        raise MethodError(f"out={out!r}: expected 'restored' or 'reduced'")
+    if out == "reduced":
+        host = hosts.find_host(model, family)
+        family.square = max(host.side, family.square)
+        hosts.check_method(family, method)
+        hosts.refuse_patched(model, host)
 
 
 def unfold(model: ModelT) -> ModelT:
@@ -240,12 +269,15 @@ def _put_on(record: Fold, model: nn.Module) -> None:
             module.__dict__[SAVE] = functools.partial(_save_dense, module)
     if record.learned is not None:
         family.trunk.add_module(LEARNED, record.learned)
+    if record.out == "reduced":
+        hosts.put_on(model, hosts.find_host(model, family))
 
 
 def _take_off(record: Fold, model: nn.Module) -> None:
     _refuse_running(record)
     _refuse_copied(record, model)
     _refuse_changed(record)
+    hosts.refuse_replaced(model)
     family = record.family
     for module, entry in _entries(family):
         del module.__dict__[entry]
@@ -256,6 +288,7 @@ def _take_off(record: Fold, model: nn.Module) -> None:
             del module.__dict__[SAVE]
     if record.learned is not None:
         del family.trunk._modules[LEARNED]
+    hosts.take_off(model)
 
 
 def _learned(family: Family, method: Base) -> Learned | None:

@@ -40,6 +40,9 @@ class Run:
     lengths: of images that come one after another, `[1, T, C]`; None where they lie side by side.
     width: how many channels tokens have.
     pixels: `[B, patches, D]` of every patch, where the method looks at them.
+    order: `[B or 1, N]` in which tokens go through the blocks, where squares of patches leave as
+        one and do not lie together; None: as they come.
+    visible: blocks that hand out dense tokens whatever the others do.
     arguments: what the trunk was called with, by name, where the run is watched.
     states: of the tokens, one that each block starts from and one at the end. A block that is run
         again (activation checkpointing) finds its own, and writes the same successor.
@@ -62,6 +65,8 @@ class Run:
         self.valid: Tensor | None = None
         self.lengths: Sequence[int] | None = None
         self.pixels: Tensor | None = None
+        self.order: Tensor | None = None
+        self.visible: frozenset[int] = frozenset()
         self.states: list[TokenState] = []
         self.plan: Plan = ()
         self.width = 0
@@ -229,6 +234,8 @@ class Run:
         """The block on tokens of which the prefix comes first."""
         step = self.plan[index]
         x, state = aligned(x, self.states[index], index)
+        if index == 0 and self.order is not None and any(step is not None for step in self.plan):
+            x, state = state.ordered(x, self.order.expand(x.shape[0], -1))
         x, state = self._pass(block, kind, x, state, arguments, step)
         self.states[index + 1 :] = [state]
         if self.shows(index):
@@ -257,7 +264,9 @@ class Run:
     def shows(self, index: int) -> bool:
         """Whether the output of a block is dense: when the caller needs that, or when a hook looks
         at it or at the input of the next block."""
-        if self.shape == "dense" or any(map(watches, self.blocks[index]._forward_hooks.values())):
+        if self.shape == "dense" or index in self.visible:
+            return True
+        if any(map(watches, self.blocks[index]._forward_hooks.values())):
             return True
         if index == self.depth - 1:
             return self.shape == "dense at the end"

@@ -9,6 +9,7 @@ from vitfold.folding.flops import Schedule, cost
 from vitfold.methods import Base, Method
 from vitfold.methods.base import learns, planned
 from vitfold.methods.schedule import per_block
+from vitfold.methods.step import Step
 from vitfold.tokens.layout import Layout
 
 
@@ -73,6 +74,21 @@ def refuse_idle(record: Fold) -> None:
             f"{method} removes nothing: its numbers above zero lie in blocks {', '.join(blocks)}, "
             f"and it reduces from block {_first(record)} of {layout.depth} on, while there are "
             "patches"
+        )
+
+
+def refuse_restoring(record: Fold) -> None:
+    """Refuse steps whose tokens are all there again after their block, where what is around the
+    trunk reads those that are left; and such as cannot go by squares, where those leave."""
+    if record.out != "reduced" and record.family.square == 1:
+        return
+    plan = planned(record.learned or record.method, record.family.layout(), record.schedule)
+    if any(
+        step is not None and (step.aside or type(step).leave is not Step.leave) for step in plan
+    ):
+        raise MethodError(
+            f"{type(record.method).__name__} has tokens there again after a block, so that nobody "
+            "can say which are left behind the tower: use ToMe, or fold with out='restored'"
         )
 
 

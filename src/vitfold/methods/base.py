@@ -10,6 +10,7 @@ from vitfold.methods.checks import check_inflection, check_reduction, check_shar
 from vitfold.methods.learned import Learned
 from vitfold.methods.recipe import MethodRecipe
 from vitfold.methods.schedule import Reduction, along
+from vitfold.methods.squares import by_squares, fewer, layout_of_squares
 from vitfold.methods.step import Apart, Plan, Step
 from vitfold.tokens.layout import Layout
 
@@ -179,7 +180,11 @@ def everywhere(
 
 def planned(method: Base | Learned, layout: Layout, schedule: tuple[int, ...]) -> Plan:
     """The step of every block. Where blocks see sequences of their own, each block is planned as
-    the only one that reduces, since all tokens come back after it."""
+    the only one that reduces, since all tokens come back after it. Where patches leave by squares,
+    it is planned for those."""
+    if layout.square > 1:
+        plan = method.plan(layout_of_squares(layout), fewer(schedule, layout))
+        return by_squares(plan, layout)
     if not layout.within:
         return method.plan(layout, schedule)
     return tuple(_apart(method, layout, block, r) for block, r in enumerate(schedule))

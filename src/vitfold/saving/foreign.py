@@ -1,5 +1,6 @@
 """Models saved by timm, by transformers, or by vitfold before it wrote plans."""
 
+import inspect
 import json
 import os
 import warnings
@@ -10,8 +11,8 @@ import timm as timm_library
 import torch
 from torch import nn
 
-from vitfold.errors import PlanError, UnsupportedModel
-from vitfold.folding.families import processor
+from vitfold.errors import PlanError, ShapeError, UnsupportedModel
+from vitfold.folding.families import find, processor
 from vitfold.saving import fields, sources, upgrade, weights
 from vitfold.saving.sources import Origin, hf, packaged
 from vitfold.saving.store import read_tensors
@@ -45,8 +46,9 @@ def open_directory(directory: Path, kwargs: dict[str, Any]) -> nn.Module:
 def from_transformers(checkpoint: str, pretrained: bool, kwargs: dict[str, Any]) -> nn.Module:
     """The model of a checkpoint on the hub or in a directory."""
     library = hf.library()
+    side = kwargs.pop("img_size", None)
     config = library.AutoConfig.from_pretrained(checkpoint)
-    cls = getattr(library, _class(config))
+    cls = getattr(library, _class(library, config))
     if pretrained:
         model: Any = cls.from_pretrained(checkpoint, use_safetensors=True, **kwargs)
     else:
@@ -58,18 +60,60 @@ def from_transformers(checkpoint: str, pretrained: bool, kwargs: dict[str, Any])
             f"{checkpoint} has no {processor.FILE}: images are prepared as timm does by default",
             stacklevel=2,
         )
+    if side is not None:
+        _resize(model, side, images)
     return model  # type: ignore[no-any-return]
 
 
-def _class(config: Any) -> str:
+def _resize(model: Any, side: int, images: processor.Options | None) -> None:
+    """Have images of another size prepared for a model, which has to take them."""
+    family = find(model)
+    if family.size[1:] == (side, side):
+        return
+    name = type(family.trunk).__name__
+    if not getattr(family, "resizes", False):
+        own = "x".join(map(str, family.size[1:]))
+        raise ShapeError(f"{name} takes images of {own} alone: leave out --img-size {side}")
+    patch = int(family.config.patch_size)  # type: ignore[attr-defined]
+    if side % patch:
+        raise ShapeError(
+            f"images of {side}x{side} do not fit {name}, whose patches are {patch}x{patch}: give "
+            "another img_size"
+        )
+    processor.put(model.config, processor.resized(images, side))
+
+
+def _class(library: Any, config: Any) -> str:
     """The class that a checkpoint was saved with, or the part of it that reads images."""
     saved = [name for name in config.architectures or () if name not in hf.TWO_TOWERS]
     names = [*saved, IMAGE_CLASSES.get(config.model_type)]
     for name in names:
-        if name in hf.CLASSES:
+        if name in hf.CLASSES or _takes_images(getattr(library, str(name), None), config):
             return str(name)
     name = names[0] or config.model_type
     raise UnsupportedModel(f"{name} is no image model that can be folded: see vitfold.families()")
+
+
+def _takes_images(cls: Any, config: Any) -> bool:
+    """Whether a class of transformers is called with images alone, and holds a vision transformer
+    that folds."""
+    if not isinstance(cls, type) or not cls.__module__.startswith("transformers.models."):
+        return False
+    make: Any = cls
+    parameters = inspect.signature(make.forward).parameters
+    plain = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    needed = {n for n, p in parameters.items() if p.default is p.empty and p.kind in plain}
+    if not needed <= {"self", "pixel_values"} or "pixel_values" not in parameters:
+        return False
+    if "input_ids" in parameters:
+        return False
+    try:
+        with torch.device("meta"):
+            find(make(config))
+    # A constructor raises whatever it likes: then it is not made either.
+    except Exception:
+        return False
+    return True
 
 
 def _config(directory: Path) -> dict[str, Any]:

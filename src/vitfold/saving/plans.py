@@ -96,7 +96,7 @@ def load(directory: Directory, model: nn.Module | None = None) -> nn.Module:
         check_values(plan, values)
     try:
         if plan.method is not None:
-            fold_with(model, plan.method, plan.schedule)
+            fold_with(model, plan.method, plan.schedule, plan.out)
         else:
             unfold(model)
     except MethodError as error:

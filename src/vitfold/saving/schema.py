@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from vitfold.errors import MethodError, PlanError
+from vitfold.folding.calls import OUTS, Out
 from vitfold.methods import Base
 from vitfold.methods.registry import from_json
 from vitfold.saving import fields, sources, upgrade
@@ -86,6 +87,7 @@ class Plan:
     method: None for a dense model.
     schedule: how many tokens each block is to remove; empty for a dense model.
     versions: of the libraries that it was saved with, for people to read.
+    out: what a model around the trunk reads; left out where that is `restored`.
     """
 
     model: Model
@@ -93,6 +95,7 @@ class Plan:
     schedule: tuple[int, ...]
     weights: Weights | None
     versions: dict[str, str]
+    out: Out = "restored"
 
 
 def encode(plan: Plan) -> bytes:
@@ -104,7 +107,7 @@ def encode(plan: Plan) -> bytes:
         "schedule": list(plan.schedule),
         "weights": plan.weights and dataclasses.asdict(plan.weights),
         "versions": plan.versions,
-    }
+    } | ({} if plan.out == "restored" else {"out": plan.out})
     encoded = (json.dumps(data, indent=2, allow_nan=False) + "\n").encode()
     if decode(encoded) != plan:
         raise PlanError(f"{fields.clip(plan.method)} does not come back from JSON as it went in")
@@ -117,6 +120,8 @@ def decode(data: bytes) -> Plan:
         raise PlanError(f"{fields.FILE}: {len(data)} bytes: expected at most {LIMIT}")
     value = fields.parse(data)
     schema = fields.version(value, upgrade.SCHEMA)
+    if isinstance(value, dict):
+        value = {"out": "restored"} | value
     entries = fields.record("", value, ("schema", *Plan.__dataclass_fields__))
     if schema == 1:
         entries = upgrade.from_first(entries)
@@ -129,7 +134,8 @@ def decode(data: bytes) -> Plan:
     weights = _weights(entries["weights"])
     if weights and weights.backbone and model.fingerprint is None:
         raise fields.refusal("model.fingerprint", None, "64 hex digits of the weights")
-    return Plan(model, method, schedule, weights, _versions(entries["versions"]))
+    out: Any = fields.choice("out", entries["out"], OUTS if method is not None else OUTS[:1])
+    return Plan(model, method, schedule, weights, _versions(entries["versions"]), out)
 
 
 def _model(value: object) -> Model:

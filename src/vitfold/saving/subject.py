@@ -34,7 +34,7 @@ def describe(model: nn.Module, *, backbone: bool = False) -> Plan:
     versions = _versions(dense.source)
     if record is None:
         return Plan(dense, None, (), stored, versions)
-    return Plan(dense, record.method, record.schedule, stored, versions)
+    return Plan(dense, record.method, record.schedule, stored, versions, record.out)
 
 
 def describe_dense(model: nn.Module, *, backbone: bool, origin: Origin | None = None) -> Model:

@@ -1,7 +1,5 @@
 """Pictures of classes: truth, dense and folded prediction, and where these two differ."""
 
-import colorsys
-
 import torch
 from PIL import Image
 from torch import Tensor, nn
@@ -13,28 +11,16 @@ from vitfold.segment.transforms import WholeScene
 from vitfold.tokens.modes import evaluating
 from vitfold.tools import draw
 
-GOLDEN = 0.618034
-"""Steps of hue by this share of the circle keep colours apart, however many there are."""
-
 MIX = 0.65
 """How much of a class's colour lies over the image."""
 
 RED = torch.tensor([1.0, 0.1, 0.1])
 
 
-def palette(classes: int) -> Tensor:
-    """`[classes, 3]`: a colour for each class."""
-    colours = [
-        colorsys.hsv_to_rgb(GOLDEN * n % 1, 0.85 - 0.35 * (n % 2), 0.95 - 0.15 * (n % 3))
-        for n in range(classes)
-    ]
-    return torch.tensor(colours)
-
-
 def paint(picture: Image.Image, labels: Tensor, classes: int) -> Image.Image:
     """`labels[H, W]` painted over the picture; pixels without a class stay dark."""
     grey, labelled = _grey(picture), (labels >= 0).unsqueeze(-1)
-    mixed = MIX * palette(classes)[labels.clamp(min=0)] + (1 - MIX) * grey
+    mixed = MIX * draw.palette(classes)[labels.clamp(min=0)] + (1 - MIX) * grey
     return draw.to_image(mixed.where(labelled, grey * 0.3).permute(2, 0, 1))
 
 

@@ -84,6 +84,10 @@ class Dense(TokenState):
         x, size = change.reduce(x, self.sizes())
         return x, self._then(change, size)
 
+    def ordered(self, x: Tensor, order: Tensor) -> tuple[Tensor, TokenState]:
+        change = TokenMap(order, order[:, :0], order[:, :0])
+        return take(x, order), self._then(change, None)
+
     def _then(self, change: TokenMap, size: Tensor | None) -> "Dense":
         return replace(
             self,

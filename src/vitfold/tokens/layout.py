@@ -20,6 +20,7 @@ class Layout:
     reads_patches: whether what is read out of the model is made of patches.
     within: where blocks see sequences of their own, such as windows, after which all tokens are
         there again: those of every block; else empty.
+    square: patches along the side of the squares that leave as one; 1: every patch by itself.
     """
 
     tokens: int
@@ -29,6 +30,7 @@ class Layout:
     class_token: bool = True
     reads_patches: bool = False
     within: tuple[tuple["Sequences", ...], ...] = ()
+    square: int = 1
 
     @property
     def patches(self) -> int:

@@ -209,6 +209,10 @@ class Packed(TokenState):
         x, size = flat.reduce(x, self.sizes())
         return x, self._then(flat, change.lengths, size)
 
+    def ordered(self, x: Tensor, order: Tensor) -> tuple[Tensor, TokenState]:
+        change = TokenMap(order, order[:, :0], order[:, :0])
+        return take(x, order), self._then(change, self.lengths, None)
+
     def _then(self, step: TokenMap, lengths: tuple[int, ...], size: Tensor | None) -> "Packed":
         origin = step.keep if self.origin is None else self.origin.gather(1, step.keep)
         return replace(self, size=size, origin=origin, maps=(*self.maps, step), lengths=lengths)

@@ -187,6 +187,11 @@ class TokenState:
         """The tokens after a change, and the state that says so."""
         raise NotImplementedError
 
+    def ordered(self, x: Tensor, order: Tensor) -> "tuple[Tensor, TokenState]":
+        """The tokens `x[B, n, C]` in another order, `order[B, n]`, before any of them left, and
+        the state that says so."""
+        raise NotImplementedError
+
     def ragged(self) -> "TokenState":
         """This state in a form in which every image may lose its own number of tokens: packed one
         after another, or behind a mask."""

@@ -1,5 +1,6 @@
 """Pictures of token groups."""
 
+import colorsys
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,6 +19,9 @@ SMALLEST = 224
 DARK = 0.15
 OUTLINE = 1.0
 GAP, LABEL = 6, 16
+
+GOLDEN = 0.618034
+"""Steps of hue by this share of the circle keep colours apart, however many there are."""
 
 
 def paint(image: Image.Image | Tensor, groups: Tensor, frames: int = 1) -> Image.Image:
@@ -48,6 +52,15 @@ def film(clip: Tensor, groups: Tensor | int) -> Image.Image:
         frame = picture.crop((number * width, 0, (number + 1) * width, picture.height))
         sheet.paste(frame, (number * (width + GAP), 0))
     return sheet
+
+
+def palette(classes: int) -> Tensor:
+    """`[classes, 3]`: a colour for each class."""
+    colours = [
+        colorsys.hsv_to_rgb(GOLDEN * n % 1, 0.85 - 0.35 * (n % 2), 0.95 - 0.15 * (n % 3))
+        for n in range(classes)
+    ]
+    return torch.tensor(colours)
 
 
 def plain(image: Image.Image | Tensor) -> Image.Image:

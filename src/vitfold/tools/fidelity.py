@@ -16,6 +16,7 @@ from vitfold.tokens.modes import evaluating, mixed
 from vitfold.tools.intervals import Estimate, mean_of, share_of
 from vitfold.tools.looks import Look, look
 from vitfold.tools.measure import Progress
+from vitfold.tools.overlap import iou, relative
 
 Images = Tensor | Iterable[Tensor | Sequence[Tensor]]
 """`[N, C, H, W]`, or batches of that; of batches with labels, the labels are left out."""
@@ -38,6 +39,8 @@ FIGURES = {
     "dense_cosine": "cosine of dense features",
     "agreement": "same class",
     "kl": "KL divergence",
+    "abs_rel": "relative difference of depth",
+    "iou": "IoU of masks",
 }
 """What its figures are called."""
 
@@ -54,6 +57,9 @@ class Fidelity:
     dense_cosine: of dense features or maps, place by place.
     agreement: the share of images, or of places of a map, of the same likeliest class.
     kl: the divergence of the folded classifier's probabilities from the dense one's, in nats.
+    abs_rel: of depth, the absolute difference as a share of the dense depth, a mean over pixels.
+    iou: of masks, or of the classes of pixels, the intersection with the dense ones over the union,
+        a mean over masks, or over the classes of an image.
     """
 
     images: int
@@ -64,6 +70,8 @@ class Fidelity:
     dense_cosine: Estimate | None = None
     agreement: Estimate | None = None
     kl: Estimate | None = None
+    abs_rel: Estimate | None = None
+    iou: Estimate | None = None
 
     def to_json(self) -> dict[str, Any]:
         """The figures by name; the ends of intervals as `cosine_low` and `cosine_high`."""
@@ -181,12 +189,14 @@ ESTIMATES: dict[str, Callable[[Tensor], Estimate]] = {
     "dense_cosine": partial(mean_of, least=-1, most=1),
     "agreement": share_of,
     "kl": partial(mean_of, least=0, most=math.inf),
+    "abs_rel": partial(mean_of, least=0, most=math.inf),
+    "iou": partial(mean_of, least=0, most=1),
 }
 """How the figures of all images become one."""
 
 
 def _check_numbers(look: Look) -> None:
-    for output in (look.embedding, look.logits, look.dense):
+    for output in look.parts:
         if output is not None and output.isnan().any():
             raise DataError("the model gives NaN for an image: are its weights numbers?")
 
@@ -203,6 +213,12 @@ def compared(ours: Look, dense: Look) -> dict[str, Tensor]:
         same = pair[0].argmax(dim=1) == pair[1].argmax(dim=1)
         figures["agreement"] = same.double().flatten(1).mean(dim=1) if same.dim() > 1 else same
         figures["kl"] = _divergence(*pair)
+    if (pair := _alike(ours.depth, dense.depth)) is not None:
+        figures["abs_rel"] = relative(*pair)
+    if (pair := _alike(ours.masks, dense.masks)) is not None:
+        figures["iou"] = iou(*pair)
+        if ours.logits is None and pair[0].dim() == 3:  # classes of pixels
+            figures["agreement"] = (pair[0] == pair[1]).double().flatten(1).mean(dim=1)
     return figures
 
 
@@ -211,6 +227,10 @@ def losses(figures: Mapping[str, Tensor]) -> Tensor:
     the cosine lacks: the mean of these themselves would go by the few worst images."""
     if "kl" in figures:
         gap = figures["kl"]
+    elif "abs_rel" in figures:
+        gap = figures["abs_rel"]
+    elif "iou" in figures:
+        gap = 1 - figures["iou"]
     else:
         cosine = figures.get("cosine", figures.get("dense_cosine"))
         if cosine is None:

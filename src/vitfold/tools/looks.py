@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from vitfold.errors import DataError
@@ -13,8 +14,17 @@ from vitfold.tools.answers import classes_of_head
 POOLED = ("image_embeds", "pooler_output")
 """Fields of transformers' outputs that stand for an image, the projected first."""
 
-MAPS = ("predicted_depth", "last_hidden_state")
+DEPTH = "predicted_depth"
+"""The field that holds a depth for every pixel."""
+
+MAPS = (DEPTH, "last_hidden_state")
 """Fields that hold something for every place."""
+
+MASKS = "pred_masks"
+"""The field that holds logits of masks."""
+
+QUERIES = ("class_queries_logits", "masks_queries_logits")
+"""Fields of models that ask for segments: the class of each, and its mask."""
 
 HEADS = ("classifier", "head")
 """What models call the layer that gives logits, where they have no `get_classifier`."""
@@ -27,23 +37,33 @@ class Look:
     embedding: `[B, C]`: what it gives for an image; of a classifier, what its head reads.
     logits: `[B, classes]`, or `[B, classes, H, W]` of a segmenter.
     dense: `[B, N, C]` tokens, `[B, C, H, W]` features or `[B, H, W]` a map.
+    depth: `[B, H, W]`: how far every pixel is, or the inverse of it.
+    masks: `[B, K, H, W]` true where a mask is, or `[B, H, W]` the class of every pixel.
     """
 
     embedding: Tensor | None = None
     logits: Tensor | None = None
     dense: Tensor | None = None
+    depth: Tensor | None = None
+    masks: Tensor | None = None
+
+    @property
+    def parts(self) -> tuple[Tensor | None, ...]:
+        """All that it may say."""
+        return self.embedding, self.logits, self.dense, self.depth, self.masks
 
     @property
     def images(self) -> int:
         """How many images it is of."""
-        first = next(x for x in (self.embedding, self.logits, self.dense) if x is not None)
-        return len(first)
+        return len(next(part for part in self.parts if part is not None))
 
     def kept(self) -> "Look":
         """What is kept of many images, off the device; features of every place only where nothing
         stands for an image."""
-        dense = self.dense if self.embedding is None and self.logits is None else None
-        return Look(*(x if x is None else x.cpu() for x in (self.embedding, self.logits, dense)))
+        others = self.embedding, self.logits, self.masks
+        dense = self.dense if all(part is None for part in others) else None
+        parts = self.embedding, self.logits, dense, self.depth, self.masks
+        return Look(*(x if x is None else x.cpu() for x in parts))
 
     @property
     def channels(self) -> int:
@@ -81,7 +101,7 @@ def look_of(model: nn.Module, output: Any, read: Sequence[Tensor]) -> Look:
         # Of a head that cannot be looked into, logits are all that stands for an image.
         return Look(read[-1] if read else output, output)
     if output.dim() == 4 and getattr(model, "classes", None) == output.shape[1]:
-        return Look(logits=output)
+        return Look(logits=output, masks=output.argmax(dim=1))
     return Look(dense=output)
 
 
@@ -91,12 +111,25 @@ def _of_fields(model: nn.Module, output: Mapping[str, Any], read: Sequence[Tenso
     dense = next((output[name] for name in MAPS if output.get(name) is not None), None)
     if logits is not None and read and read[-1].dim() == 2:
         pooled = read[-1]
-    if logits is None and pooled is None and dense is None:
+    masks = _masks(output, logits)
+    if all(part is None for part in (logits, pooled, dense, masks)):
         raise DataError(
             f"a {type(model).__name__} gives {', '.join(output)}: expected logits, an embedding "
             "or dense features"
         )
-    return Look(pooled, logits, dense)
+    return Look(pooled, logits, dense, output.get(DEPTH), masks)
+
+
+def _masks(output: Mapping[str, Any], logits: Tensor | None) -> Tensor | None:
+    """The masks in an output, or the class of every pixel."""
+    if output.get(MASKS) is not None:
+        there: Tensor = output[MASKS] > 0
+        return there.flatten(1, -3) if there.dim() > 3 else there.unsqueeze(1)
+    classes, masks = (output.get(name) for name in QUERIES)
+    if classes is not None and masks is not None:
+        likely = classes.softmax(dim=-1)[..., :-1]  # the last says that there is none
+        return torch.einsum("bqc,bqhw->bchw", likely, masks.sigmoid()).argmax(dim=1)
+    return logits.argmax(dim=1) if logits is not None and logits.dim() == 4 else None
 
 
 def head_of(model: Any) -> nn.Linear | None:

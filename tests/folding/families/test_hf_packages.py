@@ -316,6 +316,7 @@ PERCEPTION = {
 
 FOUND: dict[str, dict[str, Any]] = {
     "ColModernVBertForRetrieval": {},
+    "ColQwen2ForRetrieval": {},
     "Granite4VisionForConditionalGeneration": GRANITE,
     "Granite4VisionModel": GRANITE,
     "MistralLarge4ForConditionalGeneration": {},

@@ -159,7 +159,17 @@ COLUMNS = ("method", "FLOPs asked for", "FLOPs, of dense", "top-1", "95 %", "agr
 COSTS = ("method", "FLOPs asked for", "FLOPs, of dense", GFLOPS)
 """Of images without labels."""
 
-FIDELITY = ("agreement", "cosine", "cosine_worst", "recall1", "recall10", "dense_cosine", "kl")
+FIDELITY = (
+    "agreement",
+    "cosine",
+    "cosine_worst",
+    "recall1",
+    "recall10",
+    "dense_cosine",
+    "kl",
+    "abs_rel",
+    "iou",
+)
 
 SPEED_COLUMNS = ("method", "FLOPs asked for", "images/s", "x dense", "share of bound")
 

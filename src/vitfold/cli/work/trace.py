@@ -15,6 +15,7 @@ from vitfold.segment.metrics import as_segmenter
 from vitfold.segment.pictures import compare
 from vitfold.segment.scenes import annotation_of, check_size
 from vitfold.tools import draw
+from vitfold.tools.maps import beside
 from vitfold.tools.trace import Trace
 from vitfold.tools.trace import trace as trace_
 from vitfold.tools.wants import data_config
@@ -47,6 +48,11 @@ def trace_images(
     traced = replace(trace_(model, batch), channels=(config["mean"], config["std"]))
     _show(traced, images)
     _draw(traced, images, output)
+    maps = [] if isinstance(model, Segmenter) else beside(model, batch, pictures)
+    for name, picture in zip(_names(images), maps, strict=False):
+        target = output / f"{name}-map.png"
+        draw.save(picture, target)
+        show.written(target)
     for name, picture, truth in zip(_names(images), pictures, truths, strict=False):
         target = output / f"{name}-classes.png"
         draw.save(compare(model, picture, scene_transform(model), truth, stride), target)

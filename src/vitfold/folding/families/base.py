@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from vitfold.errors import ShapeError, UnsupportedModel
@@ -24,7 +25,8 @@ from vitfold.folding.families.common import (
     pair,
 )
 from vitfold.folding.run import Run
-from vitfold.tokens.layout import Layout
+from vitfold.tokens.layout import MANY, Layout
+from vitfold.tokens.squares import in_squares
 
 Types = tuple[str | type, ...]
 """Classes, or their full names `package.module.Class`, by which no library is imported early."""
@@ -70,6 +72,9 @@ class Family:
     feed_arguments: ClassVar[tuple[str, ...]] = ()
     attention: ClassVar[str] = "attn"
     attention_types: ClassVar[Types] = ()
+
+    square: int = 1
+    """Patches along the side of the squares that leave as one, which what follows a trunk joins."""
 
     def __init__(self, trunk: Any, hosts: Sequence[nn.Module] = ()) -> None:
         self.trunk = trunk
@@ -149,6 +154,19 @@ class Family:
         """How many tokens each image has where a call takes images one after another, `[1, T, C]`;
         None where they lie side by side."""
         return None
+
+    def order(self, arguments: Arguments) -> Tensor | None:
+        """`[B or 1, N]`: all tokens in an order in which the patches of a square lie together;
+        None where they come so."""
+        grid = self.grid(arguments)
+        if grid is None or len(grid) != 2 or grid == MANY:
+            raise ShapeError(
+                f"{type(self).__name__} does not say where squares of patches lie in such a call: "
+                "define `order` in it"
+            )
+        device = next(self.trunk.parameters()).device
+        patches = in_squares(grid, self.square, device) + self.prefix
+        return torch.cat([torch.arange(self.prefix, device=device), patches]).unsqueeze(0)
 
     def read_by(self, hosts: Sequence[nn.Module]) -> bool:
         """Whether the modules around the trunk, from the inside out, read its patches."""
@@ -300,7 +318,15 @@ class Family:
         """The layout for images with that grid of patches."""
         tokens = self.prefix + math.prod(grid or (0,))
         reads_patches = self.hosted or self.reads_patches
-        return Layout(tokens, self.prefix, grid, self.depth, self.class_token, reads_patches)
+        return Layout(
+            tokens,
+            self.prefix,
+            grid,
+            self.depth,
+            self.class_token,
+            reads_patches,
+            square=self.square,
+        )
 
 
 def named(types: Types) -> frozenset[str]:

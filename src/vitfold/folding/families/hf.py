@@ -49,11 +49,14 @@ class HFFamily(Family):
     readers: those among them that read patches, whatever their trunk does.
     hands_down: whether a trunk hands its keyword arguments down to every layer. Where it does not,
         it sees folded layers in place of its own.
+    resizes: whether a trunk takes images of any size, so that what its image processor says of that
+        goes before what its configuration does.
     """
 
     models: ClassVar[Mapping[str, tuple[str, ...]]] = {}
     readers: ClassVar[frozenset[str]] = frozenset()
     hands_down: ClassVar[bool] = True
+    resizes: ClassVar[bool] = False
     entries: ClassVar[tuple[str, ...]] = ("forward",)
     arguments: ClassVar[tuple[str, ...]] = ("pixel_values",)
     block_arguments: ClassVar[tuple[str, ...]] = ("attention_mask",)
@@ -95,7 +98,13 @@ class HFFamily(Family):
 
     @property
     def size(self) -> Size:
-        return int(getattr(self.config, "num_channels", 3)), *pair(self.config.image_size)
+        channels = int(getattr(self.config, "num_channels", 3))
+        options = processor.of(self.config) if self.resizes else None
+        size = None if options is None else processor.input_size(options)
+        patches = pair(self.config.patch_size)
+        if size is None or any(side % patch for side, patch in zip(size, patches, strict=True)):
+            size = pair(self.config.image_size)
+        return channels, *size
 
     def grid(self, arguments: Arguments) -> Grid:
         images = arguments.get("pixel_values")

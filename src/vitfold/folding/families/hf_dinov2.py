@@ -34,6 +34,7 @@ class HFDinov2(HFFamily):
     readers: ClassVar = frozenset(
         {"Dinov2ForImageClassification", "Dinov2WithRegistersForImageClassification"}
     )
+    resizes: ClassVar[bool] = True
     path: ClassVar = "encoder.layer"
     arguments: ClassVar[tuple[str, ...]] = ("pixel_values", "bool_masked_pos", "attention_mask")
     block_types: ClassVar[tuple[str, ...]] = (
@@ -79,6 +80,7 @@ class HFRadio(HFDinov2):
 
     models: ClassVar = {RADIO + "Model": ("RadioModel",)}
     readers: ClassVar = frozenset()
+    resizes: ClassVar[bool] = False
     arguments: ClassVar[tuple[str, ...]] = ("pixel_values", "image_grid_hw")
     block_types: ClassVar[tuple[str, ...]] = (HF + RADIO + "Layer",)
     block_arguments: ClassVar[tuple[str, ...]] = ("attention_mask", "cu_seqlens")

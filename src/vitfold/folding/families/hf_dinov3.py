@@ -51,6 +51,7 @@ class HFSapiens2(HFDinov3):
         ),
         SAPIENS + "Backbone": ("Sapiens2Backbone",),
     }
+    resizes: ClassVar[bool] = False
     readers: ClassVar = frozenset(models[SAPIENS + "Model"][1:])
     arguments: ClassVar[tuple[str, ...]] = ("pixel_values", "bool_masked_pos")
     block_types: ClassVar[tuple[str, ...]] = (HF + SAPIENS + "Layer",)

@@ -1,6 +1,7 @@
 """Hugging Face's vision towers that take images of several sizes one after another: Pixtral, that
 of PaddleOCR-VL, and VideoLLaMA 3, whose frames are images of their own."""
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -15,6 +16,7 @@ from vitfold.folding.families.common import Arguments, Grid, Size, blank_images,
 from vitfold.folding.families.hf import HF, HFFamily, check_bias
 from vitfold.folding.families.registry import register_family
 from vitfold.tokens.layout import MANY
+from vitfold.tokens.squares import in_squares
 from vitfold.tokens.state import TokenState
 
 PIXTRAL = "pixtral.modeling_pixtral.Pixtral"
@@ -41,6 +43,17 @@ class PackedFamily(HFFamily):
         return tuple(attend.positions(t, t.new_zeros(()))[0, 0] for t in tables)
 
 
+def in_order(shapes: Sequence[tuple[int, int]], side: int, device: torch.device) -> Tensor:
+    """`[1, T]`: the patches of images of such shapes, which come row by row, in the order of the
+    squares of each."""
+    starts = itertools.accumulate((height * width for height, width in shapes), initial=0)
+    rows = [
+        in_squares(shape, side, device) + start
+        for shape, start in zip(shapes, starts, strict=False)
+    ]
+    return torch.cat(rows).unsqueeze(0)
+
+
 @register_family
 class HFPixtral(PackedFamily):
     """transformers' Pixtral, which keeps images apart by a mask."""
@@ -60,6 +73,10 @@ class HFPixtral(PackedFamily):
     def lengths(self, arguments: Arguments) -> Sequence[int] | None:
         shapes = self.shapes(arguments)
         return None if shapes is None else [height * width for height, width in shapes]
+
+    def order(self, arguments: Arguments) -> Tensor | None:
+        shapes, device = self.shapes(arguments) or [], next(self.trunk.parameters()).device
+        return in_order(shapes, self.square, device)
 
     def shapes(self, arguments: Arguments) -> list[tuple[int, int]] | None:
         """Rows and columns of patches of every image."""

@@ -17,6 +17,7 @@ _HF = {
     "pp_lcnet_v3.modeling_pp_lcnet_v3.PPLCNetV3Backbone": "pp_ocrv5_mobile_det pp_ocrv5_mobile_rec",
     "pp_lcnet_v4.modeling_pp_lcnet_v4.PPLCNetV4Backbone": """
         pp_ocrv6_medium_det pp_ocrv6_small_det pp_ocrv6_small_rec pp_ocrv6_tiny_rec""",
+    "qwen2_vl.modeling_qwen2_vl.Qwen2VisionTransformerPretrainedModel": "colqwen2",
     "radio.modeling_radio.RadioModel": "nemotron_h_omni",
     "resnet.modeling_resnet.ResNetBackbone": "tvp upernet",
     "rt_detr.modeling_rt_detr_resnet.RTDetrResNetBackbone": "rt_detr rt_detr_v2",

@@ -56,7 +56,40 @@ def put(config: Any, options: Options | None) -> None:
 
 
 def _vision(config: Any) -> Any:
-    return getattr(config, "vision_config", config)
+    """The configuration of the vision transformer in a model's."""
+    parts = (getattr(config, name, None) for name in ("vision_config", "backbone_config"))
+    return next((part for part in parts if part is not None), config)
+
+
+def input_size(options: Mapping[str, Any]) -> tuple[int, int] | None:
+    """Height and width of what a model gets; None where they follow from the image."""
+    crops = options.get("do_center_crop", False) and "crop_size" in options
+    name = "crop_size" if crops else "size"
+    size = options.get(name)
+    if isinstance(size, Mapping):
+        return (size["height"], size["width"]) if {"height", "width"} <= size.keys() else None
+    keeps = not crops and _kind(options).startswith(SHORTER)
+    return None if size is None or keeps else (_side(name, size),) * 2
+
+
+def resized(options: Options | None, side: int) -> Options:
+    """The options with which a model gets images of another size, of which it sees as much."""
+    before = dict(options or DEFAULT)
+    if before.get("do_center_crop", False) and "crop_size" in before:
+        edge = _side("size", before["size"]) / _side("crop_size", before["crop_size"])
+        own = "shortest_edge" if "shortest_edge" in before["size"] else None
+        larger = round(side * edge)
+        size = {own: larger} if own else {"height": larger, "width": larger}
+        return before | {"size": size, "crop_size": {"height": side, "width": side}}
+    return before | {"size": {"height": side, "width": side}}
+
+
+DEFAULT: Options = {
+    "image_mean": [0.485, 0.456, 0.406],
+    "image_std": [0.229, 0.224, 0.225],
+    "resample": 3,
+}
+"""Of a model that says nothing of its images: ImageNet's."""
 
 
 def translated(options: Mapping[str, Any]) -> dict[str, Any]:
@@ -101,11 +134,17 @@ def _resized(options: Mapping[str, Any]) -> dict[str, Any]:
     """The share of an image that is looked at, and whether its sides keep their relation."""
     crops = options.get("do_center_crop", False) and "crop_size" in options
     size = options.get("size", 1)
-    kind = next((str(options[name]) for name in TYPES if name in options), "")
-    keeps = "shortest_edge" in size if isinstance(size, Mapping) else kind.startswith(SHORTER)
+    keeps = (
+        "shortest_edge" in size if isinstance(size, Mapping) else _kind(options).startswith(SHORTER)
+    )
     edge = _side("size", size)
     share = _side("crop_size", options["crop_size"]) / edge if crops else 1.0
     return {"crop_pct": min(share, 1.0), "crop_mode": "center" if keeps else "squash"}
+
+
+def _kind(options: Mapping[str, Any]) -> str:
+    """What a processor calls itself."""
+    return next((str(options[name]) for name in TYPES if name in options), "")
 
 
 def _side(name: str, size: object) -> int:

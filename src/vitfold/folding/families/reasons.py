@@ -60,7 +60,7 @@ _TRANSFORMERS = {
     _WINDOWED_PYRAMID: "donut maskformer.modeling_maskformer_swin swin swinv2",
     _WINDOWS: "swin2sr",
     f"{_WINDOWS}, in a pyramid that pools its queries": "sam2 sam2_video",
-    f"{_WINDOWS} in most blocks, of images that come packed": "exaone4_5 qwen2_5_omni qwen2_5_vl",
+    f"{_WINDOWS} in most blocks, of images that come packed": "exaone4_5 qwen2_5_omni",
     "each of its blocks adds a token for itself, by which frames pass messages": "x_clip",
     "it groups its tokens between stages, by attention that assigns each to one group": "groupvit",
     "it has several trunks that fold: fold one of them": "depth_pro video_llava",
@@ -87,8 +87,8 @@ _TRANSFORMERS = {
     ),
     "its attention is confined to neighbourhoods, in a pyramid": "dinat",
     "its patches come packed, in the order of the squares that a projector merges": """
-        colqwen2 ernie4_5_vl_moe glm46v glm4v glm4v_moe glm_ocr qwen2_vl qwen3_5 qwen3_5_moe
-        qwen3_omni_moe qwen3_vl qwen3_vl_moe""",
+        ernie4_5_vl_moe glm46v glm4v glm4v_moe glm_ocr qwen3_5 qwen3_5_moe
+        qwen3_omni_moe""",
     "its sequence mixes words with patches": "layoutlmv2 layoutlmv3 udop vilt",
     "its tokens are latents that read the image, not patches": "perceiver",
     "it is a pyramid whose attention reads reduced maps": "pvt pvt_v2 segformer glpn",
