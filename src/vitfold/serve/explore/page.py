@@ -13,6 +13,7 @@ from typing import Any
 
 from vitfold.errors import DataError, VitfoldError, missing, one_line
 from vitfold.serve.explore import markup
+from vitfold.serve.explore.cache import Cache
 from vitfold.serve.explore.examples import Examples
 from vitfold.serve.explore.explorer import BUDGET, LEAST, MOST, OWN, Explorer, Photograph
 from vitfold.serve.explore.lines import Origin
@@ -69,15 +70,16 @@ class Page:
     def __init__(self, explorer: Explorer, origin: Origin, examples: Examples) -> None:
         self.explorer, self.examples = explorer, examples
         self.views = Views(explorer, origin)
+        self._prepared: Cache[int, Photograph] = Cache(len(examples))
         self.folder: Path | None = None
         self.title = f"vitfold explore: {origin.name}"
 
     def example(self, number: int) -> Photograph | None:
-        """An example, as the model sees it."""
+        """An example, as the model sees it; the same for all who look at it."""
         if not 0 <= number < len(self.examples):
             return None
         name, picture = self.examples[number]
-        return self.explorer.photograph(picture, name)
+        return self._prepared.get(number, lambda: self.explorer.photograph(picture, name))
 
     def receive(self, path: str | None, before: Photograph | None) -> tuple[Any, None, str]:
         """The photograph that was uploaded, or the one before and why it cannot be read. The file
