@@ -1,5 +1,6 @@
 """A corpus in a bucket: read over the wire by several processes, or refused in one line."""
 
+import importlib
 import sys
 from pathlib import Path
 from typing import Any
@@ -68,9 +69,9 @@ def numbers(place: Path) -> dict[str, tuple[Any, ...]]:
 def test_without_its_library_it_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
-    import fsspec
 
-    monkeypatch.delitem(fsspec.registry._registry, "s3", raising=False)
+    known = importlib.import_module("fsspec.registry")._registry
+    monkeypatch.delitem(known, "s3", raising=False)
     monkeypatch.setitem(sys.modules, "s3fs", None)
     command = ("embed", "digits", "s3://photographs/corpus", "-o", tmp_path / "out")
     assert vitfold_(monkeypatch, *command) == 2

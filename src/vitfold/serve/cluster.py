@@ -24,7 +24,6 @@ from vitfold.serve.shards import Record, embed_shard
 from vitfold.serve.work import Tally, Work
 from vitfold.tools.results import version
 
-
 PATIENCE = 5.0
 """Seconds in which somebody answers at an address."""
 
