@@ -190,12 +190,8 @@ def test_a_model_of_a_file_beside_others_on_a_cluster(head: str, own: str, tmp_p
     )
     assert corpora.contents(tmp_path / "out") == corpora.contents(tmp_path / "here")
     # What can be sent nowhere is said, and nothing hangs.
-    text = (tmp_path / "code" / "mine.py").read_text()
-    text = text.replace("num_classes=5)", "num_classes=5).adorned()").replace(
-        "    def forward", "    def adorned(self):\n        import threading\n"
-        "        self.lock = threading.Lock()\n        return self\n\n    def forward"
-    )  # fmt: skip
-    (tmp_path / "code" / "mine.py").write_text(text)
+    with (tmp_path / "code" / "body" / "parts.py").open("a") as parts:
+        parts.write("import threading\nLOCK = threading.Lock()\n")
     (tmp_path / "out").rename(tmp_path / "before")
     shown = embedded(own, tmp_path, head)
     assert shown.returncode == 2
