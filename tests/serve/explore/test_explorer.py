@@ -14,13 +14,14 @@ from torch import nn
 
 import vitfold
 from vitfold.errors import DataError, MethodError
+from vitfold.exporting.runtime import installed
 from vitfold.folding.fold import clone, fold
 from vitfold.serve.explore import explorer as module
 from vitfold.serve.explore.cache import Cache
 from vitfold.serve.explore.explorer import OWN, Explorer, Photograph, Pick
 from vitfold.serve.explore.labels import class_names
 from vitfold.serve.explore.lines import Origin
-from vitfold.serve.explore.speeds import Stopwatch, rounds, runtimes
+from vitfold.serve.explore.speeds import Stopwatch, rounds
 from vitfold.serve.explore.views import EMPTY, NOTHING, Asked, Views
 from vitfold.tools.fidelity import fidelity
 
@@ -241,8 +242,9 @@ def test_speeds_are_measured_once(explorer: Explorer) -> None:
 
 
 def test_runtimes_are_those_that_are_here() -> None:
-    assert runtimes(torch.device("cpu"))[0] == "eager"
-    assert set(runtimes(torch.device("cuda"))) <= {"eager", "compile", "aoti"}
+    assert installed(torch.device("cpu"))[0] == "eager"
+    assert set(installed(torch.device("cuda"))) <= {"eager", "compile", "aoti"}
+    assert installed(torch.device("cuda"), ("openvino", "nowhere", "eager")) == ["eager"]
 
 
 def test_what_a_runtime_refuses_is_told(explorer: Explorer, photograph, monkeypatch) -> None:

@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from vitfold.errors import DataError, VitfoldError, missing, one_line
+from vitfold.exporting.runtime import installed
 from vitfold.serve.explore import markup
 from vitfold.serve.explore.cache import Cache
 from vitfold.serve.explore.examples import Examples
 from vitfold.serve.explore.explorer import BUDGET, LEAST, MOST, OWN, Explorer, Photograph
 from vitfold.serve.explore.lines import Origin
-from vitfold.serve.explore.speeds import LARGEST_BATCH, rounds, runtimes
+from vitfold.serve.explore.speeds import LARGEST_BATCH, rounds
 from vitfold.serve.explore.views import NOTHING, Asked, Views
 
 HOST, PORT = "127.0.0.1", 7860
@@ -193,7 +194,7 @@ class Page:
 
     def _measuring(self, gr: Any) -> dict[str, Any]:
         gr.Markdown("## Time on this machine")
-        names = runtimes(self.explorer.device)
+        names = installed(self.explorer.device)
         with gr.Row():
             runtime = gr.Dropdown(
                 names, value=names[0], label="Runtime", min_width=120, elem_id="vf-runtime"
