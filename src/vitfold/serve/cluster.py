@@ -76,9 +76,8 @@ def _sent(ray: Any, model: nn.Module | None) -> Any:
     try:
         sent = ray.put(model)
     except Exception as error:  # what cannot be pickled raises what it likes
-        raise DataError(
-            f"the model cannot be sent to Ray's processes: {one_line(error)}"
-        ) from error
+        why = one_line(_cause(error))
+        raise DataError(f"the model cannot be sent to Ray's processes: {why}") from error
     try:
         theirs = ray.get(ray.remote(num_cpus=0, max_retries=0)(_version_there).remote(sent))
     except ray.exceptions.RayError as error:
