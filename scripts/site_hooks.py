@@ -1,5 +1,5 @@
-"""What the site has besides docs/: all measurements by machine, precision and runtime, the tables of
-benchmarks/, each with its rows as CSV, and how the house is built."""
+"""What the site has besides docs/: all that was measured, by machine, precision and runtime; the
+tables of benchmarks/, with their rows as CSV; and how the house is built."""
 
 import csv
 import io
@@ -50,6 +50,7 @@ def _generated(config: Any, name: str, content: str | bytes) -> File:
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
     """Links to what the site holds stay within it; others lead to the sources."""
+    markdown = markdown.replace("](../benchmarks)", "](benchmarks/index.md)")
     markdown = markdown.replace("](../benchmarks/", "](benchmarks/")
     markdown = re.sub(re.escape(f"]({SOURCES}docs/"), "](", markdown)
     return re.sub(r"\]\(\.\./([^)]*)\)", rf"]({SOURCES}\1)", markdown)
