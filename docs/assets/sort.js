@@ -29,4 +29,5 @@ document.addEventListener("keydown", (event) => {
 });
 document.querySelectorAll("article table thead th").forEach((head) => {
   head.tabIndex = 0;
+  head.style.cursor = "pointer";
 });
