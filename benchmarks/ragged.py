@@ -55,6 +55,9 @@ SUITES = {
     "gpu": [Case("deit_small_patch16_224", 256, share) for share in (0.75, 0.6, 0.5)],
 }
 
+DTYPES = {"cpu": "float32", "gpu": "bfloat16"}
+"""What a suite computes in: on a GPU by autocast."""
+
 
 def images(batch: int, device: str) -> Tensor:
     """Noise of several contrasts and scales."""
@@ -174,7 +177,8 @@ def main(
     result: list[dict[str, Any]] = []
     for case in cases:
         result += measure(case, device, repeats, suite == "gpu")
-        results.write(name.with_suffix(".json"), result, {"command": "benchmarks/ragged.py"})
+        about = {"command": "benchmarks/ragged.py", "dtype": DTYPES[suite]}
+        results.write(name.with_suffix(".json"), result, about)
         name.with_suffix(".md").write_text(table(result), encoding="utf-8")
     show.console.print(table(result), markup=False, soft_wrap=True)
 

@@ -57,6 +57,9 @@ SUITES = {
     ],
 }
 
+DTYPES = {"cpu": "float32", "gpu": "bfloat16"}
+"""What a suite computes in: on a GPU by autocast."""
+
 
 def candidates(model: nn.Module, case: Case) -> dict[str, nn.Module]:
     """ToMe's candidates, DFE and Ward at its counts, and LGTM beside a bound of its own."""
@@ -142,7 +145,9 @@ def main(
     ]
     output.mkdir(parents=True, exist_ok=True)
     name = output / f"speed-{suite}{'-compiled' if compile else ''}"
-    results.write(name.with_suffix(".json"), result, {"command": "benchmarks/speed.py"})
+    about = {"command": "benchmarks/speed.py", "dtype": DTYPES[suite]}
+    about["runtime"] = "compile" if compile else "eager"
+    results.write(name.with_suffix(".json"), result, about)
     text = table(result)
     name.with_suffix(".md").write_text(text, encoding="utf-8")
     show.console.print(text, markup=False, soft_wrap=True)

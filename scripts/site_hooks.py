@@ -92,15 +92,17 @@ def by_place(measured: Mapping[str, Row]) -> Groups:
     for name, result in measured.items():
         machine = result["machine"]
         words = machine["gpu"] or f"{machine['processor']}, {machine['threads']} threads"
+        common = {key: result[key] for key in ("dtype", "runtime") if key in result}
         for row in result["rows"]:
-            groups[(words, *precision_and_runtime(row))][name].append(row)
+            groups[(words, *precision_and_runtime(common | row))][name].append(row)
     return {place: groups[place] for place in sorted(groups)}
 
 
 def precision_and_runtime(row: Row) -> tuple[str, str]:
     """What a row was measured in."""
     eight = row.get("int8") or "INT8" in str(row.get("case", ""))
-    precision, runtime = "INT8" if eight else "float32", str(row.get("runtime", "eager"))
+    precision = "INT8" if eight else str(row.get("dtype", "float32"))
+    runtime = str(row.get("runtime", "eager"))
     other, elsewhere = ELSEWHERE.get(str(row.get("candidate")), (precision, None))
     return other, elsewhere or runtime
 

@@ -57,6 +57,12 @@ def test_where_a_row_was_measured(
     assert hooks.precision_and_runtime(row) == place
 
 
+def test_what_holds_for_all_rows_of_a_benchmark_says_where(hooks: ModuleType) -> None:
+    machine = {"gpu": "H", "processor": "x", "threads": 1}
+    result = {"machine": machine, "dtype": "bfloat16", "runtime": "compile", "rows": [{"ms": 1.0}]}
+    assert list(hooks.by_place({"speed": result})) == [("H", "bfloat16", "compile")]
+
+
 def test_files_have_a_column_for_every_number(hooks: ModuleType) -> None:
     rows = [{"a": "x, y", "ms": [1.0, 2.0, 3.0]}, {"a": "z", "more": {"b": 1}, "n": 4}]
     [first, second] = csv.DictReader(io.StringIO(hooks.as_csv(hooks.flat(rows))))
