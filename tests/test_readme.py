@@ -36,4 +36,6 @@ def test_the_site_is_whole(tmp_path: Path) -> None:
     reference = (tmp_path / "reference" / "index.html").read_text("utf-8")
     for name in {*vitfold.__all__} - {"METHODS"}:
         assert f'id="vitfold.{name}"' in reference, name
+    [places] = (tmp_path / "benchmarks").glob("measured-*-int8-openvino.csv")
+    assert places.read_text("utf-8").startswith("benchmark,")
     assert (tmp_path / "benchmarks" / "runtimes-cpu.csv").read_text("utf-8").count("\n") > 20

@@ -12,7 +12,7 @@ from support import corpora
 import vitfold
 from vitfold.errors import DataError
 from vitfold.serve import source
-from vitfold.serve.entries import Entry, read
+from vitfold.serve.entries import Entry, beside, read
 from vitfold.serve.walking import Walk
 
 
@@ -184,6 +184,22 @@ def test_a_chain_of_file_systems(tmp_path: Path) -> None:
     found = entries(f"zip://in::{tmp_path}/a.zip")
     assert [entry.id for entry in found] == ["0.jpg", "1.jpg"]
     assert [read(entry) for entry in found] == [corpora.encoded(0), corpora.encoded(1)]
+
+
+@pytest.mark.parametrize(
+    ("file", "path", "there"),
+    [
+        (b"/a/list.txt", "../b/x.jpg", b"/b/x.jpg"),
+        (b"/a/list.txt", "/c/x.jpg", b"/c/x.jpg"),
+        (b"s3://bucket/a/list.txt", "../b/./x.jpg", b"s3://bucket/b/x.jpg"),
+        (b"s3://bucket/a/list.txt", "/c/x.jpg", b"/c/x.jpg"),
+        (b"s3://bucket/a/list.txt", "gs://other/x.jpg", b"gs://other/x.jpg"),
+        (b"zip://in/list.txt::/d/a.zip", "x.jpg", b"zip://in/x.jpg::/d/a.zip"),
+        (b"zip://list.txt::s3://bucket/a.zip", "x.jpg", b"zip://x.jpg::s3://bucket/a.zip"),
+    ],
+)
+def test_a_path_in_a_file_begins_in_its_folder(file: bytes, path: str, there: bytes) -> None:
+    assert beside(file, path) == there
 
 
 def test_what_is_no_source_is_said(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 
 import vitfold
-from support import vision_language
+from support import hf_models, vision_language
 from support.corpora import folder
 from support.hf_hosts import host
 from support.models import images, registered, scatter
@@ -79,7 +79,7 @@ def index(patch: pytest.MonkeyPatch) -> Iterator[Names]:
     yield names
 
 
-def methods(patch: pytest.MonkeyPatch) -> Iterator[Names]:
+def training(patch: pytest.MonkeyPatch) -> Iterator[Names]:
     model = small(img_size=112)
     keys, pixels = list(model.state_dict()), images(model)
     names: Names = {"vitfold": vitfold, "model": model, "images": pixels}
@@ -171,6 +171,32 @@ def language(patch: pytest.MonkeyPatch) -> Iterator[Names]:
     assert '"out": "reduced"' in Path("plan/plan.json").read_text()
 
 
+def dense(patch: pytest.MonkeyPatch) -> Iterator[Names]:
+    import transformers
+
+    model = hf_models.small("DPTForDepthEstimation")
+    depth = transformers.DPTForDepthEstimation
+    patch.setattr(depth, "from_pretrained", lambda *_, **__: model)
+    names: Names = {"timm": timm, "vitfold": vitfold}
+    names["images"] = hf_models.arguments_of(model)["pixel_values"]
+    with torch.no_grad():
+        before = model(names["images"]).predicted_depth
+        yield names
+    assert vitfold.folded(model) is not None
+    assert names["depth"].shape == before.shape
+    assert not torch.equal(names["depth"], before)
+    assert names["report"].abs_rel is not None
+    no_download(patch, depth=6, embed_dim=48, num_heads=3)
+    names["images"] = torch.randn(4, 3, 518, 518)
+    with torch.inference_mode():
+        yield names
+    assert names["features"].shape[:2] == (4, 1 + 37 * 37)
+    with torch.inference_mode():
+        yield names
+    assert [len(each) for each in names["maps"]] == [4, 4]
+    assert names["maps"][0].shape == (4, 48, 37, 37)
+
+
 def windows(patch: pytest.MonkeyPatch) -> Iterator[Names]:
     """SAM with its patches, windows and number of blocks."""
     import transformers
@@ -226,11 +252,12 @@ STAND_INS: dict[str, StandIn] = {
     "README.md": readme,
     "docs/adding-a-family.md": own_family,
     "docs/adding-a-method.md": own_method,
+    "docs/dense.md": dense,
     "docs/embedding.md": embedding,
     "docs/index.md": index,
-    "docs/methods.md": methods,
     "docs/segmentation.md": segmentation,
     "docs/serving.md": serving,
+    "docs/training.md": training,
     "docs/vision-language.md": language,
     "docs/windowed-encoders.md": windows,
 }

@@ -1,10 +1,13 @@
 """The runtime that models are measured in: torch itself, or another one on this machine."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
+from vitfold.errors import VitfoldError
 from vitfold.exporting.serve import RUNTIMES, Served, check_runtime, serve, shown
 
 IN_TORCH = {"eager": "eager torch", "compile": "compiled torch"}
@@ -67,3 +70,15 @@ class Runtime:
     def dense(self, model: nn.Module) -> nn.Module:
         """What answers are compared with: the dense model in eager torch, looked at alike."""
         return model if self.eager else shown(model, model)
+
+
+def installed(device: torch.device, names: Iterable[str] = RUNTIMES) -> list[str]:
+    """Those that are here and run models on that device."""
+    return [name for name in names if _runs(name, device)]
+
+
+def _runs(name: str, device: torch.device) -> bool:
+    try:
+        return Runtime(name).in_torch or device.type == "cpu"
+    except VitfoldError:
+        return False

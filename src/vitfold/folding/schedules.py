@@ -5,7 +5,7 @@ import warnings
 from vitfold.errors import MethodError
 from vitfold.folding.calls import Fold
 from vitfold.folding.fit import Spread, fit_schedule
-from vitfold.folding.flops import Schedule, cost
+from vitfold.folding.flops import Schedule, cost, cost_by_number
 from vitfold.methods import Base, Method
 from vitfold.methods.base import learns, planned
 from vitfold.methods.schedule import per_block
@@ -142,4 +142,4 @@ def _first(record: Fold) -> int:
 
 def _cost(record: Fold, schedule: tuple[int, ...]) -> int:
     record.schedule = schedule
-    return cost(record.family)
+    return cost(record.family) if record.method.ragged else cost_by_number(record.family)

@@ -3,6 +3,7 @@ embeds them. What runs where and when, and again where a process is lost, is Ray
 
 import logging
 import os
+import socket
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,11 +16,22 @@ import torch
 from torch import nn
 
 from vitfold.errors import DataError, VitfoldError, one_line
+from vitfold.saving.sources import file
 from vitfold.serve import libraries
 from vitfold.serve.decoding import Decoded, Decoder, joined
 from vitfold.serve.embedder import Embedder
 from vitfold.serve.shards import Record, embed_shard
 from vitfold.serve.work import Tally, Work
+from vitfold.tools.results import version
+
+PATIENCE = 5.0
+"""Seconds in which somebody answers at an address."""
+
+SETTINGS = b"\x04"
+"""The kind of the first frame of HTTP/2, in which Ray speaks."""
+
+GREETING = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0" + SETTINGS + b"\0" * 5
+"""How that begins."""
 
 
 def run(work: Work, tally: Tally, address: str | None = None) -> None:
@@ -29,7 +41,7 @@ def run(work: Work, tally: Tally, address: str | None = None) -> None:
     """
     ray = libraries.ray()
     with connected(ray, address), sendable(ray, work.model):
-        model = ray.put(work.model)
+        model = _sent(ray, work.model)
         sent = replace(work, model=None, device=torch.device(work.device.type))
         rows = [{"shard": number} for number in work.todo]
         shards = ray.data.from_items(rows, override_num_blocks=len(rows))
@@ -58,6 +70,32 @@ def run(work: Work, tally: Tally, address: str | None = None) -> None:
             raise _plain(error) from error
 
 
+def _sent(ray: Any, model: nn.Module | None) -> Any:
+    """The model where all processes can have it; tried by one of them, since Ray would try again
+    for ever with those that cannot."""
+    try:
+        sent = ray.put(model)
+    except Exception as error:  # what cannot be pickled raises what it likes
+        why = one_line(_cause(error))
+        raise DataError(f"the model cannot be sent to Ray's processes: {why}") from error
+    try:
+        theirs = ray.get(ray.remote(num_cpus=0, max_retries=0)(_version_there).remote(sent))
+    except ray.exceptions.RayError as error:
+        why = one_line(_cause(error))
+        raise DataError(f"Ray's processes cannot take the model: {why}") from error
+    if theirs != version("vitfold"):
+        raise DataError(
+            f"Ray's processes have vitfold {theirs}, and here is {version('vitfold')}: install the "
+            "same on every machine"
+        )
+    return sent
+
+
+def _version_there(_: nn.Module) -> str | None:
+    """What is installed where a model arrives."""
+    return version("vitfold")
+
+
 def _devices(ray: Any, device: torch.device) -> int:
     """How many actors embed: one for each GPU of the cluster, or on each of its machines."""
     if device.type != "cuda":
@@ -67,9 +105,7 @@ def _devices(ray: Any, device: torch.device) -> int:
 
 def _plain(error: Exception) -> DataError:
     """What ended the work, in one line."""
-    cause: BaseException = error
-    while isinstance(inner := getattr(cause, "cause", None) or cause.__cause__, BaseException):
-        cause = inner
+    cause = _cause(error)
     if isinstance(cause, VitfoldError):
         return DataError(str(cause))
     return DataError(
@@ -78,18 +114,29 @@ def _plain(error: Exception) -> DataError:
     )
 
 
+def _cause(error: BaseException) -> BaseException:
+    """What was raised first."""
+    while isinstance(inner := getattr(error, "cause", None) or error.__cause__, BaseException):
+        error = inner
+    return error
+
+
 @contextmanager
 def connected(ray: Any, address: str | None) -> Iterator[None]:
     """Within it, Ray runs; one that was not there before ends after it."""
     if ray.is_initialized():
         yield
         return
+    address = address or os.environ.get("RAY_ADDRESS")
     options: dict[str, Any] = {} if address else {"include_dashboard": False}
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # it warns of what it does itself
+    _check_answers(address)
     try:
-        ray.init(address, logging_level=logging.ERROR, log_to_driver=False, **options)
-    except (ConnectionError, ValueError, RuntimeError, OSError) as error:
-        raise DataError(f"Ray cannot be reached at {address}: {one_line(error)}") from error
+        ray.init(address or "local", logging_level=logging.ERROR, log_to_driver=False, **options)
+    # It ends the process where what answers is no Ray.
+    except (ConnectionError, ValueError, RuntimeError, OSError, SystemExit) as error:
+        why = "what answers there is no Ray" if isinstance(error, SystemExit) else one_line(error)
+        raise DataError(f"Ray cannot be reached at {address or 'this machine'}: {why}") from error
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     logging.getLogger("ray.data").setLevel(logging.ERROR)
@@ -99,12 +146,28 @@ def connected(ray: Any, address: str | None) -> Iterator[None]:
         ray.shutdown()
 
 
+def _check_answers(address: str | None) -> None:
+    """Refuse an address at which nobody answers: Ray would wait there for minutes."""
+    host, colon, port = (address or "").rpartition("//")[2].rpartition(":")
+    if not (colon and port.isdecimal()):
+        return  # a word of Ray's, or what it refuses itself
+    try:
+        with socket.create_connection((host.strip("[]"), int(port)), PATIENCE) as wire:
+            wire.sendall(GREETING)
+            if os.environ.get("RAY_USE_TLS", "0") == "0" and wire.recv(9)[3:4] != SETTINGS:
+                raise OSError("what answers there is no Ray")
+    except (OSError, OverflowError, UnicodeError) as error:
+        why = getattr(error, "strerror", None) or one_line(error)
+        raise DataError(f"Ray cannot be reached at {address}: {why}") from error
+
+
 @contextmanager
 def sendable(ray: Any, model: nn.Module | None) -> Iterator[None]:
-    """Within it, classes of a model that came from a file are sent with it: nobody else can import
-    them."""
+    """Within it, classes of a model that came from a file are sent with it, and what lies beside
+    that file: nobody else can import them."""
     names = {type(module).__module__ for module in (model.modules() if model is not None else ())}
     alone = [sys.modules[name] for name in names if name in sys.modules and not _importable(name)]
+    alone += [module for module in file.beside() if module not in alone]
     pickling = ray.cloudpickle
     for module in alone:
         pickling.register_pickle_by_value(module)

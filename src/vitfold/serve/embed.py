@@ -78,7 +78,7 @@ def embed(
     model = model if isinstance(model, nn.Module) else create_model(model, pretrained=True)
     certificates.check(model, certificate)
     on = torch.device(device) if device is not None else next(model.parameters()).device
-    place = Path(directory)
+    place = _on_this_machine(directory)
     with _alone(place):
         before = read(place / "work" / "job.json")
         if before is not None:  # what it computes does not depend on this machine
@@ -94,6 +94,15 @@ def embed(
         run = _run(work, tally, engine, address)
         run |= _certificate(work, model, certificate, job.images)
         return manifest.finish(shards, job, len(work.open()), manifest.read(place), run)
+
+
+def _on_this_machine(directory: str | os.PathLike[str]) -> Path:
+    """A directory; an address would become folders of such names."""
+    if "://" in os.fspath(directory):
+        raise DataError(
+            f"{directory} is an address: give a directory of this machine, and copy it there"
+        )
+    return Path(directory)
 
 
 def _readers(workers: int | None, engine: str) -> int:

@@ -3,6 +3,7 @@
 import bisect
 import functools
 import os
+import posixpath
 import stat
 from dataclasses import dataclass, fields
 from typing import IO, Any
@@ -111,9 +112,13 @@ def beside(file: bytes, path: str) -> bytes:
     """The file that a path in a file means: one that is not whole begins in the folder of it."""
     if "://" in path or "::" in path:
         return path.encode()
-    if not is_local(file):
-        return file.rpartition(b"/")[0] + b"/" + os.fsencode(path)
-    return os.path.normpath(os.path.join(os.path.dirname(file), os.fsencode(path)))
+    if is_local(file) or os.path.isabs(path):
+        return os.path.normpath(os.path.join(os.path.dirname(file), os.fsencode(path)))
+    own, chain, tail = file.partition(b"::")
+    protocol, mark, place = own.rpartition(b"://")
+    # Stores of objects take dots in a path for what they are.
+    there = posixpath.normpath(posixpath.join(posixpath.dirname(place), os.fsencode(path)))
+    return protocol + mark + there + chain + tail
 
 
 def text_of(name: str) -> str:

@@ -72,6 +72,7 @@ def _place(address: str, name: str, walk: Walk) -> Iterator[Entry]:
 def _opened(address: str) -> tuple[Any, str]:
     try:
         system, path = filesystems().core.url_to_fs(address)
+        system.invalidate_cache()  # of what was there when somebody looked before
         return system, path
     except Exception as error:  # one whose library is not there, or that wants a password
         raise DataError(f"{address!r} cannot be opened: {one_line(error)}") from error

@@ -3,7 +3,7 @@
 from torch import nn
 
 from vitfold.folding.calls import fold_of, watch
-from vitfold.folding.flops import check_counted, count_by
+from vitfold.folding.flops import check_counted, count_by, count_by_number
 from vitfold.folding.inputs import Inputs, call
 from vitfold.tokens.modes import evaluating
 from vitfold.tools.measure import check_inputs
@@ -14,12 +14,15 @@ def flops_by_block(model: nn.Module, images: Inputs) -> list[int]:
     what is before the first block and behind the last is left out."""
     check_inputs(model, images)
     check_counted(model)
-    depth = fold_of(model).family.depth
+    record, totals = fold_of(model), None
     with watch() as runs, evaluating(model):
 
         def place() -> int:
             """The block that runs: a block adds a state when it is done."""
             return len(runs[-1].states) - 1 if runs else -1
 
-        totals = count_by(place, lambda: call(model, images))
-    return [totals[block] for block in range(depth)]
+        if not record.method.ragged:
+            totals = count_by_number(place, lambda: call(model, images))
+        if totals is None:
+            totals = count_by(place, lambda: call(model, images))
+    return [totals[block] for block in range(record.family.depth)]

@@ -1,5 +1,8 @@
 """What the page computes: right, once, and for whatever model and method."""
 
+import gc
+import threading
+import weakref
 from types import SimpleNamespace
 
 import pytest
@@ -11,13 +14,14 @@ from torch import nn
 
 import vitfold
 from vitfold.errors import DataError, MethodError
+from vitfold.exporting.runtime import installed
 from vitfold.folding.fold import clone, fold
 from vitfold.serve.explore import explorer as module
 from vitfold.serve.explore.cache import Cache
 from vitfold.serve.explore.explorer import OWN, Explorer, Photograph, Pick
 from vitfold.serve.explore.labels import class_names
 from vitfold.serve.explore.lines import Origin
-from vitfold.serve.explore.speeds import Stopwatch, rounds, runtimes
+from vitfold.serve.explore.speeds import Stopwatch, rounds
 from vitfold.serve.explore.views import EMPTY, NOTHING, Asked, Views
 from vitfold.tools.fidelity import fidelity
 
@@ -86,6 +90,31 @@ def test_what_does_not_change_is_not_computed_again(photograph, monkeypatch) -> 
     calls.clear()
     assert views.answers(Asked(other, "tome", 0.6))
     assert calls == ["look", "look"]
+
+
+def test_nothing_of_a_photograph_outlives_it() -> None:
+    explorer = Explorer(small.vit().float())
+    photograph = explorer.photograph(scene(), "a scene")
+    explorer.picture(photograph, HALF, 1)
+    explorer.costs(photograph, HALF)
+    left = [weakref.ref(explorer.sight(photograph, HALF)), weakref.ref(explorer.seen(photograph))]
+    left += [weakref.ref(explorer.picture(photograph, HALF, 1)), weakref.ref(photograph)]
+    gc.collect()
+    assert None not in [reference() for reference in left]
+    del photograph
+    gc.collect()
+    assert [reference() for reference in left] == [None] * 4
+
+
+def test_what_is_kept_of_one_photograph_has_an_end(monkeypatch) -> None:
+    monkeypatch.setattr(module, "PHOTOGRAPHS", 2)
+    explorer = Explorer(small.vit().float())
+    photographs = [explorer.photograph(scene(seed=seed), "a scene") for seed in range(3)]
+    first = weakref.ref(explorer.seen(photographs[0]))
+    for photograph in photographs[1:]:
+        explorer.seen(photograph)
+    gc.collect()
+    assert first() is None
 
 
 def test_costs_by_block_are_those_of_the_whole(explorer: Explorer, photograph) -> None:
@@ -213,8 +242,9 @@ def test_speeds_are_measured_once(explorer: Explorer) -> None:
 
 
 def test_runtimes_are_those_that_are_here() -> None:
-    assert runtimes(torch.device("cpu"))[0] == "eager"
-    assert set(runtimes(torch.device("cuda"))) <= {"eager", "compile", "aoti"}
+    assert installed(torch.device("cpu"))[0] == "eager"
+    assert set(installed(torch.device("cuda"))) <= {"eager", "compile", "aoti"}
+    assert installed(torch.device("cuda"), ("openvino", "nowhere", "eager")) == ["eager"]
 
 
 def test_what_a_runtime_refuses_is_told(explorer: Explorer, photograph, monkeypatch) -> None:
@@ -238,3 +268,27 @@ def test_a_cache_keeps_what_was_used_last() -> None:
     with pytest.raises(ZeroDivisionError):
         cache.get("d", lambda: 1 // 0)
     assert cache.peek("d") is None
+    cache.drop("b")
+    assert cache.peek("b") is None
+
+
+def test_what_is_kept_can_be_had_while_something_is_made() -> None:
+    cache: Cache[str, int] = Cache(2)
+    cache.get("a", lambda: 1)
+    begun, go, made = threading.Event(), threading.Event(), []
+
+    def make() -> int:
+        begun.set()
+        assert go.wait(60)
+        made.append(2)
+        return 2
+
+    threads = [threading.Thread(target=cache.get, args=("b", make)) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    assert begun.wait(60)
+    assert cache.get("a", lambda: 1 // 0) == cache.peek("a") == 1
+    go.set()
+    for thread in threads:
+        thread.join()
+    assert made == [2]

@@ -1,14 +1,12 @@
 """A model of real size, dense and folded, in eager torch and in the fastest runtime here."""
 
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from vitfold.errors import MissingExtra
-from vitfold.exporting.runtime import Runtime
+from vitfold.exporting.runtime import Runtime, installed
 from vitfold.folding.fold import clone, fold
 from vitfold.saving.models import create_model
 from vitfold.tools.baselines import DENSE
@@ -54,15 +52,8 @@ def real_model() -> nn.Module:
 
 def runtimes() -> list[Runtime]:
     """Eager torch, and the fastest runtime that is installed, where one is."""
-    return [Runtime(batch_size=BATCH), *_installed()][:2]
-
-
-def _installed() -> Iterator[Runtime]:
-    for name in RUNTIMES:
-        try:
-            yield Runtime(name, batch_size=BATCH)
-        except MissingExtra:
-            continue
+    names = ["eager", *installed(torch.device("cpu"), RUNTIMES)][:2]
+    return [Runtime(name, batch_size=BATCH) for name in names]
 
 
 def models(dense: nn.Module) -> dict[str, nn.Module]:

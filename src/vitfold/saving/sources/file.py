@@ -104,6 +104,24 @@ def _check_value(path: str, value: object, levels: int) -> None:
         fields.number(path, value, -fields.LARGEST, fields.LARGEST)
 
 
+REACHED: set[str] = set()
+"""Directories of files that were run."""
+
+
+def beside() -> list[ModuleType]:
+    """Modules that were imported from the directory of a file that was run: another process may
+    not find them."""
+    tops = {name.partition(".")[0] for name in sys.modules} - {"vitfold"}
+    modules = [sys.modules[name] for name in sorted(tops) if name in sys.modules]
+    return [module for module in modules if _root(module) in REACHED]
+
+
+def _root(module: ModuleType) -> str | None:
+    """The directory by which a module that lies in no other was found."""
+    place = next(iter(getattr(module, "__path__", ())), getattr(module, "__file__", None))
+    return None if place is None else os.path.realpath(os.path.dirname(place))
+
+
 def parts(name: str) -> tuple[str, str] | None:
     """File and function of `FILE.py:function`; None of any other name. Only the last colon counts:
     `C:\\models\\mine.py:build`."""
@@ -250,6 +268,7 @@ def _reachable(place: Path) -> Iterator[None]:
     """Within it, imports look first into the directory of a file, as they do where Python runs it;
     afterwards last: what the file imports late is found, and takes the place of nothing."""
     directory = str(place.resolve().parent)
+    REACHED.add(directory)
     sys.path.insert(0, directory)
     try:
         yield

@@ -1,10 +1,11 @@
 """What is computed for the page: one model, dense and folded in many ways, and photographs.
 
 Nothing here knows of the page. What does not change is not computed again: folds are kept by method
-and budget, answers by photograph and fold, pictures by block too.
+and budget, and with every photograph what was seen of it, for as long as somebody has it.
 """
 
 import hashlib
+import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -37,8 +38,11 @@ OWN = "as saved"
 LEAST, MOST, BUDGET = 0.3, 1.0, 0.6
 """Ends of the budget, a share of the dense FLOPs, and where it begins."""
 
-FOLDS, PHOTOGRAPHS, PICTURES = 256, 32, 512
-"""How much is kept: folds (which share the weights of the model), dense answers, pictures."""
+FOLDS, PHOTOGRAPHS = 256, 32
+"""How much is kept: folds (which share the weights of the model), and photographs."""
+
+SIGHTS, PICTURES = 16, 64
+"""How much is kept of each photograph: folds of it, and pictures."""
 
 
 @dataclass(frozen=True)
@@ -99,6 +103,16 @@ class Costs:
     share: float
 
 
+class Album:
+    """What was made of one photograph."""
+
+    def __init__(self) -> None:
+        self.dense: Cache[None, Look] = Cache(1)
+        self.sights: Cache[Pick, Sight] = Cache(SIGHTS)
+        self.pictures: Cache[tuple[Pick, int], Image.Image] = Cache(PICTURES)
+        self.costs: Cache[Pick, Costs] = Cache(SIGHTS)
+
+
 class Explorer:
     """A model to explore; one that came folded keeps its own fold among the methods."""
 
@@ -111,11 +125,9 @@ class Explorer:
         self.decoder = Decoder(Preparation(self.config))
         self.names = class_names(self.dense)
         self._folds: Cache[Pick, nn.Module | MethodError] = Cache(FOLDS)
-        self._looks: Cache[str, Look] = Cache(PHOTOGRAPHS)
-        self._sights: Cache[tuple[str, Pick], Sight] = Cache(4 * PHOTOGRAPHS)
-        self._pictures: Cache[tuple[str, Pick, int], Image.Image] = Cache(PICTURES)
-        self._costs: Cache[tuple[str, Pick], Costs] = Cache(FOLDS)
-        self._blocks: Cache[str, tuple[list[int], int]] = Cache(1)
+        self._albums: Cache[str, Album] = Cache(PHOTOGRAPHS)
+        self._costs: Cache[Pick, Costs] = Cache(FOLDS)
+        self._blocks: Cache[None, tuple[list[int], int]] = Cache(1)
 
     @property
     def methods(self) -> list[str]:
@@ -138,7 +150,8 @@ class Explorer:
         return self.photograph(read_upload(path, self.limits), name_of(path))
 
     def photograph(self, picture: Image.Image, name: str) -> Photograph:
-        """A picture as the model sees it."""
+        """A picture as the model sees it. When nobody has it any more, all that was made of it
+        goes too."""
         try:
             prepared, _ = self.decoder.prepared(picture, name)
         except DataError:
@@ -146,7 +159,12 @@ class Explorer:
         except Exception as error:  # what resizes raises what it likes
             raise DataError(f"{name} cannot be prepared: {one_line(error)}") from error
         key = hashlib.sha256(prepared.tobytes()).hexdigest()
-        return Photograph(key, name, torch.from_numpy(prepared))
+        photograph = Photograph(key, name, torch.from_numpy(prepared))
+        weakref.finalize(photograph, self._albums.drop, key).atexit = False
+        return photograph
+
+    def _album(self, photograph: Photograph) -> Album:
+        return self._albums.get(photograph.key, Album)
 
     def folded(self, pick: Pick) -> nn.Module:
         """The model folded so; a MethodError says why it cannot be."""
@@ -167,11 +185,12 @@ class Explorer:
 
     def seen(self, photograph: Photograph) -> Look:
         """What the dense model says of a photograph."""
-        return self._looks.get(photograph.key, lambda: self._look(self.dense, photograph))
+        album = self._album(photograph)
+        return album.dense.get(None, lambda: self._look(self.dense, photograph))
 
     def sight(self, photograph: Photograph, pick: Pick) -> Sight:
         """What a folded model makes of a photograph."""
-        return self._sights.get((photograph.key, pick), lambda: self._sight(photograph, pick))
+        return self._album(photograph).sights.get(pick, lambda: self._sight(photograph, pick))
 
     def _sight(self, photograph: Photograph, pick: Pick) -> Sight:
         model = self.folded(pick)
@@ -190,8 +209,8 @@ class Explorer:
 
     def picture(self, photograph: Photograph, pick: Pick, block: int) -> Image.Image:
         """The tokens of a photograph after a block."""
-        key = photograph.key, pick, block
-        return self._pictures.get(key, lambda: self._draw(photograph, pick, block))
+        pictures = self._album(photograph).pictures
+        return pictures.get((pick, block), lambda: self._draw(photograph, pick, block))
 
     def _draw(self, photograph: Photograph, pick: Pick, block: int) -> Image.Image:
         trace = self.sight(photograph, pick).trace
@@ -200,12 +219,12 @@ class Explorer:
     def costs(self, photograph: Photograph, pick: Pick) -> Costs:
         """What every block costs: of a method with fixed numbers, the same for all photographs."""
         ragged = fold_of(self.folded(pick)).method.ragged
-        key = (photograph.key if ragged else "", pick)
-        return self._costs.get(key, lambda: self._cost(photograph, pick))
+        costs = self._album(photograph).costs if ragged else self._costs
+        return costs.get(pick, lambda: self._cost(photograph, pick))
 
     def _cost(self, photograph: Photograph, pick: Pick) -> Costs:
         images, model = self._batch(photograph), self.folded(pick)
-        blocks, total = self._blocks.get("dense", lambda: self._dense_cost(images))
+        blocks, total = self._blocks.get(None, lambda: self._dense_cost(images))
         folded = flops_by_block(model, images)
         share = (total - sum(blocks) + sum(folded)) / total
         return Costs(blocks, folded, share)

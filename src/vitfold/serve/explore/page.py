@@ -12,11 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from vitfold.errors import DataError, VitfoldError, missing, one_line
+from vitfold.exporting.runtime import installed
 from vitfold.serve.explore import markup
+from vitfold.serve.explore.cache import Cache
 from vitfold.serve.explore.examples import Examples
 from vitfold.serve.explore.explorer import BUDGET, LEAST, MOST, OWN, Explorer, Photograph
 from vitfold.serve.explore.lines import Origin
-from vitfold.serve.explore.speeds import LARGEST_BATCH, rounds, runtimes
+from vitfold.serve.explore.speeds import LARGEST_BATCH, rounds
 from vitfold.serve.explore.views import NOTHING, Asked, Views
 
 HOST, PORT = "127.0.0.1", 7860
@@ -69,15 +71,16 @@ class Page:
     def __init__(self, explorer: Explorer, origin: Origin, examples: Examples) -> None:
         self.explorer, self.examples = explorer, examples
         self.views = Views(explorer, origin)
+        self._prepared: Cache[int, Photograph] = Cache(len(examples))
         self.folder: Path | None = None
         self.title = f"vitfold explore: {origin.name}"
 
     def example(self, number: int) -> Photograph | None:
-        """An example, as the model sees it."""
+        """An example, as the model sees it; the same for all who look at it."""
         if not 0 <= number < len(self.examples):
             return None
         name, picture = self.examples[number]
-        return self.explorer.photograph(picture, name)
+        return self._prepared.get(number, lambda: self.explorer.photograph(picture, name))
 
     def receive(self, path: str | None, before: Photograph | None) -> tuple[Any, None, str]:
         """The photograph that was uploaded, or the one before and why it cannot be read. The file
@@ -191,7 +194,7 @@ class Page:
 
     def _measuring(self, gr: Any) -> dict[str, Any]:
         gr.Markdown("## Time on this machine")
-        names = runtimes(self.explorer.device)
+        names = installed(self.explorer.device)
         with gr.Row():
             runtime = gr.Dropdown(
                 names, value=names[0], label="Runtime", min_width=120, elem_id="vf-runtime"

@@ -3,12 +3,10 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import nn
 
-from vitfold.errors import DataError, VitfoldError
+from vitfold.errors import DataError
 from vitfold.exporting.runtime import Runtime
-from vitfold.exporting.serve import RUNTIMES
 from vitfold.serve.explore.cache import Cache
 from vitfold.serve.explore.explorer import Explorer, Pick
 from vitfold.tools.baselines import DENSE
@@ -36,18 +34,6 @@ class Speed:
     low: float
     high: float
     speedup: float
-
-
-def runtimes(device: torch.device) -> list[str]:
-    """What is installed here and runs models on that device."""
-    return [name for name in RUNTIMES if _runs(name, device)]
-
-
-def _runs(name: str, device: torch.device) -> bool:
-    try:
-        return Runtime(name).in_torch or device.type == "cpu"
-    except VitfoldError:
-        return False
 
 
 class Stopwatch:
