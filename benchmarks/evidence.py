@@ -99,9 +99,9 @@ def questions(model: nn.Module, some: Tensor) -> dict[str, list[Fold]]:
     ]
     return {
         "The methods over the range": [
+            *without,
             *(by(method(flops=share)) for method in METHODS for share in SHARES),
             *(cut(share) for share in SHARES),
-            *without,
         ],
         f"Merging and dropping by every cue, at {SHARE} of the FLOPs": [
             by(method(flops=SHARE, cue=cue))

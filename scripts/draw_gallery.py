@@ -1,7 +1,7 @@
 """Draw the pictures of docs/gallery.md: `python scripts/draw_gallery.py`.
 
-The photographs are scikit-learn's bundled `flower.jpg` (by dany, CC BY 2.0) and `china.jpg` (by
-dalangalma, CC BY 2.0). The weights are random: what is grouped here is what looks alike.
+The photographs are scikit-learn's bundled `flower.jpg` (by vultilion, CC BY 2.0) and `china.jpg`
+(by danielbuechele, CC BY 2.0). The weights are random: what is grouped here is what looks alike.
 """
 
 from pathlib import Path

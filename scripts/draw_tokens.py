@@ -1,7 +1,7 @@
 """Draw the picture of the README: `python scripts/draw_tokens.py`.
 
-The photograph is scikit-learn's bundled `flower.jpg` (by dany, CC BY 2.0). The weights are random:
-what is grouped here is what looks alike.
+The photograph is scikit-learn's bundled `flower.jpg` (by vultilion, CC BY 2.0). The weights are
+random: what is grouped here is what looks alike.
 """
 
 from pathlib import Path

@@ -32,8 +32,8 @@ def on_files(files: Files, config: Any) -> Files:
     measured = {name: json.loads(path.read_text("utf-8")) for name, path in _json_files()}
     groups = by_place(measured)
     for place, benchmarks in groups.items():
-        rows = [{"benchmark": name} | row for name, found in benchmarks.items() for row in found]
-        files.append(_generated(config, f"benchmarks/{csv_name(place)}", as_csv(flat(rows))))
+        every = [{"benchmark": name, **row} for name, found in benchmarks.items() for row in found]
+        files.append(_generated(config, f"benchmarks/{csv_name(place)}", as_csv(flat(every))))
     files.append(_generated(config, "benchmarks/index.md", overview(groups, measured)))
     text = (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8")
     files.append(_generated(config, "ARCHITECTURE.md", text))

@@ -2,9 +2,14 @@
 
 import pytest
 import torch
+from hypothesis import settings
 
 # Models here are tiny: threads would spend their time waiting for each other.
 torch.set_num_threads(1)
+
+# Nor does a slow machine make a law false.
+settings.register_profile("untimed", parent=settings(), deadline=None)
+settings.load_profile("untimed")
 
 pytest.register_assert_rewrite("support.cli", "support.compare")
 

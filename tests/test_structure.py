@@ -95,6 +95,31 @@ def test_imports_run_one_way(file: Path) -> None:
         assert HEIGHT[other] < HEIGHT[own], f"{own} imports {other}"
 
 
+def files_used(file: Path) -> set[str]:
+    """The modules of vitfold that a file names, also for checkers of types alone."""
+    result = set()
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            for alias in node.names:
+                whole = f"{node.module}.{alias.name}"
+                result.add(whole if whole in MODULES else node.module)
+        if isinstance(node, ast.Import):
+            result |= {alias.name for alias in node.names}
+    return result & MODULES
+
+
+MODULES = {module_of(file) for file in FILES if file.name != "__init__.py"}
+
+
+def test_no_files_lean_on_each_other() -> None:
+    """None leads back to itself by what it imports."""
+    uses = {module_of(file): files_used(file) for file in FILES if file.name != "__init__.py"}
+    while ends := {name for name, others in uses.items() if not others & uses.keys()}:
+        for name in ends:
+            del uses[name]
+    assert {name: others & uses.keys() for name, others in uses.items()} == {}
+
+
 def test_every_room_has_its_place() -> None:
     assert {room(module_of(file)) for file in FILES} == {*ORDER, FACE}
 

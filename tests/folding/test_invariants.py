@@ -116,7 +116,7 @@ def test_what_is_not_finite_harms_no_neighbour(method: Method, bad: float) -> No
         exactly(logits[[0, 2]], model(x[[0, 2]]))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     st.sampled_from([ToMe, DFE, LGTM, Drop, Ward]),
     st.sampled_from([0.0, 1.0, -3.0, 1e12]),

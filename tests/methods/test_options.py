@@ -159,7 +159,7 @@ def test_a_share_leaves_evenly_unless_a_ramp_is_given() -> None:
     assert fold_of(vitfold.fold(vit(depth=12), Ward(r=2))).schedule == (2,) * 12
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     st.sampled_from(ALL),
     st.tuples(st.integers(1, 30), st.integers(1, 30)),

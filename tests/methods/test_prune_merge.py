@@ -286,7 +286,7 @@ class TestShapes:
     other=st.tuples(st.integers(1, 9), st.integers(1, 9)),
     data=st.data(),
 )
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 def test_another_size_has_scores_between_those_that_were_found(
     grid: tuple[int, int], other: tuple[int, int], data: st.DataObject
 ) -> None:

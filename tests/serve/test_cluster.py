@@ -1,5 +1,6 @@
 """A cluster of Ray: one that is not there, and a real one on this machine."""
 
+import contextlib
 import os
 import signal
 import socket
@@ -158,13 +159,13 @@ def head(tmp_path: Path) -> Iterator[str]:
             _await(port)
             yield f"127.0.0.1:{port}"
         finally:
+            below = corpora.children(process.pid)
             process.send_signal(signal.SIGTERM)
-            try:
+            with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(60)
-            finally:
-                for pid in (*corpora.children(process.pid), process.pid):
-                    if Path(f"/proc/{pid}").exists():
-                        os.kill(pid, signal.SIGKILL)
+            for pid in (*below, process.pid):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
 
 
 def _await(port: int) -> None:

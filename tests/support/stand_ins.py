@@ -185,7 +185,7 @@ def dense(patch: pytest.MonkeyPatch) -> Iterator[Names]:
     assert vitfold.folded(model) is not None
     assert names["depth"].shape == before.shape
     assert not torch.equal(names["depth"], before)
-    assert names["report"].dense_cosine is not None
+    assert names["report"].abs_rel is not None
     no_download(patch, depth=6, embed_dim=48, num_heads=3)
     names["images"] = torch.randn(4, 3, 518, 518)
     with torch.inference_mode():

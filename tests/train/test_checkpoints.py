@@ -44,7 +44,7 @@ def alike(a: Any, b: Any) -> bool:
     return type(a) is type(b) and a == b
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(tree=TREES)
 def test_a_checkpoint_gives_back_what_it_was_given(
     tree: Any, tmp_path_factory: pytest.TempPathFactory

@@ -5,7 +5,7 @@ import random
 import numpy
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from support.training import Blobs
 
@@ -13,7 +13,6 @@ from vitfold.errors import TrainError
 from vitfold.train.examples import Examples, Order, load, own_randomness, seed_all
 
 
-@settings(deadline=None)
 @given(
     images=st.integers(8, 60),
     batch=st.integers(1, 3),
@@ -36,7 +35,6 @@ def test_an_epoch_sees_no_image_twice_and_processes_share_it(
     assert len(set(later)) == len(later)
 
 
-@settings(deadline=None)
 @given(start=st.integers(0, 14), seed=st.integers(0, 2**31))
 def test_going_on_sees_what_would_have_come(start: int, seed: int) -> None:
     order = Order(25, 2, 2, seed)

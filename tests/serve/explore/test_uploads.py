@@ -1,6 +1,9 @@
 """What is uploaded: a picture, or a line that says what is wrong with it."""
 
+import asyncio
+import gc
 import struct
+import weakref
 import zlib
 from io import BytesIO
 from pathlib import Path
@@ -12,7 +15,7 @@ from support import small
 from support.uploads import FORMATS, mishaps, scene, stored
 
 from vitfold.errors import DataError
-from vitfold.serve.explore.explorer import Explorer
+from vitfold.serve.explore.explorer import Explorer, Photograph, Pick
 from vitfold.serve.explore.lines import Origin
 from vitfold.serve.explore.page import Page
 from vitfold.serve.explore.uploads import Limits, decoded, name_of, read_upload
@@ -170,3 +173,32 @@ def test_files_elsewhere_are_neither_read_nor_deleted(page: Page, tmp_path: Path
     assert kept.exists()
     page.folder = None
     assert "this is no upload" in page.receive(str(kept), None)[2]
+
+
+def test_a_photograph_goes_when_the_next_one_comes(tmp_path: Path, monkeypatch) -> None:
+    """From the page's own memory of a visitor too, and with it all that was made of it."""
+    pytest.importorskip("gradio")
+    from gradio.state_holder import SessionState
+
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
+    explorer = Explorer(small.vit().float())
+    page = Page(explorer, Origin("m"), [("a scene", scene())])
+    page.folder = tmp_path.resolve()
+    blocks = page.build()
+    [receive] = [each for each in blocks.fns.values() if each.fn == page.receive]
+    state = SessionState(blocks)
+
+    def uploaded(seed: int) -> weakref.ref[Photograph]:
+        file = tmp_path / "a.png"
+        file.write_bytes(stored(scene(seed=seed), "PNG"))
+        inputs = [{"path": str(file), "meta": {"_type": "gradio.FileData"}}, None]
+        asyncio.run(blocks.process_api(receive, inputs, state=state))
+        [photograph] = [state[key] for key in state.state_data]
+        explorer.picture(photograph, Pick("tome", 0.6), 1)
+        return weakref.ref(photograph)
+
+    first, second = uploaded(1), uploaded(2)
+    gc.collect()
+    assert first() is None
+    assert second() is not None
+    assert len(explorer._albums) == 1

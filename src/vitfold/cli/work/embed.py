@@ -4,7 +4,6 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from rich.progress import (
@@ -17,6 +16,7 @@ from rich.progress import (
 from torch import nn
 
 from vitfold.cli import options, show
+from vitfold.cli.corpus import Engine, Output
 from vitfold.cli.work.fold import folded_by
 from vitfold.errors import DataError
 from vitfold.serve import work
@@ -26,11 +26,8 @@ from vitfold.serve.manifest import FILE as MANIFEST
 from vitfold.serve.settings import Settings
 from vitfold.tools.fidelity import Fidelity
 
-if TYPE_CHECKING:
-    from vitfold.cli.embed import Engine, Output
 
-
-def refuse(engine: "Engine", out: "Output", precision: options.Precision) -> None:
+def refuse(engine: Engine, out: Output, precision: options.Precision) -> None:
     """Refuse what cannot be done, before a model is made."""
     Settings(out.dtype, _amp(precision), out.tokens, engine.runtime)
     if engine.address is not None and engine.engine != "ray":
@@ -49,8 +46,8 @@ def _amp(precision: options.Precision) -> str | None:
 def embedded(
     model: nn.Module,
     source: str,
-    out: "Output",
-    engine: "Engine",
+    out: Output,
+    engine: Engine,
     precision: options.Precision,
     device: torch.device,
 ) -> Embedded:

@@ -1,10 +1,9 @@
 """The page of `vitfold explore`, open until somebody ends it."""
 
-from typing import TYPE_CHECKING
-
 from torch import nn
 
 from vitfold.cli import options, show, values
+from vitfold.cli.page import Serving
 from vitfold.folding.calls import folds
 from vitfold.saving.models import is_file
 from vitfold.saving.sources.file import takes
@@ -14,17 +13,14 @@ from vitfold.serve.explore.lines import Origin
 from vitfold.serve.explore.page import Page, library, opened, wait
 from vitfold.serve.explore.uploads import Limits
 
-if TYPE_CHECKING:
-    from vitfold.cli.explore import Serving
 
-
-def refuse(serving: "Serving") -> None:
+def refuse(serving: Serving) -> None:
     """Refuse what cannot be shown, before a model is made."""
     library()
     Limits(serving.max_bytes, serving.max_pixels)
 
 
-def show_page(model: nn.Module, name: str, serving: "Serving", made: options.ModelOptions) -> None:
+def show_page(model: nn.Module, name: str, serving: Serving, made: options.ModelOptions) -> None:
     """The page, until Ctrl-C."""
     explorer = Explorer(model, Limits(serving.max_bytes, serving.max_pixels))
     origin = Origin(

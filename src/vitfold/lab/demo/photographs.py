@@ -19,7 +19,7 @@ METHODS = ("ward", "lgtm")
 
 
 def photographs() -> list[Image.Image]:
-    """A flower by dany and a palace in China by danielbuechele, both CC BY 2.0."""
+    """A flower by vultilion and a palace in China by danielbuechele, both CC BY 2.0."""
     try:
         datasets = import_module("sklearn.datasets")
     except ImportError:
