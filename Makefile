@@ -26,7 +26,7 @@ check: .venv/ready
 
 # The pages of docs/ as a site, which needs no network to be read.
 docs: .venv/ready
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --site-dir site
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --site-dir site
 
 .venv/ready: requirements.lock pyproject.toml
 	$(PYTHON) -m venv .venv

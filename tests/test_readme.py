@@ -29,7 +29,7 @@ def test_links_between_pages_lead_somewhere(page: Path) -> None:
 
 def test_the_site_is_whole(tmp_path: Path) -> None:
     """Links lead somewhere, every page is reached, and the reference names what there is."""
-    mkdocs = [sys.executable, "-m", "mkdocs", "build", "--quiet", "--strict", "-d", tmp_path]
+    mkdocs = [sys.executable, "-m", "mkdocs", "build", "--strict", "-d", tmp_path]
     quiet = os.environ | {"NO_MKDOCS_2_WARNING": "1"}
     built = subprocess.run(mkdocs, cwd=ROOT, env=quiet, capture_output=True, text=True)
     assert built.returncode == 0, built.stderr

@@ -4,6 +4,10 @@ import csv
 import importlib.util
 import io
 import json
+import os
+import re
+import subprocess
+import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -55,6 +59,24 @@ def test_where_a_row_was_measured(
     hooks: ModuleType, row: dict[str, Any], place: tuple[str, str]
 ) -> None:
     assert hooks.precision_and_runtime(row) == place
+
+
+@pytest.mark.parametrize("broken", ["gone.md", "index.md#gone"])
+def test_a_broken_link_stops_what_make_runs(broken: str, tmp_path: Path) -> None:
+    [recipe] = re.findall(r"mkdocs (build .*)", (ROOT / "Makefile").read_text("utf-8"))
+    hooks = tmp_path / "scripts"
+    hooks.mkdir()
+    (hooks / "site_hooks.py").write_text("")
+    docs = tmp_path / "docs"
+    docs.mkdir()
+    (docs / "index.md").write_text(f"# Start\n\n[there]({broken})\n")
+    text = (ROOT / "mkdocs.yml").read_text("utf-8")
+    (tmp_path / "mkdocs.yml").write_text(text.partition("\nnav:")[0] + "\nnav: [index.md]\n")
+    command = [sys.executable, "-m", "mkdocs", *recipe.split()]
+    quiet = os.environ | {"NO_MKDOCS_2_WARNING": "1"}
+    built = subprocess.run(command, cwd=tmp_path, env=quiet, capture_output=True, text=True)
+    assert built.returncode == 1, built.stderr
+    assert "gone" in built.stderr
 
 
 def test_what_holds_for_all_rows_of_a_benchmark_says_where(hooks: ModuleType) -> None:
