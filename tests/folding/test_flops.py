@@ -5,8 +5,11 @@ import torch
 from support import small
 
 import vitfold
+from vitfold.errors import MethodError
+from vitfold.folding import schedules
 from vitfold.folding.calls import fold_of
 from vitfold.folding.flops import cost, cost_by_number, count_by_number
+from vitfold.folding.fold import clone
 from vitfold.methods import ready
 from vitfold.tools.by_block import flops_by_block
 
@@ -66,3 +69,37 @@ def test_blocks_cost_what_they_cost_when_they_are_computed(
     by_number = flops_by_block(folded, images)
     monkeypatch.setattr("vitfold.tools.by_block.count_by_number", lambda *_: None)
     assert by_number == flops_by_block(folded, images)
+
+
+def schedules_of(model: torch.nn.Module, method: str, shares: list[float]) -> list[object]:
+    """The numbers of tokens for every share, or why it cannot be reached."""
+    results: list[object] = []
+    for share in shares:
+        try:
+            record = fold_of(vitfold.fold(clone(model), method, flops=share))
+            results.append(record.schedule)
+        except MethodError as error:
+            results.append(str(error))
+    return results
+
+
+@pytest.mark.parametrize("method", ["lgtm", "tome", "ward"])
+def test_shares_have_the_numbers_that_computing_gives(
+    method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    check_shares(small.deit().float(), method, 25, monkeypatch)
+
+
+@pytest.mark.exhaustive
+def test_shares_of_a_model_of_real_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    check_shares(vitfold.create_model("deit_small_patch16_224"), "lgtm", 71, monkeypatch)
+
+
+def check_shares(
+    model: torch.nn.Module, method: str, many: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shares = [round(float(share), 4) for share in torch.linspace(0.3, 1.0, many)]
+    by_number = schedules_of(model, method, shares)
+    assert len({str(numbers) for numbers in by_number}) > many // 3
+    monkeypatch.setattr(schedules, "cost_by_number", cost)
+    assert by_number == schedules_of(model, method, shares)

@@ -61,6 +61,57 @@ def test_a_bucket_gives_what_its_folder_gives(
             run("s3://photographs/nowhere", "f")
 
 
+def test_a_file_system_of_others_gives_what_its_folder_gives(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    registry = importlib.import_module("fsspec.registry")._registry
+    memory = importlib.import_module("fsspec.implementations.memory").MemoryFileSystem
+
+    def stripped(_: Any, path: str) -> str:
+        place: str = path.removeprefix("standin:/").strip("/")
+        return f"/{place}" if place else ""
+
+    own: dict[str, Any] = {"protocol": "standin", "store": {}, "pseudo_dirs": [""]}
+    standin = type("StandIn", (memory,), own | {"_strip_protocol": classmethod(stripped)})
+    monkeypatch.setitem(registry, "standin", standin)
+    there = standin()
+    for name, data in objects(tmp_path).items():
+        there.pipe(f"/{name}", data)
+    there.pipe("/lists/some.txt", b"standin://corpus/class0/00.jpg\n../corpus/class1/01.jpg\n")
+    model = corpora.model()
+
+    def run(source: Any, out: str) -> Any:
+        return vitfold.embed(model, source, tmp_path / out, workers=0, **SMALL)
+
+    local, away = run(tmp_path / "in", "a"), run("standin://corpus", "b")
+    assert away.manifest["counts"] == local.manifest["counts"]
+    assert numbers(tmp_path / "b") == numbers(tmp_path / "a")
+    assert list(corpora.failures(tmp_path / "b")) == ["class1/broken.jpg"]
+    assert run("standin://lists/some.txt", "c").rows == 2
+    assert run("standin://corpus/shards/{000..000}.tar", "d").rows == 2
+    with pytest.raises(DataError, match="^standin://nowhere: there is no such folder or file$"):
+        run("standin://nowhere", "e")
+
+
+def test_what_a_server_of_the_web_has_is_read_by_several_processes(tmp_path: Path) -> None:
+    pytest.importorskip("aiohttp")
+    files = {"a/0.jpg": corpora.encoded(0), "a/1.jpg": corpora.encoded(1)}
+    files["a/2.tar"] = corpora.tar(tmp_path / "2.tar", 3, first=2).read_bytes()
+    files["a/list.txt"] = b"0.jpg\n1.jpg\nnowhere.jpg\n"
+    model = corpora.model()
+    with bucket("web", files) as address:
+
+        def run(name: str, out: str, failures: int = 0) -> Any:
+            place = tmp_path / out
+            source = f"{address}/web/a/{name}"
+            return vitfold.embed(model, source, place, workers=2, max_failures=failures, **SMALL)
+
+        assert run("2.tar", "b").rows == 3
+        counts = run("list.txt", "c", 1).manifest["counts"]
+    assert counts == {"in": 3, "out": 2, "failed": 1}
+    assert "nowhere.jpg" in next(iter(corpora.failures(tmp_path / "c")))
+
+
 def numbers(place: Path) -> dict[str, tuple[Any, ...]]:
     """The embedding of each image, by its name."""
     return {row["id"]: tuple(row["embedding"]) for row in corpora.rows(place)}

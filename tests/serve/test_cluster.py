@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import secrets
 import signal
 import socket
 import subprocess
@@ -9,7 +10,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,14 @@ from vitfold.saving.sources import file
 from vitfold.serve import cluster
 
 ROOT = Path(vitfold.__file__).parents[1]
+
+ENVIRONMENT = os.environ | {
+    "PYTHONPATH": str(ROOT),
+    "OMP_NUM_THREADS": "1",
+    # Of these tests alone: a cluster takes one that was ever saved, and who joins it does not.
+    "RAY_AUTH_MODE": "token",
+    "RAY_AUTH_TOKEN": secrets.token_hex(32),
+}
 
 BODY = (
     "import torch\n\nclass Body(torch.nn.Module):\n    pass\n\ndef halved(x):\n    return x / 2\n"
@@ -123,14 +132,16 @@ def test_the_command_says_that_nobody_answers(tmp_path: Path) -> None:
     assert "Ray cannot be reached at 127.0.0.1:1: Connection refused" in line
 
 
-def embedded(model: str, place: Path, address: str) -> "subprocess.CompletedProcess[str]":
+def embedded(
+    model: str, place: Path, address: str, environment: Mapping[str, str] = ENVIRONMENT
+) -> "subprocess.CompletedProcess[str]":
     """The command, on the pictures in `in`."""
     command = [sys.executable, "-m", "vitfold", "embed", model, place / "in", "-o", place / "out"]
     return subprocess.run(
         [*command, "--engine", "ray", "--address", address, "--shard-size", "4"],
         capture_output=True,
         text=True,
-        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        env=environment,
         timeout=600,
         cwd=place,
     )
@@ -152,7 +163,7 @@ def head(tmp_path: Path) -> Iterator[str]:
             [*command, "--disable-usage-stats"],
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
-            env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+            env=ENVIRONMENT,
             start_new_session=True,
         )
         try:
@@ -199,3 +210,12 @@ def test_a_model_of_a_file_beside_others_on_a_cluster(head: str, own: str, tmp_p
     last = shown.stderr.strip().splitlines()[-1]
     assert "cannot be sent to Ray's processes: cannot pickle '_thread.lock' object" in last
     assert "Traceback" not in shown.stderr
+
+
+@pytest.mark.exhaustive
+def test_a_cluster_that_asks_for_a_token_says_so(head: str, tmp_path: Path) -> None:
+    corpora.folder(tmp_path / "in", 2)
+    bare = {key: value for key, value in ENVIRONMENT.items() if not key.startswith("RAY_AUTH")}
+    shown = embedded("digits", tmp_path, head, bare)
+    assert shown.returncode == 2
+    assert "set RAY_AUTH_MODE=token" in shown.stderr.strip().splitlines()[-1]

@@ -136,6 +136,8 @@ def connected(ray: Any, address: str | None) -> Iterator[None]:
     # It ends the process where what answers is no Ray.
     except (ConnectionError, ValueError, RuntimeError, OSError, SystemExit) as error:
         why = "what answers there is no Ray" if isinstance(error, SystemExit) else one_line(error)
+        if address and isinstance(error, ConnectionError) and "RAY_AUTH_MODE" not in os.environ:
+            why += ": where it asks for a token, set RAY_AUTH_MODE=token"
         raise DataError(f"Ray cannot be reached at {address or 'this machine'}: {why}") from error
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False

@@ -56,10 +56,11 @@ def _place(address: str, name: str, walk: Walk) -> Iterator[Entry]:
     tail = address[address.index("::") :] if "::" in address else ""
     try:
         is_folder = system.isdir(path)
-        if not is_folder and not system.exists(path):
-            raise DataError(f"{address}: there is no such folder or file")
+        is_there = is_folder or system.exists(path)
     except (OSError, ValueError) as error:
         raise DataError(f"{address!r} cannot be opened: {one_line(error)}") from error
+    if not is_there:
+        raise DataError(f"{address}: there is no such folder or file")
     file = os.fsencode(address)
     if is_folder:
         yield from walk.folder(system, path, tail)
