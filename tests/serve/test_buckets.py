@@ -89,7 +89,7 @@ def test_a_file_system_of_others_gives_what_its_folder_gives(
     assert list(corpora.failures(tmp_path / "b")) == ["class1/broken.jpg"]
     assert run("standin://lists/some.txt", "c").rows == 2
     assert run("standin://corpus/shards/{000..000}.tar", "d").rows == 2
-    with pytest.raises(DataError, match="^standin://nowhere: there is no such folder or file$"):
+    with pytest.raises(DataError, match=r"^standin://nowhere: there is no such folder or file$"):
         run("standin://nowhere", "e")
 
 
