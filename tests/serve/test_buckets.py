@@ -93,25 +93,6 @@ def test_a_file_system_of_others_gives_what_its_folder_gives(
         run("standin://nowhere", "e")
 
 
-def test_what_a_server_of_the_web_has_is_read_by_several_processes(tmp_path: Path) -> None:
-    pytest.importorskip("aiohttp")
-    files = {"a/0.jpg": corpora.encoded(0), "a/1.jpg": corpora.encoded(1)}
-    files["a/2.tar"] = corpora.tar(tmp_path / "2.tar", 3, first=2).read_bytes()
-    files["a/list.txt"] = b"0.jpg\n1.jpg\nnowhere.jpg\n"
-    model = corpora.model()
-    with bucket("web", files) as address:
-
-        def run(name: str, out: str, failures: int = 0) -> Any:
-            place = tmp_path / out
-            source = f"{address}/web/a/{name}"
-            return vitfold.embed(model, source, place, workers=2, max_failures=failures, **SMALL)
-
-        assert run("2.tar", "b").rows == 3
-        counts = run("list.txt", "c", 1).manifest["counts"]
-    assert counts == {"in": 3, "out": 2, "failed": 1}
-    assert "nowhere.jpg" in next(iter(corpora.failures(tmp_path / "c")))
-
-
 def numbers(place: Path) -> dict[str, tuple[Any, ...]]:
     """The embedding of each image, by its name."""
     return {row["id"]: tuple(row["embedding"]) for row in corpora.rows(place)}
