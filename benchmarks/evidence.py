@@ -9,7 +9,7 @@ Sharpness takes hours on a large model: --no-sharpness leaves it out.
     python benchmarks/evidence.py models/vit_cifar10_cpu_adamw --data-dir cifar10 --split test
     python benchmarks/evidence.py digits
     python benchmarks/evidence.py deit_tiny_imagenet/model.py:build \
-        --data-dir imagenet-samples.tar --every 5 --batch-size 50 --no-sharpness
+        --data-dir imagenet-samples.tar --every 5 --batch-size 50 --no-sharpness --no-pictures
 """
 
 import contextlib
@@ -154,6 +154,7 @@ def main(
     device: options.Device = "cpu",
     output: Annotated[Path, typer.Option(help="For what every fold said.")] = Path("local"),
     sharpness: Annotated[bool, typer.Option(help="Of the minimum, too.")] = True,
+    pictures: Annotated[bool, typer.Option(help="Of images whose prediction changes.")] = True,
 ) -> None:
     """Run what is missing, and write the tables."""
     dense = models.model(model, [], True, None, values.device(device))
@@ -187,15 +188,17 @@ def main(
         tell(title, COLUMNS, [row(name, text) for name in names if name in kept])
     for ours in OURS:
         rivals = [method for method in (*METHODS, *OURS[1:]) if method is not ours]
-        duels = [duel(ours, share, rival, text) for share in (0.6, 0.5) for rival in rivals]
-        tell(f"{ours.__name__} against each", DUEL, duels)
+        pairs = itertools.product((0.6, 0.5), rivals)
+        duels = [found for share, rival in pairs if (found := duel(ours, share, rival, text))]
+        if duels:
+            tell(f"{ours.__name__} against each", DUEL, duels)
     sure = margins(dense, batches)
     ways = (*METHODS, vitfold.WardCut)
     known = (str(way(flops=SHARE)) for way in ways)
     changes = [change(fold, text, sure) for fold in known if fold in kept]
     tell("Images whose prediction changes", CHANGES, changes)
     picture = Path("benchmarks") / f"evidence-{name}.png"
-    if drawn := surprises(dense, batches, text, sure):
+    if pictures and (drawn := surprises(dense, batches, text, sure)):
         drawn.save(picture)
         lines += [f"![the changed images of which the dense model was surest]({picture.name})", ""]
     target = Path("benchmarks") / f"evidence-{name}.md"
@@ -266,10 +269,11 @@ DUEL = ("against", "top-1", "agreement with dense", "KL x 1000")
 
 
 def duel(ours: Any, share: float, rival: Any, text: Answers) -> list[str]:
-    """What a method of ours has more than another at the same share: points, and divergence."""
+    """What a method of ours has more than another at the same share: points, and divergence;
+    nothing where one was not measured."""
     one, other = (str(method(flops=share)) for method in (ours, rival))
     if one not in text.kept or other not in text.kept:
-        return [other, "", "", ""]
+        return []
     scales = {"right": 100, "agreement": 100, "kl": 1000}
     return [other, *(text.told(one, other, figure, scale) for figure, scale in scales.items())]
 
