@@ -139,21 +139,45 @@ UNFINISHED = re.compile(r"\..+\.[0-9a-f]{8}(\.\w+)?")
 
 
 @contextlib.contextmanager
+def making(*directories: Path) -> Iterator[None]:
+    """Directories, made where they are missing. What was made, and is empty still when something
+    goes wrong, is removed again."""
+    missing = [path for directory in directories for path in _missing(directory)]
+    try:
+        for directory in directories:
+            directory.mkdir(parents=True, exist_ok=True)
+        yield
+    except BaseException:
+        _unmake(missing)
+        raise
+
+
+def _missing(directory: Path) -> list[Path]:
+    """What is not there of a path."""
+    return [path for path in (directory, *directory.parents) if not path.exists()]
+
+
+def _unmake(directories: list[Path]) -> None:
+    """Remove what was made, but for what somebody has put something into."""
+    for path in sorted(set(directories), reverse=True):  # what is within another one, before it
+        with contextlib.suppress(OSError):
+            path.rmdir()
+
+
+@contextlib.contextmanager
 def held(directory: Path) -> Iterator[bool]:
     """A directory that others who ask for it by this function wait for; they may be other
     processes. What is missing of its path is made, and removed again when something goes wrong.
 
     Gives whether nobody else can have it: some file systems know no locks.
     """
-    missing = [path for path in (directory, *directory.parents) if not path.exists()]
+    missing = _missing(directory)
     handle = None
     try:
         handle, alone = _lock(directory)
         yield alone
     except BaseException:
-        for path in missing:
-            with contextlib.suppress(OSError):  # somebody else has put something there
-                path.rmdir()
+        _unmake(missing)
         raise
     finally:
         if handle is not None:
@@ -182,18 +206,19 @@ def _lock(directory: Path) -> tuple[int | None, bool]:
 @contextlib.contextmanager
 def claimed(directory: Path) -> Iterator[bool]:
     """A directory, made where it is missing, that one process has at a time: gives whether it is
-    this one. A process that ends lets go of it, and its children never have it."""
-    directory.mkdir(parents=True, exist_ok=True)
-    if fcntl is None:
-        yield True
-        return
-    handle = os.open(directory, os.O_RDONLY)
-    CLAIMS.add(handle)
-    try:
-        yield _claim(handle)
-    finally:
-        CLAIMS.discard(handle)
-        os.close(handle)
+    this one. A process that ends lets go of it, and its children never have it. One that was made
+    goes again when something goes wrong before anything is in it."""
+    with making(directory):
+        if fcntl is None:
+            yield True
+            return
+        handle = os.open(directory, os.O_RDONLY)
+        CLAIMS.add(handle)
+        try:
+            yield _claim(handle)
+        finally:
+            CLAIMS.discard(handle)
+            os.close(handle)
 
 
 def _claim(handle: int) -> bool:

@@ -1,5 +1,6 @@
 """What other libraries say is put in words of ours; what a user's own code says is not."""
 
+import threading
 from typing import Any
 
 import pytest
@@ -8,7 +9,8 @@ from support.models import images, registered
 from torch import Tensor, nn
 
 import vitfold
-from vitfold.errors import ShapeError
+from vitfold.errors import ShapeError, UnsupportedModel
+from vitfold.folding.fold import clone
 
 
 def vit() -> Any:
@@ -62,3 +64,12 @@ def test_hooks_on_all_modules_see_attention() -> None:
     finally:
         handle.remove()
     assert visits.count("Attention") == 3
+
+
+def test_what_cannot_be_copied_is_said() -> None:
+    model = vit()
+    model.lock = threading.Lock()
+    with pytest.raises(UnsupportedModel, match="a VisionTransformer cannot be copied: .*lock"):
+        clone(model)
+    del model.lock
+    assert vitfold.folded(clone(model)) is None

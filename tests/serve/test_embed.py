@@ -22,7 +22,7 @@ from support.saving import tiny
 
 import vitfold
 from vitfold.data import preprocessing
-from vitfold.errors import DataError
+from vitfold.errors import DataError, UnsupportedModel
 from vitfold.serve import pool
 from vitfold.serve.decoding import Decoder, Preparation
 from vitfold.serve.embedder import preparation_of
@@ -101,6 +101,17 @@ def test_the_manifest_says_what_there_is(tmp_path: Path) -> None:
         assert hashlib.sha256(data).hexdigest() == shard["sha256"]
         assert len(data) == shard["bytes"]
     assert "it is no picture" in corpora.failures(tmp_path / "out")["a.jpg"]
+
+
+def test_a_model_that_cannot_be_copied(tmp_path: Path) -> None:
+    corpora.folder(tmp_path / "in", 3)
+    model = vitfold.unfold(corpora.model())
+    model.lock = threading.Lock()
+    assert vitfold.embed(model, tmp_path / "in", tmp_path / "dense", **SMALL).rows == 3
+    vitfold.fold(model, vitfold.ToMe(r=1))
+    with pytest.raises(UnsupportedModel, match="cannot be copied"):
+        vitfold.embed(model, tmp_path / "in", tmp_path / "folded", **SMALL)
+    assert not (tmp_path / "folded").exists()
 
 
 def test_half_precision_and_dense_features(tmp_path: Path) -> None:

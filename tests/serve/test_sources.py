@@ -211,5 +211,9 @@ def test_what_is_no_source_is_said(tmp_path: Path) -> None:
     model = corpora.model()
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "a.csv").write_text("1")
-    with pytest.raises(DataError, match=r"there are no images, but other files: 1 \.csv"):
-        vitfold.embed(model, tmp_path / "in", tmp_path / "out", workers=0)
+    (tmp_path / "own").mkdir()
+    for out in ("away/out", "own"):
+        with pytest.raises(DataError, match=r"there are no images, but other files: 1 \.csv"):
+            vitfold.embed(model, tmp_path / "in", tmp_path / out, workers=0)
+    assert not (tmp_path / "away").exists()  # what was made for it is gone
+    assert not list((tmp_path / "own").iterdir())

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from vitfold.errors import FoldError, MethodError, UnsupportedModel
+from vitfold.errors import FoldError, MethodError, UnsupportedModel, VitfoldError, one_line
 from vitfold.folding import hosts
 from vitfold.folding.calls import MARK, OUTS, Fold, Out, enter, fold_of, folds, pass_block
 from vitfold.folding.families import Family, find
@@ -208,7 +208,15 @@ def _refuse_changed(record: Fold) -> None:
 def clone(model: ModelT) -> ModelT:
     """A copy of the modules that shares their weights, without a fold."""
     tensors = [*model.parameters(), *model.buffers()]
-    return unfold(copy.deepcopy(model, {id(tensor): tensor for tensor in tensors}))
+    try:
+        copied = copy.deepcopy(model, {id(tensor): tensor for tensor in tensors})
+    except VitfoldError:
+        raise
+    except Exception as error:  # of a lock, a file or a generator in it: whatever they raise
+        raise UnsupportedModel(
+            f"a {type(model).__name__} cannot be copied: {one_line(error)}"
+        ) from error
+    return unfold(copied)
 
 
 def _method(method: object, options: dict[str, Any]) -> Base:

@@ -30,7 +30,7 @@ def describe(model: nn.Module, *, backbone: bool = False) -> Plan:
     record = records[0] if records else None
     learns = record is not None and record.learned is not None
     stored = Weights(store.WEIGHTS, backbone) if backbone or learns else None
-    dense = describe_dense(clone(model), backbone=backbone)
+    dense = describe_dense(clone(model) if records else model, backbone=backbone)
     versions = _versions(dense.source)
     if record is None:
         return Plan(dense, None, (), stored, versions)

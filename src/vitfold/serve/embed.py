@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from vitfold.errors import DataError, nearest
-from vitfold.files import claimed, clear_unfinished, writing
+from vitfold.files import claimed, clear_unfinished, making, writing
 from vitfold.saving.models import create_model
 from vitfold.serve import certificate as certificates
 from vitfold.serve import cluster, listing, local, manifest
@@ -124,10 +124,11 @@ def _alone(directory: Path) -> Iterator[None]:
         if not ours:
             raise DataError(f"{directory}: another run is at work there: wait until it ends")
         _refuse_foreign(directory)
-        for part in (directory, *(directory / name for name in PARTS)):
-            part.mkdir(parents=True, exist_ok=True)
-            clear_unfinished(part)
-        yield
+        parts = [directory / name for name in PARTS]
+        with making(*parts):
+            for part in (directory, *parts):
+                clear_unfinished(part)
+            yield
 
 
 PARTS = ("embeddings", "work", "work/records")
@@ -158,6 +159,7 @@ def _begun(
     walk = Walk(column=job.column, leave=inside(directory))
     count = listing.write(path, entries_of(source, walk), settings.shard_size)
     if not count:
+        path.unlink()
         raise DataError(f"{job.source}: there are no images{_others(walk)}")
     skipped = dict(sorted(walk.skipped.items()))
     job = replace(job, images=count, skipped=skipped, listing=listing.digest(path))
