@@ -69,7 +69,7 @@ def test_hooks_on_all_modules_see_attention() -> None:
 def test_what_cannot_be_copied_is_said() -> None:
     model = vit()
     model.lock = threading.Lock()
-    with pytest.raises(UnsupportedModel, match="a VisionTransformer cannot be copied: .*lock"):
+    with pytest.raises(UnsupportedModel, match=r"a VisionTransformer cannot be copied: .*lock"):
         clone(model)
     del model.lock
     assert vitfold.folded(clone(model)) is None
