@@ -3,7 +3,8 @@
 For models whose outputs are features (DINO and the like): the cosine of the class token and of the
 patches, each at its place, with those of the dense model, for methods side by side at the same
 shares of the FLOPs, on photographs without labels; every fifth image, in sorted order, is what
-Fisher looks at, and the others judge. Writes benchmarks/features-NAME-SIZE.md.
+Fisher looks at, and the others judge. Writes benchmarks/features-NAME-SIZE.md, a table after every
+share.
 
     python benchmarks/features.py vit_small_patch14_saliency --data-dir imagenet-samples.tar
     python benchmarks/features.py vit_small_patch14_saliency --data-dir imagenet-samples.tar \\
@@ -119,13 +120,13 @@ def main(
     lines += [
         f"{sum(map(len, batches))} photographs; Fisher has looked at {len(looked_at)} others."
     ]
+    target = Path("benchmarks") / f"features-{name}.md"
     for share in SHARES:
         cells = rows(dense, share, looked_at, batches)
         show.table(f"{name} at {share} of the FLOPs", COLUMNS, cells)
         lines += ["", f"## {share} of the FLOPs", "", *markdown(COLUMNS, cells)]
-    target = Path("benchmarks") / f"features-{name}.md"
-    target.write_text("\n".join([*lines, ""]), encoding="utf-8")
-    show.written(target)
+        target.write_text("\n".join([*lines, ""]), encoding="utf-8")
+        show.written(target)
 
 
 if __name__ == "__main__":
