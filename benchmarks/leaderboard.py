@@ -22,7 +22,7 @@ import typer
 from halves import called, halves
 from judging import Judge, Kept, Numbers, geometric, paired
 from tables import markdown
-from torch import nn
+from torch import Tensor, nn
 
 import vitfold
 from vitfold.cli import options, show, values
@@ -38,7 +38,7 @@ from vitfold.lab.report.columns import GFLOPS
 from vitfold.tools import results
 from vitfold.tools.baselines import DENSE
 from vitfold.tools.intervals import Estimate, mean_of, share_of
-from vitfold.tools.measure import compare, random_inputs
+from vitfold.tools.measure import compare
 
 SHARES = (0.6, 0.5, 0.75)
 AGAINST = "tome"
@@ -169,13 +169,16 @@ def cells(flat: dict[str, Any]) -> list[str]:
 SPEED = f"speedup_b{BATCH}"
 
 
-def rows_of(every: Sequence[Entry], kept: Kept, timed: bool) -> Iterator[dict[str, Any]]:
-    """All rows, with what they cost."""
+def rows_of(every: Sequence[Entry], kept: Kept, timed: Tensor | None) -> Iterator[dict[str, Any]]:
+    """All rows, with what they cost.
+
+    timed: images whose time is measured, too.
+    """
     every = [entry for entry in every if entry.key in kept]
     named = {(entry.name, entry.share): entry for entry in every}
     dense = kept[named[DENSE, 1.0].key]
     whole = float(dense["gflops"])
-    speeds = _speeds(every) if timed else {}
+    speeds = {} if timed is None else _speeds(every, timed)
     for entry in every:
         beside = named.get((AGAINST, entry.share), entry)
         flat = row(entry, kept[entry.key], kept[beside.key], dense)
@@ -183,10 +186,10 @@ def rows_of(every: Sequence[Entry], kept: Kept, timed: bool) -> Iterator[dict[st
         yield flat | {"flops_share": flat["gflops"] / whole} | speeds.get(entry.key, {})
 
 
-def _speeds(every: list[Entry]) -> dict[str, dict[str, float]]:
+def _speeds(every: list[Entry], images: Tensor) -> dict[str, dict[str, float]]:
     """Images per second in eager torch, measured in turn."""
     made = {entry.key: timed_trunk(entry.make()) for entry in every}
-    rates = compare(made, random_inputs(every[0].make(), BATCH), repeats=ROUNDS)
+    rates = compare(made, images, repeats=ROUNDS)
     whole = rates[every[0].key].median
     return {
         key: {f"images_per_second_b{BATCH}": rate.median, SPEED: rate.median / whole}
@@ -217,10 +220,11 @@ def main(
     kept = Kept(output / f"leaderboard-{called(model)}.safetensors")
     those = entries(dense, trained)
     left = [entry for entry in those if entry.key not in kept]
+    judges = halves(dense, Source(dataset, data_dir, split), every, limit, batch_size)[1]
     if left:
-        batches = list(halves(dense, Source(dataset, data_dir, split), every, limit, batch_size)[1])
-        measure(Judge(dense, batches), left, kept)
-    rows = list(rows_of(those, kept, timed))
+        measure(Judge(dense, list(judges)), left, kept)
+    some = next(iter(judges))[0][:BATCH] if timed else None
+    rows = list(rows_of(those, kept, some))
     place = Path(data_dir).name if data_dir else dataset
     where = "--data-dir" if data_dir else "--dataset"
     short = "/".join(Path(model).parts[-2:])
@@ -260,7 +264,7 @@ def page(name: str, command: str, rows: list[dict[str, Any]]) -> Iterator[str]:
         here = results.machine()
         yield (
             f"Speed is that of eager torch with {here['threads']} threads on {here['processor']}: "
-            f"medians of {ROUNDS} rounds of all in turn."
+            f"medians of {ROUNDS} rounds of all in turn, on the first {BATCH} images."
         )
     for share in sorted(SHARES, reverse=True):
         best = sorted((flat for flat in rows if flat["flops"] == share), key=lambda f: f["kl"])
