@@ -12,7 +12,7 @@ benchmarks/leaderboard-NAME.md, and the same as rows for `vitfold report`.
 
 import functools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -39,6 +39,7 @@ from vitfold.tools import results
 from vitfold.tools.baselines import DENSE
 from vitfold.tools.intervals import Estimate, mean_of, share_of
 from vitfold.tools.measure import compare
+from vitfold.tools.validate import Batch
 
 SHARES = (0.6, 0.5, 0.75)
 AGAINST = "tome"
@@ -220,10 +221,13 @@ def main(
     kept = Kept(output / f"leaderboard-{called(model)}.safetensors")
     those = entries(dense, trained)
     left = [entry for entry in those if entry.key not in kept]
-    judges = halves(dense, Source(dataset, data_dir, split), every, limit, batch_size)[1]
+
+    def judges() -> Iterable[Batch]:  # the table alone needs none
+        return halves(dense, Source(dataset, data_dir, split), every, limit, batch_size)[1]
+
     if left:
-        measure(Judge(dense, list(judges)), left, kept)
-    some = next(iter(judges))[0][:BATCH] if timed else None
+        measure(Judge(dense, list(judges())), left, kept)
+    some = next(iter(judges()))[0][:BATCH] if timed else None
     rows = list(rows_of(those, kept, some))
     place = Path(data_dir).name if data_dir else dataset
     where = "--data-dir" if data_dir else "--dataset"

@@ -16,7 +16,7 @@ from typing import Annotated, Any
 import timm
 import torch
 import typer
-from speed import ratio
+from speed import DTYPES, ratio
 from tables import markdown, spread
 from torch import Tensor, nn
 
@@ -54,9 +54,6 @@ SUITES = {
     ],
     "gpu": [Case("deit_small_patch16_224", 256, share) for share in (0.75, 0.6, 0.5)],
 }
-
-DTYPES = {"cpu": "float32", "gpu": "bfloat16"}
-"""What a suite computes in: on a GPU by autocast."""
 
 
 def images(batch: int, device: str) -> Tensor:

@@ -1,12 +1,10 @@
 """Links between the pages, and the site that is made of them."""
 
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from support import pages
 
 import vitfold
 
@@ -29,9 +27,7 @@ def test_links_between_pages_lead_somewhere(page: Path) -> None:
 
 def test_the_site_is_whole(tmp_path: Path) -> None:
     """Links lead somewhere, every page is reached, and the reference names what there is."""
-    mkdocs = [sys.executable, "-m", "mkdocs", "build", "--strict", "-d", tmp_path]
-    quiet = os.environ | {"NO_MKDOCS_2_WARNING": "1"}
-    built = subprocess.run(mkdocs, cwd=ROOT, env=quiet, capture_output=True, text=True)
+    built = pages.mkdocs("build", "--strict", "-d", tmp_path)
     assert built.returncode == 0, built.stderr
     reference = (tmp_path / "reference.html").read_text("utf-8")
     for name in {*vitfold.__all__} - {"METHODS"}:

@@ -1,16 +1,11 @@
 """The site as it is opened from a disk, in a browser: no server, and nothing from elsewhere."""
 
-import os
-import subprocess
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 from support.browser import ARGUMENTS, WAIT, chromium
-
-ROOT = Path(__file__).parents[1]
+from support.pages import mkdocs
 
 
 @pytest.fixture(scope="module")
@@ -20,8 +15,7 @@ def opened(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     from playwright.sync_api import sync_playwright
 
     site = tmp_path_factory.mktemp("site")
-    mkdocs = [sys.executable, "-m", "mkdocs", "build", "--quiet", "-d", str(site)]
-    subprocess.run(mkdocs, cwd=ROOT, env=os.environ | {"NO_MKDOCS_2_WARNING": "1"}, check=True)
+    mkdocs("build", "--quiet", "-d", site).check_returncode()
     wrong: list[str] = []
 
     def open_(page: str) -> Any:

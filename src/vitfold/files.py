@@ -8,7 +8,7 @@ import secrets
 import shutil
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -142,23 +142,23 @@ UNFINISHED = re.compile(r"\..+\.[0-9a-f]{8}(\.\w+)?")
 def making(*directories: Path) -> Iterator[None]:
     """Directories, made where they are missing. What was made, and is empty still when something
     goes wrong, is removed again."""
-    missing = [path for directory in directories for path in _missing(directory)]
+    missing = [path for directory in directories for path in absent(directory)]
     try:
         for directory in directories:
             directory.mkdir(parents=True, exist_ok=True)
         yield
     except BaseException:
-        _unmake(missing)
+        unmake(missing)
         raise
 
 
-def _missing(directory: Path) -> list[Path]:
-    """What is not there of a path."""
+def absent(directory: Path) -> list[Path]:
+    """What is not there of a path, the innermost first."""
     return [path for path in (directory, *directory.parents) if not path.exists()]
 
 
-def _unmake(directories: list[Path]) -> None:
-    """Remove what was made, but for what somebody has put something into."""
+def unmake(directories: Iterable[Path]) -> None:
+    """Remove directories that were made, but for those that something has been put into."""
     for path in sorted(set(directories), reverse=True):  # what is within another one, before it
         with contextlib.suppress(OSError):
             path.rmdir()
@@ -171,13 +171,13 @@ def held(directory: Path) -> Iterator[bool]:
 
     Gives whether nobody else can have it: some file systems know no locks.
     """
-    missing = _missing(directory)
+    missing = absent(directory)
     handle = None
     try:
         handle, alone = _lock(directory)
         yield alone
     except BaseException:
-        _unmake(missing)
+        unmake(missing)
         raise
     finally:
         if handle is not None:

@@ -1,7 +1,10 @@
 """The blocks of README.md and of the pages of docs, as a reader would run them."""
 
+import os
 import re
 import shlex
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +34,13 @@ class Block:
     def run(self, names: dict[str, Any]) -> None:
         """Execute it as Python; errors show lines of the page."""
         exec(compile("\n" * (self.line - 1) + self.code, self.page, "exec"), names)
+
+
+def mkdocs(*words: object, place: Path = ROOT) -> "subprocess.CompletedProcess[str]":
+    """What mkdocs makes of the site that is described in a place."""
+    command = [sys.executable, "-m", "mkdocs", *map(str, words)]
+    quiet = os.environ | {"NO_MKDOCS_2_WARNING": "1"}
+    return subprocess.run(command, cwd=place, env=quiet, capture_output=True, text=True)
 
 
 def text(page: str) -> str:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vitfold.errors import DataError, MethodError, one_line
+from vitfold.files import absent, unmake
 
 if TYPE_CHECKING:
     import torch
@@ -123,7 +124,7 @@ def directory(path: Path) -> Path:
     """A directory for results, made before the work and not after it; it goes again when the
     command ends and has put nothing into it."""
     try:
-        missing = [part for part in (path, *path.parents) if not part.exists()]
+        missing = absent(path)
         path.mkdir(parents=True, exist_ok=True)
         CREATED.get().extend(missing)
         why = "" if os.access(path, os.W_OK) else os.strerror(errno.EACCES)
@@ -135,7 +136,7 @@ def directory(path: Path) -> Path:
 
 
 CREATED: ContextVar[list[Path]] = ContextVar("created", default=[])  # noqa: B039
-"""Directories that the command that runs has made, the innermost first."""
+"""Directories that the command that runs has made."""
 
 
 @contextlib.contextmanager
@@ -146,9 +147,7 @@ def tidying() -> Iterator[None]:
     try:
         yield
     finally:
-        for path in CREATED.get():
-            with contextlib.suppress(OSError):
-                path.rmdir()
+        unmake(CREATED.get())
         CREATED.reset(token)
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from vitfold.errors import TrainError, one_line
+from vitfold.files import absent, unmake
 from vitfold.tools.results import write_text
 from vitfold.train import checkpoint
 from vitfold.train.log import EVENTS
@@ -21,7 +22,7 @@ class Output:
     def __init__(self, root: Path) -> None:
         self.root = root
         self.best, self.last, self.checkpoints = root / BEST, root / LAST, root / CHECKPOINTS
-        self._new = [place for place in (root, *root.parents) if not place.exists()]
+        self._new = absent(root)
 
     def begin(self, request: dict[str, Any], resume: bool, *, writes: bool) -> None:
         """Make the directory this training's own; one that was begun otherwise is refused.
@@ -45,9 +46,7 @@ class Output:
         with contextlib.suppress(OSError):
             for name in (RECIPE, EVENTS):
                 (self.root / name).unlink(missing_ok=True)
-            for place in (self.checkpoints, *self._new):
-                if place.exists():
-                    place.rmdir()
+            unmake([self.checkpoints, *self._new])
 
 
 def earlier_request(root: Path, resume: bool) -> dict[str, Any] | None:
