@@ -17,8 +17,8 @@ def demo(
 
     Times DeiT-S, dense and folded, in eager torch and in the fastest runtime that is installed
     (random weights serve for that); draws what becomes of the tokens of two photographs; and folds
-    the embedded digits model at 0.75, 0.6 and 0.5 of its FLOPs, with accuracy on held-out digits,
-    its 95 % interval and agreement with the dense model. Without training, by six methods.
+    the embedded digits model at 0.75 and 0.5 of its FLOPs by five methods, without training, with
+    accuracy on held-out digits, its 95 % interval and agreement with the dense model.
     """
     from vitfold.cli.work.demo import show_all
 

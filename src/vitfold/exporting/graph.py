@@ -49,7 +49,7 @@ class Graph:
 def graph_of(model: nn.Module, batch_size: int | None = None) -> Graph:
     """The program of a model in evaluation."""
     example = examples(model, batch_size or 2)
-    named = Named(model, output_names(model, example))
+    named = Named(model, output_names(model, example[:1]))
     dynamic = None if batch_size else ({0: torch.export.Dim("batch")},)
     with torch.no_grad(), quiet():
         try:

@@ -11,8 +11,8 @@ from vitfold.lab.sweep import MORE, Row, sweep
 from vitfold.saving.models import create_model
 from vitfold.tools.measure import Progress
 
-METHODS = ("tome", "dfe", "lgtm", "ward", "evit", "drop")
-SHARES = (0.75, 0.6, 0.5)
+METHODS = ("tome", "dfe", "lgtm", "ward", "drop")
+SHARES = (0.75, 0.5)
 BATCH = 32
 
 

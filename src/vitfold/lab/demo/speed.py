@@ -15,7 +15,7 @@ from vitfold.tools.measure import Progress, Throughput, batch_of, compare
 MODEL = "deit_small_patch16_224"
 METHOD, SHARE = "ward", 0.6
 BATCH = 8
-ROUNDS, WARMUP = 5, 1
+ROUNDS, WARMUP = 4, 1
 
 RUNTIMES = ("openvino", "onnxruntime")
 """Runtimes that are faster than eager torch on a CPU, the fastest first."""
