@@ -7,6 +7,7 @@ from PIL import Image
 from support.cli import pictures, vitfold_
 
 import vitfold
+from vitfold.cli import show
 from vitfold.tools.calibrate import PASSES, passes
 
 MODEL = (
@@ -19,11 +20,12 @@ def test_a_calibration_tells_how_far_it_is(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     """Where there is no terminal too."""
+    monkeypatch.setattr(show, "SECONDS", 0.0)
     pictures(tmp_path / "data" / "train", classes=2, each=4)
     request = [*MODEL, "--data-dir", tmp_path / "data", "--images", "8", "--flops", "0.9"]
     assert vitfold_(monkeypatch, "calibrate", *request, "--output", tmp_path / "out") == 0
     lines = [line for line in capsys.readouterr().err.splitlines() if "calibrating" in line]
-    assert lines[0] == f"calibrating: pass 1 of at most {PASSES}"
+    assert lines[0].startswith(f"calibrating: 1 of {PASSES} after 0:00:")
     assert 1 <= len(lines) <= PASSES
     assert "?" not in "".join(lines)
 
@@ -32,13 +34,14 @@ def test_calibration_of_a_method_saves_its_numbers(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     """For every block; the progress knows how many schedules there are at most."""
+    monkeypatch.setattr(show, "SECONDS", 0.0)
     pictures(tmp_path / "data" / "train", classes=2, each=4)
     request = [*MODEL, "--data-dir", tmp_path / "data", "--images", "8", "--flops", "0.9"]
     request += ["--method", "ward", "--cues", "x, k", "--output", tmp_path / "out"]
     assert vitfold_(monkeypatch, "calibrate", *request) == 0
     lines = [line for line in capsys.readouterr().err.splitlines() if "calibrating" in line]
     most = passes(vitfold.Ward(flops=0.9), 2, 2)
-    assert lines[0] == f"calibrating: pass 1 of at most {most}"
+    assert lines[0].startswith(f"calibrating: 1 of {most} after 0:00:")
     assert len(lines) <= most
     record = vitfold.folded(vitfold.load(tmp_path / "out"))
     assert record is not None

@@ -1,8 +1,6 @@
 """Calibrating a model on images, as `vitfold calibrate` shows it."""
 
-import contextlib
-import itertools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import torch
@@ -34,23 +32,11 @@ def calibrate_on(
     """Calibrate on the first `count` images, show what it comes to and save the model."""
     images = torch.cat([pixels for pixels, _ in batches])[:count].to(on)
     most = passes(fold_of(model).method, find(model).depth, len(cues), place)
-    with progressing(most) as progress:
+    with show.bar("calibrating", most) as progress:
         calibrate(model, images, cues=cues, place=place, progress=progress)
     _show(model, images)
     save_model(model, output)
     written(name, output)
-
-
-@contextlib.contextmanager
-def progressing(most: int) -> Iterator[Callable[[], None]]:
-    """Progress from one pass of all images to the next: a bar, or where there is no terminal a line
-    for each."""
-    if show.errors.is_terminal:
-        with show.bar("calibrating", most) as progress:
-            yield progress
-        return
-    number = itertools.count(1)
-    yield lambda: show.errors.print(f"calibrating: pass {next(number)} of at most {most}")
 
 
 def _show(model: nn.Module, images: Tensor) -> None:

@@ -6,13 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeRemainingColumn,
-)
+from rich.progress import MofNCompleteColumn, TimeRemainingColumn
 from torch import nn
 
 from vitfold.cli import options, show
@@ -78,23 +72,14 @@ def embedded(
 def _bar() -> Iterator[work.Tell]:
     """A bar: images, how many a second, what share of them is decoded, and the time that is
     left."""
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[words]}"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=show.errors, transient=True) as progress:
-        task = progress.add_task("listing", total=None, words="")
+    columns = (MofNCompleteColumn(), show.WORDS, TimeRemainingColumn())
+    with show.following("listing", None, *columns) as update:
         start: list[float] = []
 
         def tell(now: work.Progress) -> None:
             start[:] = start or [time.perf_counter()]
             words = words_of(now, time.perf_counter() - start[0])
-            progress.update(
-                task, description="embedding", total=now.images, completed=now.done, words=words
-            )
+            update(description="embedding", total=now.images, completed=now.done, words=words)
 
         yield tell
 
