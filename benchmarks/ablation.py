@@ -17,7 +17,7 @@ from typing import Annotated, Any
 
 import torch
 import typer
-from tables import markdown
+from tables import HERE, markdown
 from torch import Tensor, nn
 
 import vitfold
@@ -70,7 +70,7 @@ def main(
     show.table("What Prune and Merge is made of", COLUMNS, rows)
     name = Path(model).name
     lines = [f"# {name}: {len(output.labels)} images", "", *markdown(COLUMNS, rows), ""]
-    target = Path("benchmarks") / f"ablation-{name}.md"
+    target = HERE / f"ablation-{name}.md"
     target.write_text("\n".join(lines), encoding="utf-8")
     show.written(target)
 

@@ -15,7 +15,7 @@ from typing import Annotated, NamedTuple
 import torch
 import typer
 from PIL import Image
-from tables import markdown
+from tables import HERE, markdown
 from torch import Tensor, nn
 from torchmetrics.functional.classification import multiclass_confusion_matrix
 from torchvision.transforms.v2.functional import to_pil_image
@@ -75,11 +75,11 @@ def main(
     scenes = len(counts["dense"][1])
     lines = [f"# {ENCODER} on CamVid: {scenes} images", "", *markdown(COLUMNS, rows), ""]
     lines += ["## By class", "", *markdown(("class", *every), by_class(counts)), ""]
-    picture = Path("benchmarks/camvid.png")
+    picture = HERE / "camvid.png"
     draw(dense, source, picture)
     lines += [f"![image, truth, dense, Ward at 0.5, where they differ]({picture.name})", ""]
     show.table("CamVid", COLUMNS, rows)
-    target = Path("benchmarks/camvid.md")
+    target = HERE / "camvid.md"
     target.write_text("\n".join(lines), encoding="utf-8")
     show.written(target)
 

@@ -18,7 +18,7 @@ import torch
 import typer
 from halves import called, halves
 from speed import ratio
-from tables import earlier, markdown, spread
+from tables import HERE, earlier, markdown, spread
 from torch import nn
 
 import vitfold
@@ -152,7 +152,7 @@ def main(
     plan: Annotated[Path | None, typer.Option(help="Of `vitfold tune`.")] = None,
     limit: Annotated[int | None, typer.Option(help="Images that judge.")] = None,
     repeats: Annotated[int, typer.Option(min=1)] = 25,
-    output: Path = Path("benchmarks"),
+    output: Path = HERE,
 ) -> None:
     """Judge and time a model in runtimes, and write the table."""
     dense = models.model(model, [], True, None, torch.device("cpu")).eval()

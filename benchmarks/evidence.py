@@ -24,7 +24,7 @@ import typer
 from halves import called, halves
 from judging import Judge, Kept, Numbers, geometric, paired
 from PIL.Image import Image
-from tables import markdown
+from tables import HERE, markdown
 from torch import Tensor, nn
 
 import vitfold
@@ -197,11 +197,11 @@ def main(
     known = (str(way(flops=SHARE)) for way in ways)
     changes = [change(fold, text, sure) for fold in known if fold in kept]
     tell("Images whose prediction changes", CHANGES, changes)
-    picture = Path("benchmarks") / f"evidence-{name}.png"
+    picture = HERE / f"evidence-{name}.png"
     if pictures and (drawn := surprises(dense, batches, text, sure)):
         drawn.save(picture)
         lines += [f"![the changed images of which the dense model was surest]({picture.name})", ""]
-    target = Path("benchmarks") / f"evidence-{name}.md"
+    target = HERE / f"evidence-{name}.md"
     target.write_text("\n".join(lines), encoding="utf-8")
     if sharpness:
         tell("Sharpness", SHARP, list(sharp(dense, batches)))

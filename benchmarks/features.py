@@ -13,7 +13,6 @@ share.
 
 import warnings
 from collections.abc import Callable
-from pathlib import Path
 from typing import Annotated, Any
 
 import torch
@@ -21,7 +20,7 @@ import torch.nn.functional as F
 import typer
 from halves import called, halves
 from judging import paired
-from tables import markdown
+from tables import HERE, markdown
 from torch import Tensor, nn
 
 import vitfold
@@ -120,7 +119,7 @@ def main(
     lines += [
         f"{sum(map(len, batches))} photographs; Fisher has looked at {len(looked_at)} others."
     ]
-    target = Path("benchmarks") / f"features-{name}.md"
+    target = HERE / f"features-{name}.md"
     for share in SHARES:
         cells = rows(dense, share, looked_at, batches)
         show.table(f"{name} at {share} of the FLOPs", COLUMNS, cells)

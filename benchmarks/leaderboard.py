@@ -21,7 +21,7 @@ import torch
 import typer
 from halves import called, halves
 from judging import Judge, Kept, Numbers, geometric, paired
-from tables import markdown
+from tables import HERE, markdown
 from torch import Tensor, nn
 
 import vitfold
@@ -235,7 +235,7 @@ def main(
     command = f"python benchmarks/leaderboard.py {short} {where} {place} --every {every}"
     command += f" --limit {limit}" * (limit is not None) + " --timed" * timed
     command += "".join(f" --trained {Path(*place.parts[-2:])}" for place in trained)
-    target = Path("benchmarks") / f"leaderboard-{called(model)}.md"
+    target = HERE / f"leaderboard-{called(model)}.md"
     about = {"command": command, "model": called(model), "versions": results.versions()}
     results.write(target.with_suffix(".json"), rows, about)
     target.write_text("\n".join(page(called(model), command, rows)), encoding="utf-8")

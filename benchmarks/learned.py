@@ -22,7 +22,7 @@ import typer
 from evidence import Answers, margins
 from judging import Judge, Kept
 from PIL.Image import Image
-from tables import markdown
+from tables import HERE, markdown
 from torch import Tensor, nn
 from trainings import is_trained, minutes, trained
 
@@ -181,7 +181,7 @@ class Bench:
         for title, columns, rows in parts:
             show.table(title, columns, rows)
             lines.extend([f"## {title}", "", *markdown(columns, rows), ""])
-        target = Path("benchmarks") / f"{name}.md"
+        target = HERE / f"{name}.md"
         target.write_text("\n".join([*lines, end]), encoding="utf-8")
         show.written(target)
 
@@ -191,7 +191,7 @@ def thresholds(bench: Bench, setting: Setting, shares: list[float]) -> None:
     rows = bench.rows(learned_folds(bench.dense, setting, shares), VARIANTS)
     learned = create_model(str(setting.train("LTMP", 0.6, VARIANTS["LTMP"]))).eval()
     sure = margins(bench.dense, bench.batches)
-    picture = Path("benchmarks") / f"learned-{setting.model.name}.png"
+    picture = HERE / f"learned-{setting.model.name}.png"
     extremes(learned, bench.batches).save(picture)
     kept = spread(learned, bench.batches, sure, bench.archive)
     bench.tables(

@@ -4,7 +4,7 @@ Agreement with the dense model on the held-out digits, by mean row-major positio
 row, then mean column (2d).
 """
 
-from pathlib import Path
+from tables import HERE, markdown
 
 import vitfold
 from vitfold.cli import show
@@ -38,9 +38,8 @@ def main() -> None:
     """Print the table, and write it as Markdown."""
     rows = [row(location, share) for share in SHARES for location in LOCATIONS]
     show.table("LGTM on held-out digits", COLUMNS, rows)
-    lines = [COLUMNS, ["---"] * len(COLUMNS), *rows]
-    text = "".join("| " + " | ".join(line) + " |\n" for line in lines)
-    Path("benchmarks/locations.md").write_text(text, encoding="utf-8")
+    text = "\n".join([*markdown(COLUMNS, rows), ""])
+    (HERE / "locations.md").write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -9,14 +9,13 @@ dense FLOPs over the folded ones, matrices included. Writes benchmarks/matrices-
 """
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Annotated, Any
 
 import timm
 import torch
 import typer
 from speed import ratio
-from tables import markdown
+from tables import HERE, markdown
 from torch import nn
 
 import vitfold
@@ -108,7 +107,7 @@ def main(
     ]
     lines = [list(cells(each)) for each in figures]
     show.table("Prune and Merge", COLUMNS, lines)
-    name = Path("benchmarks") / f"matrices-{device}{'-compiled' if compile else ''}"
+    name = HERE / f"matrices-{device}{'-compiled' if compile else ''}"
     results.write(name.with_suffix(".json"), figures, {"command": "benchmarks/matrices.py"})
     name.with_suffix(".md").write_text("\n".join([*markdown(COLUMNS, lines), ""]), encoding="utf-8")
 

@@ -25,7 +25,7 @@ import typer
 from halves import called
 from rivals import ATM, cost_alone, fitted, transforming
 from safetensors.torch import load_file, save_file
-from tables import markdown
+from tables import HERE, markdown
 from torch import Tensor, nn
 
 import vitfold
@@ -207,7 +207,7 @@ def main(
     )
     judge = Answers(output / f"own-{name}-judge.safetensors", dense, images[~fifth])
     lines = [f"# {name}: {int((~fifth).sum())} images, chosen on {len(choose.images)} others", ""]
-    target = Path("benchmarks") / f"own-{name}.md"
+    target = HERE / f"own-{name}.md"
     for share in map(float, shares.split(",")):
         folder = output / f"own-{name}-{share}"
         cut = calibrated(folder / "fishercut", choose, FisherCut(flops=share), place=True)

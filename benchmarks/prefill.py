@@ -17,7 +17,7 @@ from typing import Annotated, Any
 import torch
 import typer
 from speed import ratio
-from tables import markdown, spread
+from tables import HERE, markdown, spread
 from transformers import LlavaConfig, LlavaForConditionalGeneration
 
 import vitfold
@@ -161,7 +161,7 @@ def main(
     device: str = "cpu",
     dtype: str = "float32",
     tiny: Annotated[bool, typer.Option(help="A model that runs in no time: to try it.")] = False,
-    output: Path = Path("benchmarks"),
+    output: Path = HERE,
 ) -> None:
     """Measure prefill, and write `prefill-DEVICE.md` and `.json`."""
     rows = measure(build(tiny, getattr(torch, dtype), device), words, repeats)

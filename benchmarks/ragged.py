@@ -17,7 +17,7 @@ import timm
 import torch
 import typer
 from speed import DTYPES, ratio
-from tables import markdown, spread
+from tables import HERE, markdown, spread
 from torch import Tensor, nn
 
 import vitfold
@@ -165,7 +165,7 @@ def main(
     only: Annotated[
         list[int] | None, typer.Option(help="A case, by number from 0; may be repeated.")
     ] = None,
-    output: Path = Path("benchmarks"),
+    output: Path = HERE,
 ) -> None:
     """Measure a suite and write `ragged-SUITE.md` and `.json`, anew after every case."""
     cases = [SUITES[suite][number] for number in only or range(len(SUITES[suite]))]

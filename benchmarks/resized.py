@@ -5,12 +5,11 @@ The embedded digits model, with its positions interpolated: matrices by a search
 """
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from tables import markdown
+from tables import HERE, markdown
 from torch import Tensor, nn
 
 import vitfold
@@ -86,7 +85,7 @@ def main() -> None:
     result = list(rows())
     show.table("Prune and Merge at other sizes", COLUMNS, result)
     text = "\n".join(["# Digits", "", *markdown(COLUMNS, result), ""])
-    Path("benchmarks/resized.md").write_text(text, encoding="utf-8")
+    (HERE / "resized.md").write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

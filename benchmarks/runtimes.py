@@ -19,7 +19,7 @@ import timm
 import torch
 import typer
 from speed import ratio
-from tables import earlier, markdown, spread
+from tables import HERE, earlier, markdown, spread
 from torch import nn
 
 import vitfold
@@ -156,7 +156,7 @@ def main(
     fixed: Annotated[bool, typer.Option(help="Graphs that take one batch size.")] = False,
     repeats: Annotated[int, typer.Option(min=1)] = 25,
     only: Annotated[list[int], typer.Option(help="A case, by number from 0.")] = [],  # noqa: B006
-    output: Path = Path("benchmarks"),
+    output: Path = HERE,
 ) -> None:
     """Measure cases in a runtime and write them into `runtimes-cpu.md` and `.json`."""
     output.mkdir(parents=True, exist_ok=True)

@@ -17,7 +17,7 @@ from typing import Annotated, Any
 import timm
 import torch
 import typer
-from tables import markdown, spread
+from tables import HERE, markdown, spread
 from torch import nn
 
 import vitfold
@@ -136,7 +136,7 @@ def main(
     compile: Annotated[bool, typer.Option("--compile")] = False,  # noqa: A002
     repeats: Annotated[int, typer.Option(min=1)] = 15,
     only: Annotated[int | None, typer.Option(help="One case, by number from 0.")] = None,
-    output: Path = Path("benchmarks"),
+    output: Path = HERE,
 ) -> None:
     """Measure a suite and write `speed-SUITE[-compiled].md` and `.json`."""
     cases = SUITES[suite] if only is None else [SUITES[suite][only]]

@@ -7,6 +7,9 @@ from typing import Any
 from vitfold.errors import DataError
 from vitfold.tools import results
 
+HERE = Path(__file__).parent
+"""Where results lie."""
+
 
 def markdown(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
     """The lines of a table."""

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 import typer
 from PIL import Image
 from speed import ratio
-from tables import markdown, spread
+from tables import HERE, markdown, spread
 from torch import Tensor, nn
 from torchvision.transforms.functional import normalize, to_tensor
 from transformers import SamVisionConfig, SamVisionModel
@@ -175,7 +175,7 @@ def _cell(value: Any) -> str:
 def main(
     photographs: Path,
     repeats: Annotated[int, typer.Option(min=1)] = 3,
-    output: Path = Path("benchmarks"),
+    output: Path = HERE,
 ) -> None:
     """Measure on a photograph of an archive, and write `windows-cpu.md` and `.json`."""
     rows = measure(repeats, picture(photographs))

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from support.cli import pictures, vitfold_
+from support.cli import SMALL, pictures, vitfold_
 
 from vitfold.tools import results
 
@@ -30,7 +30,7 @@ def test_the_command_compares_sharpness(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], data: Path
 ) -> None:
     monkeypatch.setenv("COLUMNS", "200")
-    arguments = ["analyze", "sharpness", "digits", "--data-dir", data, "--limit", "2",
+    arguments = ["analyze", "sharpness", *SMALL, "--data-dir", data, "--limit", "2",
                  "--tolerance", "0.2", "--flops", "0.8"]  # fmt: skip
     assert vitfold_(monkeypatch, *map(str, arguments)) == 0
     assert "largest eigenvalue" in capsys.readouterr().out

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from support.cli import pictures, vitfold_
+from support.cli import SMALL, pictures, vitfold_
 
 from vitfold.cli import show, values
 from vitfold.errors import MethodError
@@ -26,7 +26,7 @@ def test_a_sweep_goes_on_where_it_was(
 ) -> None:
     monkeypatch.setenv("COLUMNS", "250")
     file = tmp_path / "rows.json"
-    arguments = ["sweep", "digits", "--data-dir", data, *ASKED, "--results-file", file]
+    arguments = ["sweep", *SMALL, "--data-dir", data, *ASKED, "--results-file", file]
     assert vitfold_(monkeypatch, *map(str, arguments)) == 0
     assert "baseline: dropping at random" in capsys.readouterr().out
     whole = json.loads(file.read_text())
@@ -80,7 +80,7 @@ def test_a_sweep_goes_on_from_rows_without_fidelity(
 ) -> None:
     """As those written before rows had it."""
     file, page = tmp_path / f"rows{suffix}", tmp_path / "page.html"
-    arguments = ["sweep", "digits", "--data-dir", data, *ASKED, "--results-file", file]
+    arguments = ["sweep", *SMALL, "--data-dir", data, *ASKED, "--results-file", file]
     assert vitfold_(monkeypatch, *map(str, arguments)) == 0
     whole = results.read(file)
     assert {"cosine_low", "cosine_worst", "kl_high", "agreement_low"} <= set(whole["rows"][0])
@@ -136,7 +136,7 @@ def test_a_sweep_of_photographs_needs_no_labels(
 def test_rows_with_labels_and_without_do_not_mix(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], data: Path, tmp_path: Path
 ) -> None:
-    request = ["sweep", "digits", "--data-dir", str(data), *ASKED, "--no-baselines"]
+    request = ["sweep", *SMALL, "--data-dir", str(data), *ASKED, "--no-baselines"]
     for first, then in (([], ["--fidelity"]), (["--fidelity"], [])):
         for name in ("rows.json", "rows.csv"):
             file = ["--results-file", str(tmp_path / f"{len(first)}-{name}")]
@@ -147,7 +147,7 @@ def test_rows_with_labels_and_without_do_not_mix(
 
 def test_the_page_stands_alone(monkeypatch: pytest.MonkeyPatch, data: Path, tmp_path: Path) -> None:
     file, page = tmp_path / "rows.json", tmp_path / "page.html"
-    arguments = ["sweep", "digits", "--data-dir", data, *ASKED, "--results-file", file]
+    arguments = ["sweep", *SMALL, "--data-dir", data, *ASKED, "--results-file", file]
     assert vitfold_(monkeypatch, *map(str, arguments)) == 0
     assert vitfold_(monkeypatch, "report", str(file), "-o", str(page)) == 0
     text = page.read_text()

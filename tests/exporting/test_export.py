@@ -12,6 +12,7 @@ import pytest
 import torch
 from support.cli import pictures, vitfold_
 from support.models import hf, images
+from support.rest import rest
 from support.signals import has_signal_stack
 from support.small import vit
 from torch import Tensor, nn
@@ -31,7 +32,7 @@ from vitfold.exporting.export import steps
 from vitfold.exporting.graph import Named
 from vitfold.exporting.report import Corner, Report
 from vitfold.exporting.serve import serve
-from vitfold.exporting.targets import TARGETS, onnx, openvino
+from vitfold.exporting.targets import TARGETS, openvino
 from vitfold.exporting.targets.base import Runner
 from vitfold.segment import Segmenter
 from vitfold.tools.intervals import interval
@@ -167,13 +168,13 @@ def test_a_report_names_the_dense_model_that_is_faster(
 
 def wrong(monkeypatch: pytest.MonkeyPatch) -> None:
     """A runtime that is wrong by a little."""
-    honest = onnx.TARGET.open
+    honest = TARGETS["torch"].open
 
     def open_(directory: Path, names: Sequence[str], threads: int | None = None) -> Runner:
         run = honest(directory, names, threads)
         return lambda x: {name: output + 0.1 for name, output in run(x).items()}
 
-    monkeypatch.setattr(onnx.TARGET, "open", open_)
+    monkeypatch.setattr(TARGETS["torch"], "open", open_)
 
 
 def test_a_wrong_answer_is_an_error_and_nothing_is_kept(
@@ -181,21 +182,21 @@ def test_a_wrong_answer_is_an_error_and_nothing_is_kept(
 ) -> None:
     wrong(monkeypatch)
     with pytest.raises(ExportError, match=r"differs from eager by .* in 'logits' of image 0"):
-        vitfold.export(model(), tmp_path / "out", repeats=1)
+        vitfold.export(model(), tmp_path / "out", target="torch", repeats=1)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_wrong_answer_leaves_an_earlier_export(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    vitfold.export(model(), tmp_path / "out", repeats=1)
+    vitfold.export(model(), tmp_path / "out", target="torch", repeats=1)
     before = {file.name: file.read_bytes() for file in (tmp_path / "out").iterdir()}
     wrong(monkeypatch)
     with pytest.raises(ExportError):
-        vitfold.export(model(r=3), tmp_path / "out", repeats=1)
+        vitfold.export(model(r=3), tmp_path / "out", target="torch", repeats=1)
     assert {file.name: file.read_bytes() for file in (tmp_path / "out").iterdir()} == before
     monkeypatch.undo()
-    vitfold.export(model(r=3), tmp_path / "out", repeats=1)
+    vitfold.export(model(r=3), tmp_path / "out", target="torch", repeats=1)
     assert json.loads((tmp_path / "out" / "report.json").read_text())["method"] == "ToMe(r=3)"
 
 
@@ -297,11 +298,9 @@ def test_a_runtime_that_is_not_there_is_named(
 @pytest.mark.parametrize(
     "method",
     [
-        vitfold.ToMe(r=4),
         vitfold.LGTM(r=4, skip=0),
-        vitfold.Ward(r=4),
-        vitfold.Drop(r=4),
         vitfold.EViT(r=6, blocks=(0, 1)),
+        *rest(vitfold.ToMe(r=4), vitfold.Ward(r=4), vitfold.Drop(r=4)),
     ],
     ids=str,
 )
@@ -316,7 +315,7 @@ def test_openvino_converts_a_folded_model_itself(method: Any) -> None:
         torch.testing.assert_close(result, folded(pixels(count)), atol=1e-3, rtol=1e-3)
 
 
-@pytest.mark.parametrize("runtime", ["eager", "onnxruntime", "openvino"])
+@pytest.mark.parametrize("runtime", ["eager", "onnxruntime", *rest("openvino")])
 def test_a_served_model_stands_for_the_model(runtime: str) -> None:
     folded = model()
     served = serve(folded, runtime)
@@ -377,11 +376,12 @@ def test_the_command_takes_photographs_and_refuses_what_makes_no_sense(
     assert not out.exists()
     photos = pictures(tmp_path / "photos")
     arguments = ("test_vit", "--no-pretrained", "--r", 4, "--data-dir", photos, "-o", out)
-    assert vitfold_(monkeypatch, "export", *arguments, "--repeats", 1) == 0
+    assert vitfold_(monkeypatch, "export", *arguments, "--target", "torch", "--repeats", 1) == 0
     assert json.loads((out / "report.json").read_text())["corners"][1]["fidelity"]["images"] == 6
 
 
 def test_progress_is_told_as_often_as_it_says(tmp_path: Path) -> None:
     calls: list[None] = []
-    vitfold.export(model(), tmp_path / "out", repeats=2, progress=lambda: calls.append(None))
+    options = {"target": "torch", "repeats": 2, "progress": lambda: calls.append(None)}
+    vitfold.export(model(), tmp_path / "out", **options)
     assert len(calls) == steps(model(), False, None, 2)

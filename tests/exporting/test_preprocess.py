@@ -8,7 +8,7 @@ import pytest
 import timm.data
 import torch
 from PIL import Image
-from support.cli import vitfold_
+from support.cli import SMALL, vitfold_
 from support.small import vit
 from torch import Tensor, nn
 
@@ -153,7 +153,7 @@ def test_other_targets_refuse(
 def test_the_command_tells_of_it(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    arguments = ("export", "test_vit", "--no-pretrained", "--img-size", 64, "--target", "openvino")
+    arguments = ("export", *SMALL, "--target", "openvino")
     options = ("--preprocess", "--repeats", 1, "-o", tmp_path / "out")
     assert vitfold_(monkeypatch, *arguments, *options) == 0
     assert "a pixel beside Pillow's" in capsys.readouterr().out

@@ -8,13 +8,14 @@ from typing import Any
 
 import pytest
 import torch
-from support.cli import vitfold_
+from support.cli import SMALL, vitfold_
 from support.signals import has_signal_stack
 from support.small import vit
 from torch import Tensor, nn
 
 import vitfold
 from vitfold.errors import UnsupportedModel
+from vitfold.exporting.graph import graph_of
 from vitfold.exporting.serve import serve
 from vitfold.exporting.targets import TARGETS, onnx, openvino
 
@@ -68,8 +69,9 @@ def test_openvino_reads_large_weights(monkeypatch: pytest.MonkeyPatch, tmp_path:
 
 def test_models_may_end_in_any_order(tmp_path: Path) -> None:
     pytest.importorskip("openvino")
-    report = vitfold.export(model(), tmp_path / "out", target="openvino", repeats=1)
-    runs = [TARGETS["openvino"].open(tmp_path / "out", report.outputs) for _ in range(3)]
+    graph = graph_of(model())
+    openvino.TARGET.write(graph, tmp_path)
+    runs = [openvino.TARGET.open(tmp_path, graph.names) for _ in range(3)]
     while runs:
         runs.pop(0)(pixels(1))
         assert has_signal_stack()
@@ -112,7 +114,7 @@ def test_errors_of_commands_are_one_line_and_leave_nothing(
     def error(*arguments: object) -> str:
         return told(monkeypatch, capsys, *arguments, "-o", tmp_path / "out")
 
-    assert "run vitfold freeze, first" in error("digits", "--method", "ltmp")
+    assert "run vitfold freeze, first" in error(*SMALL, "--method", "ltmp")
     assert "unknown target 'tensorrt' (known: aoti," in error("digits", "--target", "tensorrt")
     assert not (tmp_path / "out").exists()
     other = tmp_path / "out"
@@ -142,7 +144,8 @@ def test_what_a_target_cannot_do_is_one_line(
         raise RuntimeError(LACKS)
 
     monkeypatch.setattr(openvino.TARGET, step, fails)
-    line = told(monkeypatch, capsys, "digits", "--target", "openvino", "-o", tmp_path / "out")
+    request = (*SMALL, "--target", "openvino", "-o", tmp_path / "out")
+    line = told(monkeypatch, capsys, *request)
     assert "OpenVINO does not take this model: no translator for aten::x: give another" in line
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(UnsupportedModel, match="no translator for aten::x"):

@@ -9,6 +9,7 @@ import pytest
 import torch
 from support.models import hf, images, registered
 from support.processes import one_process
+from support.rest import rest
 from torch import Tensor, nn
 
 import vitfold
@@ -117,7 +118,7 @@ def test_replicas_train(method: str, tmp_path: Path) -> None:
     assert model.blocks[0].attn.qkv.weight.grad.any()
 
 
-@pytest.mark.parametrize("method", ["tome", "ward", "lgtm"])
+@pytest.mark.parametrize("method", ["lgtm", *rest("tome", "ward")])
 def test_batches_of_many_sizes_are_compiled_twice_at_most(method: str) -> None:
     model = vitfold.fold(MODELS["timm"](), method, r=4)
     graphs = 0

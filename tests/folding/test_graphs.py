@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from support.models import hf, images, inputs, registered
+from support.rest import rest
 from support.runtimes import (
     Model,
     ahead_of_time,
@@ -78,9 +79,9 @@ EVERY = [
     for family, way in itertools.product(FAMILIES, METHODS)
     if not (isinstance(way, vitfold.EViT) and family in WITHOUT_CLASS_TOKEN)
 ]
-# Every family once, and every method once, in what runs by default.
 SOME = [(family, METHODS[i % len(METHODS)]) for i, family in enumerate(FAMILIES)]
-REST = [pair for pair in EVERY if pair not in SOME]
+"""Every family once, and every method once. By default half of them run in ONNX Runtime, and half
+of the others compiled."""
 
 
 def named(value: object) -> str:
@@ -91,13 +92,9 @@ def put_on(model: nn.Module, way: Way) -> nn.Module:
     return vitfold.fold(model, way(model) if callable(way) else way)
 
 
-def pairs(default: list[Any]) -> Iterator[Any]:
-    for pair in SOME + REST:
-        yield pair if pair in default else pytest.param(*pair, marks=pytest.mark.exhaustive)
-
-
-every_pair = pytest.mark.parametrize(("name", "method"), list(pairs(SOME)), ids=named)
-every_kind = pytest.mark.parametrize(("name", "method"), list(pairs(SOME[::2])), ids=named)
+def every_pair(default: list[tuple[str, Way]]) -> pytest.MarkDecorator:
+    others = rest(*(pair for pair in EVERY if pair not in default))
+    return pytest.mark.parametrize(("name", "method"), default + others, ids=named)
 
 
 @pytest.fixture(autouse=True)
@@ -114,7 +111,7 @@ def agrees(model: nn.Module, other: Model) -> None:
         torch.testing.assert_close(other(pixels), model(pixels), atol=1e-3, rtol=1e-3)
 
 
-@every_kind
+@every_pair(SOME[::4])
 def test_compiles_in_one_graph(name: str, method: Way, tmp_path: Path) -> None:
     model = put_on(registered(name), method)
     agrees(model, compiled(model, images(model, 2), tmp_path))
@@ -134,14 +131,13 @@ def test_compiles_ahead_of_time(method: Way, tmp_path: Path) -> None:
     agrees(model, ahead_of_time(model, images(model, 2), tmp_path))
 
 
-@pytest.mark.exhaustive  # what runs in ONNX Runtime was exported so
-@every_pair
+@every_pair([])  # what runs in ONNX Runtime was exported so
 def test_exports_with_a_dynamic_batch(name: str, method: Way, tmp_path: Path) -> None:
     model = put_on(registered(name), method)
     agrees(model, exported(model, images(model, 2), tmp_path))
 
 
-@every_pair
+@every_pair(SOME[1::2])
 def test_runs_in_onnx_runtime(name: str, method: Way, tmp_path: Path) -> None:
     model = put_on(registered(name), method)
     agrees(model, onnx_runtime(model, images(model, 2), tmp_path))
@@ -151,10 +147,8 @@ def test_runs_in_onnx_runtime(name: str, method: Way, tmp_path: Path) -> None:
     "method",
     [
         vitfold.ToMe(r=3),
-        vitfold.LGTM(r=4, skip=0),
-        vitfold.Drop(r=3),
         vitfold.EViT(r=[3]),
-        vitfold.DynamicViT(flops=0.8),
+        *rest(vitfold.LGTM(r=4, skip=0), vitfold.Drop(r=3), vitfold.DynamicViT(flops=0.8)),
     ],
     ids=str,
 )
@@ -187,7 +181,15 @@ def test_compiled_lgtm_follows_the_size_of_images() -> None:
         torch.testing.assert_close(compiled(x), model(x), atol=1e-3, rtol=1e-3)
 
 
-@pytest.mark.parametrize("method", METHODS[:-1], ids=named)  # the last one draws in training
+RECOMPUTED = [METHODS[0], METHODS[2], mixing]
+
+
+@pytest.mark.parametrize(
+    "method",
+    # The last of all draws in training.
+    [*RECOMPUTED, *rest(*(way for way in METHODS[:-1] if way not in RECOMPUTED))],
+    ids=named,
+)
 def test_blocks_are_computed_again_in_one_graph(method: Way) -> None:
     """The states are written in the forward pass alone, which is as it should be."""
     model = put_on(registered("vit_tiny_patch16_224"), method).train()
@@ -226,12 +228,10 @@ HF = [
     "SiglipVisionModel",
     "BeitForImageClassification",
 ]
-HF_SOME = HF[:1] + HF[4:5]
 
-every_hf = pytest.mark.parametrize(
-    "name",
-    [name if name in HF_SOME else pytest.param(name, marks=pytest.mark.exhaustive) for name in HF],
-)
+
+def every_hf(default: str) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize("name", [default, *rest(*(n for n in HF if n != default))])
 
 
 def main_output(output: Any) -> Tensor:
@@ -254,14 +254,14 @@ def hf_exported(model: nn.Module) -> torch.export.ExportedProgram:
     return torch.export.export(model, (), inputs(model), dynamic_shapes=dynamic)
 
 
-@every_hf
+@every_hf("DINOv3ViTModel")
 def test_hugging_face_compiles_in_one_graph(name: str) -> None:
     pytest.importorskip("transformers")
     model = vitfold.fold(hf(name), vitfold.ToMe(r=3))
     hf_agrees(model, torch.compile(model, fullgraph=True, backend="aot_eager"))
 
 
-@every_hf
+@every_hf("ViTForImageClassification")
 def test_hugging_face_exports_and_runs_in_onnx_runtime(name: str, tmp_path: Path) -> None:
     pytest.importorskip("transformers")
     model = vitfold.fold(hf(name), vitfold.ToMe(r=3))

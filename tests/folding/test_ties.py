@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from support import matrices
+from support.rest import rest
 from support.runtimes import (
     Runtime,
     ahead_of_time,
@@ -95,8 +96,7 @@ def cases() -> Iterator[Any]:
     for case in itertools.product(MODELS, METHODS, RUNTIMES):
         name, method, _ = case
         if not (name == "siglip" and method in ("evit", "diffrate")):
-            marks = [] if case in DEFAULT else [pytest.mark.exhaustive]
-            yield pytest.param(*case, marks=marks)
+            yield from [case] if case in DEFAULT else rest(case)
     yield from SHALLOW
 
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 from support.learning import PREDICTED, close, create, each_model, mixed, same_decisions, without
 from support.reference import Reference, Token
+from support.rest import rest
 from support.small import images, vit
 from torch import Tensor
 
@@ -90,7 +91,7 @@ def test_dynamicvit_reaches_its_share_and_is_not_ready() -> None:
     assert "evit" in ready()
 
 
-@pytest.mark.parametrize("batch", [1, 7])
+@pytest.mark.parametrize("batch", [7, *rest(1)])
 @torch.no_grad()
 def test_dynamicvit_compiles_and_exports(batch: int) -> None:
     model = create("vit", PREDICTED, torch.float32)

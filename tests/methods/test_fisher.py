@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from support.reference import Reduce, Reference, ward, wardcut
+from support.rest import rest
 from support.small import MODELS, images, vit
 from torch import Tensor, nn
 
@@ -49,7 +50,7 @@ def test_each_image_is_as_the_reference_has_it(name: str) -> None:
     torch.testing.assert_close(model(x), expected, rtol=0, atol=1e-9)
 
 
-@each_model
+@pytest.mark.parametrize("name", ["deit", "dino3", *rest("vit", "dino", "eva")])
 @torch.no_grad()
 def test_each_image_with_a_number_of_its_own_is_as_the_reference_has_it(name: str) -> None:
     model = calibrated(name, FisherCut(flops=0.7))

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from support.reference import Reference, Token, tome
+from support.rest import rest
 from support.small import MODELS, images, vit
 from torch import Tensor
 
@@ -110,7 +111,7 @@ def test_the_bound_slices_and_puts_back() -> None:
     assert vitfold.flops(bound(model), x) < vitfold.flops(model, x)
 
 
-@pytest.mark.parametrize("batch", [1, 5])
+@pytest.mark.parametrize("batch", [5, *rest(1)])
 @torch.no_grad()
 def test_it_compiles_and_exports(batch: int) -> None:
     model: Any = vitfold.fold(vit().float(), ToMeAround(r=8))

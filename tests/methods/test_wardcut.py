@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from support.reference import Reference, wardcut
+from support.rest import rest
 from support.small import MODELS, images, vit
 from torch import Tensor, nn
 
@@ -87,8 +88,10 @@ def test_until_it_is_calibrated_nothing_changes() -> None:
     assert torch.equal(vitfold.unfold(model)(x), dense)
 
 
-@pytest.mark.parametrize("share", [0.9, 0.7, 0.6])
-@pytest.mark.parametrize("inflection", [-0.5, 0.0])
+@pytest.mark.parametrize(
+    ("share", "inflection"),
+    [(0.6, -0.5), (0.9, 0.0), *rest((0.9, -0.5), (0.7, -0.5), (0.7, 0.0), (0.6, 0.0))],
+)
 def test_calibration_reaches_the_share(share: float, inflection: float) -> None:
     model = vit(depth=8)
     x = mixed(model, 64)

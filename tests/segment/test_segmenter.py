@@ -9,6 +9,7 @@ import timm
 import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
+from support.rest import rest
 from support.segment import SMALL, segmenter
 from torch import nn
 
@@ -105,7 +106,7 @@ def test_flops_are_a_share_of_the_encoders() -> None:
     assert abs(more - decoder) < 0.02 * whole  # unfolding counts a little
 
 
-@pytest.mark.parametrize("decoder", ["linear", "mask"])
+@pytest.mark.parametrize("decoder", ["mask", *rest("linear")])
 def test_a_folded_segmenter_compiles_and_exports(decoder: str) -> None:
     model = vitfold.fold(segmenter(decoder), "tome", r=4)
     images = torch.randn(2, 3, 48, 48)

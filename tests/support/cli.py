@@ -8,6 +8,10 @@ from PIL import Image
 
 from vitfold.cli import main
 
+SMALL = ("vit_tiny_patch16_224", "--no-pretrained", "--img-size", "96", "--model-kwargs",
+         "depth=4 embed_dim=48 num_heads=3 num_classes=2")  # fmt: skip
+"""A small model, as commands are asked for one."""
+
 
 def vitfold_(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
     """The exit status of `vitfold ...`."""

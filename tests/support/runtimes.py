@@ -49,7 +49,7 @@ def inductor(model: nn.Module, x: Tensor, directory: Path) -> Model:
 def onnx_file(graph: torch.export.ExportedProgram, directory: Path) -> Path:
     """A program, written for other runtimes."""
     pytest.importorskip("onnxscript")
-    written = torch.onnx.export(graph, dynamo=True, verbose=False)
+    written = torch.onnx.export(graph, dynamo=True, verbose=False, optimize=False)
     assert written is not None
     written.save(directory / "model.onnx")
     return directory / "model.onnx"

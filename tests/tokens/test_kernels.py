@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from support.rest import rest
 from support.runtimes import (
     Runtime,
     ahead_of_time,
@@ -162,10 +163,9 @@ class Padded(nn.Module):
 
 
 RUNTIMES = [exported, onnx_runtime, openvino, compiled]
-SLOW = [pytest.param(way, marks=pytest.mark.exhaustive) for way in (ahead_of_time, inductor)]
 
 
-@pytest.mark.parametrize("runtime", RUNTIMES + SLOW)
+@pytest.mark.parametrize("runtime", [*RUNTIMES, *rest(ahead_of_time, inductor)])
 @pytest.mark.parametrize("kind", [Bipartite, Lowest, Windowed, Padded])
 @pytest.mark.filterwarnings("ignore")
 def test_every_runtime_breaks_ties_alike(

@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 from support.cli import vitfold_
+from support.rest import rest
 from support.training import options, same, small
 from torch import Tensor
 
@@ -221,7 +222,7 @@ THRESHOLDS = ["--method", "ltmp", "--flops", 0.93, "--lr-merge", 0.05, "--lr-pru
 
 @pytest.mark.parametrize(
     ("way", "file"),
-    [(SHARPNESS_AWARE, "weights.safetensors"), (THRESHOLDS, "weights.safetensors")],
+    [(SHARPNESS_AWARE, "weights.safetensors"), *rest((THRESHOLDS, "weights.safetensors"))],
     ids=["all", "thresholds"],
 )
 def test_two_processes_come_to_what_one_comes_to(

@@ -9,6 +9,7 @@ import torch
 from support.clips import GRID, NAMES, TRUNKS, inputs, video
 from support.compare import near, same, tensors
 from support.models import maps
+from support.rest import rest
 from support.twins import beside_twin, outputs
 from torch import Tensor
 
@@ -228,7 +229,7 @@ def test_thresholds_learn_on_clips(name: str) -> None:
     assert all(weight.grad is not None and weight.grad.any() for weight in learned.parameters())
 
 
-@every_trunk
+@pytest.mark.parametrize("name", [*TRUNKS[:1], *rest(*TRUNKS[1:])])
 def test_a_graph_computes_the_same(name: str) -> None:
     model = vitfold.fold(video(name), vitfold.ToMe(r=5))
     arguments = inputs(model)
