@@ -2,10 +2,12 @@
 
 Every checkout runs in a process of its own, on the same random weights and images. The two take
 turns within every round, and who begins changes from round to round. Told are the ratios of times
-within a round, this checkout's over the other's: above 1 this one is slower. Only names that both
-have at the front door are used, so their insides may differ in any way.
+within a round, this checkout's over the other's: above 1 this one is slower. The dense model is the
+same code on both sides: how far it is from 1 says what can be told apart. Two processes differ by
+some per cent as long as they live, so they are started anew a few times. Only names that both have
+at the front door are used, so their insides may differ in any way.
 
-    python benchmarks/compare.py --against ../before/src --only 0..4 --repeats 11
+    python benchmarks/compare.py --against ../before/src --only 0..4
 """
 
 import json
@@ -113,12 +115,24 @@ def _call(method: str, case: tuple[str, int, int, int]) -> Callable[[], float]:
 
 
 def measure(
-    case: tuple[str, int, int, int], against: Path, repeats: int, threads: int
+    case: tuple[str, int, int, int], against: Path, repeats: int, starts: int, threads: int
 ) -> Iterator[dict[str, Any]]:
     """A row for every method."""
-    sides = {"now": Worker(SOURCE, case, threads), "before": Worker(against, case, threads)}
-    times: dict[str, dict[str, list[float]]] = {m: {side: [] for side in sides} for m in METHODS}
-    warmup = 2
+    times: Times = {method: {"now": [], "before": []} for method in METHODS}
+    for _ in range(starts):
+        sides = {"now": Worker(SOURCE, case, threads), "before": Worker(against, case, threads)}
+        _take_turns(sides, repeats, times)
+        for worker in sides.values():
+            worker.close()
+    for method, both in times.items():
+        yield _row(case, method, both["now"], both["before"])
+
+
+Times = dict[str, dict[str, list[float]]]
+"""Seconds by method and side."""
+
+
+def _take_turns(sides: dict[str, Worker], repeats: int, times: Times, warmup: int = 2) -> None:
     for turn in range(warmup + repeats):
         order = list(sides) if turn % 2 else list(sides)[::-1]
         for method in METHODS:
@@ -126,10 +140,6 @@ def measure(
                 seconds = sides[side].seconds(method)
                 if turn >= warmup:
                     times[method][side].append(seconds)
-    for worker in sides.values():
-        worker.close()
-    for method, both in times.items():
-        yield _row(case, method, both["now"], both["before"])
 
 
 def _row(
@@ -159,7 +169,8 @@ def _numbers(text: str) -> list[int]:
 def main(
     against: Annotated[Path | None, typer.Option(help="The src of another checkout.")] = None,
     only: Annotated[str, typer.Option(help="Cases by number from 0: 3, or 0,2, or 0..4.")] = "0..4",
-    repeats: Annotated[int, typer.Option(min=1)] = 11,
+    repeats: Annotated[int, typer.Option(min=1, help="Of every start.")] = 3,
+    starts: Annotated[int, typer.Option(min=1, help="How often processes begin anew.")] = 5,
     threads: Annotated[int, typer.Option(min=1)] = 2,
     tiny: Annotated[bool, typer.Option("--tiny", help="A tiny case alone, for a try.")] = False,
     output: Annotated[Path | None, typer.Option(help="The table, as Markdown.")] = None,
@@ -176,7 +187,7 @@ def main(
     rows: list[list[str]] = []
     head = ["case", "method", "before ms", "now ms", "now / before", "least / least"]
     for case in TINY if tiny else [CASES[number] for number in _numbers(only)]:
-        for row in measure(case, against, repeats, threads):
+        for row in measure(case, against, repeats, starts, threads):
             cells = [row["case"], row["method"], *(f"{row[name]:.1f}" for name in head[2:4])]
             rows.append([*cells, spread(row["now / before"]), f"{row['least / least']:.3f}"])
             print(" | ".join(rows[-1]), flush=True)
