@@ -45,6 +45,13 @@ METHODS: dict[str, dict[str, Any]] = {
 }
 
 
+WARMUP = 2
+"""Rounds of every start that do not count."""
+
+Times = dict[str, dict[str, list[float]]]
+"""Seconds by method and side."""
+
+
 class Worker:
     """A process that times one checkout's candidates when it is asked to."""
 
@@ -128,17 +135,13 @@ def measure(
         yield _row(case, method, both["now"], both["before"])
 
 
-Times = dict[str, dict[str, list[float]]]
-"""Seconds by method and side."""
-
-
-def _take_turns(sides: dict[str, Worker], repeats: int, times: Times, warmup: int = 2) -> None:
-    for turn in range(warmup + repeats):
+def _take_turns(sides: dict[str, Worker], repeats: int, times: Times) -> None:
+    for turn in range(WARMUP + repeats):
         order = list(sides) if turn % 2 else list(sides)[::-1]
         for method in METHODS:
             for side in order:
                 seconds = sides[side].seconds(method)
-                if turn >= warmup:
+                if turn >= WARMUP:
                     times[method][side].append(seconds)
 
 

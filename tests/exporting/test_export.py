@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from support.cli import SMALL, pictures, vitfold_
+from support.cli import pictures, vitfold_
 from support.models import hf, images
 from support.rest import rest
 from support.signals import has_signal_stack
@@ -348,10 +348,9 @@ def test_the_command_writes_and_tells(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out, rows = tmp_path / "out", tmp_path / "rows.json"
-    photos = pictures(tmp_path / "photos")
-    arguments = ("export", *SMALL, "--method", "ward", "--flops", 0.7, "--data-dir", photos)
-    options = ("--target", "torch", "--limit", 4, "--repeats", 1, "--results-file", rows)
-    assert vitfold_(monkeypatch, *arguments, *options, "--labels", "-o", out) == 0
+    arguments = ("export", "digits", "--method", "ward", "--flops", 0.7, "-o", out)
+    options = ("--target", "torch", "--limit", 12, "--repeats", 1, "--results-file", rows)
+    assert vitfold_(monkeypatch, *arguments, *options, "--labels") == 0
     told = capsys.readouterr().out
     assert "largest difference" in told
     assert f"in {TARGETS['torch'].runtime}" in told
@@ -359,7 +358,7 @@ def test_the_command_writes_and_tells(
     assert (out / "model.pt2").exists()
     kept = json.loads(rows.read_text())["rows"]
     assert [row["name"] for row in kept] == ["dense", "folded"]
-    assert all(row["top1"]["mean"] in (0, 0.25, 0.5, 0.75, 1) for row in kept)
+    assert min(row["top1"]["mean"] for row in kept) > 0.8
 
 
 def test_the_command_takes_photographs_and_refuses_what_makes_no_sense(

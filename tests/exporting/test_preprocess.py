@@ -9,6 +9,7 @@ import timm.data
 import torch
 from PIL import Image
 from support.cli import SMALL, vitfold_
+from support.rest import rest
 from support.small import vit
 from torch import Tensor, nn
 
@@ -42,11 +43,9 @@ def stored(*pictures: Image.Image) -> Tensor:
     ).to(torch.uint8)
 
 
-SQUASHED = pytest.param({"crop_mode": "squash"}, marks=pytest.mark.exhaustive)
-BILINEAR = pytest.param({"interpolation": "bilinear"}, marks=pytest.mark.exhaustive)
-
-
-@pytest.mark.parametrize("wants", [{}, SQUASHED, BILINEAR])
+@pytest.mark.parametrize(
+    "wants", [{}, *rest({"crop_mode": "squash"}, {"interpolation": "bilinear"})]
+)
 def test_pictures_of_any_size_go_in(wants: dict[str, Any], tmp_path: Path) -> None:
     folded = model(**wants)
     report = vitfold.export(folded, tmp_path / "out", target="openvino", preprocess=True, repeats=1)
@@ -68,7 +67,7 @@ def test_without_it_the_report_says_none(tmp_path: Path) -> None:
     assert report.to_json()["preprocess"] is None
 
 
-@pytest.mark.parametrize("batch_size", [3, pytest.param(None, marks=pytest.mark.exhaustive)])
+@pytest.mark.parametrize("batch_size", [3, *rest(None)])
 def test_in_eight_bits_too(batch_size: int | None, tmp_path: Path) -> None:
     pytest.importorskip("nncf")
     images = torch.randn(9, 3, 28, 28, generator=torch.Generator().manual_seed(0))

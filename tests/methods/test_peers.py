@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from support.reference import Reduce, Reference, Token, gather, unit
+from support.rest import rest
 from support.small import MODELS, images, vit
 from torch import Tensor
 
@@ -146,7 +147,7 @@ def test_they_are_as_the_reference_has_them(name: str, method: Method, dtype: to
 
 @pytest.mark.parametrize(
     "method",
-    [PEERS[1], *(pytest.param(peer, marks=pytest.mark.exhaustive) for peer in PEERS[::2])],
+    [PEERS[1], *rest(*PEERS[::2])],
     ids=str,
 )
 @torch.no_grad()

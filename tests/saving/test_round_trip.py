@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from support import models, windowed
 from support.compare import tensors
 from support.hf_models import DEEP, SMALL, arguments_of, small
+from support.rest import rest
 from support.saving import refused, same, tiny
 
 import vitfold
@@ -82,7 +83,7 @@ def classes() -> Iterator[Any]:
     first = {names[0] for names in MODELS.values()}
     for name in hf.CLASSES:
         always = name in first or any(name in names for names in DEEP.values())
-        yield name if always else pytest.param(name, marks=pytest.mark.exhaustive)
+        yield from [name] if always else rest(name)
 
 
 def subject(name: str) -> tuple[Any, Any]:

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from support.rest import rest
 from support.training import LEARN, LEARN_MERGING, Blobs, learner, run, small, training
 from torch import Tensor
 
@@ -24,10 +25,7 @@ def digits(first: int, last: int) -> list[tuple[Tensor, int]]:
     return [(images[index], int(labels[index])) for index in range(first, last)]
 
 
-MERGING = pytest.param({"prune": False}, marks=pytest.mark.exhaustive)
-
-
-@pytest.mark.parametrize("options", [{}, MERGING], ids=str)
+@pytest.mark.parametrize("options", [{}, *rest({"prune": False})], ids=str)
 def test_the_share_that_was_asked_for_is_that_of_unseen_images(
     tmp_path: Path, options: dict[str, Any]
 ) -> None:

@@ -75,7 +75,7 @@ def gauge(what: str) -> Iterator[Callable[[float, str], None]]:
 
 
 class Lines:
-    """How far work is, in a line every `SECONDS`."""
+    """How far work is, in a line every `SECONDS`: as a share where the whole is 1.0."""
 
     def __init__(self, what: str, total: float | None) -> None:
         first = {"description": what, "total": total, "completed": 0, "words": ""}
@@ -91,11 +91,11 @@ class Lines:
             errors.print(self._line(now - self.start), markup=False, soft_wrap=True)
 
     def _line(self, seconds: float) -> str:
-        what, total, done, words = self.fields.values()
+        done, total, words = (self.fields[name] for name in ("completed", "total", "words"))
         far = f"{done}" if total is None else f"{done} of {total}"
         if isinstance(total, float):
-            far = f"{done / total:.0%}"
-        line = f"{what}: {far} after {timedelta(seconds=round(seconds))}"
+            far = f"{done:.0%}"
+        line = f"{self.fields['description']}: {far} after {timedelta(seconds=round(seconds))}"
         return f"{line}, {words}" if words else line
 
 

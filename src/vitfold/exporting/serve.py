@@ -60,7 +60,7 @@ def shown(run: nn.Module, model: nn.Module) -> Served:
 
     run: the model, or what was compiled of it.
     """
-    return Served(Named(run, output_names(model, examples(model, 2))), model)
+    return Served(Named(run, output_names(model, examples(model, 1))), model)
 
 
 def serve(

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 from support.compare import near, same, tensors
+from support.rest import rest
 from support.windowed import HOLDERS, TRUNKS, arguments_of, samvit, windowed
 from torch import Tensor
 
@@ -317,14 +318,9 @@ def loss(model: Any, arguments: dict[str, Tensor]) -> Tensor:
     return sum((t.sin().sum() for t in made), torch.zeros(()))
 
 
-COMPILED = [
-    pytest.param(name, marks=() if name == "samvit" else pytest.mark.exhaustive)
-    for name in ONE_OF_EACH
-]
-"""One by default: tracing takes long."""
-
-
-@pytest.mark.parametrize("name", COMPILED)
+@pytest.mark.parametrize(
+    "name", ["samvit", *rest(*(name for name in ONE_OF_EACH if name != "samvit"))]
+)
 def test_folded_models_compile_in_one_graph(name: str) -> None:
     model = vitfold.fold(windowed(name), vitfold.ToMeAround(r=[24, 24]))
     arguments = arguments_of(model)
