@@ -1,15 +1,16 @@
 """Right, near and fast at once, where a model is served: `python benchmarks/corners.py MODEL`.
 
 For every runtime, the dense model and its folds, in float32 and in eight bits. Every fifth image,
-in sorted order, gives the ranges of eight bits; the others judge: top-1, and how near the answers
-stay to those of the dense model in eager torch. Speed is beside the dense model in the same runtime
-in float32, all candidates of a runtime in turn. Writes `corners-NAME.md`, and the figures as JSON;
-rows of other runtimes in that file stay.
+in sorted order, gives the ranges of eight bits and what Fisher is calibrated by; the others judge:
+top-1, and how near the answers stay to those of the dense model in eager torch. Speed is beside the
+dense model in the same runtime in float32, all candidates of a runtime in turn. Writes
+`corners-NAME.md`, and the figures as JSON; rows of other runtimes in that file stay.
 
     python benchmarks/corners.py deit_tiny_imagenet/model.py:build \\
         --data-dir imagenet-samples.tar --runtime openvino
 """
 
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -19,7 +20,7 @@ import typer
 from halves import called, halves
 from speed import ratio
 from tables import HERE, earlier, markdown, spread
-from torch import nn
+from torch import Tensor, nn
 
 import vitfold
 from vitfold.cli import options, show
@@ -55,15 +56,25 @@ def folds(share: float) -> dict[str, Callable[[], Base]]:
 
 
 def candidates(
-    dense: nn.Module, share: float, plan: Path | None
+    dense: nn.Module, share: float, images: Tensor, plan: Path | None
 ) -> Iterator[tuple[str, nn.Module]]:
-    """The dense model and its folds; the fold that was tuned, too."""
+    """The dense model and its folds, one of them calibrated by images; the fold that was tuned,
+    too."""
     yield DENSE, clone(dense)
     for name, method in folds(share).items():
         yield name, vitfold.fold(clone(dense), method())
+    yield f"Fisher {share}, calibrated", fisher(dense, share, images)
     if plan is not None:
         tuned = vitfold.load(plan, clone(dense))
         yield f"tuned, {fold_of(tuned).method.name}", tuned
+
+
+def fisher(dense: nn.Module, share: float, images: Tensor) -> nn.Module:
+    """What `vitfold calibrate --method fisher` finds."""
+    with warnings.catch_warnings(action="ignore"):  # it is calibrated at once
+        model = vitfold.fold(clone(dense), "fisher", flops=share)
+    with show.bar("calibrating Fisher", None) as progress:
+        return vitfold.calibrate(model, images, progress=progress)
 
 
 def precisions(name: str) -> list[bool]:
@@ -74,17 +85,17 @@ def precisions(name: str) -> list[bool]:
 def measure(
     dense: nn.Module,
     name: str,
-    share: float,
-    plan: Path | None,
-    batches: tuple[list[Batch], list[Batch]],
+    forms: list[tuple[str, nn.Module]],
+    ranges: Tensor,
+    judge: list[Batch],
     repeats: int,
 ) -> list[dict[str, Any]]:
-    """All candidates of one runtime."""
-    choose, judge = batches
-    ranges = torch.cat([images for images, _ in choose])[:CALIBRATION]
+    """All candidates of one runtime.
+
+    ranges: images that the ranges of eight bits are taken from.
+    """
     served: dict[tuple[str, bool], nn.Module] = {}
     reports: dict[tuple[str, bool], Report] = {}
-    forms = list(candidates(dense, share, plan))
     with show.bar(f"judging in {name}", len(forms) * len(precisions(name))) as progress:
         for int8 in precisions(name):
             runtime = Runtime(name, int8, ranges)
@@ -158,14 +169,15 @@ def main(
     dense = models.model(model, [], True, None, torch.device("cpu")).eval()
     parts = halves(dense, Source("", data_dir, split), FIFTH, limit, 32)
     choose, judge = (list(part) for part in parts)
+    images = torch.cat([images for images, _ in choose])
+    forms = list(candidates(dense, share, images, plan))
     name = called(model)
     file = output / f"corners-{name}.json"
     rows = [entry for entry in earlier(file) if entry["runtime"] not in runtime]
     for each in runtime:
-        rows += measure(dense, each, share, plan, (choose, judge), repeats)
-        images = sum(len(labels) for _, labels in judge)
+        rows += measure(dense, each, forms, images[:CALIBRATION], judge, repeats)
         results.write(file, rows, {"command": "benchmarks/corners.py"})
-        head = f"# {name}: {images} images"
+        head = f"# {name}: {sum(len(labels) for _, labels in judge)} images"
         file.with_suffix(".md").write_text("\n".join([head, "", *table(rows), ""]))
     show.written(file)
 

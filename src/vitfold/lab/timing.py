@@ -71,13 +71,6 @@ class Timing:
         return Speed(size, rate, rate / rates[DENSE].median, share, not beyond_bound(share))
 
 
-def share_of_bound(speed: Speed) -> str:
-    """The figure in a table, which says so where it cannot be."""
-    if speed.share is None:
-        return ""
-    return f"{speed.share:.3f}" if speed.steady else f"{speed.share:.2f} (busy)"
-
-
 def busy(speeds: Mapping[str, Sequence[Speed]]) -> str | None:
     """In words, which of these speeds no machine can have."""
     names = [name for name, some in speeds.items() if not all(speed.steady for speed in some)]

@@ -61,11 +61,6 @@ class Learner:
             teacher.to(self.accelerator.device).requires_grad_(False)
         return teacher
 
-    def _updating(self, optimizer: Any) -> PlainStep | SharpnessAwareStep:
-        if self.recipe.sam:
-            return SharpnessAwareStep(optimizer, self.recipe.sam)
-        return PlainStep(optimizer)
-
     @property
     def rate(self) -> float:
         """The current learning rate."""
