@@ -266,11 +266,15 @@ class Run:
         at it or at the input of the next block."""
         if self.shape == "dense" or index in self.visible:
             return True
-        if any(map(watches, self.blocks[index]._forward_hooks.values())):
+        if _any_watches(self.blocks[index]._forward_hooks):
             return True
         if index == self.depth - 1:
             return self.shape == "dense at the end"
-        return any(map(watches, self.blocks[index + 1]._forward_pre_hooks.values()))
+        return _any_watches(self.blocks[index + 1]._forward_pre_hooks)
+
+
+def _any_watches(hooks: Mapping[int, object]) -> bool:
+    return bool(hooks) and any(map(watches, hooks.values()))
 
 
 def watches(hook: object) -> bool:
@@ -295,7 +299,7 @@ def view(step: Step, before: Tensor, x: Tensor, attend: Attend, state: TokenStat
     """What the attention of a block hands to its step. Decisions have no gradient, except behind a
     mask."""
     cue, received = metric(step, before, x, attend, state), attend.received
-    if not state.masks:
+    if torch.is_grad_enabled() and not state.masks:
         cue = cue.detach()
         received = None if received is None else received.detach()
     return View(cue, received, before)

@@ -255,7 +255,7 @@ def _nearest_in_pieces(a: Side, b: Side, rows: int) -> Nearest:
     for start in range(0, a.rows.shape[-2], rows):
         scores = similarity(a.part(start, start + rows), b)
         best.append(scores.amax(dim=-1))
-        partners.append(first_highest(scores))
+        partners.append(first_highest(scores, best[-1]))
     partner = torch.cat(partners, dim=-1)
 
     def of(picked: Tensor | None) -> Tensor:
@@ -264,11 +264,11 @@ def _nearest_in_pieces(a: Side, b: Side, rows: int) -> Nearest:
     return Nearest(torch.cat(best, dim=-1), of)
 
 
-def _partner(scores: Tensor, picked: Tensor | None) -> Tensor:
+def _partner(scores: Tensor, best: Tensor, picked: Tensor | None) -> Tensor:
     if picked is not None:
         rows = scores if scores.dim() == 3 else scores.flatten(1, -2)
-        scores = active(scores).take(rows, picked)
-    return first_highest(scores)
+        scores, best = active(scores).take(rows, picked), best.flatten(1).gather(1, picked)
+    return first_highest(scores, best)
 
 
 def _order(values: Tensor, descending: bool, margin: float, cut: int | None = None) -> Tensor:
@@ -334,15 +334,15 @@ def _compared(values: Tensor, descending: bool, margin: float) -> Tensor:
     return (level.squeeze(-1) + places).argsort(dim=-1)
 
 
-def first_highest(scores: Tensor) -> Tensor:
-    """`[...]`: the first place in every row of `scores[..., m]` that is as high as it gets, but for
-    rounding."""
-    high = scores.amax(dim=-1, keepdim=True) - rounding(scores)
+def first_highest(scores: Tensor, best: Tensor) -> Tensor:
+    """`[...]`: the first place in every row of `scores[..., m]` that is as high as the `best[...]`
+    of that row, but for rounding."""
+    margin, best = rounding(scores), best.unsqueeze(-1)
     if not compiling():
-        return torch.minimum(scores, high).argmax(dim=-1)  # torch takes the first of equals
+        return (scores - best).clamp_(max=-margin).argmax(dim=-1)  # torch takes the first of equals
     # A graph may go to a runtime that takes any. Not all find the least of whole numbers.
     places = torch.arange(scores.shape[-1], device=scores.device, dtype=torch.float32)
-    return places.where(scores >= high, scores.shape[-1] - 1).amin(dim=-1).long()
+    return places.where(scores >= best - margin, scores.shape[-1] - 1).amin(dim=-1).long()
 
 
 def _add_anywhere(x: Tensor, index: Tensor, rows: Tensor) -> Tensor:
@@ -377,7 +377,8 @@ def _merge_anywhere(x: Tensor, weight: Tensor, moves: Moves) -> tuple[Tensor, Te
 
 def _nearest_whole(a: Side, b: Side) -> Nearest:
     scores = similarity(a, b)
-    return Nearest(scores.amax(dim=-1), functools.partial(_partner, scores))
+    best = scores.amax(dim=-1)
+    return Nearest(best, functools.partial(_partner, scores, best))
 
 
 EAGER = Kernels(_take, _add_rows, _order, _nearest, _merge)

@@ -5,6 +5,9 @@ from contextlib import contextmanager
 
 import torch
 from torch import nn
+from torch.compiler import is_compiling, is_exporting
+
+_tracing = torch._C._get_tracing_state  # asked in every block, several times
 
 
 @contextmanager
@@ -27,10 +30,10 @@ def mixed(device: torch.device, dtype: torch.dtype | None) -> torch.autocast:
 
 def compiling() -> bool:
     """Whether this call is being compiled, exported or traced."""
-    return torch.compiler.is_compiling() or recording()
+    return is_compiling() or _tracing() is not None  # exporting is compiling, too
 
 
 def recording() -> bool:
     """Whether this call is being exported or traced into a graph that other batches will run
     too."""
-    return torch.compiler.is_exporting() or bool(torch._C._get_tracing_state())
+    return is_exporting() or _tracing() is not None

@@ -19,8 +19,11 @@ class Proxy:
     """
 
     def __init__(self, module: nn.Module, **overrides: Any) -> None:
-        self.__dict__.update(overrides)
-        self.__dict__["_module"] = module
+        own = self.__dict__
+        if not torch.compiler.is_compiling():
+            own.update(module._modules)  # which a module would look for in Python, each time
+        own.update(overrides)
+        own["_module"] = module
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._module, name)

@@ -11,7 +11,7 @@ from vitfold.folding.blocks.names import maker
 
 def checkpointed(block: Any, forward: Callable[[Tensor], Any], x: Tensor) -> Any:
     """`forward(x)`, recomputed in the backward pass where the block is set to do so."""
-    recompute = getattr(block, "_gradient_checkpointing_func", None)
+    recompute = vars(block).get("_gradient_checkpointing_func")
     if recompute is None or not (block.gradient_checkpointing and block.training):
         return forward(x)
     if maker(type(block), "__call__") != "torch.nn.modules.module.Module":

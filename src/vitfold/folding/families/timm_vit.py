@@ -110,12 +110,13 @@ class TimmVisionTransformer(TimmFamily):
         self, attention: Any, cue: str, show: Callable[[Tensor], None]
     ) -> Mapping[str, Any]:
         norm = f"{cue}_norm"
-        if maker(type(attention)) == PARALLEL[0] and hasattr(attention, norm):
-            # It norms queries and keys before the heads move in front of the tokens.
-            return {norm: showing(getattr(attention, norm), normed(show, heads_last=True))}
-        if hasattr(attention, "in_proj") and not hasattr(attention, norm):
+        if "in_proj" not in attention._modules:
+            return capture(attention, cue, show)
+        if not hasattr(attention, norm):
             # MLP, queries, keys and values in one projection.
             width = sum(attention.in_split[1:])
             own = third(cue, attention.num_heads, show)
             return {"in_proj": showing(attention.in_proj, lambda y: own(y[..., -width:]))}
-        return capture(attention, cue, show)
+        # One of them norms queries and keys before the heads move in front of the tokens.
+        heads_last = maker(type(attention)) == PARALLEL[0]
+        return {norm: showing(getattr(attention, norm), normed(show, heads_last))}
