@@ -9,6 +9,7 @@ from torch import nn
 from torch.nn.modules.module import _has_any_global_hook
 
 from vitfold.errors import FoldError
+from vitfold.tokens.modes import compiling
 
 
 class Proxy:
@@ -20,8 +21,9 @@ class Proxy:
 
     def __init__(self, module: nn.Module, **overrides: Any) -> None:
         own = self.__dict__
-        if not torch.compiler.is_compiling():
-            own.update(module._modules)  # which a module would look for in Python, each time
+        if not compiling():
+            # A module looks for its parts in Python, each time; other things have none.
+            own.update(vars(module).get("_modules", {}))
         own.update(overrides)
         own["_module"] = module
 
