@@ -299,7 +299,7 @@ def view(step: Step, before: Tensor, x: Tensor, attend: Attend, state: TokenStat
     """What the attention of a block hands to its step. Decisions have no gradient, except behind a
     mask."""
     cue, received = metric(step, before, x, attend, state), attend.received
-    if torch.is_grad_enabled() and not state.masks:
+    if not state.masks:
         cue = cue.detach()
         received = None if received is None else received.detach()
     return View(cue, received, before)
