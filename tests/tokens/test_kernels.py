@@ -73,6 +73,8 @@ def test_what_differs_by_rounding_alone_is_equal(kernel: Kernels) -> None:
     assert kernel.order(values, True, 0.0, None).tolist() == [4, 1, 0, 3, 2]
     assert kernels.first_highest(values[:4], values[:4].amax()).item() == 0
     assert kernels.first_highest(values, values.amax()).item() == 4
+    nowhere = torch.full((3,), kernels.NOWHERE)
+    assert kernels.first_highest(nowhere, nowhere.amax()).item() == 0
 
 
 @pytest.mark.parametrize("descending", [False, True])
