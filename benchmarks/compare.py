@@ -32,6 +32,9 @@ import typer
 from tables import markdown, spread
 from torch import Tensor, nn
 
+from vitfold.tools.intervals import CONFIDENT
+from vitfold.tools.measure import quartiles
+
 SOURCE = Path(__file__).resolve().parent.parent / "src"
 
 Case = tuple[str, int, int, int]
@@ -141,16 +144,16 @@ def measure(case: Case, checkouts: dict[str, Checkout], repeats: int) -> Iterato
 
 def _cells(times: dict[str, list[float]]) -> list[str]:
     ratios = [now / before for now, before in zip(times["now"], times["before"], strict=True)]
-    quartiles = statistics.quantiles(ratios, n=4)
     low, high = _interval_of_median(ratios)
     medians = (f"{statistics.median(times[side]) * 1e3:.1f}" for side in ("before", "now"))
-    return [*medians, spread(quartiles), f"{low:.3f} to {high:.3f}"]
+    return [*medians, spread(quartiles(ratios)), f"{low:.3f} to {high:.3f}"]
 
 
 def _interval_of_median(values: list[float]) -> tuple[float, float]:
-    """Between which two of the values the median of all that could be measured lies, by signs."""
+    """Between which two of the values the median of all that could be measured lies, by signs; of
+    fewer than six, no two are that sure."""
     ordered, count = sorted(values), len(values)
-    outside = max(0, math.floor(count / 2 - 0.98 * math.sqrt(count)) - 1)
+    outside = max(0, math.floor(count / 2 - CONFIDENT / 2 * math.sqrt(count)) - 1)
     return ordered[outside], ordered[count - 1 - outside]
 
 
@@ -165,7 +168,7 @@ def _numbers(text: str) -> list[int]:
 def main(
     against: Annotated[Path, typer.Option(help="The src of another checkout.")],
     only: Annotated[str, typer.Option(help="Cases by number from 0: 3, or 0,2, or 0..4.")] = "0..4",
-    repeats: Annotated[int, typer.Option(min=2)] = 40,
+    repeats: Annotated[int, typer.Option(min=6)] = 40,
     threads: Annotated[int, typer.Option(min=1)] = 2,
     tiny: Annotated[bool, typer.Option("--tiny", help="A tiny case alone, for a try.")] = False,
     output: Annotated[Path | None, typer.Option(help="The table, as Markdown.")] = None,
